@@ -1,0 +1,55 @@
+"""dem_hub: distribution-edited models, as a plugin of the Hugging Face ecosystem.
+
+    theta = theta_0 + sum_i c_i * (theta_i - theta_0)
+
+Importing it is cheap: torch and the parts that need it are loaded when a name is first used. The Auto classes of transformers learn
+`model_type: "dem"` as soon as they are themselves imported, before or after this.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from dem_hub._version import __version__
+
+if TYPE_CHECKING:
+    from dem_hub.config import DEMConfig
+    from dem_hub.loading import DEMModel
+    from dem_hub.records import VectorSource
+    from dem_hub.search import search_coefficients
+    from dem_hub.vector import DistributionVector
+
+_HOMES = {
+    "DEMConfig": "dem_hub.config",
+    "DEMModel": "dem_hub.loading",
+    "DistributionVector": "dem_hub.vector",
+    "VectorSource": "dem_hub.records",
+    "search_coefficients": "dem_hub.search",
+}
+
+__all__ = ["DEMConfig", "DEMModel", "DistributionVector", "VectorSource", "__version__", "search_coefficients"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dem_hub' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _teach_auto_classes(_module: Any) -> None:
+    from dem_hub.loading import register
+
+    register()
+
+
+def _when_transformers_loads() -> None:
+    from wrapt import when_imported
+
+    when_imported("transformers.models.auto.modeling_auto")(_teach_auto_classes)
+
+
+_when_transformers_loads()

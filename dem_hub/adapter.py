@@ -1,0 +1,228 @@
+"""PEFT LoRA adapters as distribution vectors, both ways: read exactly as they are, and written for what is low rank.
+
+A LoRA's delta is scale * B @ A, a plain sum, so that it is a vector already and no SVD is needed. Whatever PEFT can do that is not
+a plain sum over the base's weights (DoRA, PiSSA's changed base, LoRA on a tied embedding) is refused with the reason.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dem_hub.architecture import Architecture
+from dem_hub.checkpoint import Checkpoint, LazyTensor
+from dem_hub.codecs.full import Full
+from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
+from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+# Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
+_HARMLESS = frozenset(
+    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out "
+    "inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config megatron_core "
+    "modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type "
+    "use_rslora velora_config".split()
+)
+_REASONS = {
+    "use_dora": "DoRA rescales the base's weights themselves",
+    "use_qalora": "QALoRA pools the input, which no change of a weight does",
+    "lora_bias": "a bias in lora_B has no tensor of the base to go to",
+    "trainable_token_indices": "trainable tokens are not stored as B @ A",
+    "target_parameters": "LoRA on parameters fused in memory is not supported yet",
+    "layer_replication": "it has more layers than the base",
+    "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
+}
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
+_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The adapter's config, once it is known to be a plain sum.
+
+    Raises:
+        `VectorNotFoundError`: no adapter here.
+        `CheckpointError`: its weights are pickled.
+        `AdapterError`: what it does is not a plain sum of deltas; lists every reason.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise VectorNotFoundError(f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise CheckpointError(
+                f"'{folder}' has pickled weights only (adapter_model.bin), which can run code when they are read. Convert them: "
+                "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
+            )
+        raise VectorNotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
+    config = json.loads(path.read_text("utf-8"))
+    faults = []
+    if config.get("peft_type") != "LORA":
+        faults.append(f"peft_type is '{config.get('peft_type')}', and only LORA is a sum of B @ A")
+    for key, value in sorted(config.items()):
+        if key not in _HARMLESS and value not in (None, False, "", [], {}):
+            faults.append(f"{key} is {value!r}: " + _REASONS.get(key, "not known to leave the delta a plain sum of B @ A"))
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGED_BASE):
+        faults.append(f"init_lora_weights is '{start}', which changes the base: convert it (path_initial_model_for_weight_conversion in PEFT)")
+    if faults:
+        refuse(AdapterError, f"The adapter '{folder}' is not a plain sum of deltas.", faults, _EXTRACT_INSTEAD)
+    return config  # type: ignore[no-any-return]
+
+
+_EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
+
+
+def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture) -> dict[str, StoredDelta]:
+    """The deltas of an adapter, unread, by the base's checkpoint keys.
+
+    Args:
+        folder (`Path`): the adapter's.
+        config (`Mapping[str, Any]`): from [`read_adapter_config`].
+        base (`Checkpoint`): the base it goes on.
+        architecture (`Architecture`): of that base.
+
+    Raises:
+        `AdapterError`: tensors that the base has no place for, or of the wrong shape; lists all of them.
+    """
+    weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
+    key_of = {module.name: key for key, module in architecture.modules.items()}
+    factors: dict[str, dict[str, LazyTensor]] = {}
+    deltas: dict[str, StoredDelta] = {}
+    faults: list[str] = []
+    for name in sorted(weights):
+        match = _LORA.fullmatch(name.removeprefix(PREFIX))
+        if match is None:
+            _add_whole(name, weights, base, architecture, config, deltas, faults)
+        elif match["module"] not in key_of:
+            faults.append(f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})")
+        else:
+            factors.setdefault(key_of[match["module"]], {})[match["factor"]] = weights.lazy(name)
+    for key, pair in sorted(factors.items()):
+        component = _component(key, pair, base, architecture, config, faults)
+        if component is not None:
+            rest = deltas.get(key, StoredDelta())
+            deltas[key] = StoredDelta((component, *rest.components), rest.rows)
+    if faults:
+        refuse(AdapterError, f"The adapter '{folder}' does not fit the base '{base.path}'.", faults, "Use the base it was trained on.")
+    return deltas
+
+
+def _component(
+    key: str,
+    pair: Mapping[str, LazyTensor],
+    base: Checkpoint,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    faults: list[str],
+) -> Component | None:
+    """B and A of one module as `left` and `right` in the orientation of the checkpoint, or a fault."""
+    module = architecture.modules[key]
+    if set(pair) != {"A", "B"}:
+        faults.append(f"'{module.name}' has only lora_{next(iter(pair))}")
+        return None
+    if module.kind == "embedding" and architecture.tied and not config.get("ensure_weight_tying"):
+        faults.append(f"'{module.name}' is tied to the output embedding, and PEFT changes its input side alone: not a change of the tensor")
+        return None
+    shapes = pair["A"].get_shape(), pair["B"].get_shape()
+    if any(len(shape) != 2 for shape in shapes):
+        faults.append(f"'{module.name}' has factors of shape {shapes[0]} and {shapes[1]}; only matrices are supported")
+        return None
+    left, right = pair["B"], pair["A"]
+    if module.transposed:
+        left, right = Transposed(pair["A"]), Transposed(pair["B"])
+    shape = (left.get_shape()[0], right.get_shape()[1])
+    if shape != base[key].shape or left.get_shape()[1] != right.get_shape()[0]:
+        faults.append(f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {shapes[0]}, B {shapes[1]})")
+        return None
+    rank = shapes[0][0]
+    alpha = _pattern(config.get("alpha_pattern") or {}, module.name, config.get("lora_alpha", 8))
+    return Component(LowRank, {"left": left, "right": right}, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """PEFT's rule: the first pattern that matches the module's name or the end of it."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _add_whole(
+    name: str,
+    weights: Checkpoint,
+    base: Checkpoint,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    deltas: dict[str, StoredDelta],
+    faults: list[str],
+) -> None:
+    """A tensor that PEFT keeps whole: a saved module, a trained bias, an embedding beside its LoRA."""
+    parameter = name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    key = architecture.parameters.get(parameter)
+    if key is None or key not in base:
+        if architecture.tied and _is_copy(name, weights):
+            return  # the output embedding written out beside the input embedding it is tied to
+        faults.append(f"'{name}' {list(weights[name].shape)}: the base has no tensor for '{parameter}' ({architecture.name})")
+        return
+    stored, rows = weights[name].shape, base[key].shape
+    grown = len(rows) > 0 and len(stored) == len(rows) and stored[1:] == rows[1:] and stored[0] > rows[0]
+    if stored != rows and not grown:
+        faults.append(f"'{key}' is {list(stored)} in the adapter and {list(rows)} in the base")
+        return
+    if not grown and torch.equal(weights.read(name).to(base[key].torch_dtype), base.read(key)):
+        return  # saved, but not trained
+    module = architecture.modules.get(key)
+    saved = config.get("modules_to_save") or []
+    if module is not None and module.kind == "embedding" and architecture.tied and not config.get("ensure_weight_tying"):
+        if any(module.name == entry or module.name.endswith("." + entry) for entry in saved):
+            faults.append(f"'{module.name}' is tied to the output embedding, and PEFT changed its input side alone (modules_to_save)")
+            return
+    values = weights.lazy(name)
+    deltas[key] = StoredDelta((Component(Full, {"full": values}),), RowsFrom(values, rows[0]) if grown else None)
+
+
+def _is_copy(name: str, weights: Checkpoint) -> bool:
+    info = weights[name]
+    same = [other for other in weights if other != name and weights[other].shape == info.shape and weights[other].dtype == info.dtype]
+    return any(torch.equal(weights.read(other), weights.read(name)) for other in same)
+
+
+def adapter_config(architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None) -> dict[str, Any]:
+    """The `adapter_config.json` of factors that need no scale: alpha = rank for every module.
+
+    Args:
+        architecture (`Architecture`): of the base.
+        ranks (`Mapping[str, int]`): the rank of each module, by its name in the model.
+        base_id, revision (`str`): what PEFT will look for.
+    """
+    most = max(ranks.values())
+    others = {name: rank for name, rank in sorted(ranks.items()) if rank != most}
+    kinds = {module.name: module.kind for module in architecture.modules.values()}
+    return {
+        "peft_type": "LORA",
+        "task_type": next((task for ending, task in _TASKS.items() if architecture.name.endswith(ending)), None),
+        "base_model_name_or_path": base_id,
+        "revision": revision,
+        "inference_mode": True,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "modules_to_save": None,
+    }
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """The names PEFT gives A and B of a module in `adapter_model.safetensors`."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"

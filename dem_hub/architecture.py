@@ -1,0 +1,164 @@
+"""What a model's architecture says about its checkpoint: which key is which module's weight, and which tensors are buffers.
+
+Asked of transformers itself, with the model built without memory and the loader's own renaming rules, instead of guessed from
+names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory, transposed, and a key that is fused with others
+in memory is no module's weight at all. Needs transformers; nothing else below `loading` does.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from dem_hub.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Kind = Literal["linear", "conv1d", "embedding"]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module whose weight is one tensor of the checkpoint, under its name in the model.
+
+    A `linear` weight is (out, in); a `conv1d` (GPT-2's) and an `embedding` are the other way round for a LoRA.
+    """
+
+    name: str
+    kind: Kind
+
+    @property
+    def transposed(self) -> bool:
+        """Whether a LoRA's B @ A is the transpose of what the checkpoint holds."""
+        return self.kind != "linear"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The modules and buffers behind the keys of one checkpoint.
+
+    `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
+    `buffers` are checkpoint keys of what training does not move; `tied` says that the output embedding is the input embedding.
+    """
+
+    name: str
+    modules: Mapping[str, Module]
+    parameters: Mapping[str, str]
+    buffers: frozenset[str]
+    tied: bool
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json` as data; empty where there is none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def refuse_quantised(folder: Path, role: str) -> None:
+    """Refuse a checkpoint whose weights are quantised.
+
+    Raises:
+        `CheckpointError`: its config has a `quantization_config`.
+    """
+    quantisation = read_config(folder).get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method", "unknown method") if isinstance(quantisation, dict) else quantisation
+        raise CheckpointError(
+            f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
+            f"Use the {role} in bf16, fp16 or fp32."
+        )
+
+
+def model_class(config: "PretrainedConfig", trust_remote_code: bool = False) -> "type[PreTrainedModel]":
+    """The concrete model class that a config names in `architectures`.
+
+    Raises:
+        `CheckpointError`: it names none that transformers has.
+    """
+    import transformers
+
+    names = getattr(config, "architectures", None) or []
+    if trust_remote_code and getattr(config, "auto_map", None):
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        reference = next((value for key, value in config.auto_map.items() if key.startswith("AutoModel")), None)
+        if reference is not None:
+            return get_class_from_dynamic_module(reference, config.name_or_path)  # type: ignore[no-any-return]
+    found = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        raise CheckpointError(
+            f"config.json of '{config.name_or_path}' names the architectures {names}, and transformers {transformers.__version__} has no "
+            "such class. Load through the AutoModel class of your task, or pass trust_remote_code=True if you trust its code."
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def describe(folder: Path, keys: Iterable[str], trust_remote_code: bool = False) -> Architecture:
+    """Work out the architecture behind a checkpoint.
+
+    Args:
+        folder (`Path`): the model's folder, with its `config.json`.
+        keys (`Iterable[str]`): the names of its tensors on disk.
+        trust_remote_code (`bool`): the caller's word, never a file's.
+
+    Raises:
+        `CheckpointError`: see [`model_class`].
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"), _silence():
+        model = model_class(config, trust_remote_code)(config)
+    names = memory_names(model, keys)
+    modules: dict[str, Module] = {}
+    buffers = {name for name, _ in model.named_buffers()}
+    by_name = dict(model.named_modules())
+    for key, name in names.items():
+        owner, _, attribute = name.rpartition(".")
+        kind = _kind(by_name.get(owner))
+        if attribute == "weight" and kind is not None:
+            modules[key] = Module(owner, kind)
+    tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    parameters = {name: key for key, name in names.items()}
+    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied)
+
+
+def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
+    """The name in memory of each key on disk, for those that are one tensor in both; fused and unknown keys are left out."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    state = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    names = {}
+    for key in keys:
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
+        if name not in state and key in state:
+            name, pattern = key, None
+        if pattern is None and name in state:
+            names[key] = name
+    return names
+
+
+def _kind(module: torch.nn.Module | None) -> Kind | None:
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, torch.nn.Linear):
+        return "linear"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    if isinstance(module, torch.nn.Embedding):
+        return "embedding"
+    return None
+
+
+def _silence() -> Any:
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()

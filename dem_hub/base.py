@@ -1,0 +1,46 @@
+"""A base model on this machine: its tensors, which base it is, and its architecture, each worked out once and only when asked."""
+
+from functools import cached_property
+
+from dem_hub.architecture import Architecture, describe, read_config
+from dem_hub.checkpoint import Checkpoint
+from dem_hub.fingerprint import fingerprint, tensor_digests
+from dem_hub.hub import Resolved
+from dem_hub.records import BaseRecord
+
+
+class Base:
+    """The base that vectors are taken from and put on."""
+
+    def __init__(self, found: Resolved) -> None:
+        """Open the headers of a resolved checkpoint."""
+        self.source, self.folder, self.commit = found.source, found.folder, found.commit
+        self.checkpoint = Checkpoint(found.folder)
+
+    def __str__(self) -> str:
+        return str(self.source) + (f" at {self.commit[:12]}" if self.commit else "")
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The digest of each tensor."""
+        return tensor_digests(self.checkpoint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of all tensors, 64 hex digits."""
+        return fingerprint(self.digests)
+
+    @cached_property
+    def architecture(self) -> Architecture | None:
+        """What transformers says of it; `None` where there is no config, or one with code of its own."""
+        config = read_config(self.folder)
+        if not config.get("architectures") or config.get("auto_map"):
+            return None
+        return describe(self.folder, self.checkpoint)
+
+    @property
+    def record(self) -> BaseRecord:
+        """What vectors and recipes keep of it."""
+        name = str(self.folder.resolve()) if self.commit is None else self.source.repo_id
+        subfolder = self.source.subfolder if self.commit is not None else ""
+        return BaseRecord(name, self.commit, subfolder, self.fingerprint)

@@ -1,0 +1,85 @@
+"""A decoded delta, and the one way deltas are added to a base.
+
+Every codec decodes to `left @ right + dense`, either part absent: so the factors of all vectors can be put side by side and summed
+by one matrix product, whatever codecs they came from.
+Letters: R rows, C columns, K rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Delta:
+    """delta = left @ right + dense.
+
+    `left` is (R, K) and `right` (K, C), for matrices only; `dense` has the shape of the slice that was asked for. Any float dtype.
+    """
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+    dense: Tensor | None = None
+
+
+def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
+    """Add coefficient * delta for each pair, in place, in the dtype and on the device of `total`.
+
+    [c_1 B_1 ... c_n B_n] @ [A_1; ...; A_n] is one product, and what is dense follows in the order given.
+
+    Args:
+        total (`Tensor`): the base's slice, float32 or float64.
+        deltas (`Sequence[tuple[float, Delta]]`): coefficients and deltas.
+
+    Returns:
+        `Tensor`: `total`.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from dem_hub.codecs.delta import Delta, add_deltas
+    >>> low = Delta(left=torch.ones(2, 1), right=torch.ones(1, 3))
+    >>> add_deltas(torch.zeros(2, 3), [(0.5, low), (2.0, Delta(dense=torch.ones(2, 3)))])
+    tensor([[2.5000, 2.5000, 2.5000],
+            [2.5000, 2.5000, 2.5000]])
+
+    ```
+    """
+    like = {"dtype": total.dtype, "device": total.device}
+    factors = [(coefficient, delta) for coefficient, delta in deltas if delta.left is not None and delta.right is not None]
+    if factors:
+        left = torch.cat([delta.left.to(**like) * coefficient for coefficient, delta in factors], dim=1)  # type: ignore[union-attr]
+        right = torch.cat([delta.right.to(**like) for _, delta in factors])  # type: ignore[union-attr]
+        total.addmm_(left, right)
+    for coefficient, delta in deltas:
+        if delta.dense is not None:
+            total.add_(delta.dense.to(device=total.device), alpha=coefficient)
+    return total
+
+
+def inner(first: Delta, second: Delta) -> float:
+    """<first, second>, the sum of the products of their elements, from the factors as they are.
+
+    <L1 R1, L2 R2> = sum((L1^T L2) * (R1 R2^T)), and <D, L R> = sum((D R^T) * L): no factored delta is multiplied out.
+    """
+    total = 0.0
+    if first.left is not None and second.left is not None and first.right is not None and second.right is not None:
+        total += _product(first.left.T.double() @ second.left.double(), first.right.double() @ second.right.T.double())
+    for dense, factors in ((first.dense, second), (second.dense, first)):
+        if dense is not None and factors.left is not None and factors.right is not None:
+            total += _product(dense.double() @ factors.right.T.double(), factors.left)
+    if first.dense is not None and second.dense is not None:
+        total += _product(first.dense, second.dense)
+    return total
+
+
+def _product(first: Tensor, second: Tensor) -> float:
+    return float((first.double() * second.double()).sum())
+
+
+def to_dense(delta: Delta, like: Tensor) -> Tensor:
+    """The delta as one float32 tensor of the shape and device of `like`."""
+    return add_deltas(torch.zeros_like(like, dtype=torch.float32), [(1.0, delta)])

@@ -1,0 +1,29 @@
+"""`replace`: a tensor that takes the place of the base's, never scaled: buffers and integers.
+
+Half of a running mean or of a position index means nothing; two vectors that disagree on one are refused when they are merged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dem_hub.checkpoint import Index, LazyTensor
+from dem_hub.codecs.delta import Delta
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Store the fine-tuned tensor; merging takes it as it is."""
+
+    name: ClassVar[str] = "replace"
+
+    def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
+        """Parts of one tensor: `replace`."""
+        return {"replace": finetuned}
+
+    @staticmethod
+    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
+        """The slice `index` of what separates the replacement from the base."""
+        return Delta(dense=parts["replace"][index if index else ...].double() - base.double())

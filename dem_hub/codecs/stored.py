@@ -1,0 +1,90 @@
+"""One tensor's delta as it lies in a file: a codec, its parts unread, a scale; sometimes two of them (a LoRA on a saved module)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dem_hub.checkpoint import Index, LazyTensor
+from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.replace import Replace
+
+if TYPE_CHECKING:
+    from dem_hub.codecs import Codec
+
+
+@dataclass(frozen=True)
+class Component:
+    """The parts of one codec, and the scale their decoded delta is multiplied by (a LoRA's alpha / rank)."""
+
+    codec: "type[Codec]"
+    parts: Mapping[str, LazyTensor]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class StoredDelta:
+    """The delta of one tensor, unread. `rows` are the rows that the base lacks, whole and in the fine-tune's dtype."""
+
+    components: tuple[Component, ...] = ()
+    rows: LazyTensor | None = field(default=None)
+
+    def decode(self, base: Tensor, index: Index) -> list[tuple[float, Delta]]:
+        """The slice `index` of the delta, as scaled summands; `base` is that slice of the base's tensor."""
+        return [(part.scale, part.codec.decode(part.parts, base, index)) for part in self.components]
+
+    @property
+    def replacement(self) -> LazyTensor | None:
+        """The tensor that replaces the base's, where this is no delta to be scaled."""
+        for part in self.components:
+            if part.codec is Replace:
+                return part.parts["replace"]
+        return None
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A matrix on disk, seen transposed: GPT-2's Conv1D and embeddings hold the transpose of a LoRA's B @ A."""
+
+    matrix: LazyTensor
+
+    def get_shape(self) -> list[int]:
+        """The shape as seen."""
+        rows, columns = self.matrix.get_shape()
+        return [columns, rows]
+
+    def get_dtype(self) -> str:
+        """The dtype on disk."""
+        return self.matrix.get_dtype()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A slice of the transpose; reads only what it covers."""
+        if index is Ellipsis:
+            return self.matrix[...].T
+        rows, columns = index
+        return self.matrix[columns, rows].T
+
+
+@dataclass(frozen=True)
+class RowsFrom:
+    """The rows of a tensor from `start` on."""
+
+    tensor: LazyTensor
+    start: int
+
+    def get_shape(self) -> list[int]:
+        """The shape as seen."""
+        rows, *others = self.tensor.get_shape()
+        return [rows - self.start, *others]
+
+    def get_dtype(self) -> str:
+        """The dtype on disk."""
+        return self.tensor.get_dtype()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """All of them, or a slice."""
+        if index is Ellipsis:
+            return self.tensor[self.start :]
+        rows, *others = index
+        return self.tensor[(slice(rows.start + self.start, rows.stop + self.start), *others)]

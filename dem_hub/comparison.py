@@ -1,0 +1,63 @@
+"""How vectors relate: their norms, tensor by tensor, and their cosines. Read from the compact parts; nothing is multiplied out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dem_hub.base import Base
+from dem_hub.checkpoint import full_index, row_blocks
+from dem_hub.codecs.delta import inner
+from dem_hub.codecs.stored import StoredDelta
+from dem_hub.vector import DistributionVector
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The norm of each vector, and their cosines: `cosines[i][j]`, -1 to 1, 0 where one of them is zero."""
+
+    names: tuple[str, ...]
+    norms: tuple[float, ...]
+    cosines: tuple[tuple[float, ...], ...]
+
+
+def compare(vectors: Sequence[DistributionVector], base: Base) -> Comparison:
+    """Compare vectors of one base.
+
+    Args:
+        vectors (`Sequence[DistributionVector]`): two or more.
+        base ([`Base`]): the base they were taken from.
+
+    Raises:
+        `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`].
+    """
+    from huggingface_hub.utils import tqdm
+
+    deltas = [vector.deltas(base) for vector in vectors]
+    count = len(vectors)
+    products = torch.zeros(count, count, dtype=torch.float64)
+    for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor"):
+        products += _products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
+    norms = [math.sqrt(max(float(products[i, i]), 0.0)) for i in range(count)]
+    cosines = tuple(
+        tuple(float(products[i, j]) / (norms[i] * norms[j]) if norms[i] and norms[j] else 0.0 for j in range(count)) for i in range(count)
+    )
+    return Comparison(tuple(vector.name for vector in vectors), tuple(norms), cosines)
+
+
+def _products(stored: Sequence[StoredDelta], base: Base, name: str) -> torch.Tensor:
+    """The inner products of one tensor's deltas; replaced buffers are no part of a vector's direction."""
+    products = torch.zeros(len(stored), len(stored), dtype=torch.float64)
+    for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
+        part = base.checkpoint.read(name, block)
+        decoded = [[] if delta.replacement is not None else delta.decode(part, block) for delta in stored]
+        for i, first in enumerate(decoded):
+            for j, second in enumerate(decoded[: i + 1]):
+                value = sum(a * b * inner(x, y) for a, x in first for b, y in second)
+                products[i, j] += value
+                if i != j:
+                    products[j, i] += value
+    return products

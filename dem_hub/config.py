@@ -1,0 +1,278 @@
+"""Vector configs and recipes: frozen records, checked when made, written as JSON.
+
+Nothing here imports torch or transformers, so that a recipe can be read and checked at once.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
+from dem_hub.records import (
+    COMMIT,
+    FORMAT_VERSION,
+    BaseRecord,
+    VectorSource,
+    as_mapping,
+    check_inside,
+    check_version,
+    parse_json,
+    read_record,
+)
+
+VECTOR_CONFIG = "vector_config.json"
+RECIPE_CONFIG = "config.json"
+PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
+
+Rounding = Literal["stochastic", "nearest"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """How one tensor's delta is stored, and how true it is.
+
+    `shape` and `dtype` are the base's; `rows` counts the rows the base lacks (a grown vocabulary); `norm` is the Frobenius norm
+    of the delta, `relative_error` = |decoded - delta| / |delta|, `projection` = <decoded, delta> / |delta|^2 (1 where unbiased);
+    `base` is the digest of the base's tensor, by which a wrong base is found out; `module` is the module whose LoRA in the PEFT
+    adapter holds the delta (`transposed` where the checkpoint has B @ A the other way round), empty where it is not there.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    codec: str
+    norm: float
+    relative_error: float
+    projection: float
+    base: str
+    rows: int = 0
+    module: str = ""
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """`vector_config.json`: what a distribution vector is, without its tensors."""
+
+    base: BaseRecord
+    codec: str
+    codec_options: Mapping[str, Any]
+    tensors: Mapping[str, TensorRecord]
+    files: Mapping[str, str]
+    finetuned: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The file's text: sorted, so that the same vector is the same bytes."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "VectorConfig":
+        """Read the file's text.
+
+        Raises:
+            `ConfigError`: a key that this format version does not have, one that is missing, or a newer version.
+        """
+        data = parse_json(text, where)
+        check_version(data, where)
+        data = dict(
+            data,
+            base=read_record(BaseRecord, data.get("base"), f"{where}: base"),
+            tensors={
+                name: read_record(TensorRecord, {**entry, "shape": tuple(entry.get("shape", ()))}, f"{where}: tensor '{name}'")
+                for name, entry in as_mapping(data.get("tensors"), f"{where}: tensors").items()
+            },
+        )
+        config = read_record(cls, data, where)
+        for name in config.files:
+            check_inside(name, f"file named in {where}")
+        return config
+
+
+@dataclass(frozen=True)
+class VectorRecord:
+    """One vector of a recipe: where it is, what it must be, and its coefficient."""
+
+    repo_id: str
+    coefficient: float
+    commit: str | None = None
+    subfolder: str = ""
+    sha256: str | None = None
+    codec: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no merge could use."""
+        check_inside(self.subfolder, f"subfolder of vector '{self.repo_id}'")
+        if isinstance(self.coefficient, bool) or not isinstance(self.coefficient, (int, float)) or not math.isfinite(self.coefficient):
+            raise ConfigError(f"Vector '{self.repo_id}' has coefficient {self.coefficient!r}; it must be a finite number.")
+        if self.commit is not None and not COMMIT.fullmatch(self.commit):
+            raise ConfigError(f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit.")
+
+    @property
+    def source(self) -> VectorSource:
+        """The vector as something that can be opened."""
+        return VectorSource(self.repo_id, self.commit, self.subfolder)
+
+
+@dataclass(frozen=True)
+class DEMConfig:
+    """A recipe: base + sum of coefficient * vector, as a file of a few kB.
+
+    `dtype` is the dtype to merge into (`None`: the base's own); `rounding` and `rounding_seed` say how the sum gets there;
+    `architectures` is the base's; `search` holds how the coefficients were found.
+
+    Example:
+
+    ```python
+    >>> from dem_hub import DEMConfig
+    >>> from dem_hub.config import BaseRecord, VectorRecord
+    >>> recipe = DEMConfig(BaseRecord("org/base"), (VectorRecord("me/maths-vector", 0.4),))
+    >>> recipe.coefficients
+    {'me/maths-vector': 0.4}
+    >>> recipe.with_coefficients({"me/maths-vector": 0.5}).coefficients
+    {'me/maths-vector': 0.5}
+
+    ```
+    """
+
+    base: BaseRecord
+    vectors: tuple[VectorRecord, ...]
+    dtype: str | None = None
+    rounding: Rounding = "stochastic"
+    rounding_seed: int = 0
+    architectures: tuple[str, ...] = ()
+    search: Mapping[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse unknown roundings and a vector named twice."""
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
+        names = [str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each vector, by its name (`repo_id`, or `repo_id//subfolder`)."""
+        return {str(VectorSource(v.repo_id, None, v.subfolder)): v.coefficient for v in self.vectors}
+
+    def with_coefficients(self, coefficients: Mapping[str, float]) -> "DEMConfig":
+        """The same recipe with other coefficients; vectors that are not named keep theirs.
+
+        Raises:
+            `CoefficientError`: a name that is no vector of this recipe.
+            `ConfigError`: a coefficient that is not finite.
+        """
+        coefficients = {_canonical(name): value for name, value in coefficients.items()}
+        known = {_canonical(name): value for name, value in self.coefficients.items()}
+        unknown = sorted(set(coefficients) - set(known))
+        if unknown:
+            raise CoefficientError(f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, known))}.")
+        vectors = zip(known, self.vectors, strict=True)
+        return replace(self, vectors=tuple(replace(v, coefficient=coefficients.get(name, v.coefficient)) for name, v in vectors))
+
+    def to_dict(self, folder: Path | None = None) -> dict[str, Any]:
+        """The recipe as JSON data; paths of this machine are written relative to `folder`, so that both can move together."""
+        data = {"model_type": "dem", **asdict(self)}
+        for entry in (data["base"], *data["vectors"]):
+            if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
+                path = Path(entry.pop("repo_id")).resolve()
+                entry["path"] = os.path.relpath(path, folder.resolve()) if folder else str(path)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str, folder: Path | None = None) -> "DEMConfig":
+        """Read a recipe. `folder` is where it was read from; `None` for one from the Hub, which may not name local paths.
+
+        Raises:
+            `ConfigError`: not a recipe, a newer version, an unknown or missing key, or a local path in a recipe from the Hub.
+        """
+        if data.get("model_type") != "dem":
+            raise ConfigError(f"{where} has model_type '{data.get('model_type')}', not 'dem': it is a model, not a recipe.")
+        check_version(data, where)
+        body = {key: value for key, value in data.items() if key not in ("model_type", "transformers_version")}
+        body["base"] = read_record(BaseRecord, _from_path(body.get("base"), where, folder), f"{where}: base")
+        body["vectors"] = tuple(
+            read_record(VectorRecord, _from_path(entry, where, folder), f"{where}: vector {number}")
+            for number, entry in enumerate(body.get("vectors") or ())
+        )
+        body["architectures"] = tuple(body.get("architectures") or ())
+        return read_record(cls, body, where)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the recipe as `config.json`, with the base's tokenizer, chat template and generation config beside it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; made where there is none.
+        """
+        from dem_hub.hub import copy_side_files, write_text
+
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.base.repo_id is not None:
+            copy_side_files(self.base.source, folder)
+        write_text(folder / RECIPE_CONFIG, json.dumps(self.to_dict(folder), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "DEMConfig":
+        """Read a recipe from a folder or the Hub.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`): a Hub id, or the folder of a recipe or of a merged model.
+            revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
+
+        Raises:
+            `VectorNotFoundError`: there is no recipe there.
+            `ConfigError`: see [`DEMConfig.from_dict`].
+        """
+        from dem_hub.hub import HubOptions, resolve
+
+        source = VectorSource.parse(name_or_path)
+        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        options = HubOptions(token, cache_dir, local_files_only, force_download)
+        found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
+        for name in (PROVENANCE_CONFIG, RECIPE_CONFIG):
+            path = found.folder / name
+            if path.is_file():
+                data = parse_json(path.read_text("utf-8"), str(path))
+                return cls.from_dict(data, str(path), None if found.commit else found.folder)
+        raise VectorNotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
+
+
+def is_recipe(folder: Path) -> bool:
+    """Whether the folder holds a recipe (a `config.json` with `model_type: "dem"`)."""
+    path = folder / RECIPE_CONFIG
+    return path.is_file() and parse_json(path.read_text("utf-8"), str(path)).get("model_type") == "dem"
+
+
+def _canonical(name: str) -> str:
+    """One spelling of a name: the same folder may be called by a relative path or an absolute one."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _from_path(data: object, where: str, folder: Path | None) -> dict[str, Any]:
+    entry = dict(as_mapping(data, f"{where}: base or vector"))
+    if "path" in entry:
+        if folder is None:
+            raise ConfigError(f"{where} comes from the Hub and names the local path '{entry['path']}'. A shared recipe names Hub ids only.")
+        entry["repo_id"] = str((folder / entry.pop("path")).resolve())
+    return entry

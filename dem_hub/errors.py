@@ -1,0 +1,78 @@
+"""The exceptions of dem_hub: one tree, rooted at `DemHubError`.
+
+Every child also inherits the standard type a caller would guess (`ValueError`, `FileNotFoundError`, `ImportError`), so that
+code that never heard of dem_hub still catches it. A message says what was refused, both values, where, and what to do next;
+several faults found together are listed in one error by [`refuse`]. Errors of the Hub client pass through untouched.
+"""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class DemHubError(Exception):
+    """Root of everything dem_hub refuses."""
+
+
+class ConfigError(DemHubError, ValueError):
+    """A vector config or recipe that cannot be read, or that this version must not read."""
+
+
+class CheckpointError(DemHubError, ValueError):
+    """Files of weights that cannot be used: pickled, truncated, altered, quantised, not finite, or badly named."""
+
+
+class BaseMismatchError(DemHubError, ValueError):
+    """A vector that does not belong to the base it is put on."""
+
+
+class AdapterError(DemHubError, ValueError):
+    """A PEFT adapter that is not a plain sum of deltas, or that does not fit the base."""
+
+
+class CodecError(DemHubError, ValueError):
+    """A codec or codec option that does not exist or does not fit."""
+
+
+class CoefficientError(DemHubError, ValueError):
+    """Coefficients that name no vector, are not finite, or cannot be applied to a model in place."""
+
+
+class VectorNotFoundError(DemHubError, FileNotFoundError):
+    """Nothing at the given folder or repository is a vector, a recipe or a model."""
+
+
+class MissingDependencyError(DemHubError, ImportError):
+    """An optional package is needed; the message says how to install it."""
+
+
+def refuse(error: type[DemHubError], summary: str, faults: Sequence[str], remedy: str = "") -> NoReturn:
+    """Raise one `error` that lists every fault.
+
+    Args:
+        error (`type[DemHubError]`): the class to raise.
+        summary (`str`): what was refused, and where.
+        faults (`Sequence[str]`): one line for each fault, each naming its tensor or file and both values.
+        remedy (`str`, *optional*): what the user can do.
+
+    Raises:
+        `DemHubError`: always, of the class given.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.errors import BaseMismatchError, refuse
+    >>> try:
+    ...     refuse(BaseMismatchError, "2 tensors differ.", ["'a' is [2]", "'b' is [3]"], "Use the right base.")
+    ... except ValueError as error:
+    ...     print(error)
+    2 tensors differ.
+      - 'a' is [2]
+      - 'b' is [3]
+    Use the right base.
+
+    ```
+    """
+    lines = [summary, *(f"  - {fault}" for fault in faults)]
+    if remedy:
+        lines.append(remedy)
+    raise error("\n".join(lines))

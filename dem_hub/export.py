@@ -1,0 +1,77 @@
+"""A DEM written out as an ordinary transformers folder, which anything that reads one can use with no dem_hub installed.
+
+Base and vectors stream tensor by tensor into sharded safetensors, with the memory of a block of rows; no model is built and
+transformers is not imported. The recipe lies beside the weights as `dem_config.json`.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dem_hub.architecture import read_config
+from dem_hub.checkpoint import CODES, full_index
+from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.errors import ConfigError
+from dem_hub.hub import atomic_folder, copy_side_files, write_text
+from dem_hub.merging import Merge
+from dem_hub.recipe import OpenedRecipe
+from dem_hub.shards import TensorWriter
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_shard_size: int | str = "5GB", allow_base_mismatch: bool = False) -> None:
+    """Write the merged model into a folder, which appears complete or not at all.
+
+    Args:
+        opened ([`OpenedRecipe`]): the recipe with its base and vectors.
+        target (`Path`): the folder.
+        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
+        max_shard_size (`int` or `str`): where to begin another file.
+        allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
+
+    Raises:
+        `ConfigError`: an unknown dtype.
+        `CheckpointError`: NaN or inf in the base or after the merge.
+    """
+    from huggingface_hub.utils import tqdm
+
+    chosen = dtype or opened.recipe.dtype
+    if chosen is not None and chosen not in _DTYPES:
+        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+    wanted = _DTYPES[chosen] if chosen is not None else None
+    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
+    cpu = torch.device("cpu")
+    with atomic_folder(target) as folder:
+        writer = TensorWriter(folder, "model", max_shard_size)
+        for name, info in tqdm(sorted(merge.base.items()), desc="Merging", unit="tensor"):
+            shape = merge.shape(name)
+            own = wanted if wanted is not None and info.torch_dtype.is_floating_point else info.torch_dtype
+            writer.write_blocks(name, CODES[own], shape, merge.blocks(name, full_index(shape), cpu, own))
+        writer.close()
+        config = _model_config(opened.base.folder, chosen, merge)
+        if config:
+            write_text(folder / RECIPE_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        copy_side_files(opened.base.folder, folder)
+        for code in opened.base.folder.glob("*.py"):  # a base with code of its own; it runs only if the user trusts it
+            shutil.copyfile(code, folder / code.name)
+        provenance = replace(opened.recipe, dtype=chosen).to_dict(target)
+        write_text(folder / PROVENANCE_CONFIG, json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+
+
+def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:
+    """The base's `config.json`, with the merged dtype and the size of a grown vocabulary."""
+    config = read_config(base)
+    if not config:
+        return {}
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
+    if merge.vocabulary is not None:
+        owner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+        owner["vocab_size"] = merge.vocabulary
+    return config

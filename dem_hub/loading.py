@@ -1,0 +1,143 @@
+"""`DEMModel`: from a base and weighted vectors, or a recipe, to a native transformers model, merged while it loads.
+
+transformers' own loader drives: it asks a lazy state dict for each tensor, with the device, dtype and slice it has decided on, so
+that device maps, offload, quantisation and sharding work as they do for any model. What the model is not told is that its weights
+were a sum. There is no wrapper: `model.dem` remembers the recipe.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from dem_hub.architecture import model_class
+from dem_hub.base import Base
+from dem_hub.config import DEMConfig, Rounding
+from dem_hub.errors import ConfigError
+from dem_hub.hub import HubOptions
+from dem_hub.merging import Merge, lazy_state_dict
+from dem_hub.recipe import open_base_and_vectors, open_recipe
+from dem_hub.records import VectorSource
+from dem_hub.remerging import AttachedRecipe
+
+if TYPE_CHECKING:
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+class DEMModel:
+    """Loads distribution-edited models, as `AutoModel` loads others; it is never instantiated."""
+
+    _auto_class: "type[_BaseAutoModelClass] | None" = None  # which head; the base's own architecture by default
+
+    def __init__(self) -> None:
+        raise TypeError("DEMModel is made with DEMModel.from_pretrained(...), which returns a native transformers model.")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        vectors: Mapping[str | VectorSource, float] | None = None,
+        rounding: Rounding | None = None,
+        rounding_seed: int | None = None,
+        allow_base_mismatch: bool = False,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        """Load base + sum of coefficient * vector, or a recipe.
+
+        Args:
+            name_or_path (`str` or `os.PathLike`): Hub id or folder of a base (with `vectors`) or of a recipe (without).
+            vectors (`Mapping[str, float]`, *optional*): the coefficient of each vector, by Hub id or folder, or [`VectorSource`].
+            rounding (`"stochastic"` or `"nearest"`, *optional*): how sums become bf16 or fp16; stochastic unless the recipe says else.
+            rounding_seed (`int`, *optional*): of the stochastic rounding; 0 unless the recipe says else.
+            allow_base_mismatch (`bool`): put vectors on a base they were not made from, where names and shapes agree.
+            kwargs: everything transformers' `from_pretrained` takes, with the same meaning (`dtype`, `device_map`,
+                `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code`, ...).
+
+        Returns:
+            `PreTrainedModel`: of the base's own class, with [`AttachedRecipe`] as `model.dem`.
+
+        Raises:
+            `VectorNotFoundError`, `ConfigError`, `CheckpointError`, `BaseMismatchError`, `AdapterError`, `CoefficientError`.
+
+        Example:
+
+        ```python
+        >>> from dem_hub import DEMModel
+        >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5})
+        >>> type(model).__name__, list(model.dem.coefficients.values())
+        ('LlamaForCausalLM', [0.5])
+
+        ```
+        """
+        options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
+        source = VectorSource.parse(name_or_path)
+        place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
+        source = replace(source, **{name: value for name, value in place.items() if value})
+        if vectors is not None:
+            opened = open_base_and_vectors(source, vectors, options)
+        else:
+            opened = open_recipe(source, options, check_base=not allow_base_mismatch)
+        changes = {"rounding": rounding, "rounding_seed": rounding_seed}
+        recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})
+        merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
+        model, loading_info, recipe = _load(cls._auto_class, recipe, opened.base, merge, kwargs)
+        model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch)
+        return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]
+
+
+def _load(
+    auto_class: "type[_BaseAutoModelClass] | None", recipe: DEMConfig, base: Base, merge: Merge, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any] | None, DEMConfig]:
+    """Hand the lazy state dict to transformers' loader; returns the model, its loading info if asked for, and the recipe as loaded."""
+    kwargs.pop("config", None)  # the recipe's, when an Auto class has read it already
+    trust_remote_code = bool(kwargs.pop("trust_remote_code", False))  # the caller's word; a file's would not count
+    dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+    model_kwargs = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
+    config, unused = AutoConfig.from_pretrained(base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs)
+    if merge.vocabulary is not None:
+        config.get_text_config().vocab_size = merge.vocabulary
+    target = _resolve_dtype(dtype, recipe, config, merge)
+    if "generation_config" not in unused and (base.folder / "generation_config.json").is_file():
+        unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
+    chosen = model_class(config, trust_remote_code) if auto_class is None else auto_class._model_mapping[type(config)]
+    loaded = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **model_kwargs, **unused)
+    model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
+    model.name_or_path = model.config.name_or_path = base.source.repo_id
+    return model, loading_info, replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ()))
+
+
+def _resolve_dtype(dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:
+    """The caller's dtype, else the recipe's, else the base config's, else that of its first float tensor."""
+    if dtype in (None, "auto"):
+        dtype = recipe.dtype or config.dtype
+    if dtype is None:
+        dtype = next((info.torch_dtype for info in merge.base.values() if info.torch_dtype.is_floating_point), torch.float32)
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"dtype is {dtype!r}; give 'auto', a torch.dtype, or the name of one.")
+    return found
+
+
+class DEMAutoConfig(PretrainedConfig):
+    """What `AutoConfig` makes of a recipe's `config.json`: the JSON as it is; the recipe proper is [`DEMConfig`]."""
+
+    model_type = "dem"
+
+
+def register() -> None:
+    """Teach every Auto class of transformers the model type `dem`."""
+    AutoConfig.register("dem", DEMAutoConfig, exist_ok=True)
+    for name in dir(modeling_auto):
+        auto_class = getattr(modeling_auto, name)
+        if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
+            # The headless class, AutoModel, takes the headless model; every other the one of its task.
+            model = type(f"DEM{name.removeprefix('Auto')}", (DEMModel,), {"_auto_class": auto_class, "config_class": DEMAutoConfig})
+            model.__module__ = __name__
+            auto_class.register(DEMAutoConfig, model, exist_ok=True)

@@ -1,0 +1,230 @@
+"""base + sum of coefficient * delta, lazily, slice by slice.
+
+    merged[name] = round(base[name] + sum_i coefficient[i] * delta_i[name])
+
+The sum is made in float32 on the device asked for (in float64 where the target is float32, so that one rounding is all the error
+there is), in blocks of rows, and rounded once. Vectors are summed in the order of their contents' hashes, whatever order they were
+named in. Whole models added one after the other, as the usual scripts do, round as often as there are models.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dem_hub.base import Base
+from dem_hub.checkpoint import Checkpoint, Index, full_index, index_shape, is_finite, normalize_index, row_blocks
+from dem_hub.codecs import add_deltas
+from dem_hub.codecs.stored import StoredDelta
+from dem_hub.config import Rounding
+from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
+from dem_hub.rounding import round_to
+from dem_hub.vector import DistributionVector
+
+BLOCK = 1 << 21  # elements summed at a time on the CPU
+DEVICE_BLOCK = 1 << 26  # on an accelerator
+
+
+@dataclass(frozen=True)
+class Term:
+    """One vector of a sum: its name, its coefficient, and its deltas, unread."""
+
+    name: str
+    sha256: str
+    coefficient: float
+    deltas: Mapping[str, StoredDelta]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A weighted sum over one base, of which any slice of any tensor can be had on any device in any dtype."""
+
+    base: Checkpoint
+    terms: tuple[Term, ...]
+    rounding: Rounding = "stochastic"
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        base: Base,
+        vectors: Sequence[tuple[DistributionVector, float]],
+        *,
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
+        allow_base_mismatch: bool = False,
+    ) -> "Merge":
+        """Check that the vectors belong on the base and put them in order.
+
+        Raises:
+            `CoefficientError`: a coefficient that is not finite.
+            `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`]; buffers that two vectors disagree on.
+        """
+        terms = []
+        for vector, coefficient in vectors:
+            if not math.isfinite(coefficient):
+                raise CoefficientError(f"Vector '{vector.name}' has coefficient {coefficient}; it must be a finite number.")
+            deltas = vector.deltas(base, allow_base_mismatch=allow_base_mismatch)
+            terms.append(Term(vector.name, vector.sha256, float(coefficient), deltas))
+        terms.sort(key=lambda term: (term.sha256, term.name))
+        merge = cls(base.checkpoint, tuple(terms), rounding, seed)
+        merge._check_replacements()
+        return merge
+
+    def active(self, name: str) -> list[tuple[float, StoredDelta]]:
+        """The terms that change this tensor; a coefficient of 0 is skipped, not multiplied."""
+        return [(term.coefficient, term.deltas[name]) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The merged shape: the base's, with the rows that vectors of a grown vocabulary add."""
+        shape = self.base[name].shape
+        added = max((stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None), default=0)
+        return (shape[0] + added, *shape[1:]) if added else shape
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The rows of the grown embeddings, where vectors have more than the base."""
+        return max((self.shape(name)[0] for name in self.base if self.shape(name) != self.base[name].shape), default=None)
+
+    def tensor(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """A slice of a merged tensor.
+
+        Args:
+            name (`str`): the tensor's name on disk.
+            index (`tuple[slice, ...]`): which part of it.
+            device (`torch.device`): where the sum is made, and stays.
+            dtype (`torch.dtype`, *optional*): to round to; the base's own by default.
+
+        Raises:
+            `CheckpointError`: NaN or inf, in the base or after the merge.
+        """
+        blocks = self.blocks(name, index, device, dtype)
+        first = next(blocks)
+        if first.shape == index_shape(index):
+            return first
+        result = torch.empty(index_shape(index), dtype=first.dtype, device=first.device)
+        row = 0
+        for block in chain((first,), blocks):
+            result[row : row + len(block)] = block
+            row += len(block)
+        return result
+
+    def blocks(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """The same as consecutive blocks of rows, for writing without holding it whole."""
+        info, active = self.base[name], self.active(name)
+        target = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
+        if not active or active[0][1].replacement is not None:
+            source = self.base.lazy(name) if not active else active[0][1].replacement
+            part = source[index if index else ...]  # type: ignore[index]
+            if not is_finite(part):
+                raise self._not_finite(name, part)
+            yield part.to(device=device, dtype=target)
+            return
+        rows = info.shape[0] if info.shape else 1
+        known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:]) if index else index
+        for block in row_blocks(known, BLOCK if device.type == "cpu" else DEVICE_BLOCK):
+            yield self._block(name, active, block, device, target)
+        if index and index[0].stop > rows:
+            new = (slice(max(index[0].start, rows) - rows, index[0].stop - rows), *index[1:])
+            yield self._new_rows(name, active, new).to(device=device, dtype=target)
+
+    def _block(self, name: str, active: list[tuple[float, StoredDelta]], index: Index, device: torch.device, target: torch.dtype) -> Tensor:
+        """Sum and round one block."""
+        part = self.base.read(name, index)
+        wide = torch.float64 if target in (torch.float32, torch.float64) else torch.float32
+        total = part.to(device=device, dtype=wide, copy=True)
+        summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(part, index)]
+        add_deltas(total, summands)
+        if total.numel():
+            low, high = torch.aminmax(total)
+            if not max(-low, high) <= torch.finfo(target).max:  # also where it is NaN
+                raise self._not_finite(name, part)
+        if self.rounding == "nearest":
+            return total.to(target)
+        return round_to(total, target, self.seed, name, index, self.base[name].shape)
+
+    def _new_rows(self, name: str, active: list[tuple[float, StoredDelta]], index: Index) -> Tensor:
+        """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
+        total = torch.zeros(index_shape(index), dtype=torch.float64)
+        weight = torch.zeros(total.shape[0], dtype=torch.float64)
+        for coefficient, stored in active:
+            if stored.rows is not None:
+                stop = min(index[0].stop, stored.rows.get_shape()[0])
+                have = max(0, stop - index[0].start)
+                if have:
+                    rows = stored.rows[(slice(index[0].start, stop), *index[1:])].double()
+                    total[:have] += coefficient * rows
+                    weight[:have] += coefficient
+        if not weight.all():
+            raise CoefficientError(f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one.")
+        return total / weight.reshape(-1, *(1 for _ in index[1:]))
+
+    def _not_finite(self, name: str, base: Tensor) -> CheckpointError:
+        if not is_finite(base):
+            return CheckpointError(f"'{name}' of '{self.base.path}' has NaN or inf in it. Use a base that did not diverge.")
+        terms = ", ".join(f"{term.coefficient} * '{term.name}'" for term in self.terms if name in term.deltas)
+        return CheckpointError(
+            f"'{name}' is not finite, or beyond the range of the target dtype, after adding {terms}. Use smaller coefficients or a wider dtype."
+        )
+
+    def _check_replacements(self) -> None:
+        faults = []
+        for name in sorted({name for term in self.terms for name in term.deltas}):
+            owners = [(term.name, term.deltas[name].replacement) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+            found = [(owner, value) for owner, value in owners if value is not None]
+            for owner, value in found[1:]:
+                if not torch.equal(value[...], found[0][1][...]):
+                    faults.append(f"'{name}' differs between '{found[0][0]}' and '{owner}'")
+        if faults:
+            refuse(
+                BaseMismatchError,
+                "Buffers and integers are replaced, not scaled, and these vectors disagree on them.",
+                faults,
+                "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
+            )
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One merged tensor, as a loader of safetensors slices sees it: nothing is read before it is indexed and moved."""
+
+    merge: Merge
+    name: str
+
+    def get_shape(self) -> list[int]:
+        """The merged shape."""
+        return list(self.merge.shape(self.name))
+
+    def get_dtype(self) -> str:
+        """The base's dtype, as safetensors writes it."""
+        return self.merge.base[self.name].dtype
+
+    def __getitem__(self, index: Any) -> "MergedSlice":
+        return MergedSlice(self.merge, self.name, normalize_index(index, self.merge.shape(self.name)))
+
+
+@dataclass(frozen=True)
+class MergedSlice:
+    """A slice of a merged tensor, made where and as what it is asked for."""
+
+    merge: Merge
+    name: str
+    index: Index
+
+    def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Merge it on this device (the CPU by default), rounded once to this dtype (the base's own by default)."""
+        return self.merge.tensor(self.name, self.index, torch.device("cpu" if device is None else device), dtype)
+
+
+def lazy_state_dict(merge: Merge) -> dict[str, MergedTensor]:
+    """The merged model as a state dict whose tensors are made when a loader asks for them."""
+    return {name: MergedTensor(merge, name) for name in merge.base}
+
+
+def merged_tensor(merge: Merge, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """One merged tensor, whole, on the CPU."""
+    return merge.tensor(name, full_index(merge.shape(name)), torch.device("cpu"), dtype)

@@ -1,0 +1,151 @@
+"""What a loaded DEM remembers, and how its coefficients are changed in place.
+
+A tensor is merged anew from the base's bytes on disk and copied over the old one, so that a hundred changes leave no trace of each
+other; adding differences to the weights in memory would round a hundred times.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dem_hub.architecture import memory_names
+from dem_hub.checkpoint import full_index
+from dem_hub.config import DEMConfig
+from dem_hub.errors import CoefficientError
+from dem_hub.hub import HubOptions
+from dem_hub.merging import Merge
+from dem_hub.recipe import OpenedRecipe, open_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class AttachedRecipe:
+    """The recipe of a loaded model, as `model.dem`.
+
+    Example:
+
+    ```python
+    >>> from dem_hub import DEMModel
+    >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5})
+    >>> model.dem.set_coefficients({vector_folder: 0.8})
+    >>> list(model.dem.coefficients.values())
+    [0.8]
+
+    ```
+    """
+
+    def __init__(self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, allow_base_mismatch: bool) -> None:
+        """Remember where the base and the vectors are; they are opened again when they are needed."""
+        self.config = recipe
+        self._model, self._options, self._allow_base_mismatch = model, options, allow_base_mismatch
+        self._opened: OpenedRecipe | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}  # open files cannot be copied with the model
+
+    def __repr__(self) -> str:
+        terms = "".join(f" + {coefficient} * {name}" for name, coefficient in self.coefficients.items())
+        return f"{self.config.base}{terms}"
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The coefficient of each vector, by name."""
+        return self.config.coefficients
+
+    def set_coefficients(self, coefficients: Mapping[str, float]) -> None:
+        """Merge again in place, on the devices where the weights are: the same bits as a fresh load there.
+
+        Args:
+            coefficients (`Mapping[str, float]`): by vector name; vectors that are not named keep theirs.
+
+        Raises:
+            `CoefficientError`: unknown names; a change of the vocabulary's size; weights that are quantised, offloaded or sharded.
+            `CheckpointError`: the merge is not finite. The model then has its old coefficients.
+        """
+        recipe = self.config.with_coefficients(coefficients)
+        self._check_in_place()
+        if self._opened is None:
+            self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
+        old = self._opened.merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
+        new = self._opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
+        names = [name for name in new.base if old.active(name) or new.active(name)]
+        for name in names:
+            if old.shape(name) != new.shape(name):
+                raise CoefficientError(
+                    f"These coefficients change '{name}' from {list(old.shape(name))} to {list(new.shape(name))} (a vector with new tokens "
+                    "comes or goes). Load the model anew: DEMModel.from_pretrained(...)."
+                )
+        try:
+            _copy(self._model, new, names)
+        except BaseException:
+            _copy(self._model, old, names)
+            raise
+        self.config = recipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""
+        self.config.save_pretrained(save_directory)
+
+    def _check_in_place(self) -> None:
+        remedy = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."
+        if getattr(self._model, "hf_quantizer", None) is not None:
+            raise CoefficientError(
+                f"This model is quantised ({self._model.hf_quantizer.quantization_config.quant_method}); its weights in memory are rounded "
+                f"and cannot be merged again in place. {remedy}"
+            )
+        for name, parameter in self._model.named_parameters():
+            if parameter.device.type == "meta":
+                raise CoefficientError(f"'{name}' is offloaded, and is not in memory to be merged again. {remedy}")
+            if type(parameter.data) is not Tensor:
+                raise CoefficientError(f"'{name}' is sharded ({type(parameter.data).__name__}). {remedy}")
+
+
+@torch.no_grad()
+def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
+    """Merge tensors and copy them over the model's."""
+    from huggingface_hub.utils import tqdm
+
+    places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    direct = memory_names(model, merge.base)
+    wanted = set(names)
+    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor"):
+        place = places[direct[name]]
+        place.copy_(merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype))
+    for target, values in _converted(model, merge, wanted - set(direct), places):
+        places[target].copy_(values)
+
+
+def _converted(model: "PreTrainedModel", merge: Merge, wanted: set[str], places: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are several on disk and one in memory (experts), or the other way round, through the loader's own converters."""
+    if not wanted:
+        return
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    groups: dict[str, WeightConverter] = {}
+    touched: set[str] = set()
+    for key in sorted(merge.base, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
+        if pattern is None or name not in places:
+            continue
+        if key in wanted:
+            touched.add(name)
+        group = groups.setdefault(name, deepcopy(by_pattern[pattern]))
+        place = places[name]
+
+        def job(key: str = key, place: Tensor = place) -> Tensor:
+            return merge.tensor(key, full_index(merge.shape(key)), place.device, place.dtype)
+
+        group.add_tensor(name, key, pattern, job)
+    for name in touched:
+        for target, values in groups[name].convert(name, model=model, config=model.config).items():
+            yield target, values[0] if isinstance(values, list) else values

@@ -1,0 +1,273 @@
+"""`DistributionVector`: what a fine-tune added to its base, theta_i - theta_0, opened lazily.
+
+Two things on disk are a vector: our own folder (`vector_config.json`, with what is low rank kept as a PEFT adapter and the rest in
+`vector_model.safetensors`), and any PEFT LoRA adapter as it is. Both give the same answer to the same question: the stored delta of
+each tensor of a base, unread.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import weakref
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, factor_names, read_adapter, read_adapter_config
+from dem_hub.base import Base
+from dem_hub.checkpoint import Checkpoint, LazyTensor, digest, full_index, verify_files
+from dem_hub.codecs import CODECS, add_deltas, get_codec
+from dem_hub.codecs.stored import Component, StoredDelta, Transposed
+from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
+from dem_hub.errors import AdapterError, BaseMismatchError, refuse
+from dem_hub.extraction import SEPARATOR, VECTOR_STEM, extract
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
+from dem_hub.records import BaseRecord, VectorSource
+
+
+class DistributionVector:
+    """A distribution vector: the deltas of one fine-tune, by the names of the base's tensors on disk.
+
+    Made by [`DistributionVector.extract`] or [`DistributionVector.from_pretrained`], never directly. `config` is its
+    `vector_config.json`, `None` for an adapter that PEFT wrote.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from dem_hub import DistributionVector
+    >>> vector = DistributionVector.extract(base_folder, finetuned_folder, codec="lowrank", rank=4)
+    >>> folder = tempfile.mkdtemp()
+    >>> vector.save_pretrained(folder)
+    >>> DistributionVector.from_pretrained(folder).config.codec
+    'lowrank'
+
+    ```
+    """
+
+    def __init__(self, found: Resolved, *, verify: bool) -> None:
+        self.source, self.folder, self.commit = found.source, found.folder, found.commit
+        self.config: VectorConfig | None = None
+        self._adapter_config: dict[str, Any] = {}
+        path = self.folder / VECTOR_CONFIG
+        if path.is_file():
+            self.config = VectorConfig.from_json(path.read_text("utf-8"), str(path))
+            if verify:
+                verify_files(self.folder, self.config.files)
+        else:
+            self._adapter_config = read_adapter_config(self.folder)
+            Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
+
+    @classmethod
+    def extract(
+        cls,
+        base: str | os.PathLike[str] | VectorSource,
+        finetuned: str | os.PathLike[str] | VectorSource,
+        *,
+        codec: str = "lowrank",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **codec_options: Any,
+    ) -> "DistributionVector":
+        """Take the vector finetuned - base, tensor by tensor; no model is built.
+
+        Args:
+            base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of safetensors checkpoints.
+            codec (`str`, *optional*, defaults to `"lowrank"`): `"lowrank"` (options `rank`, `energy`, `dtype`) or `"dense"` (`dtype`).
+            token, cache_dir, local_files_only: as in transformers.
+            codec_options: of the codec, for instance `rank=16`, or `dtype="float32"`.
+
+        Returns:
+            [`DistributionVector`]: kept in a temporary folder until it is saved.
+
+        Raises:
+            `CodecError`: no such codec or option.
+            `CheckpointError`: checkpoints that have no difference (shapes, missing tensors, quantised or pickled weights, NaN).
+        """
+        chosen = get_codec(codec, codec_options)
+        options = HubOptions(token, cache_dir, local_files_only)
+        ours, theirs = (resolve(VectorSource.parse(name), MODEL_FILES, options) for name in (base, finetuned))
+        folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
+        try:
+            extract(folder, ours, theirs, chosen)
+            vector = cls(Resolved(VectorSource(str(folder)), folder, None), verify=False)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(vector, shutil.rmtree, folder, ignore_errors=True)
+        return vector
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] | VectorSource,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "DistributionVector":
+        """Open a vector, or a PEFT LoRA adapter, from a folder or the Hub; tensors stay unread.
+
+        Args:
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
+            revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
+
+        Raises:
+            `VectorNotFoundError`: nothing there is a vector.
+            `CheckpointError`: a file is missing, truncated or altered (its sha256 is checked), or pickled.
+            `ConfigError`: a config that this version must not read.
+            `AdapterError`: an adapter that is not a plain sum of deltas.
+        """
+        source = VectorSource.parse(name_or_path)
+        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        options = HubOptions(token, cache_dir, local_files_only, force_download)
+        return cls(resolve(source, VECTOR_FILES, options), verify=True)
+
+    @classmethod
+    def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":
+        """Open a vector to look at its config and headers, without checking the bytes of its tensors."""
+        return cls(resolve(VectorSource.parse(name_or_path), VECTOR_FILES), verify=False)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the vector into a folder, which appears complete or not at all.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; a vector that is there already is replaced.
+        """
+        target = Path(save_directory)
+        if target.is_dir() and target.resolve() == self.folder.resolve():
+            return
+        with atomic_folder(target) as folder:
+            for name in self.file_names:
+                try:
+                    os.link(self.folder / name, folder / name)
+                except OSError:  # another file system, or one without links
+                    shutil.copyfile(self.folder / name, folder / name)
+            for stale in {VECTOR_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{VECTOR_STEM}.safetensors"} - set(self.file_names):
+                (target / stale).unlink(missing_ok=True)
+
+    @property
+    def name(self) -> str:
+        """How a recipe and `set_coefficients` call it: its id or path, and subfolder."""
+        return str(replace(self.source, revision=None))
+
+    @property
+    def base(self) -> BaseRecord:
+        """The base it was taken from, as far as its files say."""
+        if self.config is not None:
+            return self.config.base
+        return BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
+
+    @property
+    def file_names(self) -> list[str]:
+        """The files that make it up."""
+        if self.config is None:
+            return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        return [VECTOR_CONFIG, *sorted(self.config.files)]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its tensor files, in bytes."""
+        return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
+
+    @cached_property
+    def sha256(self) -> str:
+        """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
+        files = self.config.files if self.config is not None else {name: digest(self.folder / name) for name in self.file_names}
+        return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()
+
+    def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
+        """The stored delta of each tensor that it changes, unread, once it is sure that they belong on this base.
+
+        Args:
+            base ([`Base`]): the base they go on.
+            allow_base_mismatch (`bool`): take another base with the same names and shapes; only by hand.
+
+        Raises:
+            `BaseMismatchError`: another base or revision, or other shapes; names both and the first tensor that differs.
+            `AdapterError`: an adapter that does not fit the base.
+        """
+        if self.config is None:
+            return self._adapter_deltas(base)
+        _check_base(self, self.config, base, allow_base_mismatch)
+        return self._stored(self.config)
+
+    def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
+        """The delta of one tensor as float32, for looking at it; merging never makes it.
+
+        Args:
+            name (`str`): the base's key.
+            base (`str` or `os.PathLike`): the base's folder.
+        """
+        import torch
+
+        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
+        values = opened.checkpoint.read(name)
+        stored = self.deltas(opened).get(name, StoredDelta())
+        total = torch.zeros(values.shape, dtype=torch.float32)
+        return add_deltas(total, stored.decode(values, full_index(values.shape)))
+
+    def _stored(self, config: VectorConfig) -> dict[str, StoredDelta]:
+        rest, factors = self._open(VECTOR_STEM + ".safetensors"), self._open(ADAPTER_WEIGHTS)
+        parts: dict[str, dict[str, LazyTensor]] = {}
+        for name in rest or ():
+            key, _, part = name.rpartition(SEPARATOR)
+            parts.setdefault(key, {})[part] = rest.lazy(name)  # type: ignore[union-attr]
+        deltas = {}
+        for key, record in config.tensors.items():
+            own = parts.get(key, {})
+            rows = own.pop("rows", None)
+            if record.module and factors is not None:
+                own = _factors(factors, record)
+            components = (Component(CODECS[record.codec], own),) if own else ()
+            deltas[key] = StoredDelta(components, rows)
+        return deltas
+
+    def _open(self, name: str) -> Checkpoint | None:
+        there = any((self.folder / file).is_file() for file in (name, name + ".index.json"))
+        return Checkpoint(self.folder, index=name) if there else None
+
+    def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
+        if base.architecture is None:
+            raise AdapterError(
+                f"The architecture of '{base}' is not known (no config.json with architectures that transformers has), so where the LoRA "
+                f"'{self.name}' goes cannot be known either. Merge it with PEFT and extract the vector."
+            )
+        return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
+
+
+def _factors(adapter: Checkpoint, record: TensorRecord) -> dict[str, LazyTensor]:
+    """B and A of an adapter as `left` and `right` in the orientation of the checkpoint."""
+    first, second = (adapter.lazy(name) for name in factor_names(record.module))
+    if record.transposed:
+        return {"left": Transposed(first), "right": Transposed(second)}
+    return {"left": second, "right": first}
+
+
+def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, allow_mismatch: bool) -> None:
+    faults, tensors = [], base.checkpoint
+    for key, record in sorted(config.tensors.items()):
+        if key not in tensors:
+            faults.append(f"'{key}' {list(record.shape)} is not in this base")
+        elif tensors[key].shape != record.shape:
+            faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(tensors[key].shape)} in this base")
+    remedy = f"Put it on the base it was made from: '{config.base}'."
+    if faults:
+        refuse(BaseMismatchError, f"The vector '{vector.name}' does not fit the base '{base}'.", faults, remedy)
+    if allow_mismatch or config.base.fingerprint in (None, base.fingerprint):
+        return
+    different = next((key for key, record in sorted(config.tensors.items()) if base.digests[key] != record.base), None)
+    where = f"The first tensor that differs is '{different}'" if different else "A tensor that this vector does not change differs"
+    raise BaseMismatchError(
+        f"The vector '{vector.name}' was made from '{config.base}' (fingerprint {str(config.base.fingerprint)[:16]}), and this base is "
+        f"'{base}' (fingerprint {base.fingerprint[:16]}): another model, or another revision of it. {where}. {remedy} "
+        "To use it on this one all the same, pass allow_base_mismatch=True."
+    )
