@@ -123,8 +123,7 @@ def _eval(options: argparse.Namespace) -> None:
     from dem_hub.search.objective import as_windows, evaluate
 
     files = dict(_split(text) for text in options.data)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    data = {name: as_windows(tokenizer, Path(file), options.max_length) for name, file in files.items()}
+    data = {name: as_windows(lambda: AutoTokenizer.from_pretrained(options.model), Path(file), options.max_length) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     scores = evaluate(model, data, options.batch_size)
     if options.json:
@@ -135,8 +134,12 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    import logging
+
     from dem_hub.demo.run import run_demo
 
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("dem_hub").setLevel(logging.INFO)
     print(run_demo(Path(options.output)))
 
 

@@ -6,7 +6,7 @@ so that the number does not depend on the batch size. (A mean of batch means, as
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,8 +133,10 @@ def _batches(windows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Tens
         yield ids, mask
 
 
-def as_windows(tokenizer: Any, data: Any, max_length: int = MAX_LENGTH) -> list[list[int]]:
+def as_windows(tokenizer: Callable[[], Any], data: Any, max_length: int = MAX_LENGTH) -> list[list[int]]:
     """Token windows of what a user calls a dataset: texts, a path to them, or rows with `text` or `input_ids`.
+
+    `tokenizer` gives the tokenizer, and is called for text only.
 
     Raises:
         `ConfigError`: rows of another kind.
@@ -148,5 +150,5 @@ def as_windows(tokenizer: Any, data: Any, max_length: int = MAX_LENGTH) -> list[
             raise ConfigError(f"Rows have the columns {', '.join(map(str, rows[0]))}; give 'text' or 'input_ids'.")
         rows = [row[column] for row in rows]
     if rows and isinstance(rows[0], str):
-        return tokenize(tokenizer, rows, max_length)
+        return tokenize(tokenizer(), rows, max_length)
     return [list(row)[start : start + max_length] for row in rows for start in range(0, len(row), max_length) if len(row) - start > 1]

@@ -94,8 +94,11 @@ def search_coefficients(
     model = DEMModel.from_pretrained(
         source.repo_id, revision=source.revision, subfolder=source.subfolder, vectors=dict.fromkeys(names, 0.0), dtype=dtype, **model_kwargs
     )
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
-    data = {name: as_windows(tokenizer, rows, max_length) for name, rows in eval_datasets.items()}
+
+    def load_tokenizer() -> Any:
+        return tokenizer or AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
+
+    data = {name: as_windows(load_tokenizer, rows, max_length) for name, rows in eval_datasets.items()}
     trials = _run(model, data, n_trials, seed, batch_size, callback)
     best = min(trials, key=lambda trial: trial.value)
     recipe = model.dem.config.with_coefficients(dict(zip(model.dem.coefficients, best.coefficients, strict=True)))
@@ -138,11 +141,12 @@ def first_points(count: int) -> list[tuple[float, ...]]:
 def _new_study(seed: int, names: Sequence[str]) -> Any:
     try:
         import optuna
+        import scipy  # noqa: F401  which Optuna's GPSampler asks for only when it is used
     except ImportError as error:
-        raise MissingDependencyError("The search needs Optuna: pip install 'dem-hub[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+        raise MissingDependencyError(f"The search needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     points = first_points(len(names))
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points), deterministic_objective=True)
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points))
     study = optuna.create_study(sampler=sampler, direction="minimize")
     for point in points:
         study.enqueue_trial(dict(zip(names, point, strict=True)))
