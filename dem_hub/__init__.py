@@ -9,6 +9,7 @@ Importing it is cheap: torch and the parts that need it are loaded when a name i
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
+from dem_hub.registration import register_when_imported
 
 if TYPE_CHECKING:
     from dem_hub.config import DEMConfig
@@ -40,16 +41,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def _teach_auto_classes(_module: Any) -> None:
-    from dem_hub.loading import register
-
-    register()
-
-
-def _when_transformers_loads() -> None:
-    from wrapt import when_imported
-
-    when_imported("transformers.models.auto.modeling_auto")(_teach_auto_classes)
-
-
-_when_transformers_loads()
+register_when_imported()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from dem_hub.architecture import model_class
 from dem_hub.base import Base
@@ -32,8 +31,6 @@ _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
 class DEMModel:
     """Loads distribution-edited models, as `AutoModel` loads others; it is never instantiated."""
-
-    _auto_class: "type[_BaseAutoModelClass] | None" = None  # which head; the base's own architecture by default
 
     def __init__(self) -> None:
         raise TypeError("DEMModel is made with DEMModel.from_pretrained(...), which returns a native transformers model.")
@@ -76,23 +73,35 @@ class DEMModel:
 
         ```
         """
-        options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
-        source = VectorSource.parse(name_or_path)
-        place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
-        source = replace(source, **{name: value for name, value in place.items() if value})
-        if vectors is not None:
-            opened = open_base_and_vectors(source, vectors, options)
-        else:
-            opened = open_recipe(source, options, check_base=not allow_base_mismatch)
         changes = {"rounding": rounding, "rounding_seed": rounding_seed}
-        recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})
-        merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
-        model, loading_info, recipe = _load(cls._auto_class, recipe, opened.base, merge, kwargs)
-        model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch)
-        return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]
+        return load(None, name_or_path, vectors, changes, allow_base_mismatch, kwargs)
 
 
-def _load(
+def load(
+    auto_class: "type[_BaseAutoModelClass] | None",
+    name_or_path: str | os.PathLike[str],
+    vectors: Mapping[str | VectorSource, float] | None,
+    changes: Mapping[str, Any],
+    allow_base_mismatch: bool,
+    kwargs: dict[str, Any],
+) -> PreTrainedModel:
+    """What [`DEMModel.from_pretrained`] does, for the head of any Auto class (`None`: the base's own architecture)."""
+    options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
+    source = VectorSource.parse(name_or_path)
+    place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
+    source = replace(source, **{name: value for name, value in place.items() if value})
+    if vectors is not None:
+        opened = open_base_and_vectors(source, vectors, options)
+    else:
+        opened = open_recipe(source, options, check_base=not allow_base_mismatch)
+    recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})
+    merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
+    model, loading_info, recipe = _from_merge(auto_class, recipe, opened.base, merge, kwargs)
+    model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch)
+    return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]
+
+
+def _from_merge(
     auto_class: "type[_BaseAutoModelClass] | None", recipe: DEMConfig, base: Base, merge: Merge, kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any] | None, DEMConfig]:
     """Hand the lazy state dict to transformers' loader; returns the model, its loading info if asked for, and the recipe as loaded."""
@@ -123,21 +132,3 @@ def _resolve_dtype(dtype: str | torch.dtype | None, recipe: DEMConfig, config: P
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"dtype is {dtype!r}; give 'auto', a torch.dtype, or the name of one.")
     return found
-
-
-class DEMAutoConfig(PretrainedConfig):
-    """What `AutoConfig` makes of a recipe's `config.json`: the JSON as it is; the recipe proper is [`DEMConfig`]."""
-
-    model_type = "dem"
-
-
-def register() -> None:
-    """Teach every Auto class of transformers the model type `dem`."""
-    AutoConfig.register("dem", DEMAutoConfig, exist_ok=True)
-    for name in dir(modeling_auto):
-        auto_class = getattr(modeling_auto, name)
-        if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
-            # The headless class, AutoModel, takes the headless model; every other the one of its task.
-            model = type(f"DEM{name.removeprefix('Auto')}", (DEMModel,), {"_auto_class": auto_class, "config_class": DEMAutoConfig})
-            model.__module__ = __name__
-            auto_class.register(DEMAutoConfig, model, exist_ok=True)
