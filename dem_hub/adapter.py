@@ -4,7 +4,6 @@ A LoRA's delta is scale * B @ A, a plain sum, so that it is a vector already and
 a plain sum over the base's weights (DoRA, PiSSA's changed base, LoRA on a tied embedding) is refused with the reason.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from dem_hub.codecs.full import Full
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
 from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
+from dem_hub.records import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -42,7 +42,7 @@ _REASONS = {
 }
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
             )
         raise VectorNotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
-    config = json.loads(path.read_text("utf-8"))
+    config = parse_json(path.read_text("utf-8"), str(path))
     faults = []
     if config.get("peft_type") != "LORA":
         faults.append(f"peft_type is '{config.get('peft_type')}', and only LORA is a sum of B @ A")
@@ -75,7 +75,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         faults.append(f"init_lora_weights is '{start}', which changes the base: convert it (path_initial_model_for_weight_conversion in PEFT)")
     if faults:
         refuse(AdapterError, f"The adapter '{folder}' is not a plain sum of deltas.", faults, _EXTRACT_INSTEAD)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 _EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
@@ -129,8 +129,8 @@ def _component(
     if set(pair) != {"A", "B"}:
         faults.append(f"'{module.name}' has only lora_{next(iter(pair))}")
         return None
-    if module.kind == "embedding" and architecture.tied and not config.get("ensure_weight_tying"):
-        faults.append(f"'{module.name}' is tied to the output embedding, and PEFT changes its input side alone: not a change of the tensor")
+    if module.name in architecture.tied and not config.get("ensure_weight_tying"):
+        faults.append(f"'{module.name}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor")
         return None
     shapes = pair["A"].get_shape(), pair["B"].get_shape()
     if any(len(shape) != 2 for shape in shapes):
@@ -179,9 +179,9 @@ def _add_whole(
         return  # saved, but not trained
     module = architecture.modules.get(key)
     saved = config.get("modules_to_save") or []
-    if module is not None and module.kind == "embedding" and architecture.tied and not config.get("ensure_weight_tying"):
+    if module is not None and module.name in architecture.tied and not config.get("ensure_weight_tying"):
         if any(module.name == entry or module.name.endswith("." + entry) for entry in saved):
-            faults.append(f"'{module.name}' is tied to the output embedding, and PEFT changed its input side alone (modules_to_save)")
+            faults.append(f"'{module.name}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
             return
     values = weights.lazy(name)
     deltas[key] = StoredDelta((Component(Full, {"full": values}),), RowsFrom(values, rows[0]) if grown else None)

@@ -5,7 +5,6 @@ names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memo
 in memory is no module's weight at all. Needs transformers; nothing else below `loading` does.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dem_hub.errors import CheckpointError
+from dem_hub.records import parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -42,20 +42,20 @@ class Architecture:
     """The modules and buffers behind the keys of one checkpoint.
 
     `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
-    `buffers` are checkpoint keys of what training does not move; `tied` says that the output embedding is the input embedding.
+    `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one.
     """
 
     name: str
     modules: Mapping[str, Module]
     parameters: Mapping[str, str]
     buffers: frozenset[str]
-    tied: bool
+    tied: frozenset[str]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's `config.json` as data; empty where there is none."""
     path = folder / "config.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return parse_json(path.read_text("utf-8"), str(path)) if path.is_file() else {}
 
 
 def refuse_quantised(folder: Path, role: str) -> None:
@@ -122,7 +122,9 @@ def describe(folder: Path, keys: Iterable[str], trust_remote_code: bool = False)
         kind = _kind(by_name.get(owner))
         if attribute == "weight" and kind is not None:
             modules[key] = Module(owner, kind)
-    tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}
     return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied)
 

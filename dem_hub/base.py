@@ -26,6 +26,14 @@ class Base:
         return tensor_digests(self.checkpoint)
 
     @cached_property
+    def twins(self) -> dict[str, str]:
+        """Of tensors that are the same bits under several names (tied embeddings, written out), the first name of each."""
+        names: dict[str, list[str]] = {}
+        for name, value in sorted(self.digests.items()):
+            names.setdefault(value, []).append(name)
+        return {name: first for first, *others in names.values() for name in others if self.checkpoint.is_copy(name, first)}
+
+    @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of all tensors, 64 hex digits."""
         return fingerprint(self.digests)

@@ -123,6 +123,14 @@ class Checkpoint(Mapping[str, TensorInfo]):
         """
         return self.lazy(name)[index if index else ...]
 
+    def is_copy(self, name: str, other: str) -> bool:
+        """Whether two tensors are the same bits and not by chance: all norms of a new model are ones, and no copies."""
+        first, second = self[name], self[other]
+        if (first.dtype, first.shape) != (second.dtype, second.shape) or first.nbytes == 0:
+            return False
+        values = self.read(name)
+        return torch.equal(values, self.read(other)) and not torch.equal(*torch.aminmax(values))
+
 
 def _reopen(path: Path, index: str | None) -> Checkpoint:
     return Checkpoint(path, index=index)
@@ -134,6 +142,8 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
         raise VectorNotFoundError(f"'{folder}' is not a file or folder. Check the path.")
     single = folder / (name or WEIGHTS)
     index = single.with_name(single.name + ".index.json")
+    if single.is_file():  # before an index, as transformers has it
+        return [single]
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
@@ -145,9 +155,11 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
         missing = [file for file in names if not (folder / file).is_file()]
         if missing:
             refuse(CheckpointError, f"{index} names files that are not there.", missing, "Download the checkpoint again.")
+        headers = {file: _read_header(folder / file) for file in names}
+        lost = [f"'{tensor}' is not in '{file}'" for tensor, file in sorted(weight_map.items()) if tensor not in headers[file]]
+        if lost:
+            refuse(CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again.")
         return [folder / file for file in names]
-    if single.is_file():
-        return [single]
     others = sorted(folder.glob("*.safetensors")) if name is None else []
     if len(others) == 1:
         return others

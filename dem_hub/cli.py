@@ -118,12 +118,22 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dem_hub.search.objective import as_windows, evaluate
 
+    if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
+        raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
+
+    def load_tokenizer() -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(options.model)
+        except ValueError as error:
+            raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
+
     files = dict(_split(text) for text in options.data)
-    data = {name: as_windows(lambda: AutoTokenizer.from_pretrained(options.model), Path(file), options.max_length) for name, file in files.items()}
+    data = {name: as_windows(load_tokenizer, Path(file), options.max_length) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     scores = evaluate(model, data, options.batch_size)
     if options.json:

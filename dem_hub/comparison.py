@@ -39,7 +39,7 @@ def compare(vectors: Sequence[DistributionVector], base: Base) -> Comparison:
     deltas = [vector.deltas(base) for vector in vectors]
     count = len(vectors)
     products = torch.zeros(count, count, dtype=torch.float64)
-    for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor"):
+    for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1):
         products += _products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
     norms = [math.sqrt(max(float(products[i, i]), 0.0)) for i in range(count)]
     cosines = tuple(

@@ -15,6 +15,7 @@ from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
 from dem_hub.records import (
     COMMIT,
     FORMAT_VERSION,
+    REPO_ID,
     BaseRecord,
     VectorSource,
     as_mapping,
@@ -86,12 +87,12 @@ class VectorConfig:
             data,
             base=read_record(BaseRecord, data.get("base"), f"{where}: base"),
             tensors={
-                name: read_record(TensorRecord, {**entry, "shape": tuple(entry.get("shape", ()))}, f"{where}: tensor '{name}'")
+                name: _tensor_record(entry, f"{where}: tensor '{name}'")
                 for name, entry in as_mapping(data.get("tensors"), f"{where}: tensors").items()
             },
         )
         config = read_record(cls, data, where)
-        for name in config.files:
+        for name in as_mapping(config.files, f"{where}: files"):
             check_inside(name, f"file named in {where}")
         return config
 
@@ -155,7 +156,7 @@ class DEMConfig:
         """Refuse unknown roundings and a vector named twice."""
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
-        names = [str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors]
+        names = [_canonical(name) for name in (str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
@@ -269,10 +270,16 @@ def _canonical(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
+def _tensor_record(data: object, where: str) -> TensorRecord:
+    entry = as_mapping(data, where)
+    return read_record(TensorRecord, {**entry, "shape": tuple(entry.get("shape", ()))}, where)
+
+
 def _from_path(data: object, where: str, folder: Path | None) -> dict[str, Any]:
     entry = dict(as_mapping(data, f"{where}: base or vector"))
+    path = entry.get("path", entry.get("repo_id"))
+    if folder is None and ("path" in entry or not REPO_ID.fullmatch(str(path))):
+        raise ConfigError(f"{where} comes from the Hub and names the local path '{path}'. A shared recipe names Hub ids only.")
     if "path" in entry:
-        if folder is None:
-            raise ConfigError(f"{where} comes from the Hub and names the local path '{entry['path']}'. A shared recipe names Hub ids only.")
         entry["repo_id"] = str((folder / entry.pop("path")).resolve())
     return entry

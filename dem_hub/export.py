@@ -35,7 +35,7 @@ def export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_
         allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
 
     Raises:
-        `ConfigError`: an unknown dtype.
+        `ConfigError`: an unknown dtype, or the base's own folder as the target.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
     from huggingface_hub.utils import tqdm
@@ -43,16 +43,18 @@ def export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_
     chosen = dtype or opened.recipe.dtype
     if chosen is not None and chosen not in _DTYPES:
         raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+    if target.resolve() == opened.base.folder.resolve():
+        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
     wanted = _DTYPES[chosen] if chosen is not None else None
     merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
     cpu = torch.device("cpu")
     with atomic_folder(target) as folder:
         writer = TensorWriter(folder, "model", max_shard_size)
-        for name, info in tqdm(sorted(merge.base.items()), desc="Merging", unit="tensor"):
+        for name, info in tqdm(sorted(merge.base.items()), desc="Merging", unit="tensor", delay=1):
             shape = merge.shape(name)
             own = wanted if wanted is not None and info.torch_dtype.is_floating_point else info.torch_dtype
             writer.write_blocks(name, CODES[own], shape, merge.blocks(name, full_index(shape), cpu, own))
-        writer.close()
+        names = {path.name for path in writer.close()}
         config = _model_config(opened.base.folder, chosen, merge)
         if config:
             write_text(folder / RECIPE_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -61,6 +63,9 @@ def export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_
             shutil.copyfile(code, folder / code.name)
         provenance = replace(opened.recipe, dtype=chosen).to_dict(target)
         write_text(folder / PROVENANCE_CONFIG, json.dumps(provenance, indent=2, sort_keys=True) + "\n")
+        for path in [*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")]:
+            if path.name not in names:
+                path.unlink()  # of an older export, in other shards
 
 
 def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:

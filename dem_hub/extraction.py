@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
-from dem_hub.architecture import Architecture, Module, refuse_quantised
+from dem_hub.architecture import Architecture, Module, read_config, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.checkpoint import CODES, Checkpoint, Index, digest, full_index, is_finite, row_blocks
 from dem_hub.codecs import Codec, to_dense
@@ -34,6 +34,7 @@ from dem_hub.shards import TensorWriter
 VECTOR_STEM = "vector_model"
 SEPARATOR = "::"  # between a checkpoint key and the name of a part
 _BLOCK = 1 << 22
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def extract(folder: Path, base: Resolved, finetuned: Resolved, codec: Codec, max
     ours, theirs = Base(base), Checkpoint(finetuned.folder)
     pairs = _match(ours.checkpoint, theirs)
     vector = _Writer(folder, codec, ours.architecture, max_shard_size)
-    for pair in tqdm(pairs, desc="Extracting", unit="tensor"):
+    for pair in tqdm(pairs, desc="Extracting", unit="tensor", delay=1):
         record = _extract_tensor(vector, pair, ours, theirs)
         if record is not None:
             vector.tensors[pair.base_key] = record
@@ -82,6 +83,7 @@ def extract(folder: Path, base: Resolved, finetuned: Resolved, codec: Codec, max
 def _match(base: Checkpoint, finetuned: Checkpoint) -> list[_Pair]:
     """Pair the tensors of both sides by name, or refuse, naming each one that has no partner or another shape."""
     faults, pairs = [], []
+    vocabularies = _vocabulary(base.path), _vocabulary(finetuned.path)
     for key in sorted(set(base) | set(finetuned)):
         finetuned_key = key
         if key not in finetuned:  # written out in the base, tied in the fine-tune: it follows the tensor it is tied to
@@ -95,6 +97,7 @@ def _match(base: Checkpoint, finetuned: Checkpoint) -> list[_Pair]:
             continue
         ours, theirs = base[key].shape, finetuned[finetuned_key].shape
         grown = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:] and theirs[0] > ours[0]
+        grown = grown and base[key].torch_dtype.is_floating_point and (None in vocabularies or vocabularies == (ours[0], theirs[0]))
         if ours != theirs and not grown:
             faults.append(f"'{key}' is {list(ours)} in the base and {list(theirs)} in the fine-tune")
         elif base[key].torch_dtype.is_floating_point != finetuned[finetuned_key].torch_dtype.is_floating_point:
@@ -111,14 +114,15 @@ def _match(base: Checkpoint, finetuned: Checkpoint) -> list[_Pair]:
     return pairs
 
 
+def _vocabulary(folder: Path) -> int | None:
+    """The size of a model's vocabulary, where its config says."""
+    config = read_config(folder)
+    return (config.get("text_config") or config).get("vocab_size")
+
+
 def _twin(checkpoint: Checkpoint, key: str, other: Checkpoint) -> str | None:
     """Another tensor of the checkpoint with the same bits, known to the other side too: what `key` is tied to."""
-    info = checkpoint[key]
-    for name, entry in checkpoint.items():
-        same = name != key and name in other and entry.shape == info.shape and entry.dtype == info.dtype
-        if same and torch.equal(checkpoint.read(name), checkpoint.read(key)):
-            return name
-    return None
+    return next((name for name in checkpoint if name != key and name in other and checkpoint.is_copy(name, key)), None)
 
 
 class _Writer:
@@ -181,13 +185,15 @@ def _extract_tensor(vector: _Writer, pair: _Pair, base: Base, finetuned: Checkpo
         vector.write_rows(key, rows)
     codec = vector.codec_for(key, info.shape, info.torch_dtype.is_floating_point)
     record = {"shape": info.shape, "dtype": info.dtype, "codec": codec.name, "base": base.digests[key], "rows": pair.rows}
-    delta = new.to(torch.float32, copy=True).sub_(old)
-    if not delta.any() or codec.name == Replace.name:
-        if delta.any():
-            vector.write(key, codec, {"replace": new})
-        elif not pair.rows:
+    if codec.name == Replace.name:  # integers: float32 does not tell all of them apart
+        if bool((new == old).all()):
             return None
+        vector.write(key, codec, {"replace": new})
         return TensorRecord(**record, norm=0.0, relative_error=0.0, projection=1.0)  # type: ignore[arg-type]
+    delta = new.to(torch.float32, copy=True).sub_(old)
+    delta.clamp_(-_LARGEST, _LARGEST)  # between bf16's own extremes it overflows
+    if not delta.any():
+        return TensorRecord(**record, norm=0.0, relative_error=0.0, projection=1.0) if pair.rows else None  # type: ignore[arg-type]
     parts = codec.encode(delta, old, new)
     norm, error, projection = _measure(codec, parts, delta, old, index)
     module = vector.write(key, codec, parts)

@@ -5,7 +5,6 @@ reads of a branch can meet two commits. One `HfApi` carries our name and version
 """
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dem_hub._version import __version__
 from dem_hub.errors import VectorNotFoundError
-from dem_hub.records import VectorSource
+from dem_hub.records import REPO_ID, VectorSource
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -31,7 +30,6 @@ SIDE_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
-_REPO_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
         if not folder.is_dir():
             raise VectorNotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
         return Resolved(source, folder, None)
-    if not _REPO_ID.fullmatch(source.repo_id):
+    if not REPO_ID.fullmatch(source.repo_id):
         raise VectorNotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     try:

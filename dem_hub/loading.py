@@ -105,21 +105,37 @@ def _from_merge(
     auto_class: "type[_BaseAutoModelClass] | None", recipe: DEMConfig, base: Base, merge: Merge, kwargs: dict[str, Any]
 ) -> tuple[PreTrainedModel, dict[str, Any] | None, DEMConfig]:
     """Hand the lazy state dict to transformers' loader; returns the model, its loading info if asked for, and the recipe as loaded."""
-    kwargs.pop("config", None)  # the recipe's, when an Auto class has read it already
+    _refuse_other_weights(kwargs)
     trust_remote_code = bool(kwargs.pop("trust_remote_code", False))  # the caller's word; a file's would not count
     dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-    model_kwargs = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
-    config, unused = AutoConfig.from_pretrained(base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs)
+    quantization = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
+    config, unused = kwargs.pop("config", None), kwargs
+    if config is None or config.model_type == "dem":  # the recipe's own, where an Auto class has read it already
+        config, unused = AutoConfig.from_pretrained(
+            base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs
+        )
     if merge.vocabulary is not None:
         config.get_text_config().vocab_size = merge.vocabulary
     target = _resolve_dtype(dtype, recipe, config, merge)
     if "generation_config" not in unused and (base.folder / "generation_config.json").is_file():
         unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
     chosen = model_class(config, trust_remote_code) if auto_class is None else auto_class._model_mapping[type(config)]
-    loaded = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **model_kwargs, **unused)
+    loaded = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused)
     model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
     model.name_or_path = model.config.name_or_path = base.source.repo_id
     return model, loading_info, replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ()))
+
+
+def _refuse_other_weights(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that name weights other than the base's own safetensors, which vectors were not taken from."""
+    for name in ("variant", "gguf_file", "state_dict"):
+        if kwargs.get(name) is not None:
+            raise ConfigError(
+                f"{name} is {kwargs[name]!r}; vectors are added to the base's model.safetensors only. Save those weights as a folder of "
+                "their own and name it as the base."
+            )
+    if kwargs.get("use_safetensors") is False:
+        raise ConfigError("use_safetensors is False; pickled weights can run code and are never read. Leave it out.")
 
 
 def _resolve_dtype(dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:

@@ -2,14 +2,15 @@
 
     merged[name] = round(base[name] + sum_i coefficient[i] * delta_i[name])
 
-The sum is made in float32 on the device asked for (in float64 where the target is float32, so that one rounding is all the error
-there is), in blocks of rows, and rounded once. Vectors are summed in the order of their contents' hashes, whatever order they were
-named in. Whole models added one after the other, as the usual scripts do, round as often as there are models.
+The sum is made in float64 on the device asked for, in blocks of rows, and rounded once, so that this rounding is all the error there
+is; in float32, where a delta nearly cancels a weight, what is left would be the error of the sum. Vectors are summed in the order of
+their contents' hashes, whatever order they were named in. Whole models added one after the other, as the usual scripts do, round as
+often as there are models.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,8 @@ from dem_hub.rounding import round_to
 from dem_hub.vector import DistributionVector
 
 BLOCK = 1 << 21  # elements summed at a time on the CPU
-DEVICE_BLOCK = 1 << 26  # on an accelerator
+DELTA_ERROR = 2.0**-22  # relative; the bits that a float32 delta lacks, which rounding to 16 bits puts right
+DEVICE_BLOCK = 1 << 24  # on an accelerator
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Merge:
     terms: tuple[Term, ...]
     rounding: Rounding = "stochastic"
     seed: int = 0
+    twins: Mapping[str, str] = field(default_factory=dict)  # see `Base.twins`; they round alike, and so stay tied
 
     @classmethod
     def of(
@@ -71,7 +74,7 @@ class Merge:
             deltas = vector.deltas(base, allow_base_mismatch=allow_base_mismatch)
             terms.append(Term(vector.name, vector.sha256, float(coefficient), deltas))
         terms.sort(key=lambda term: (term.sha256, term.name))
-        merge = cls(base.checkpoint, tuple(terms), rounding, seed)
+        merge = cls(base.checkpoint, tuple(terms), rounding, seed, base.twins if terms else {})
         merge._check_replacements()
         return merge
 
@@ -117,12 +120,11 @@ class Merge:
         """The same as consecutive blocks of rows, for writing without holding it whole."""
         info, active = self.base[name], self.active(name)
         target = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
-        if not active or active[0][1].replacement is not None:
-            source = self.base.lazy(name) if not active else active[0][1].replacement
-            part = source[index if index else ...]  # type: ignore[index]
-            if not is_finite(part):
-                raise self._not_finite(name, part)
-            yield part.to(device=device, dtype=target)
+        replacement = next((stored.replacement for _, stored in active if stored.replacement is not None), None)
+        if replacement is not None or not active:
+            source = self.base.lazy(name) if replacement is None else replacement
+            part = source[index if index else ...]
+            yield self._checked(name, part, part.to(device=device, dtype=target))
             return
         rows = info.shape[0] if info.shape else 1
         known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:]) if index else index
@@ -130,22 +132,24 @@ class Merge:
             yield self._block(name, active, block, device, target)
         if index and index[0].stop > rows:
             new = (slice(max(index[0].start, rows) - rows, index[0].stop - rows), *index[1:])
-            yield self._new_rows(name, active, new).to(device=device, dtype=target)
+            added = self._new_rows(name, active, new)
+            yield self._checked(name, added, added.to(device=device, dtype=target))
 
     def _block(self, name: str, active: list[tuple[float, StoredDelta]], index: Index, device: torch.device, target: torch.dtype) -> Tensor:
         """Sum and round one block."""
         part = self.base.read(name, index)
-        wide = torch.float64 if target in (torch.float32, torch.float64) else torch.float32
+        wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         total = part.to(device=device, dtype=wide, copy=True)
         summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(part, index)]
         add_deltas(total, summands)
         if total.numel():
             low, high = torch.aminmax(total)
-            if not max(-low, high) <= torch.finfo(target).max:  # also where it is NaN
+            largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
+            if not max(-low, high) <= largest:  # also where it is NaN
                 raise self._not_finite(name, part)
         if self.rounding == "nearest":
             return total.to(target)
-        return round_to(total, target, self.seed, name, index, self.base[name].shape)
+        return round_to(total, target, self.seed, self.twins.get(name, name), index, self.base[name].shape)
 
     def _new_rows(self, name: str, active: list[tuple[float, StoredDelta]], index: Index) -> Tensor:
         """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
@@ -163,13 +167,18 @@ class Merge:
             raise CoefficientError(f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one.")
         return total / weight.reshape(-1, *(1 for _ in index[1:]))
 
-    def _not_finite(self, name: str, base: Tensor) -> CheckpointError:
-        if not is_finite(base):
-            return CheckpointError(f"'{name}' of '{self.base.path}' has NaN or inf in it. Use a base that did not diverge.")
-        terms = ", ".join(f"{term.coefficient} * '{term.name}'" for term in self.terms if name in term.deltas)
-        return CheckpointError(
-            f"'{name}' is not finite, or beyond the range of the target dtype, after adding {terms}. Use smaller coefficients or a wider dtype."
-        )
+    def _checked(self, name: str, source: Tensor, values: Tensor) -> Tensor:
+        """The values, once it is known that they are finite."""
+        if not is_finite(values):
+            raise self._not_finite(name, source)
+        return values
+
+    def _not_finite(self, name: str, source: Tensor) -> CheckpointError:
+        terms = "".join(f" + {term.coefficient} * '{term.name}'" for term in self.terms if term.coefficient != 0 and name in term.deltas)
+        where = f"'{name}' of '{self.base.path}'{terms}"
+        if not is_finite(source):
+            return CheckpointError(f"{where} has NaN or inf in it. Use a base and vectors that did not diverge.")
+        return CheckpointError(f"{where} is not finite, or beyond the range of the target dtype. Use smaller coefficients or a wider dtype.")
 
     def _check_replacements(self) -> None:
         faults = []

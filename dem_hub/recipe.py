@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
@@ -54,7 +55,8 @@ def open_base_and_vectors(
         vector = DistributionVector.from_pretrained(VectorSource.parse(name), **vars(options))
         codec = vector.config.codec if vector.config is not None else "lora"
         source = vector.source
-        records.append(VectorRecord(source.repo_id, coefficient, vector.commit, source.subfolder, vector.sha256, codec))
+        place = source.repo_id if vector.commit else str(Path(source.repo_id).resolve())  # the caller may change directory
+        records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, codec))
         members.append(vector)
     architectures = tuple(read_config(opened.folder).get("architectures") or ())
     return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, tuple(members))

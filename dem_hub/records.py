@@ -17,6 +17,7 @@ from dem_hub.errors import ConfigError
 FORMAT_VERSION = 1
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+REPO_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _Record = TypeVar("_Record")
 
 
@@ -63,7 +64,7 @@ class VectorSource:
     @property
     def is_local(self) -> bool:
         """Whether this names a folder of this machine rather than a repository of the Hub."""
-        return Path(self.repo_id).is_dir()
+        return bool(self.repo_id) and Path(self.repo_id).is_dir()
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,9 @@ class AttachedRecipe:
     def _check_in_place(self) -> None:
         remedy = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."
         if getattr(self._model, "hf_quantizer", None) is not None:
+            method = self._model.hf_quantizer.quantization_config.quant_method
             raise CoefficientError(
-                f"This model is quantised ({self._model.hf_quantizer.quantization_config.quant_method}); its weights in memory are rounded "
+                f"This model is quantised ({getattr(method, 'value', method)}); its weights in memory are rounded "
                 f"and cannot be merged again in place. {remedy}"
             )
         for name, parameter in self._model.named_parameters():
@@ -113,7 +114,7 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     direct = memory_names(model, merge.base)
     wanted = set(names)
-    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor"):
+    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor", delay=1):
         place = places[direct[name]]
         place.copy_(merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype))
     for target, values in _converted(model, merge, wanted - set(direct), places):

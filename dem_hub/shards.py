@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class TensorWriter:
     def __init__(self, folder: Path, stem: str = "model", max_shard_size: int | str = "5GB") -> None:
         """Start writing into a folder that exists."""
         self._folder, self._stem, self._limit = folder, stem, parse_size(max_shard_size)
-        self._spool: BinaryIO | None = None
         self._header: dict[str, Any] = {}
+        self._position = 0
         self._shards: list[list[str]] = []
         self._total = 0
 
@@ -66,22 +66,21 @@ class TensorWriter:
     def write_blocks(self, name: str, dtype: str, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> None:
         """Append one tensor that comes as consecutive blocks of rows."""
         size = DTYPES[dtype].itemsize * count_elements(shape)
-        if self._spool is not None and self._position + size > self._limit:
+        if self._header and self._position + size > self._limit:
             self._close_shard()
-        if self._spool is None:
-            self._spool, self._position = self._spool_path.open("wb"), 0
         start = self._position
-        for block in blocks:
-            data = block.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-            self._spool.write(memoryview(data.numpy()))
-            self._position += data.numel()
+        with self._spool_path.open("ab" if self._header else "wb") as spool:  # nothing stays open when a block fails
+            for block in blocks:
+                data = block.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+                spool.write(memoryview(data.numpy()))
+                self._position += data.numel()
         if self._position - start != size:
             raise AssertionError(f"{name}: {self._position - start} bytes for {shape} of {dtype}")
         self._header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self._position]}
 
     def close(self) -> list[Path]:
         """Finish: give the files their names and write the index. Returns the files, the index included."""
-        if self._spool is not None:
+        if self._header:
             self._close_shard()
         count = len(self._shards)
         if count <= 1:
@@ -106,15 +105,13 @@ class TensorWriter:
         return self._folder / f".{self._stem}.{number}.part"
 
     def _close_shard(self) -> None:
-        assert self._spool is not None
-        self._spool.close()
         with self._part(len(self._shards)).open("wb") as file, self._spool_path.open("rb") as spool:
             file.write(encode_header(self._header))
             shutil.copyfileobj(spool, file, 1 << 22)
         self._spool_path.unlink()
         self._shards.append(list(self._header))
         self._total += self._position
-        self._spool, self._header = None, {}
+        self._header, self._position = {}, 0
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from dem_hub.checkpoint import Checkpoint, LazyTensor, digest, full_index, verif
 from dem_hub.codecs import CODECS, add_deltas, get_codec
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
 from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
-from dem_hub.errors import AdapterError, BaseMismatchError, refuse
+from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, refuse
 from dem_hub.extraction import SEPARATOR, VECTOR_STEM, extract
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
 from dem_hub.records import BaseRecord, VectorSource
@@ -147,12 +147,14 @@ class DistributionVector:
             return
         with atomic_folder(target) as folder:
             for name in self.file_names:
+                source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
                 try:
-                    os.link(self.folder / name, folder / name)
+                    os.link(source, folder / name)
                 except OSError:  # another file system, or one without links
-                    shutil.copyfile(self.folder / name, folder / name)
-            for stale in {VECTOR_CONFIG, ADAPTER_CONFIG, ADAPTER_WEIGHTS, f"{VECTOR_STEM}.safetensors"} - set(self.file_names):
-                (target / stale).unlink(missing_ok=True)
+                    shutil.copyfile(source, folder / name)
+            for path in [path for pattern in VECTOR_FILES for path in target.glob(pattern)]:
+                if path.name not in self.file_names:
+                    path.unlink()
 
     @property
     def name(self) -> str:
@@ -222,6 +224,9 @@ class DistributionVector:
             key, _, part = name.rpartition(SEPARATOR)
             parts.setdefault(key, {})[part] = rest.lazy(name)  # type: ignore[union-attr]
         deltas = {}
+        unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
+        if unknown:
+            raise CodecError(f"The vector '{self.name}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}.")
         for key, record in config.tensors.items():
             own = parts.get(key, {})
             rows = own.pop("rows", None)
@@ -229,6 +234,9 @@ class DistributionVector:
                 own = _factors(factors, record)
             components = (Component(CODECS[record.codec], own),) if own else ()
             deltas[key] = StoredDelta(components, rows)
+        lost = [f"'{key}'" for key, stored in sorted(deltas.items()) if stored == StoredDelta()]
+        if lost:
+            refuse(CheckpointError, f"The files of the vector '{self.name}' lack tensors that its config names.", lost, "Fetch it again.")
         return deltas
 
     def _open(self, name: str) -> Checkpoint | None:

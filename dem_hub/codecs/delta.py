@@ -14,14 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Delta:
-    """delta = left @ right + dense.
+    """delta = left @ right + dense + rest.
 
-    `left` is (R, K) and `right` (K, C), for matrices only; `dense` has the shape of the slice that was asked for. Any float dtype.
+    `left` is (R, K) and `right` (K, C), for matrices only; `dense` has the shape of the slice that was asked for, and so has `rest`,
+    what was below the precision of `dense` and is added after it. Any float dtype.
     """
 
     left: Tensor | None = None
     right: Tensor | None = None
     dense: Tensor | None = None
+    rest: Tensor | None = None
 
 
 def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
@@ -55,15 +57,17 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
         right = torch.cat([delta.right.to(**like) for _, delta in factors])  # type: ignore[union-attr]
         total.addmm_(left, right)
     for coefficient, delta in deltas:
-        if delta.dense is not None:
-            total.add_(delta.dense.to(device=total.device), alpha=coefficient)
+        for part in (delta.dense, delta.rest):
+            if part is not None:
+                total.add_(part.to(device=total.device), alpha=coefficient)
     return total
 
 
 def inner(first: Delta, second: Delta) -> float:
     """<first, second>, the sum of the products of their elements, from the factors as they are.
 
-    <L1 R1, L2 R2> = sum((L1^T L2) * (R1 R2^T)), and <D, L R> = sum((D R^T) * L): no factored delta is multiplied out.
+    <L1 R1, L2 R2> = sum((L1^T L2) * (R1 R2^T)), and <D, L R> = sum((D R^T) * L): no factored delta is multiplied out. `rest` is too
+    small to show.
     """
     total = 0.0
     if first.left is not None and second.left is not None and first.right is not None and second.right is not None:

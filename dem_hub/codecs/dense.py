@@ -42,27 +42,27 @@ class Dense:
     @staticmethod
     def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
         """The slice `index` of the delta; `base` is not needed."""
-        dense = parts["dense"][index if index else ...]
+        dense, rest = parts["dense"][index if index else ...], None
         if "index" in parts:
-            dense = dense.double()
+            rest = torch.zeros_like(dense)
             shape = tuple(parts["dense"].get_shape())
             places = torch.stack(torch.unravel_index(parts["index"][...], shape), dim=1)  # (elements, dimensions)
             starts = torch.tensor([part.start for part in index])
             inside = ((places >= starts) & (places < torch.tensor([part.stop for part in index]))).all(dim=1)
             local = tuple((places[inside] - starts).unbind(dim=1))
-            dense[local] += parts["remainder"][...][inside].double()
-        return Delta(dense=dense)
+            rest[local] = parts["remainder"][...][inside]
+        return Delta(dense=dense, rest=rest)
 
 
 def _remainder(delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-    """What float32 could not hold of finetuned - base, where base + delta would not be the fine-tune."""
+    """What is left to add where base + delta is not the fine-tune: the bits of finetuned - base that float32 could not hold."""
     places, values = [], []
     row = delta[0].numel() if delta.ndim else 1
     for block in row_blocks(full_index(delta.shape), _BLOCK):
         low, high, difference = base[block], finetuned[block], delta[block]
         flat = (low.float() + difference != high.float()).reshape(-1).nonzero()[:, 0]
         if len(flat):
-            exact = high.reshape(-1)[flat].double() - low.reshape(-1)[flat].double()
+            reached = low.reshape(-1)[flat].double() + difference.reshape(-1)[flat].double()
             places.append(flat.cpu() + (block[0].start * row if block else 0))
-            values.append((exact - difference.reshape(-1)[flat].double()).float().cpu())
+            values.append((high.reshape(-1)[flat].double() - reached).float().cpu())
     return {"index": torch.cat(places), "remainder": torch.cat(values)} if places else {}

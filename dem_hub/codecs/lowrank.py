@@ -119,7 +119,9 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
         held = squares.cumsum(0)
         rank = min(int((held < energy * held[-1]).sum()) + 1, len(squares))
     values, vectors = squares[:rank].sqrt(), vectors[:, :rank]
-    left = matrix @ (vectors / values.clamp(min=torch.finfo(torch.float64).tiny)).float()
+    # What the squares cannot tell from 0 is 0: of a matrix of lower rank, the other directions are nothing, not noise divided by noise.
+    values = torch.where(values > values[:1] * torch.finfo(torch.float64).eps ** 0.5, values, 0.0)
+    left = matrix @ torch.where(values > 0, vectors / values, 0.0).float()
     return left, values.float(), vectors.T.float()
 
 

@@ -49,7 +49,10 @@ def read_texts(path: str | Path) -> list[str]:
         `ConfigError`: a line that is not JSON or has no `text`, or an empty file; names the line.
     """
     file = Path(path)
-    content = file.read_text("utf-8")
+    try:
+        content = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 ({error}). Convert it.") from error
     if file.suffix != ".jsonl":
         texts = [content]
     else:
@@ -57,7 +60,7 @@ def read_texts(path: str | Path) -> list[str]:
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
                 try:
-                    texts.append(json.loads(line)["text"])
+                    texts.append("" + json.loads(line)["text"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise ConfigError(f'{file}, line {number}: not a JSON object with a "text" ({error!r}).') from error
     texts = [text for text in texts if text.strip()]
@@ -68,6 +71,7 @@ def read_texts(path: str | Path) -> list[str]:
 
 def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
     """Token ids of each text, cut into windows of at most `max_length`; windows of a single token predict nothing and are left out."""
+    _at_least(2, "max_length", max_length)
     windows = []
     for ids in tokenizer(list(texts), add_special_tokens=True)["input_ids"]:
         windows += [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
@@ -97,6 +101,7 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Sequence[int]], batch
 
     ```
     """
+    _at_least(1, "batch_size", batch_size)
     if not windows:
         raise ConfigError("There is nothing to score: every text is shorter than two tokens.")
     total, tokens = 0.0, 0
@@ -120,6 +125,11 @@ def evaluate(model: "PreTrainedModel", datasets: Mapping[str, Sequence[Sequence[
 def mean_loss(scores: Mapping[str, Likelihood]) -> float:
     """The objective: the mean over distributions of the mean loss of a token, that is the mean log-perplexity."""
     return sum(score.loss for score in scores.values()) / len(scores)
+
+
+def _at_least(least: int, name: str, value: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be {least} or more.")
 
 
 def _batches(windows: Sequence[Sequence[int]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,4 +161,5 @@ def as_windows(tokenizer: Callable[[], Any], data: Any, max_length: int = MAX_LE
         rows = [row[column] for row in rows]
     if rows and isinstance(rows[0], str):
         return tokenize(tokenizer(), rows, max_length)
+    _at_least(2, "max_length", max_length)
     return [list(row)[start : start + max_length] for row in rows for start in range(0, len(row), max_length) if len(row) - start > 1]

@@ -79,7 +79,7 @@ def search_coefficients(
         [`SearchResult`]: `result.config` is the recipe.
 
     Raises:
-        `ConfigError`: no vectors or no data. `MissingDependencyError`: Optuna is not installed.
+        `ConfigError`: no vectors, no data or no trials. `MissingDependencyError`: Optuna is not installed.
 
     Source: section 2 of the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss; the sampler is Optuna's.
     """
@@ -89,6 +89,8 @@ def search_coefficients(
 
     if not vectors or not eval_datasets:
         raise ConfigError(f"A search needs vectors and eval_datasets; it was given {len(vectors)} and {len(eval_datasets)}.")
+    if n_trials < 1:
+        raise ConfigError(f"n_trials is {n_trials}; it must be 1 or more.")
     source = VectorSource.parse(base)
     names = [VectorSource.parse(vector) for vector in vectors]
     model = DEMModel.from_pretrained(
