@@ -1,0 +1,39 @@
+"""Norms and cosines against flattened float64 vectors."""
+
+import pytest
+import torch
+from models import Zoo, adapter_deltas, load_tensors, read_deltas
+
+from dem_hub import DistributionVector, VectorSource
+from dem_hub.base import Base
+from dem_hub.comparison import compare
+from dem_hub.hub import MODEL_FILES, resolve
+
+KINDS = ["dense", "short", "lowrank", "lossy", "adapter"]
+
+
+@pytest.mark.parametrize("family", ["llama-untied", "gpt2"])
+def test_compare(zoo: Zoo, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dem_hub.comparison._BLOCK", 500)  # several blocks a tensor
+    base = zoo.models(family, "float32").base
+    folders = [zoo.adapter(family) if kind == "adapter" else zoo.vector(family, "float32", kind) for kind in KINDS]
+    found = compare([DistributionVector.from_pretrained(folder) for folder in folders], Base(resolve(VectorSource(str(base)), MODEL_FILES)))
+    tensors = load_tensors(base)
+    deltas = [adapter_deltas(folder, tensors, 2.0) if folder.name == "adapter" else read_deltas(folder) for folder in folders]
+    flat = torch.stack(
+        [torch.cat([delta.get(name, torch.zeros_like(tensors[name])).double().flatten() for name in tensors]) for delta in deltas]
+    )
+    norms = flat.norm(dim=1)
+    torch.testing.assert_close(torch.tensor(found.norms, dtype=torch.float64), norms, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(found.cosines, dtype=torch.float64), flat @ flat.T / norms / norms[:, None], rtol=0, atol=1e-6)
+    assert found.names == tuple(map(str, folders))
+
+
+def test_a_zero_vector_has_no_direction(zoo: Zoo) -> None:
+    models = zoo.models("llama-tied")
+    zero = DistributionVector.extract(models.base, models.base)
+    other = DistributionVector.from_pretrained(zoo.vector("llama-tied"))
+    found = compare([zero, other], Base(resolve(VectorSource(str(models.base)), MODEL_FILES)))
+    assert found.norms[0] == 0
+    assert found.cosines[0] == (0.0, 0.0)
+    assert found.cosines[1][1] == pytest.approx(1)

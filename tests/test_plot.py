@@ -1,0 +1,20 @@
+"""The picture exists, in the format its name says."""
+
+from pathlib import Path
+
+import pytest
+
+from dem_hub.plot import plot_perplexities
+
+TABLE = {"base": {"maths": 12.0, "chat": 20.5}, "DEM": {"maths": 9.1, "chat": 14.2}}
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml")])
+def test_plot(tmp_path: Path, name: str, start: bytes) -> None:
+    path = plot_perplexities(TABLE, tmp_path / name, "perplexity")
+    assert path == tmp_path / name
+    assert path.read_bytes().startswith(start)
+
+
+def test_one_distribution(tmp_path: Path) -> None:
+    assert plot_perplexities({"base": {"maths": 12.0}}, tmp_path / "a.png", "perplexity").stat().st_size > 1000

@@ -1,0 +1,178 @@
+"""Stochastic rounding: unbiased, always to a neighbour, and drawn by place, so that a slice rounds as the whole does."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import neighbours
+from torch import Tensor
+
+from dem_hub import rounding
+from dem_hub.checkpoint import Index, full_index, index_shape
+from dem_hub.rounding import random_bits, round_to
+
+HALVES = [torch.bfloat16, torch.float16]
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+
+
+def rounded(values: Tensor, dtype: torch.dtype, seed: int = 0, name: str = "weight") -> Tensor:
+    shape = tuple(values.shape)
+    return round_to(values.clone(), dtype, seed, name, full_index(shape), shape)
+
+
+def floats(shape: tuple[int, ...], scale: float = 0.05) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale
+
+
+@each_half
+@pytest.mark.parametrize("between", [0.01, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("start", [1.0, -1.0, 0.03125, -1000.0, 6e-5], ids=str)
+def test_unbiased(dtype: torch.dtype, between: float, start: float) -> None:
+    count = 400_000
+    low = torch.tensor(start).to(dtype).double()
+    step = float(neighbours(low * (1 + 1e-9), dtype)[1 if start > 0 else 0].double() - low)
+    values = (low + between * step).float().expand(1000, count // 1000)
+    away = float((rounded(values, dtype).double() != low).double().mean())
+    # five standard deviations of a mean, and the values that the margin leaves out on fp16's 13 bits
+    assert abs(away - between) < 5 * math.sqrt(between * (1 - between) / count) + rounding.MARGIN * 2**-13
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_unbiased_in_subnormal_float16(sign: int) -> None:
+    values = torch.full((400, 1000), sign * 3.25 * 2.0**-24)
+    result = rounded(values, torch.float16).double() * 2.0**24 * sign
+    assert set(result.unique().tolist()) == {3.0, 4.0}
+    assert abs(float(result.mean()) - 3.25) < 0.005
+
+
+@pytest.mark.parametrize("value", [2.0**-26, -(2.0**-26), 1e-30, -1e-38], ids=str)
+def test_below_the_smallest_float16(value: float) -> None:
+    result = rounded(torch.full((100, 1000), value), torch.float16).double()
+    assert set(result.abs().unique().tolist()) <= {0.0, 2.0**-24}
+    # 1e-30 is below what 13 random bits can tell from 0, which is what it becomes; a quarter of a step comes out in the mean
+    assert abs(float(result.mean()) - (value if abs(value) > 1e-20 else 0)) < 0.01 * 2**-24
+
+
+PARTS = {
+    "rows": ((33, 47), (slice(5, 20), slice(0, 47))),
+    "columns": ((33, 47), (slice(0, 33), slice(8, 30))),
+    "odd start": ((33, 47), (slice(3, 4), slice(7, 30))),
+    "odd to odd": ((33, 47), (slice(0, 33), slice(11, 46))),
+    "one element": ((33, 47), (slice(32, 33), slice(45, 46))),
+    "line": ((1001,), (slice(333, 1000),)),
+    "cube": ((3, 7, 11), (slice(1, 3), slice(2, 5), slice(3, 11))),
+    "four": ((2, 3, 4, 5), (slice(1, 2), slice(0, 3), slice(2, 4), slice(1, 4))),
+    "nothing": ((33, 47), (slice(4, 4), slice(0, 47))),
+    "wide": ((2, 70_001), (slice(1, 2), slice(40_001, 69_999))),
+}
+
+
+@each_half
+@pytest.mark.parametrize(("shape", "index"), PARTS.values(), ids=PARTS)
+def test_a_slice_rounds_as_the_whole(dtype: torch.dtype, shape: tuple[int, ...], index: Index) -> None:
+    values = floats(shape)
+    part = round_to(values[index].clone(), dtype, 0, "weight", index, shape)
+    assert part.shape == index_shape(index)
+    assert torch.equal(part, rounded(values, dtype)[index])
+
+
+@each_half
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (1,), (1, 1), (5, 1), (1, 5), (3, 0, 2)], ids=str)
+def test_odd_shapes(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    result = rounded(torch.ones(shape), dtype)
+    assert torch.equal(result, torch.ones(shape, dtype=dtype))
+
+
+@each_half
+def test_blocks_make_no_difference(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = floats((37, 101))
+    whole = rounded(values, dtype)
+    monkeypatch.setattr(rounding, "BLOCK", 24)
+    assert torch.equal(rounded(values, dtype), whole)
+
+
+@each_half
+def test_seed_and_name_count(dtype: torch.dtype) -> None:
+    values = floats((50, 50))
+    results = [rounded(values, dtype), rounded(values, dtype, seed=1), rounded(values, dtype, name="other")]
+    assert torch.equal(results[0], rounded(values, dtype))
+    assert all(not torch.equal(results[i], results[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+@each_half
+def test_every_value_of_the_target_stays(dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    every = every[every.isfinite()]
+    assert torch.equal(rounded(every.float(), dtype), every)
+
+
+@each_half
+@pytest.mark.parametrize("ulps", [-2, -1, 1, 2])
+def test_a_sum_that_missed_a_value_by_two_ulps_is_that_value(dtype: torch.dtype, ulps: int) -> None:
+    values = floats((200, 200)).to(dtype)
+    missed = (values.float().view(torch.int32) + ulps).view(torch.float32)
+    assert torch.equal(rounded(missed, dtype), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_wide_targets_are_rounded_to_nearest(dtype: torch.dtype) -> None:
+    values = floats((10, 10)).double()
+    assert torch.equal(rounded(values, dtype), values.to(dtype))
+
+
+def test_random_bits_are_frozen() -> None:
+    # The merged model of every recipe depends on them.
+    keys = rounding._row_keys(7, "model.embed_tokens.weight", torch.arange(2))
+    assert random_bits(keys, 0, 4).tolist() == [[13570, 11413, 36839, 38650], [30131, 34325, 19256, 29833]]
+
+
+def test_random_bits_are_uniform() -> None:
+    bits = random_bits(rounding._row_keys(0, "w", torch.arange(256)), 0, 1024)
+    counts = torch.bincount((bits >> 8).flatten(), minlength=256).double()
+    expected = bits.numel() / 256
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert 150 < chi_square < 380  # 255 degrees of freedom: 5 standard deviations are 113
+    for other in (bits.roll(1, 0), bits.roll(1, 1), bits.roll(2, 1)):
+        pair = torch.corrcoef(torch.stack([bits.flatten().double(), other.flatten().double()]))[0, 1]
+        assert abs(float(pair)) < 5 / math.sqrt(bits.numel())
+
+
+@each_half
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(values=st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=20), seed=st.integers(0, 2**40))
+def test_always_one_of_two_neighbours(dtype: torch.dtype, values: list[float], seed: int) -> None:
+    exact = torch.tensor(values, dtype=torch.float32)
+    result = rounded(exact, dtype, seed)
+    low, high = neighbours(exact.double(), dtype)
+    assert bool(((result == low) | (result == high)).all())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(bits=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=20))
+def test_any_float32_to_bfloat16(bits: list[int]) -> None:
+    exact = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    exact = exact[exact.abs() <= torch.finfo(torch.bfloat16).max]
+    result = rounded(exact, torch.bfloat16)
+    low, high = neighbours(exact.double(), torch.bfloat16)
+    assert bool(((result == low) | (result == high)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_neighbours_by_brute_force(dtype: torch.dtype) -> None:
+    """The reference itself: against all values of the 16-bit types, and torch's own for float32."""
+    values = torch.cat([floats((200,)).double(), torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 65504.0, 3e-8], dtype=torch.float64)])
+    low, high = neighbours(values, dtype)
+    if dtype == torch.float32:
+        near = values.float()
+        down, up = (torch.nextafter(near, torch.tensor(edge)) for edge in (-math.inf, math.inf))
+        expected_low = torch.where(near.double() <= values, near, down)
+        expected_high = torch.where(near.double() >= values, near, up)
+    else:
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        every = every[every.isfinite()].double().unique()
+        expected_low = every[torch.searchsorted(every, values, right=True) - 1].to(dtype)
+        expected_high = every[torch.searchsorted(every, values).clamp(max=len(every) - 1)].to(dtype)
+    assert torch.equal(low, expected_low)
+    assert torch.equal(high, expected_high)
