@@ -25,6 +25,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -76,9 +77,7 @@ def mergekit(python: str, base: Path, models: list[Path], coefficient: float) ->
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "recipe.yml").write_text(json.dumps(recipe))  # JSON is YAML
             command = [python, "-m", "mergekit.scripts.run_yaml", f"{folder}/recipe.yml", f"{folder}/merged"]
-            done = subprocess.run(
-                command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-            )
+            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
             if done.returncode != 0:
                 raise SystemExit(done.stderr)
             assert all(info.dtype == "BF16" for info in Checkpoint(f"{folder}/merged").values())
@@ -106,22 +105,46 @@ def peft(base: Path, adapters: list[Path], coefficient: float) -> Merges:
     yield "PEFT, cat, merged into bf16", [merge]
 
 
-def main() -> None:
-    """Merge, evaluate, and print a Markdown table."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line; folders by name, absolute."""
+
+    def named(text: str) -> tuple[str, Path]:
+        name, _, path = text.partition("=")
+        return name, Path(path).resolve()
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", type=Path, required=True, help="folder of the base, in bf16")
-    parser.add_argument("--finetuned", action="append", required=True, metavar="NAME=FOLDER", help="repeat")
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=FILE.jsonl", help="repeat")
+    parser.add_argument("--base", type=lambda text: Path(text).resolve(), required=True, help="folder of the base, in bf16")
+    parser.add_argument("--finetuned", action="append", type=named, required=True, metavar="NAME=FOLDER", help="repeat")
+    parser.add_argument("--data", action="append", type=named, required=True, metavar="NAME=FILE.jsonl", help="repeat")
     parser.add_argument("--tokens", type=int, default=2048, help="to evaluate of each file (default 2048)")
     parser.add_argument("--mergekit-python", help="Python of an environment that has mergekit")
-    arguments = parser.parse_args()
-    base: Path = arguments.base.resolve()
-    finetuned = {
-        name: Path(folder).resolve()
-        for name, _, folder in (text.partition("=") for text in arguments.finetuned)
-    }
-    data = {name: Path(file) for name, _, file in (text.partition("=") for text in arguments.data)}
-    windows = {name: read_windows(base, file, arguments.tokens) for name, file in data.items()}
+    return parser.parse_args()
+
+
+def print_rows(coefficient: float, merges: Merges, loss: Callable[[PreTrainedModel], float], base_loss: float) -> dict[str, float]:
+    """Print a row for each kind of merge, the float32 one first; returns the share of its gain that each keeps."""
+    kept: dict[str, float] = {}
+    full = base_loss
+    for label, runs in merges:
+        losses = [loss(run()) for run in runs]
+        mean = sum(losses) / len(losses)
+        full = mean if label == "float32" else full
+        shares = [(base_loss - value) / (base_loss - full) for value in losses]
+        kept[label] = sum(shares) / len(shares)
+        text = f"{kept[label]:.1%}"
+        if len(shares) > 1:
+            text += f" ({min(shares):.1%} to {max(shares):.1%})"
+        if full >= base_loss:
+            text = "no gain to keep"
+        print(f"| {coefficient:.3g} each | {label} | {mean:.4f} | {text} |", flush=True)
+    return kept
+
+
+def main() -> None:
+    """Merge, evaluate, and print a Markdown table."""
+    arguments = parse_arguments()
+    base, finetuned = arguments.base, dict(arguments.finetuned)
+    windows = {name: read_windows(base, file, arguments.tokens) for name, file in arguments.data}
     models = list(finetuned.values())
 
     def loss(model: PreTrainedModel) -> float:
@@ -131,9 +154,7 @@ def main() -> None:
     base_loss = loss(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
     kind = "LoRA adapters" if adapters else "full fine-tunes"
     tokens = sum(len(window) for part in windows.values() for window in part)
-    print(
-        f"{len(models)} {kind}, {len(data)} data files, {tokens} tokens; loss of the base {base_loss:.4f}.\n"
-    )
+    print(f"{len(models)} {kind}, {len(windows)} data files, {tokens} tokens; loss of the base {base_loss:.4f}.\n")
     print("| coefficients | merge | loss | gain kept |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         vectors = models
@@ -141,27 +162,15 @@ def main() -> None:
             vectors = [Path(folder, name) for name in finetuned]
             for path, target in zip(models, vectors, strict=True):
                 DistributionVector.extract(base, path, codec="dense", dtype="float32").save_pretrained(target)
-        kept: dict[tuple[float, str], float] = {}
+        kept = {}
         for coefficient in (0.1, 1 / len(models), 1.0):
-            merges = list(ours(base, vectors, coefficient))
+            others: Merges = iter(())
             if adapters:
-                merges += peft(base, models, coefficient)
+                others = peft(base, models, coefficient)
             elif arguments.mergekit_python:
-                merges += mergekit(arguments.mergekit_python, base, models, coefficient)
-            full = base_loss
-            for label, runs in merges:
-                losses = [loss(run()) for run in runs]
-                mean = sum(losses) / len(losses)
-                full = mean if label == "float32" else full
-                shares = [(base_loss - value) / (base_loss - full) for value in losses]
-                kept[coefficient, label] = sum(shares) / len(shares)
-                text = f"{kept[coefficient, label]:.1%}"
-                if len(shares) > 1:
-                    text += f" ({min(shares):.1%} to {max(shares):.1%})"
-                if full >= base_loss:
-                    text = "no gain to keep"
-                print(f"| {coefficient:.3g} each | {label} | {mean:.4f} | {text} |", flush=True)
-    if kept[0.1, "dem_hub, bf16, stochastic"] < BAR:
+                others = mergekit(arguments.mergekit_python, base, models, coefficient)
+            kept[coefficient] = print_rows(coefficient, chain(ours(base, vectors, coefficient), others), loss, base_loss)
+    if kept[0.1]["dem_hub, bf16, stochastic"] < BAR:
         raise SystemExit(f"stochastic rounding at 0.1 each keeps less than {BAR:.0%}")
 
 

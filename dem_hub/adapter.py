@@ -25,12 +25,12 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
-_HARMLESS = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out "
-    "inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config megatron_core "
-    "modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type "
-    "use_rslora velora_config".split()
-)
+_HARMLESS = frozenset([
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size",
+    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config",
+])  # fmt: skip
 _REASONS = {
     "use_dora": "DoRA rescales the base's weights themselves",
     "use_qalora": "QALoRA pools the input, which no change of a weight does",
@@ -72,7 +72,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             faults.append(f"{key} is {value!r}: " + _REASONS.get(key, "not known to leave the delta a plain sum of B @ A"))
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGED_BASE):
-        faults.append(f"init_lora_weights is '{start}', which changes the base: convert it (path_initial_model_for_weight_conversion in PEFT)")
+        faults.append(
+            f"init_lora_weights is '{start}', which changes the base: convert it (path_initial_model_for_weight_conversion in PEFT)"
+        )
     if faults:
         refuse(AdapterError, f"The adapter '{folder}' is not a plain sum of deltas.", faults, _EXTRACT_INSTEAD)
     return config
@@ -129,7 +131,7 @@ def _component(
     if set(pair) != {"A", "B"}:
         faults.append(f"'{module.name}' has only lora_{next(iter(pair))}")
         return None
-    if module.name in architecture.tied and not config.get("ensure_weight_tying"):
+    if _is_one_sided(module.name, architecture, config):
         faults.append(f"'{module.name}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor")
         return None
     shapes = pair["A"].get_shape(), pair["B"].get_shape()
@@ -141,11 +143,18 @@ def _component(
         left, right = Transposed(pair["A"]), Transposed(pair["B"])
     shape = (left.get_shape()[0], right.get_shape()[1])
     if shape != base[key].shape or left.get_shape()[1] != right.get_shape()[0]:
-        faults.append(f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {shapes[0]}, B {shapes[1]})")
+        faults.append(
+            f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {shapes[0]}, B {shapes[1]})"
+        )
         return None
     rank = shapes[0][0]
     alpha = _pattern(config.get("alpha_pattern") or {}, module.name, config.get("lora_alpha", 8))
     return Component(LowRank, {"left": left, "right": right}, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT changes one of two embeddings that are a single tensor on disk."""
+    return module in architecture.tied and not config.get("ensure_weight_tying")
 
 
 def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -177,12 +186,11 @@ def _add_whole(
         return
     if not grown and torch.equal(weights.read(name).to(base[key].torch_dtype), base.read(key)):
         return  # saved, but not trained
-    module = architecture.modules.get(key)
+    module = parameter.rpartition(".")[0]
     saved = config.get("modules_to_save") or []
-    if module is not None and module.name in architecture.tied and not config.get("ensure_weight_tying"):
-        if any(module.name == entry or module.name.endswith("." + entry) for entry in saved):
-            faults.append(f"'{module.name}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
-            return
+    if _is_one_sided(module, architecture, config) and any(f".{module}".endswith(f".{entry}") for entry in saved):
+        faults.append(f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
+        return
     values = weights.lazy(name)
     deltas[key] = StoredDelta((Component(Full, {"full": values}),), RowsFrom(values, rows[0]) if grown else None)
 

@@ -73,7 +73,7 @@ def refuse_quantised(folder: Path, role: str) -> None:
         )
 
 
-def model_class(config: "PretrainedConfig", trust_remote_code: bool = False) -> "type[PreTrainedModel]":
+def model_class(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> "type[PreTrainedModel]":
     """The concrete model class that a config names in `architectures`.
 
     Raises:
@@ -87,7 +87,7 @@ def model_class(config: "PretrainedConfig", trust_remote_code: bool = False) -> 
 
         reference = next((value for key, value in config.auto_map.items() if key.startswith("AutoModel")), None)
         if reference is not None:
-            return get_class_from_dynamic_module(reference, config.name_or_path)  # type: ignore[no-any-return]
+            return get_class_from_dynamic_module(reference, str(config.name_or_path))
     found = getattr(transformers, names[0], None) if names else None
     if found is None:
         raise CheckpointError(
@@ -97,7 +97,7 @@ def model_class(config: "PretrainedConfig", trust_remote_code: bool = False) -> 
     return found  # type: ignore[no-any-return]
 
 
-def describe(folder: Path, keys: Iterable[str], trust_remote_code: bool = False) -> Architecture:
+def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
     """Work out the architecture behind a checkpoint.
 
     Args:
@@ -112,7 +112,7 @@ def describe(folder: Path, keys: Iterable[str], trust_remote_code: bool = False)
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"), _silence():
-        model = model_class(config, trust_remote_code)(config)
+        model = model_class(config, trust_remote_code=trust_remote_code)(config)
     names = memory_names(model, keys)
     modules: dict[str, Module] = {}
     buffers = {name for name, _ in model.named_buffers()}
@@ -122,7 +122,7 @@ def describe(folder: Path, keys: Iterable[str], trust_remote_code: bool = False)
         kind = _kind(by_name.get(owner))
         if attribute == "weight" and kind is not None:
             modules[key] = Module(owner, kind)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}

@@ -32,9 +32,9 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 class LazyTensor(Protocol):
     """What can be sliced without being read whole: a safetensors slice, or something made to look like one."""
 
-    def get_shape(self) -> list[int]: ...  # noqa: D102
-    def get_dtype(self) -> str: ...  # noqa: D102
-    def __getitem__(self, index: Any, /) -> Tensor: ...  # noqa: D105
+    def get_shape(self) -> list[int]: ...
+    def get_dtype(self) -> str: ...
+    def __getitem__(self, index: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -186,16 +186,14 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     if unknown:
         refuse(CheckpointError, f"'{file}' has tensors of a dtype that cannot be merged.", unknown, f"Known: {', '.join(DTYPES)}.")
     return {
-        name: TensorInfo(
-            entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"])
-        )
+        name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"]))
         for name, entry in header.items()
     }
 
 
 def digest(file: str | os.PathLike[str]) -> str:
     """The sha256 of a file, 64 hex digits."""
-    with open(file, "rb") as stream:
+    with Path(file).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

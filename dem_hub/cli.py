@@ -179,7 +179,9 @@ def _info(options: argparse.Namespace) -> None:
     elif comparison is not None:
         print("\ncosines")
         rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(comparison.names, comparison.cosines, strict=True)]
-        _print_table(("", *(f"[{number}]" for number in range(1, len(rows) + 1))), [(f"[{n}] {row[0]}", *row[1:]) for n, row in enumerate(rows, 1)])
+        _print_table(
+            ("", *(f"[{number}]" for number in range(1, len(rows) + 1))), [(f"[{n}] {row[0]}", *row[1:]) for n, row in enumerate(rows, 1)]
+        )
 
 
 def _compare(vectors: "list[DistributionVector]", base: str | None) -> Any:
@@ -241,7 +243,9 @@ def _print_recipe(path: str, recipe: "DEMConfig") -> None:
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
-        print("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        )
 
 
 def _split(text: str) -> tuple[str, str]:

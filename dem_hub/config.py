@@ -33,7 +33,6 @@ Rounding = Literal["stochastic", "nearest"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 
-
 @dataclass(frozen=True)
 class TensorRecord:
     """How one tensor's delta is stored, and how true it is.
@@ -177,7 +176,9 @@ class DEMConfig:
         known = {_canonical(name): value for name, value in self.coefficients.items()}
         unknown = sorted(set(coefficients) - set(known))
         if unknown:
-            raise CoefficientError(f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, known))}.")
+            raise CoefficientError(
+                f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, known))}."
+            )
         vectors = zip(known, self.vectors, strict=True)
         return replace(self, vectors=tuple(replace(v, coefficient=coefficients.get(name, v.coefficient)) for name, v in vectors))
 
@@ -226,7 +227,7 @@ class DEMConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        name_or_path: str | os.PathLike[str] | VectorSource,
         *,
         revision: str | None = None,
         subfolder: str = "",
@@ -238,7 +239,7 @@ class DEMConfig:
         """Read a recipe from a folder or the Hub.
 
         Args:
-            name_or_path (`str` or `os.PathLike`): a Hub id, or the folder of a recipe or of a merged model.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): a Hub id, or the folder of a recipe or of a merged model.
             revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
 
         Raises:

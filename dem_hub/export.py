@@ -24,7 +24,9 @@ from dem_hub.shards import TensorWriter
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_shard_size: int | str = "5GB", allow_base_mismatch: bool = False) -> None:
+def export(
+    opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_shard_size: int | str = "5GB", allow_base_mismatch: bool = False
+) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
 
     Args:

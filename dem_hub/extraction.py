@@ -8,7 +8,7 @@ Everything that does not fit is found from the headers and reported in one error
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
 from dem_hub.architecture import Architecture, Module, read_config, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import CODES, Checkpoint, Index, digest, full_index, is_finite, row_blocks
+from dem_hub.checkpoint import CODES, Checkpoint, Index, TensorInfo, digest, full_index, is_finite, row_blocks
 from dem_hub.codecs import Codec, to_dense
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.lowrank import LowRank
@@ -136,11 +136,11 @@ class _Writer:
         self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(".safetensors"), 1 << 62)
         self._ranks: dict[str, int] = {}
 
-    def codec_for(self, key: str, shape: tuple[int, ...], floating: bool) -> Codec:
+    def codec_for(self, key: str, info: TensorInfo) -> Codec:
         """The codec of one tensor: the user's where it can, else dense; buffers and integers are replaced."""
-        if not floating or (self.architecture is not None and key in self.architecture.buffers):
+        if not info.torch_dtype.is_floating_point or (self.architecture is not None and key in self.architecture.buffers):
             return Replace()
-        return Dense() if isinstance(self.codec, LowRank) and len(shape) != 2 else self.codec
+        return Dense() if isinstance(self.codec, LowRank) and len(info.shape) != 2 else self.codec
 
     def write(self, key: str, codec: Codec, parts: Mapping[str, Tensor]) -> Module | None:
         """Write the parts; returns the module that they are the LoRA of, if there is one."""
@@ -183,22 +183,24 @@ def _extract_tensor(vector: _Writer, pair: _Pair, base: Base, finetuned: Checkpo
         rows = finetuned.read(pair.finetuned_key, (slice(info.shape[0], None), *index[1:]))
         _check_finite(rows, finetuned.path, pair.finetuned_key)
         vector.write_rows(key, rows)
-    codec = vector.codec_for(key, info.shape, info.torch_dtype.is_floating_point)
-    record = {"shape": info.shape, "dtype": info.dtype, "codec": codec.name, "base": base.digests[key], "rows": pair.rows}
+    codec = vector.codec_for(key, info)
+    record = TensorRecord(
+        info.shape, info.dtype, codec.name, norm=0.0, relative_error=0.0, projection=1.0, base=base.digests[key], rows=pair.rows
+    )
     if codec.name == Replace.name:  # integers: float32 does not tell all of them apart
         if bool((new == old).all()):
             return None
         vector.write(key, codec, {"replace": new})
-        return TensorRecord(**record, norm=0.0, relative_error=0.0, projection=1.0)  # type: ignore[arg-type]
+        return record
     delta = new.to(torch.float32, copy=True).sub_(old)
     delta.clamp_(-_LARGEST, _LARGEST)  # between bf16's own extremes it overflows
     if not delta.any():
-        return TensorRecord(**record, norm=0.0, relative_error=0.0, projection=1.0) if pair.rows else None  # type: ignore[arg-type]
+        return record if pair.rows else None
     parts = codec.encode(delta, old, new)
     norm, error, projection = _measure(codec, parts, delta, old, index)
+    record = replace(record, norm=norm, relative_error=error, projection=projection)
     module = vector.write(key, codec, parts)
-    lora = {"module": module.name, "transposed": module.transposed} if module is not None else {}
-    return TensorRecord(**record, **lora, norm=norm, relative_error=error, projection=projection)  # type: ignore[arg-type]
+    return record if module is None else replace(record, module=module.name, transposed=module.transposed)
 
 
 def _measure(codec: Codec, parts: Mapping[str, Any], delta: Tensor, base: Tensor, index: Index) -> tuple[float, float, float]:
@@ -208,7 +210,7 @@ def _measure(codec: Codec, parts: Mapping[str, Any], delta: Tensor, base: Tensor
     for block in row_blocks(index, _BLOCK):
         part = base[block if block else ...]
         true = delta[block if block else ...]
-        decoded = to_dense(codec.decode(lazy, part, block), part).double()  # type: ignore[arg-type]
+        decoded = to_dense(codec.decode(lazy, part, block), part).double()
         products += float((decoded * true).sum())
         errors += float(decoded.sub_(true).square_().sum())
         squares += float(true.double().square_().sum())

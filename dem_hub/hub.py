@@ -88,7 +88,7 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
             hub_api().snapshot_download(
                 source.repo_id,
                 revision=source.revision,
-                cache_dir=options.cache_dir,
+                cache_dir=options.cache_dir if options.cache_dir is None else Path(options.cache_dir),
                 token=options.token,
                 local_files_only=options.local_files_only,
                 force_download=options.force_download,

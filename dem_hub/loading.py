@@ -8,6 +8,7 @@ were a sum. There is no wrapper: `model.dem` remembers the recipe.
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,17 @@ from dem_hub.errors import ConfigError
 from dem_hub.hub import HubOptions
 from dem_hub.merging import Merge, lazy_state_dict
 from dem_hub.recipe import open_base_and_vectors, open_recipe
-from dem_hub.records import VectorSource
+from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.remerging import AttachedRecipe
 
 if TYPE_CHECKING:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    class MergedModel(PreTrainedModel):
+        """To a type checker only: a model of the base's own class, with its recipe on it."""
+
+        dem: AttachedRecipe
+
 
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
@@ -40,12 +47,12 @@ class DEMModel:
         cls,
         name_or_path: str | os.PathLike[str],
         *,
-        vectors: Mapping[str | VectorSource, float] | None = None,
+        vectors: VectorCoefficients | None = None,
         rounding: Rounding | None = None,
         rounding_seed: int | None = None,
         allow_base_mismatch: bool = False,
         **kwargs: Any,
-    ) -> PreTrainedModel:
+    ) -> "MergedModel":
         """Load base + sum of coefficient * vector, or a recipe.
 
         Args:
@@ -74,17 +81,18 @@ class DEMModel:
         ```
         """
         changes = {"rounding": rounding, "rounding_seed": rounding_seed}
-        return load(None, name_or_path, vectors, changes, allow_base_mismatch, kwargs)
+        return load(None, name_or_path, kwargs, vectors, changes, allow_base_mismatch=allow_base_mismatch)
 
 
 def load(
     auto_class: "type[_BaseAutoModelClass] | None",
     name_or_path: str | os.PathLike[str],
-    vectors: Mapping[str | VectorSource, float] | None,
-    changes: Mapping[str, Any],
-    allow_base_mismatch: bool,
     kwargs: dict[str, Any],
-) -> PreTrainedModel:
+    vectors: VectorCoefficients | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    allow_base_mismatch: bool = False,
+) -> "MergedModel":
     """What [`DEMModel.from_pretrained`] does, for the head of any Auto class (`None`: the base's own architecture)."""
     options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
     source = VectorSource.parse(name_or_path)
@@ -97,13 +105,13 @@ def load(
     recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})
     merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
     model, loading_info, recipe = _from_merge(auto_class, recipe, opened.base, merge, kwargs)
-    model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch)
-    return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]
+    model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch=allow_base_mismatch)
+    return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]  # as transformers has it
 
 
 def _from_merge(
     auto_class: "type[_BaseAutoModelClass] | None", recipe: DEMConfig, base: Base, merge: Merge, kwargs: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any] | None, DEMConfig]:
+) -> "tuple[MergedModel, dict[str, Any] | None, DEMConfig]":
     """Hand the lazy state dict to transformers' loader; returns the model, its loading info if asked for, and the recipe as loaded."""
     _refuse_other_weights(kwargs)
     trust_remote_code = bool(kwargs.pop("trust_remote_code", False))  # the caller's word; a file's would not count
@@ -111,16 +119,15 @@ def _from_merge(
     quantization = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
     config, unused = kwargs.pop("config", None), kwargs
     if config is None or config.model_type == "dem":  # the recipe's own, where an Auto class has read it already
-        config, unused = AutoConfig.from_pretrained(
-            base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs
-        )
+        config, unused = AutoConfig.from_pretrained(base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs)
     if merge.vocabulary is not None:
         config.get_text_config().vocab_size = merge.vocabulary
     target = _resolve_dtype(dtype, recipe, config, merge)
     if "generation_config" not in unused and (base.folder / "generation_config.json").is_file():
         unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
-    chosen = model_class(config, trust_remote_code) if auto_class is None else auto_class._model_mapping[type(config)]
-    loaded = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused)
+    heads: Any = auto_class._model_mapping if auto_class is not None else None
+    chosen = heads[type(config)] if heads is not None else model_class(config, trust_remote_code=trust_remote_code)
+    loaded: Any = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused)
     model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
     model.name_or_path = model.config.name_or_path = base.source.repo_id
     return model, loading_info, replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ()))

@@ -164,7 +164,9 @@ class Merge:
                     total[:have] += coefficient * rows
                     weight[:have] += coefficient
         if not weight.all():
-            raise CoefficientError(f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one.")
+            raise CoefficientError(
+                f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one."
+            )
         return total / weight.reshape(-1, *(1 for _ in index[1:]))
 
     def _checked(self, name: str, source: Tensor, values: Tensor) -> Tensor:
@@ -178,7 +180,9 @@ class Merge:
         where = f"'{name}' of '{self.base.path}'{terms}"
         if not is_finite(source):
             return CheckpointError(f"{where} has NaN or inf in it. Use a base and vectors that did not diverge.")
-        return CheckpointError(f"{where} is not finite, or beyond the range of the target dtype. Use smaller coefficients or a wider dtype.")
+        return CheckpointError(
+            f"{where} is not finite, or beyond the range of the target dtype. Use smaller coefficients or a wider dtype."
+        )
 
     def _check_replacements(self) -> None:
         faults = []

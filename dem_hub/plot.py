@@ -28,7 +28,9 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
     from matplotlib import pyplot
 
     distributions = list(next(iter(table.values())))
-    figure, all_axes = pyplot.subplots(1, len(distributions), figsize=(3.4 * len(distributions), 0.42 * len(table) + 1.5), sharey=True, squeeze=False)
+    figure, all_axes = pyplot.subplots(
+        1, len(distributions), figsize=(3.4 * len(distributions), 0.42 * len(table) + 1.5), sharey=True, squeeze=False
+    )
     models = list(table)
     for axes, distribution in zip(all_axes[0], distributions, strict=True):
         values = [table[model][distribution] for model in models]

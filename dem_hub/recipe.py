@@ -1,6 +1,5 @@
 """A recipe opened: its base and its vectors found, fetched and known to be the ones it names, ready to be merged."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig, VectorRe
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, VectorNotFoundError, refuse
 from dem_hub.hub import MODEL_FILES, HubOptions, resolve
 from dem_hub.merging import Merge
-from dem_hub.records import VectorSource
+from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.vector import DistributionVector
 
 
@@ -25,14 +24,10 @@ class OpenedRecipe:
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
         weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
-        return Merge.of(
-            self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch
-        )
+        return Merge.of(self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch)
 
 
-def open_base_and_vectors(
-    base: VectorSource, vectors: Mapping[str, float] | Mapping[VectorSource, float], options: HubOptions | None = None
-) -> OpenedRecipe:
+def open_base_and_vectors(base: VectorSource, vectors: VectorCoefficients, options: HubOptions | None = None) -> OpenedRecipe:
     """Open a base and vectors, and write down what they turned out to be.
 
     Args:

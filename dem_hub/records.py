@@ -67,6 +67,10 @@ class VectorSource:
         return bool(self.repo_id) and Path(self.repo_id).is_dir()
 
 
+# The coefficient of each vector, by id, folder or `VectorSource`, as callers may write it.
+VectorCoefficients = Mapping[str, float] | Mapping[VectorSource, float] | Mapping[str | VectorSource, float]
+
+
 @dataclass(frozen=True)
 class BaseRecord:
     """Which base a vector was taken from, or a recipe is built on.
@@ -120,8 +124,7 @@ def check_version(data: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}.")
     if version > FORMAT_VERSION:
         raise ConfigError(
-            f"{where} has format_version {version}, and this dem_hub reads up to {FORMAT_VERSION}. "
-            "Upgrade: pip install --upgrade dem-hub"
+            f"{where} has format_version {version}, and this dem_hub reads up to {FORMAT_VERSION}. Upgrade: pip install --upgrade dem-hub"
         )
 
 

@@ -24,7 +24,7 @@ def register_when_imported() -> None:
 def _config_class() -> Any:
     from transformers.configuration_utils import PreTrainedConfig
 
-    class DEMAutoConfig(PreTrainedConfig):  # type: ignore[misc]
+    class DEMAutoConfig(PreTrainedConfig):
         """What `AutoConfig` makes of a recipe's `config.json`: the JSON as it is; the recipe proper is [`DEMConfig`]."""
 
         model_type = "dem"
@@ -48,7 +48,7 @@ def _register_models(models: Any) -> None:
             """Load a recipe with the head of this Auto class."""
             from dem_hub.loading import load
 
-            return load(cls.auto_class, name_or_path, None, {}, False, kwargs)
+            return load(cls.auto_class, name_or_path, kwargs)
 
     for name, auto_class in vars(models).items():
         if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:

@@ -39,7 +39,7 @@ class AttachedRecipe:
     ```
     """
 
-    def __init__(self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, allow_base_mismatch: bool) -> None:
+    def __init__(self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, *, allow_base_mismatch: bool) -> None:
         """Remember where the base and the vectors are; they are opened again when they are needed."""
         self.config = recipe
         self._model, self._options, self._allow_base_mismatch = model, options, allow_base_mismatch
@@ -93,8 +93,9 @@ class AttachedRecipe:
 
     def _check_in_place(self) -> None:
         remedy = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."
-        if getattr(self._model, "hf_quantizer", None) is not None:
-            method = self._model.hf_quantizer.quantization_config.quant_method
+        quantizer: Any = getattr(self._model, "hf_quantizer", None)
+        if quantizer is not None:
+            method = quantizer.quantization_config.quant_method
             raise CoefficientError(
                 f"This model is quantised ({getattr(method, 'value', method)}); its weights in memory are rounded "
                 f"and cannot be merged again in place. {remedy}"
@@ -121,7 +122,7 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
         places[target].copy_(values)
 
 
-def _converted(model: "PreTrainedModel", merge: Merge, wanted: set[str], places: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _converted(model: "PreTrainedModel", merge: Merge, wanted: set[str], places: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Tensors that are several on disk and one in memory (experts), or the other way round, through the loader's own converters."""
     if not wanted:
         return
@@ -146,7 +147,7 @@ def _converted(model: "PreTrainedModel", merge: Merge, wanted: set[str], places:
         def job(key: str = key, place: Tensor = place) -> Tensor:
             return merge.tensor(key, full_index(merge.shape(key)), place.device, place.dtype)
 
-        group.add_tensor(name, key, pattern, job)
+        group.add_tensor(name, key, pattern, job)  # type: ignore[arg-type]  # it calls what is no future
     for name in touched:
         for target, values in groups[name].convert(name, model=model, config=model.config).items():
             yield target, values[0] if isinstance(values, list) else values

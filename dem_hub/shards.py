@@ -72,7 +72,7 @@ class TensorWriter:
         with self._spool_path.open("ab" if self._header else "wb") as spool:  # nothing stays open when a block fails
             for block in blocks:
                 data = block.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
-                spool.write(memoryview(data.numpy()))
+                spool.write(data.numpy().data)
                 self._position += data.numel()
         if self._position - start != size:
             raise AssertionError(f"{name}: {self._position - start} bytes for {shape} of {dtype}")

@@ -199,7 +199,7 @@ class DistributionVector:
         """
         if self.config is None:
             return self._adapter_deltas(base)
-        _check_base(self, self.config, base, allow_base_mismatch)
+        _check_base(self, self.config, base, allow_mismatch=allow_base_mismatch)
         return self._stored(self.config)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
@@ -226,7 +226,9 @@ class DistributionVector:
         deltas = {}
         unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
         if unknown:
-            raise CodecError(f"The vector '{self.name}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}.")
+            raise CodecError(
+                f"The vector '{self.name}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
+            )
         for key, record in config.tensors.items():
             own = parts.get(key, {})
             rows = own.pop("rows", None)
@@ -260,7 +262,7 @@ def _factors(adapter: Checkpoint, record: TensorRecord) -> dict[str, LazyTensor]
     return {"left": second, "right": first}
 
 
-def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, allow_mismatch: bool) -> None:
+def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *, allow_mismatch: bool) -> None:
     faults, tensors = [], base.checkpoint
     for key, record in sorted(config.tensors.items()):
         if key not in tensors:

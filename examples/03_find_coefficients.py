@@ -33,9 +33,7 @@ for name, step in distributions.items():
         str(folder / "runs" / name), max_steps=30, learning_rate=2e-3, per_device_train_batch_size=16, seed=0,
         report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
-    trainer = Trainer(
-        LlamaForCausalLM.from_pretrained(folder / "base"), arguments, train_dataset=sequences(step, 512, seed=1)
-    )
+    trainer = Trainer(LlamaForCausalLM.from_pretrained(folder / "base"), arguments, train_dataset=sequences(step, 512, seed=1))
     trainer.train()
     trainer.save_model(folder / name)
     vector = DistributionVector.extract(folder / "base", folder / name, codec="lowrank", rank=16)

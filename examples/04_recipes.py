@@ -15,9 +15,7 @@ from dem_hub.cli import main
 
 folder = Path(tempfile.mkdtemp())
 torch.manual_seed(0)
-config = LlamaConfig(
-    vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16"
-)
+config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16")
 base = LlamaForCausalLM(config).to(torch.bfloat16)
 base.save_pretrained(folder / "base")
 for name in ("maths", "chat"):

@@ -50,12 +50,13 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
 
     ```
     """
-    like = {"dtype": total.dtype, "device": total.device}
-    factors = [(coefficient, delta) for coefficient, delta in deltas if delta.left is not None and delta.right is not None]
+    factors = [
+        (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
+    ]
     if factors:
-        left = torch.cat([delta.left.to(**like) * coefficient for coefficient, delta in factors], dim=1)  # type: ignore[union-attr]
-        right = torch.cat([delta.right.to(**like) for _, delta in factors])  # type: ignore[union-attr]
-        total.addmm_(left, right)
+        lefts = [left.to(total.device, total.dtype) * coefficient for coefficient, left, _ in factors]
+        rights = [right.to(total.device, total.dtype) for _, _, right in factors]
+        total.addmm_(torch.cat(lefts, dim=1), torch.cat(rights))
     for coefficient, delta in deltas:
         for part in (delta.dense, delta.rest):
             if part is not None:

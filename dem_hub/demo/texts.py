@@ -130,24 +130,17 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
     parts = (names[2 * held_out :], names[:held_out], names[held_out : 2 * held_out])
     sides = []
     for part in parts:
-        texts = [
-            text
-            for group in part
-            for text in random.sample(groups[group], min(_PER_GROUP, len(groups[group])))
-        ]
+        texts = [text for group in part for text in random.sample(groups[group], min(_PER_GROUP, len(groups[group])))]
         random.shuffle(texts)
         sides.append(texts)
-    logger.info(
-        "%s: %d groups; %s documents", name, len(names), " / ".join(str(len(texts)) for texts in sides)
-    )
+    logger.info("%s: %d groups; %s documents", name, len(names), " / ".join(str(len(texts)) for texts in sides))
     return Distribution(name, *sides)
 
 
 def _gsm() -> Iterator[tuple[str, str]]:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise MissingDependencyError(
-            "The demo's maths problems come from the package 'reasoning-gym', which is not installed. "
-            f"Run `{INSTALL_GSM}`."
+            f"The demo's maths problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`."
         )
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (  # type: ignore[import-untyped]
         GSMSymbolicDataset,

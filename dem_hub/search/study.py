@@ -15,7 +15,7 @@ from dem_hub.records import VectorSource
 from dem_hub.search.objective import MAX_LENGTH, as_windows, evaluate, mean_loss
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from dem_hub.loading import MergedModel
 
 UPPER_BOUND = 1.5  # coefficients are looked for between 0 and this; their sum is free, and often above 1
 
@@ -46,7 +46,7 @@ class SearchResult:
         return min(self.trials, key=lambda trial: trial.value)
 
 
-def search_coefficients(
+def search_coefficients(  # noqa: PLR0913  every argument but three has a default
     base: str | os.PathLike[str] | VectorSource,
     vectors: Sequence[str | VectorSource],
     eval_datasets: Mapping[str, Any],
@@ -108,7 +108,7 @@ def search_coefficients(
 
 
 def _run(
-    model: "PreTrainedModel",
+    model: "MergedModel",
     data: Mapping[str, list[list[int]]],
     n_trials: int,
     seed: int,
