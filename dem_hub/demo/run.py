@@ -33,7 +33,7 @@ FINE_TUNES: dict[str, tuple[Callable[..., Path], float]] = {
 }
 RANK = 64  # of the vector taken from the full fine-tune
 N_TRIALS = 16
-TOKENS = 2_000  # of each distribution, for validation and again for test
+TOKENS = 1_400  # of each distribution, for validation and again for test
 WINDOW = 256  # tokens
 UNIFORM, CHOSEN = "uniform average", "DEM"
 
@@ -60,14 +60,19 @@ def run_demo(folder: Path) -> str:
     Raises:
         `MissingDependencyError`: a package of the extra `demo` is missing; names it.
     """
-    from dem_hub.plot import plot_perplexities
-
     folder.mkdir(parents=True, exist_ok=True)
     with _stage("base"):
         base = prepare_base(folder / "base")
     with _stage("texts"):
         distributions = load_distributions()
         write_distributions(distributions, folder / "texts")
+    return combine(base, distributions, folder)
+
+
+def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> str:
+    """The method itself, on any base and any distributions that `FINE_TUNES` names: vectors, coefficients, recipe, report."""
+    from dem_hub.plot import plot_perplexities
+
     vectors = {}
     for distribution in distributions:
         with _stage(f"vector {distribution.name}"):

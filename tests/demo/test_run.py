@@ -1,0 +1,58 @@
+"""The main job of the demo, whole, on a tiny model: every stage real, only small."""
+
+import json
+from pathlib import Path
+
+import pytest
+from models import Zoo
+
+from dem_hub import DEMConfig, DEMModel
+from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine
+from dem_hub.demo.texts import Distribution
+from dem_hub.search.objective import evaluate, tokenize
+
+
+def counting(name: str, step: int) -> Distribution:
+    """Texts that count up in steps of their own."""
+
+    def texts(starts: range) -> list[str]:
+        return [" ".join(f"w{(start + step * i) % 60}" for i in range(64)) for start in starts]
+
+    return Distribution(name, texts(range(40)), texts(range(40, 50)), texts(range(50, 60)))
+
+
+@pytest.fixture
+def distributions() -> list[Distribution]:
+    return [counting(name, step) for step, name in enumerate(FINE_TUNES, 1)]
+
+
+def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Path) -> None:
+    base = zoo.models("llama-tied", "bfloat16").base
+    report = combine(base, distributions, tmp_path)
+
+    rows = {row["model"]: row for row in json.loads((tmp_path / "table.json").read_text())}
+    assert list(rows) == ["base", *(f"{name} alone" for name in FINE_TUNES), UNIFORM, CHOSEN]
+    means = {name: sum(row["validation"].values()) / len(FINE_TUNES) for name, row in rows.items()}
+    assert means[CHOSEN] == min(means.values())
+    assert all(name in report for name in (*rows, str(tmp_path / "recipe"), "perplexity.png"))
+    assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+
+    # The table's figures are those of a fresh load of the recipe, with nothing of the run left in memory.
+    from transformers import AutoTokenizer
+
+    recipe = DEMConfig.from_pretrained(tmp_path / "recipe")
+    assert tuple(recipe.coefficients.values()) == tuple(rows[CHOSEN]["coefficients"])
+    model = DEMModel.from_pretrained(tmp_path / "recipe", dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "recipe")
+    for side in ("validation", "test"):
+        windows = {item.name: tokenize(tokenizer, getattr(item, side), 256) for item in distributions}
+        fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
+        assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
+
+
+def test_a_second_run_reuses_everything(zoo: Zoo, distributions: list[Distribution], tmp_path: Path) -> None:
+    base = zoo.models("llama-tied", "bfloat16").base
+    first = combine(base, distributions, tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"}
+    assert combine(base, distributions, tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in times} == times
