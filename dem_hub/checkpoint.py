@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dem_hub.errors import CheckpointError, VectorNotFoundError, refuse
+from dem_hub.index import Index
 from dem_hub.records import check_inside
-
-Index = tuple[slice, ...]  # one slice a dimension, start and stop set, step 1
 
 WEIGHTS = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -197,49 +196,6 @@ def digest(file: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def full_index(shape: tuple[int, ...] | list[int]) -> Index:
-    """The index that takes all of a tensor of this shape."""
-    return tuple(slice(0, size) for size in shape)
-
-
-def normalize_index(index: Any, shape: tuple[int, ...]) -> Index:
-    """Turn what a loader may write between brackets (`...`, a slice, a tuple of slices) into one slice a dimension.
-
-    Raises:
-        `TypeError`: an integer, a mask, or a step: no loader asks for them.
-    """
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if any(entry is Ellipsis for entry in entries):
-        position = next(i for i, entry in enumerate(entries) if entry is Ellipsis)
-        entries[position : position + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
-    entries += [slice(None)] * (len(shape) - len(entries))
-    result = []
-    for entry, size in zip(entries, shape, strict=True):
-        if not isinstance(entry, slice):
-            raise TypeError(f"Index {index!r}: only slices are supported.")
-        start, stop, step = entry.indices(size)
-        if step != 1:
-            raise TypeError(f"Index {index!r}: only steps of 1 are supported.")
-        result.append(slice(start, max(start, stop)))
-    return tuple(result)
-
-
-def index_shape(index: Index) -> tuple[int, ...]:
-    """The shape that an index takes out."""
-    return tuple(entry.stop - entry.start for entry in index)
-
-
-def row_blocks(index: Index, elements: int) -> Iterator[Index]:
-    """Split an index into blocks of whole rows (of the first dimension) of about so many elements each."""
-    if not index:
-        yield index
-        return
-    row = max(1, count_elements(index_shape(index[1:])))
-    step = max(1, elements // row)
-    for start in range(index[0].start, index[0].stop, step):
-        yield (slice(start, min(start + step, index[0].stop)), *index[1:])
-
-
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
     """Check the files of a folder against their recorded sha256.
 
@@ -255,13 +211,6 @@ def verify_files(folder: Path, files: Mapping[str, str]) -> None:
             faults.append(f"'{name}' has sha256 {found[:16]}, recorded is {expected[:16]}")
     if faults:
         refuse(CheckpointError, f"Files of '{folder}' are missing or were altered.", faults, "Nothing was loaded. Fetch them again.")
-
-
-def count_elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def is_finite(tensor: Tensor) -> bool:

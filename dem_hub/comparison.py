@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from dem_hub.base import Base
-from dem_hub.checkpoint import full_index, row_blocks
 from dem_hub.codecs.delta import inner
 from dem_hub.codecs.stored import StoredDelta
+from dem_hub.index import full_index, row_blocks
 from dem_hub.vector import DistributionVector
 
 _BLOCK = 1 << 22

@@ -20,7 +20,7 @@ from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
 from dem_hub.architecture import Architecture, Module, read_config, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import CODES, Checkpoint, Index, TensorInfo, digest, full_index, is_finite, row_blocks
+from dem_hub.checkpoint import CODES, Checkpoint, TensorInfo, digest, is_finite
 from dem_hub.codecs import Codec, to_dense
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.lowrank import LowRank
@@ -28,6 +28,7 @@ from dem_hub.codecs.replace import Replace
 from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
 from dem_hub.errors import CheckpointError, refuse
 from dem_hub.hub import Resolved, write_text
+from dem_hub.index import Index, full_index, row_blocks
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, Index, full_index, index_shape, is_finite, normalize_index, row_blocks
+from dem_hub.checkpoint import Checkpoint, is_finite
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
+from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
 from dem_hub.rounding import round_to
 from dem_hub.vector import DistributionVector
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dem_hub.architecture import memory_names
-from dem_hub.checkpoint import full_index
 from dem_hub.config import DEMConfig
 from dem_hub.errors import CoefficientError
 from dem_hub.hub import HubOptions
+from dem_hub.index import full_index
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe, open_config
 

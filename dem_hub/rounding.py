@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import Index
+from dem_hub.index import Index, rows_and_columns
 
 BLOCK = 1 << 15  # elements hashed at a time on the CPU: what stays in its cache
 # The lowest and highest random values are left out, so that a float32 sum which is off by two units in the last place still never
@@ -37,7 +37,7 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
 
     ```python
     >>> import torch
-    >>> from dem_hub.checkpoint import full_index
+    >>> from dem_hub.index import full_index
     >>> from dem_hub.rounding import round_to
     >>> sums = torch.full((100, 1000), 1 + 2**-9)  # a quarter of a bfloat16 step above 1
     >>> rounded = round_to(sums, torch.bfloat16, 0, "weight", full_index((100, 1000)), (100, 1000))
@@ -48,7 +48,7 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
     """
     if dtype not in (torch.bfloat16, torch.float16):
         return total.to(dtype)
-    rows, columns = _rows_and_columns(index, shape)
+    rows, columns = rows_and_columns(index, shape)
     flat = total.float().reshape(len(rows), columns.stop - columns.start)
     result = torch.empty(flat.shape, dtype=dtype, device=total.device)
     keys = _row_keys(seed, name, rows.to(total.device))
@@ -112,13 +112,3 @@ def _to_float16(total: Tensor, bits: Tensor) -> Tensor:
     small = total.abs().mul_(2.0**24).add_(bits.float().mul_(2.0**-13)).floor_().mul_(2.0**-24).copysign_(total)
     word = bits.add_(total.contiguous().view(torch.int32)).bitwise_and_(-0x2000)
     return torch.where(total.abs() < 2.0**-14, small, word.view(torch.float32)).to(torch.float16)
-
-
-def _rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slice]:
-    """Row numbers and column range of a part, with all dimensions but the last flattened into rows."""
-    if not shape:
-        return torch.zeros(1, dtype=torch.int64), slice(0, 1)
-    rows = torch.zeros(1, dtype=torch.int64)
-    for part, size in zip(index[:-1], shape[:-1], strict=True):
-        rows = (rows[:, None] * size + torch.arange(part.start, part.stop)[None, :]).reshape(-1)
-    return rows, index[-1]

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import CODES, DTYPES, count_elements
+from dem_hub.checkpoint import CODES, DTYPES
 from dem_hub.errors import CheckpointError
+from dem_hub.index import count_elements
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", re.IGNORECASE)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, factor_names, read_adapter, read_adapter_config
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, LazyTensor, digest, full_index, verify_files
+from dem_hub.checkpoint import Checkpoint, LazyTensor, digest, verify_files
 from dem_hub.codecs import CODECS, add_deltas, get_codec
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
 from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, refuse
 from dem_hub.extraction import SEPARATOR, VECTOR_STEM, extract
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
+from dem_hub.index import full_index
 from dem_hub.records import BaseRecord, VectorSource
 
 

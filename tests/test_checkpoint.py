@@ -11,17 +11,9 @@ from models import Models, load_tensors, reshard
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dem_hub.checkpoint import (
-    Checkpoint,
-    digest,
-    full_index,
-    index_shape,
-    is_finite,
-    normalize_index,
-    row_blocks,
-    verify_files,
-)
+from dem_hub.checkpoint import Checkpoint, digest, is_finite, verify_files
 from dem_hub.errors import CheckpointError, ConfigError, VectorNotFoundError
+from dem_hub.index import full_index
 
 TENSORS = {
     "matrix": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -122,38 +114,6 @@ def test_unknown_dtypes_are_all_listed(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, dtype=torch.complex64), "b": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"(?s)'a' has dtype C64.*'b' has dtype C64.*Known: F64"):
         Checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("index", "expected"),
-    [
-        (..., (slice(0, 3), slice(0, 4))),
-        (slice(1, 2), (slice(1, 2), slice(0, 4))),
-        ((slice(None), slice(-2, None)), (slice(0, 3), slice(2, 4))),
-        ((..., slice(0, 1)), (slice(0, 3), slice(0, 1))),
-        ((slice(5, 9), ...), (slice(3, 3), slice(0, 4))),
-        ((), (slice(0, 3), slice(0, 4))),
-    ],
-    ids=["all", "rows", "last columns", "ellipsis first", "beyond the end", "nothing"],
-)
-def test_normalize_index(index: object, expected: object) -> None:
-    assert normalize_index(index, (3, 4)) == expected
-
-
-@pytest.mark.parametrize("index", [1, slice(0, 3, 2), (slice(None), 0)], ids=["integer", "step", "integer column"])
-def test_other_indices_are_refused(index: object) -> None:
-    with pytest.raises(TypeError, match="only"):
-        normalize_index(index, (3, 4))
-
-
-@pytest.mark.parametrize("shape", [(7, 3), (1,), (), (0, 3), (4, 2, 2)], ids=str)
-@pytest.mark.parametrize("elements", [1, 6, 100])
-def test_row_blocks_cover_all_rows_once(shape: tuple[int, ...], elements: int) -> None:
-    tensor = torch.arange(torch.Size(shape).numel()).reshape(shape)
-    parts = [tensor[block] for block in row_blocks(full_index(shape), elements)]
-    if shape:
-        assert torch.equal(torch.cat(parts) if parts else tensor[:0], tensor)
-    assert all(part.shape == index_shape(block) for part, block in zip(parts, row_blocks(full_index(shape), elements), strict=True))
 
 
 @pytest.mark.parametrize(

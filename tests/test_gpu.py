@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.checkpoint import full_index
+from dem_hub.index import full_index
 from dem_hub.rounding import round_to
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.base import Base
-from dem_hub.checkpoint import full_index
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError
 from dem_hub.hub import MODEL_FILES, resolve
+from dem_hub.index import full_index
 from dem_hub.merging import Merge, lazy_state_dict, merged_tensor
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from models import neighbours
 from torch import Tensor
 
 from dem_hub import rounding
-from dem_hub.checkpoint import Index, full_index, index_shape
+from dem_hub.index import Index, full_index, index_shape
 from dem_hub.rounding import random_bits, round_to
 
 HALVES = [torch.bfloat16, torch.float16]

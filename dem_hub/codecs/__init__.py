@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from dem_hub.checkpoint import Index, LazyTensor
+from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta, add_deltas, to_dense
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.full import Full
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.replace import Replace
 from dem_hub.errors import CodecError
+from dem_hub.index import Index
 
 __all__ = ["CODECS", "Codec", "Delta", "add_deltas", "get_codec", "to_dense"]
 

@@ -12,9 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import Index, LazyTensor, full_index, row_blocks
+from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.errors import CodecError
+from dem_hub.index import Index, full_index, row_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BLOCK = 1 << 22

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoint import Index, LazyTensor
+from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.index import Index
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dem_hub.checkpoint import Index, LazyTensor
+from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.replace import Replace
+from dem_hub.index import Index
 
 if TYPE_CHECKING:
     from dem_hub.codecs import Codec

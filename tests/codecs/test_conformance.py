@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import CODES, Index, full_index
+from dem_hub.checkpoint import CODES
 from dem_hub.codecs import CODECS, OFFERED, Codec, get_codec, to_dense
 from dem_hub.codecs.delta import Delta, add_deltas, inner
 from dem_hub.errors import CodecError
+from dem_hub.index import Index, full_index
 
 SHAPES = [(12, 7), (5, 40), (1, 9), (9, 1), (33,), (3, 4, 5), ()]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
