@@ -149,7 +149,8 @@ def _component(
         return None
     rank = shapes[0][0]
     alpha = _pattern(config.get("alpha_pattern") or {}, module.name, config.get("lora_alpha", 8))
-    return Component(LowRank, {"left": left, "right": right}, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Component(LowRank(), {"left": left, "right": right}, shape, scale)
 
 
 def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
@@ -192,7 +193,7 @@ def _add_whole(
         faults.append(f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
         return
     values = weights.lazy(name)
-    deltas[key] = StoredDelta((Component(Full, {"full": values}),), RowsFrom(values, rows[0]) if grown else None)
+    deltas[key] = StoredDelta((Component(Full(), {"full": values}, stored),), RowsFrom(values, rows[0]) if grown else None)
 
 
 def _is_copy(name: str, weights: Checkpoint) -> bool:

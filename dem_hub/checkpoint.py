@@ -37,6 +37,24 @@ class LazyTensor(Protocol):
 
 
 @dataclass(frozen=True)
+class InMemory:
+    """A tensor that answers like a lazy one."""
+
+    tensor: Tensor
+
+    def get_shape(self) -> list[int]:
+        """Its shape."""
+        return list(self.tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Its dtype, as safetensors writes it."""
+        return CODES[self.tensor.dtype]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.tensor[index]
+
+
+@dataclass(frozen=True)
 class TensorInfo:
     """Where one tensor is: its safetensors dtype code, its shape, its file, and its bytes in that file."""
 

@@ -5,8 +5,6 @@ A user's mistake is one readable message and exit status 2, never a traceback.
 
 import argparse
 import json
-import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,10 +15,10 @@ from dem_hub._version import __version__
 from dem_hub.errors import ConfigError, DemHubError
 
 if TYPE_CHECKING:
-    from dem_hub.config import DEMConfig, VectorConfig
+    from dem_hub.comparison import Comparison
     from dem_hub.vector import DistributionVector
 
-_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
+_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "level", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,58 +39,80 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-
-    extract = commands.add_parser("extract", help="take the vector FINETUNED - BASE")
-    extract.add_argument("base", help="Hub id or folder of the base")
-    extract.add_argument("finetuned", help="Hub id or folder of the fine-tune")
-    extract.add_argument("-o", "--output", required=True, help="folder for the vector")
-    extract.add_argument("--codec", default="lowrank", help="lowrank (default) or dense")
-    extract.add_argument("--rank", type=int, help="lowrank: singular directions to keep (default 32)")
-    extract.add_argument("--energy", type=float, help="lowrank: or the share of the squared norm to keep, 0 to 1")
-    extract.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same, of the factors")
-    extract.set_defaults(run=_extract)
-
-    info = commands.add_parser("info", help="show what vectors or recipes are")
-    info.add_argument("paths", nargs="+", metavar="PATH", help="Hub id or folder of a vector, an adapter or a recipe")
-    info.add_argument("--base", help="the base, for cosines between several vectors, where they do not name it")
-    info.add_argument("--json", action="store_true", help="print JSON")
-    info.set_defaults(run=_info)
-
-    merge = commands.add_parser("merge", help="write the merged model as an ordinary transformers folder")
-    merge.add_argument("model", help="a base (with --vector) or a recipe")
-    merge.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
-    merge.add_argument("-o", "--output", required=True, help="folder for the model")
-    merge.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the recipe's, or the base's own)")
-    merge.add_argument("--rounding", choices=("stochastic", "nearest"), help="default: stochastic, unbiased")
-    merge.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
-    merge.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
-    merge.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
-    merge.set_defaults(run=_merge)
-
-    evaluate = commands.add_parser("eval", help="perplexity of a model or recipe on named texts")
-    evaluate.add_argument("model", help="Hub id or folder of a model or a recipe")
-    evaluate.add_argument("--data", action="append", required=True, metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat")
-    evaluate.add_argument("--dtype", default="auto", help="of the model (default: its own)")
-    evaluate.add_argument("--device-map", help="as in transformers, for instance auto")
-    evaluate.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)")
-    evaluate.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
-    evaluate.set_defaults(run=_eval)
-
-    demo = commands.add_parser("demo", help="the whole method on a real model, in minutes")
-    demo.add_argument("-o", "--output", default="dem-hub-demo", help="folder for everything it makes (default dem-hub-demo)")
-    demo.set_defaults(run=_demo)
+    for add in (_add_extract, _add_info, _add_merge, _add_eval, _add_demo):
+        add(commands)
     return parser
 
 
+def _add_extract(commands: Any) -> None:
+    parser = commands.add_parser("extract", help="take the vector FINETUNED - BASE")
+    parser.add_argument("base", help="Hub id or folder of the base")
+    parser.add_argument("finetuned", help="Hub id or folder of the fine-tune")
+    parser.add_argument("-o", "--output", required=True, help="folder for the vector")
+    parser.add_argument("--codec", default="auto", help="auto (default), lrsign, sign, random, int4, int8, nf4, lowrank, exact or dense")
+    parser.add_argument("--max-bytes", help="auto: a number, or for instance 20MB, or 3%% of the delta in bf16 (default 5%%)")
+    parser.add_argument("--max-error", type=float, help="auto: or the largest relative error of a tensor")
+    parser.add_argument("--rank", type=int, help="lowrank, lrsign: singular directions to keep (default 32)")
+    parser.add_argument("--energy", type=float, help="lowrank: or the share of the squared norm to keep, 0 to 1")
+    parser.add_argument("--density", type=float, help="lrsign, sign, random: the share of elements to keep, 0 to 1")
+    parser.add_argument("--bits", type=int, help="random: 4 or 8")
+    parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same or int4, of the factors")
+    parser.add_argument("--level", type=int, help="exact: zstd's, 1 to 19 (default 3)")
+    parser.add_argument("--seed", type=int, help="lrsign, sign, random: another draw (default 0)")
+    parser.set_defaults(run=_extract)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser("info", help="show what vectors or recipes are")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="Hub id or folder of a vector, an adapter or a recipe")
+    parser.add_argument("--base", help="the base, for cosines between several vectors, where they do not name it")
+    parser.add_argument("--tensors", action="store_true", help="a line for each tensor, not for each layer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_info)
+
+
+def _add_merge(commands: Any) -> None:
+    parser = commands.add_parser("merge", help="write the merged model as an ordinary transformers folder")
+    parser.add_argument("model", help="a base (with --vector) or a recipe")
+    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument("-o", "--output", required=True, help="folder for the model")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the recipe's, or the base's own)")
+    parser.add_argument("--rounding", choices=("stochastic", "nearest"), help="default: stochastic, unbiased")
+    parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
+    parser.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
+    parser.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
+    parser.set_defaults(run=_merge)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts")
+    parser.add_argument("model", help="Hub id or folder of a model or a recipe")
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat")
+    parser.add_argument("--dtype", default="auto", help="of the model (default: its own)")
+    parser.add_argument("--device-map", help="as in transformers, for instance auto")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_eval)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="the whole method on a real model, in minutes")
+    parser.add_argument("-o", "--output", default="dem-hub-demo", help="folder for everything it makes (default dem-hub-demo)")
+    parser.set_defaults(run=_demo)
+
+
 def _extract(options: argparse.Namespace) -> None:
+    from dem_hub.report import summary
     from dem_hub.vector import DistributionVector
 
-    chosen = {name: getattr(options, name) for name in ("rank", "energy", "dtype") if getattr(options, name) is not None}
+    chosen = {name: getattr(options, name) for name in _CODEC_OPTIONS if getattr(options, name) is not None}
     vector = DistributionVector.extract(options.base, options.finetuned, codec=options.codec, **chosen)
     vector.save_pretrained(options.output)
     assert vector.config is not None
-    print(f"{options.output}: {_summary(vector.config, vector.nbytes)}")
+    print(f"{options.output}: {summary(vector.config, vector.nbytes)}")
+    if vector.config.choice:
+        print(f"auto: {vector.config.choice}")
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -121,6 +141,7 @@ def _eval(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from dem_hub.report import table
     from dem_hub.search.objective import as_windows, evaluate
 
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
@@ -140,7 +161,7 @@ def _eval(options: argparse.Namespace) -> None:
         print(json.dumps({name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in scores.items()}))
         return
     rows = [(name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in scores.items()]
-    _print_table(("data", "perplexity", "loss", "tokens"), rows)
+    print(table(("data", "perplexity", "loss", "tokens"), rows))
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -157,34 +178,28 @@ def _info(options: argparse.Namespace) -> None:
     from dem_hub.config import DEMConfig, is_recipe
     from dem_hub.hub import resolve
     from dem_hub.records import VectorSource
+    from dem_hub.report import comparison_text, recipe_text, vector_data, vector_text
     from dem_hub.vector import DistributionVector
 
-    vectors, report = [], []
+    vectors, data, texts = [], [], []
     for path in options.paths:
         source = VectorSource.parse(path)
         if is_recipe(resolve(source, ("config.json",)).folder):
             recipe = DEMConfig.from_pretrained(source)
-            report.append({"path": path, "kind": "recipe", **recipe.to_dict()})
-            if not options.json:
-                _print_recipe(path, recipe)
+            data.append({"path": path, "kind": "recipe", **recipe.to_dict()})
+            texts.append(recipe_text(path, recipe))
         else:
-            vector = DistributionVector.describe(source)
-            vectors.append(vector)
-            report.append(_vector_report(path, vector))
-            if not options.json:
-                _print_vector(path, vector)
+            vectors.append(DistributionVector.describe(source))
+            data.append(vector_data(path, vectors[-1]))
+            texts.append(vector_text(path, vectors[-1], each=options.tensors))
     comparison = _compare(vectors, options.base) if len(vectors) > 1 else None
     if options.json:
-        print(json.dumps({"items": report, "comparison": asdict(comparison) if comparison else None}, indent=2))
-    elif comparison is not None:
-        print("\ncosines")
-        rows = [(name, *(f"{value:.4f}" for value in row)) for name, row in zip(comparison.names, comparison.cosines, strict=True)]
-        _print_table(
-            ("", *(f"[{number}]" for number in range(1, len(rows) + 1))), [(f"[{n}] {row[0]}", *row[1:]) for n, row in enumerate(rows, 1)]
-        )
+        print(json.dumps({"items": data, "comparison": asdict(comparison) if comparison else None}, indent=2))
+    else:
+        print("\n".join([*texts, *(["", comparison_text(comparison)] if comparison is not None else [])]))
 
 
-def _compare(vectors: "list[DistributionVector]", base: str | None) -> Any:
+def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparison":
     from dem_hub.base import Base
     from dem_hub.comparison import compare
     from dem_hub.hub import MODEL_FILES, resolve
@@ -192,60 +207,6 @@ def _compare(vectors: "list[DistributionVector]", base: str | None) -> Any:
 
     source = VectorSource.parse(base) if base else vectors[0].base.source
     return compare(vectors, Base(resolve(source, MODEL_FILES)))
-
-
-def _vector_report(path: str, vector: "DistributionVector") -> dict[str, Any]:
-    report: dict[str, Any] = {"path": path, "kind": "vector", "bytes": vector.nbytes, "base": asdict(vector.base)}
-    if vector.config is not None:
-        report |= {"codec": vector.config.codec, "codec_options": dict(vector.config.codec_options)}
-        report["tensors"] = {name: asdict(record) for name, record in vector.config.tensors.items()}
-    else:
-        report["codec"] = "lora"
-    return report
-
-
-def _summary(config: "VectorConfig", nbytes: int) -> str:
-    norm = math.sqrt(sum(record.norm**2 for record in config.tensors.values()))
-    error = math.sqrt(sum((record.norm * record.relative_error) ** 2 for record in config.tensors.values())) / norm if norm else 0.0
-    options = " ".join(f"{name}={value}" for name, value in config.codec_options.items())
-    return f"{config.codec} {options}, {len(config.tensors)} tensors changed, {_size(nbytes)}, norm {norm:.4g}, relative error {error:.3g}"
-
-
-def _print_vector(path: str, vector: "DistributionVector") -> None:
-    print(f"{path}")
-    print(f"  base   {vector.base}")
-    if vector.config is None:
-        print(f"  codec  lora (a PEFT adapter, read as it is), {_size(vector.nbytes)}")
-        return
-    print(f"  vector {_summary(vector.config, vector.nbytes)}")
-    layers: dict[str, list[Any]] = {}
-    for name, record in vector.config.tensors.items():
-        match = _LAYER.match(name)
-        layers.setdefault(match["layer"] if match else name, []).append(record)
-    rows = []
-    for layer, records in layers.items():
-        norm = math.sqrt(sum(record.norm**2 for record in records))
-        error = math.sqrt(sum((record.norm * record.relative_error) ** 2 for record in records)) / norm if norm else 0.0
-        lowest = min(record.projection for record in records)
-        rows.append((layer, "+".join(sorted({record.codec for record in records})), f"{norm:.4g}", f"{error:.3g}", f"{lowest:.3f}"))
-    _print_table(("layer", "codec", "norm", "relative error", "projection"), rows)
-
-
-def _print_recipe(path: str, recipe: "DEMConfig") -> None:
-    print(f"{path}\n  base     {recipe.base}")
-    for name, coefficient in recipe.coefficients.items():
-        print(f"  vector   {coefficient:+.4f} * {name}")
-    print(f"  dtype    {recipe.dtype or 'the base' + chr(39) + 's own'}, {recipe.rounding} rounding, seed {recipe.rounding_seed}")
-    if recipe.search:
-        print(f"  search   {json.dumps(recipe.search, sort_keys=True)}")
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        print(
-            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        )
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -260,13 +221,6 @@ def _number(text: str, name: str) -> float:
         return float(text)
     except ValueError as error:
         raise ConfigError(f"The coefficient of '{name}' is '{text}', which is not a number.") from error
-
-
-def _size(nbytes: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} B"
 
 
 if __name__ == "__main__":

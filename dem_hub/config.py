@@ -26,6 +26,8 @@ from dem_hub.records import (
 )
 
 VECTOR_CONFIG = "vector_config.json"
+VECTOR_STEM = "vector_model"
+SEPARATOR = "::"  # between a checkpoint key and the name of a part
 RECIPE_CONFIG = "config.json"
 PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
 
@@ -40,7 +42,8 @@ class TensorRecord:
     `shape` and `dtype` are the base's; `rows` counts the rows the base lacks (a grown vocabulary); `norm` is the Frobenius norm
     of the delta, `relative_error` = |decoded - delta| / |delta|, `projection` = <decoded, delta> / |delta|^2 (1 where unbiased);
     `base` is the digest of the base's tensor, by which a wrong base is found out; `module` is the module whose LoRA in the PEFT
-    adapter holds the delta (`transposed` where the checkpoint has B @ A the other way round), empty where it is not there.
+    adapter holds the delta (`transposed` where the checkpoint has B @ A the other way round), empty where it is not there; `options`
+    are the codec's.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +56,20 @@ class TensorRecord:
     rows: int = 0
     module: str = ""
     transposed: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether there is a delta in the files; where only new rows were learned there is none."""
+        return self.norm > 0 or not self.rows
 
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """`vector_config.json`: what a distribution vector is, without its tensors."""
+    """`vector_config.json`: what a distribution vector is, without its tensors.
+
+    `choice` says in a line what `codec="auto"` chose, and why.
+    """
 
     base: BaseRecord
     codec: str
@@ -65,6 +77,7 @@ class VectorConfig:
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, str]
     finetuned: str | None = None
+    choice: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -7,53 +7,59 @@ Everything that does not fit is found from the headers and reported in one error
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
-from dem_hub.architecture import Architecture, Module, read_config, refuse_quantised
+from dem_hub.architecture import Architecture, Module, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import CODES, Checkpoint, TensorInfo, digest, is_finite
-from dem_hub.codecs import Codec, to_dense
+from dem_hub.checkpoint import Checkpoint, InMemory, digest, is_finite
+from dem_hub.codecs import Codec, codec_options, to_dense
 from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
-from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
-from dem_hub.errors import CheckpointError, refuse
+from dem_hub.codecs.sampling import seed_of
+from dem_hub.codecs.sign import Sign
+from dem_hub.config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
+from dem_hub.errors import CheckpointError
+from dem_hub.fit import encode_planned
 from dem_hub.hub import Resolved, write_text
-from dem_hub.index import Index, full_index, row_blocks
+from dem_hub.index import full_index, row_blocks
+from dem_hub.pairing import Pair, match_tensors, vocabulary_size
+from dem_hub.plan import Auto, Glance, explain, make_plan
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
 
-VECTOR_STEM = "vector_model"
-SEPARATOR = "::"  # between a checkpoint key and the name of a part
 _BLOCK = 1 << 22
 _LARGEST = torch.finfo(torch.float32).max
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """One tensor on both sides; `rows` counts those that only the fine-tune has."""
-
-    base_key: str
-    finetuned_key: str
-    rows: int
-
-
-def extract(folder: Path, base: Resolved, finetuned: Resolved, codec: Codec, max_shard_size: int | str = "5GB") -> VectorConfig:
+def extract(
+    folder: Path,
+    base: Resolved,
+    finetuned: Resolved,
+    codec: Codec | Auto,
+    *,
+    device: str | torch.device | None = None,
+    max_shard_size: int | str = "5GB",
+) -> VectorConfig:
     """Write the vector finetuned - base into a folder.
 
     Args:
         folder (`Path`): an empty folder.
         base, finetuned ([`Resolved`]): the two checkpoints, safetensors, sharded as they like.
-        codec ([`Codec`]): how to store the deltas.
+        codec ([`Codec`] or [`Auto`]): how to store the deltas, or the budget to choose by.
+        device (`str` or `torch.device`, *optional*): where to encode; the accelerator where there is one, by default.
         max_shard_size (`int` or `str`): where to begin another file.
 
     Returns:
@@ -61,92 +67,126 @@ def extract(folder: Path, base: Resolved, finetuned: Resolved, codec: Codec, max
 
     Raises:
         `CheckpointError`: a quantised or pickled checkpoint, tensors that differ in shape or that one side lacks, NaN or inf.
+        `CodecError`: a budget that the vector does not fit in.
     """
-    from huggingface_hub.utils import tqdm
-
     refuse_quantised(base.folder, "base")
     refuse_quantised(finetuned.folder, "fine-tune")
-    ours, theirs = Base(base), Checkpoint(finetuned.folder)
-    pairs = _match(ours.checkpoint, theirs)
-    vector = _Writer(folder, codec, ours.architecture, max_shard_size)
-    for pair in tqdm(pairs, desc="Extracting", unit="tensor", delay=1):
-        record = _extract_tensor(vector, pair, ours, theirs)
+    sides = _Sides(Base(base), Checkpoint(finetuned.folder), _choose_device(device))
+    pairs = match_tensors(sides.base.checkpoint, sides.finetuned)
+    plan = None
+    if isinstance(codec, Auto):
+        plan = make_plan(codec, _glance(pairs, sides))
+        encode: _Encode = partial(encode_planned, plan)
+    else:
+        encode = _encode_with(codec)
+    vector = _Writer(folder, sides.base.architecture, max_shard_size)
+    for pair in _progress(pairs, "Extracting"):
+        record = _extract_tensor(vector, pair, sides, encode)
         if record is not None:
             vector.tensors[pair.base_key] = record
-    files = vector.close(ours.record)
-    options = {name: value for name, value in vars(codec).items() if value is not None}
+    files = vector.close(sides.base.record)
+    options = codec_options(codec)
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
-    config = VectorConfig(ours.record, codec.name, options, vector.tensors, files, str(finetuned.source), libraries=libraries)
+    choice = explain(plan, vector.tensors) if plan is not None else ""
+    config = VectorConfig(
+        sides.base.record, codec.name, options, vector.tensors, files, str(finetuned.source), choice=choice, libraries=libraries
+    )
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
 
 
-def _match(base: Checkpoint, finetuned: Checkpoint) -> list[_Pair]:
-    """Pair the tensors of both sides by name, or refuse, naming each one that has no partner or another shape."""
-    faults, pairs = [], []
-    vocabularies = _vocabulary(base.path), _vocabulary(finetuned.path)
-    for key in sorted(set(base) | set(finetuned)):
-        finetuned_key = key
-        if key not in finetuned:  # written out in the base, tied in the fine-tune: it follows the tensor it is tied to
-            finetuned_key = _twin(base, key, finetuned) or key
-        if key not in base:
-            if _twin(finetuned, key, base) is None:
-                faults.append(f"'{key}' {list(finetuned[key].shape)} is in the fine-tune only")
-            continue  # written out in the fine-tune, tied in the base: nothing of its own
-        if finetuned_key not in finetuned:
-            faults.append(f"'{key}' {list(base[key].shape)} is in the base only")
-            continue
-        ours, theirs = base[key].shape, finetuned[finetuned_key].shape
-        grown = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:] and theirs[0] > ours[0]
-        grown = grown and base[key].torch_dtype.is_floating_point and (None in vocabularies or vocabularies == (ours[0], theirs[0]))
-        if ours != theirs and not grown:
-            faults.append(f"'{key}' is {list(ours)} in the base and {list(theirs)} in the fine-tune")
-        elif base[key].torch_dtype.is_floating_point != finetuned[finetuned_key].torch_dtype.is_floating_point:
-            faults.append(f"'{key}' is {base[key].dtype} in the base and {finetuned[finetuned_key].dtype} in the fine-tune")
-        else:
-            pairs.append(_Pair(key, finetuned_key, theirs[0] - ours[0] if grown else 0))
-    if faults:
-        refuse(
-            CheckpointError,
-            f"'{finetuned.path}' is not a fine-tune of '{base.path}': {len(faults)} tensors do not fit.",
-            faults,
-            "Name the base that this model was trained from. An untied or differently built model has no vector on this base.",
-        )
-    return pairs
+@dataclass(frozen=True)
+class _Sides:
+    """The two checkpoints, and the device that their tensors are compared on."""
+
+    base: Base
+    finetuned: Checkpoint
+    device: torch.device
+
+    def is_replaced(self, key: str) -> bool:
+        """Whether a tensor is no delta to be scaled: a buffer, or whole numbers."""
+        architecture = self.base.architecture
+        floating = self.base.checkpoint[key].torch_dtype.is_floating_point
+        return not floating or (architecture is not None and key in architecture.buffers)
+
+    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The base, and the fine-tune without its new rows."""
+        index = full_index(self.base.checkpoint[pair.base_key].shape)
+        old = self.base.checkpoint.read(pair.base_key).to(self.device)
+        new = self.finetuned.read(pair.finetuned_key, index).to(self.device)
+        _check_finite(old, self.base.folder, pair.base_key)
+        _check_finite(new, self.finetuned.path, pair.finetuned_key)
+        return old, new
 
 
-def _vocabulary(folder: Path) -> int | None:
-    """The size of a model's vocabulary, where its config says."""
-    config = read_config(folder)
-    return (config.get("text_config") or config).get("vocab_size")
+def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
+    """finetuned - base in float32, with no copy of the base."""
+    delta = finetuned.to(torch.float32, copy=True).sub_(base)
+    return delta.clamp_(-_LARGEST, _LARGEST)  # between bf16's own extremes it overflows
 
 
-def _twin(checkpoint: Checkpoint, key: str, other: Checkpoint) -> str | None:
-    """Another tensor of the checkpoint with the same bits, known to the other side too: what `key` is tied to."""
-    return next((name for name in checkpoint if name != key and name in other and checkpoint.is_copy(name, key)), None)
+_Encode = Callable[[str, Tensor, Tensor, Tensor], tuple[Codec, dict[str, Tensor]]]
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """The one asked for, or the accelerator; not Apple's, which has no float64."""
+    if device is not None:
+        return torch.device(device)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found if found is not None and found.type != "mps" else torch.device("cpu")
+
+
+def _encode_with(codec: Codec) -> _Encode:
+    """How one codec is used for all tensors of a vector, given a key, a delta, the base and the fine-tune."""
+
+    def encode(key: str, delta: Tensor, old: Tensor, new: Tensor) -> tuple[Codec, dict[str, Tensor]]:
+        chosen = codec
+        if isinstance(codec, Random | Sign | LRSign):
+            chosen = replace(codec, seed=seed_of(key, new, codec.seed))
+        if not isinstance(codec, Dense | Exact) and (delta.ndim < 2 or (delta.ndim > 2 and isinstance(codec, LowRank))):
+            chosen = Dense()  # norms and biases are too small to save on
+        return chosen, chosen.encode(delta, old, new)
+
+    return encode
+
+
+def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
+    """A first look at every tensor that changed and is a delta."""
+    vocabulary = vocabulary_size(sides.base.folder)
+    glances = {}
+    for pair in _progress(pairs, "Looking"):
+        if not sides.is_replaced(pair.base_key):
+            old, new = sides.read(pair)
+            delta = _subtract(new, old)
+            if delta.any():
+                shape = tuple(delta.shape)
+                rms = float(delta.double().square().mean().sqrt())
+                glances[pair.base_key] = Glance(shape, rms, len(shape) == 2 and shape[0] == vocabulary)
+    return glances
+
+
+def _progress(pairs: Sequence[Pair], what: str) -> Iterable[Pair]:
+    from huggingface_hub.utils import tqdm
+
+    return tqdm(pairs, desc=what, unit="tensor", delay=1)
 
 
 class _Writer:
     """The files of a vector: a PEFT adapter for the factors that fit in one, `vector_model` for the rest."""
 
-    def __init__(self, folder: Path, codec: Codec, architecture: Architecture | None, max_shard_size: int | str) -> None:
-        self.codec, self.architecture = codec, architecture
+    def __init__(self, folder: Path, architecture: Architecture | None, max_shard_size: int | str) -> None:
+        self.architecture = architecture
         self.tensors: dict[str, TensorRecord] = {}
         self._folder = folder
         self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
         self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(".safetensors"), 1 << 62)
         self._ranks: dict[str, int] = {}
 
-    def codec_for(self, key: str, info: TensorInfo) -> Codec:
-        """The codec of one tensor: the user's where it can, else dense; buffers and integers are replaced."""
-        if not info.torch_dtype.is_floating_point or (self.architecture is not None and key in self.architecture.buffers):
-            return Replace()
-        return Dense() if isinstance(self.codec, LowRank) and len(info.shape) != 2 else self.codec
-
     def write(self, key: str, codec: Codec, parts: Mapping[str, Tensor]) -> Module | None:
         """Write the parts; returns the module that they are the LoRA of, if there is one."""
         module = self.architecture.modules.get(key) if self.architecture is not None else None
-        if codec.name == LowRank.name and module is not None and module.kind != "embedding":
+        is_lora = isinstance(codec, LowRank) and codec.dtype != "int4"
+        if is_lora and module is not None and module.kind != "embedding":
             left, right = parts["left"], parts["right"]
             first, second = factor_names(module.name)
             self._factors.write(first, left.T if module.transposed else right)
@@ -173,66 +213,47 @@ class _Writer:
         return {path.name: digest(path) for path in files}
 
 
-def _extract_tensor(vector: _Writer, pair: _Pair, base: Base, finetuned: Checkpoint) -> TensorRecord | None:
+def _extract_tensor(vector: _Writer, pair: Pair, sides: _Sides, encode: _Encode) -> TensorRecord | None:
     """Encode one tensor; `None` where the fine-tune did not change it."""
-    key, info = pair.base_key, base.checkpoint[pair.base_key]
-    index = full_index(info.shape)
-    old, new = base.checkpoint.read(key), finetuned.read(pair.finetuned_key, index)
-    _check_finite(old, base.folder, key)
-    _check_finite(new, finetuned.path, pair.finetuned_key)
-    if pair.rows:
-        rows = finetuned.read(pair.finetuned_key, (slice(info.shape[0], None), *index[1:]))
-        _check_finite(rows, finetuned.path, pair.finetuned_key)
-        vector.write_rows(key, rows)
-    codec = vector.codec_for(key, info)
-    record = TensorRecord(
-        info.shape, info.dtype, codec.name, norm=0.0, relative_error=0.0, projection=1.0, base=base.digests[key], rows=pair.rows
-    )
-    if codec.name == Replace.name:  # integers: float32 does not tell all of them apart
+    key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
+    record = TensorRecord(info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows)
+    old, new = sides.read(pair)
+    if sides.is_replaced(key):  # whole numbers: float32 does not tell all of them apart
+        if pair.rows:
+            raise CheckpointError(
+                f"'{key}' is {list(info.shape)} in the base and has {pair.rows} more rows in the fine-tune, and is no parameter."
+            )
         if bool((new == old).all()):
             return None
-        vector.write(key, codec, {"replace": new})
-        return record
-    delta = new.to(torch.float32, copy=True).sub_(old)
-    delta.clamp_(-_LARGEST, _LARGEST)  # between bf16's own extremes it overflows
+        vector.write(key, Replace(), {"replace": new})
+        return replace(record, codec=Replace.name)
+    if pair.rows:
+        rows = sides.finetuned.read(pair.finetuned_key, (slice(info.shape[0], None), *full_index(info.shape[1:])))
+        _check_finite(rows, sides.finetuned.path, pair.finetuned_key)
+        vector.write_rows(key, rows)
+    delta = _subtract(new, old)
     if not delta.any():
         return record if pair.rows else None
-    parts = codec.encode(delta, old, new)
-    norm, error, projection = _measure(codec, parts, delta, old, index)
-    record = replace(record, norm=norm, relative_error=error, projection=projection)
+    codec, parts = encode(key, delta, old, new)
+    norm, error, projection = _measure(codec, parts, delta, old)
+    record = replace(record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection)
     module = vector.write(key, codec, parts)
     return record if module is None else replace(record, module=module.name, transposed=module.transposed)
 
 
-def _measure(codec: Codec, parts: Mapping[str, Any], delta: Tensor, base: Tensor, index: Index) -> tuple[float, float, float]:
+def _measure(codec: Codec, parts: Mapping[str, Tensor], delta: Tensor, base: Tensor) -> tuple[float, float, float]:
     """|delta|, |decoded - delta| / |delta| and <decoded, delta> / |delta|^2, summed in float64 from what will be decoded."""
-    lazy = {name: _InMemory(tensor) for name, tensor in parts.items()}
+    lazy = {name: InMemory(tensor) for name, tensor in parts.items()}
     squares, errors, products = 0.0, 0.0, 0.0
-    for block in row_blocks(index, _BLOCK):
+    for block in row_blocks(full_index(delta.shape), _BLOCK):
         part = base[block if block else ...]
         true = delta[block if block else ...]
-        decoded = to_dense(codec.decode(lazy, part, block), part).double()
+        decoded = to_dense(codec.decode(lazy, tuple(delta.shape), block, part), part).double()
         products += float((decoded * true).sum())
         errors += float(decoded.sub_(true).square_().sum())
         squares += float(true.double().square_().sum())
     norm = math.sqrt(squares)
     return norm, math.sqrt(errors / squares), products / squares
-
-
-@dataclass(frozen=True)
-class _InMemory:
-    """A tensor that answers like a lazy one."""
-
-    tensor: Tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensor.shape)
-
-    def get_dtype(self) -> str:
-        return CODES[self.tensor.dtype]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.tensor[index]
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:

@@ -67,3 +67,9 @@ def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slic
     for part, size in zip(index[:-1], shape[:-1], strict=True):
         rows = (rows[:, None] * size + torch.arange(part.start, part.stop)[None, :]).reshape(-1)
     return rows, index[-1]
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """All dimensions but the last flattened into rows: (R, C); a tensor with no elements keeps its columns."""
+    columns = tensor.shape[-1]
+    return tensor.reshape(count_elements(tuple(tensor.shape[:-1])), columns)

@@ -115,7 +115,7 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     direct = memory_names(model, merge.base)
     wanted = set(names)
-    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor", delay=1):
+    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor", delay=1, leave=False):
         place = places[direct[name]]
         place.copy_(merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype))
     for target, values in _converted(model, merge, wanted - set(direct), places):

@@ -51,7 +51,7 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
     rows, columns = rows_and_columns(index, shape)
     flat = total.float().reshape(len(rows), columns.stop - columns.start)
     result = torch.empty(flat.shape, dtype=dtype, device=total.device)
-    keys = _row_keys(seed, name, rows.to(total.device))
+    keys = row_keys(seed, name, rows.to(total.device))
     width, height = flat.shape[1], flat.shape[0]
     # a GPU takes all of it at once, as far as its memory is not strained
     block = BLOCK if total.device.type == "cpu" else 1 << 26
@@ -80,11 +80,12 @@ def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
     first = start >> 1
     pairs = torch.arange(first, (stop + 1) >> 1, dtype=torch.int32, device=row_keys.device)
     words = _mix(row_keys[:, None] + (pairs * -1640531527)[None, :])  # 2^32 / golden ratio: neighbouring columns far apart
-    halves = words.view(torch.int16)[:, start - 2 * first : stop - 2 * first]
-    return halves.to(torch.int32).bitwise_and_(0xFFFF)
+    halves = words.reshape(-1).view(torch.int16).reshape(len(row_keys), 2 * len(pairs))
+    return halves[:, start - 2 * first : stop - 2 * first].to(torch.int32).bitwise_and_(0xFFFF)
 
 
-def _row_keys(seed: int, name: str, rows: Tensor) -> Tensor:
+def row_keys(seed: int, name: str, rows: Tensor) -> Tensor:
+    """A 32-bit hash of seed, name and row number for each row: (rows,) int32."""
     state = hashlib.sha256(f"{seed} {name}".encode()).digest()
     low, high = (int.from_bytes(state[i : i + 4], "little", signed=True) for i in (0, 4))
     return _mix(_mix(rows.to(torch.int32) + low).bitwise_xor_(high))

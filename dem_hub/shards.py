@@ -38,8 +38,8 @@ def parse_size(size: int | str) -> int:
 
     ```
     """
-    if isinstance(size, int):
-        return size
+    if isinstance(size, int) or size.isdigit():
+        return int(size)
     match = _SIZE.fullmatch(size.strip())
     if match is None:
         raise CheckpointError(f"'{size}' is not a size. Write a number of bytes, or for instance '5GB'.")

@@ -15,18 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, factor_names, read_adapter, read_adapter_config
+from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, read_adapter_config
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, LazyTensor, digest, verify_files
-from dem_hub.codecs import CODECS, add_deltas, get_codec
-from dem_hub.codecs.stored import Component, StoredDelta, Transposed
-from dem_hub.config import VECTOR_CONFIG, TensorRecord, VectorConfig
-from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, refuse
-from dem_hub.extraction import SEPARATOR, VECTOR_STEM, extract
+from dem_hub.checkpoint import Checkpoint, digest, verify_files
+from dem_hub.codecs import add_deltas
+from dem_hub.codecs.stored import StoredDelta
+from dem_hub.config import VECTOR_CONFIG, VectorConfig
+from dem_hub.contents import part_bytes, read_contents
+from dem_hub.errors import AdapterError, BaseMismatchError, refuse
+from dem_hub.extraction import extract
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
 from dem_hub.index import full_index
+from dem_hub.plan import Auto
 from dem_hub.records import BaseRecord, VectorSource
 
 
@@ -69,7 +72,8 @@ class DistributionVector:
         base: str | os.PathLike[str] | VectorSource,
         finetuned: str | os.PathLike[str] | VectorSource,
         *,
-        codec: str = "lowrank",
+        codec: str = "auto",
+        device: str | torch.device | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -79,7 +83,11 @@ class DistributionVector:
 
         Args:
             base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of safetensors checkpoints.
-            codec (`str`, *optional*, defaults to `"lowrank"`): `"lowrank"` (options `rank`, `energy`, `dtype`) or `"dense"` (`dtype`).
+            codec (`str`, *optional*, defaults to `"auto"`): how to store it. `"auto"` chooses for each tensor, within 5 % of the delta's
+                bytes in bf16, or `max_bytes` (a number, `"20MB"`, `"3%"`), or a relative `max_error`. Unbiased codecs: `"lrsign"`
+                (`rank`, `density`, `seed`), `"sign"` (`density`, `seed`), `"random"` (`density`, `bits`, `seed`), `"int8"`, `"int4"`,
+                `"nf4"`. A biased one: `"lowrank"` (`rank` or `energy`, `dtype`). Without loss: `"exact"` (`level`), `"dense"` (`dtype`).
+            device (`str` or `torch.device`, *optional*): where to encode; the accelerator where there is one, by default.
             token, cache_dir, local_files_only: as in transformers.
             codec_options: of the codec, for instance `rank=16`, or `dtype="float32"`.
 
@@ -87,15 +95,15 @@ class DistributionVector:
             [`DistributionVector`]: kept in a temporary folder until it is saved.
 
         Raises:
-            `CodecError`: no such codec or option.
+            `CodecError`: no such codec or option, or a budget that the vector does not fit in.
             `CheckpointError`: checkpoints that have no difference (shapes, missing tensors, quantised or pickled weights, NaN).
         """
-        chosen = get_codec(codec, codec_options)
+        chosen = Auto.or_codec(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
         ours, theirs = (resolve(VectorSource.parse(name), MODEL_FILES, options) for name in (base, finetuned))
         folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
         try:
-            extract(folder, ours, theirs, chosen)
+            extract(folder, ours, theirs, chosen, device=device)
             vector = cls(Resolved(VectorSource(str(folder)), folder, None), verify=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -181,6 +189,10 @@ class DistributionVector:
         """Size of its tensor files, in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
 
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes of the parts of each tensor in the files, headers aside, by the base's key; of a plain adapter nothing."""
+        return part_bytes(self.folder, self.config) if self.config is not None else {}
+
     @cached_property
     def sha256(self) -> str:
         """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
@@ -201,7 +213,7 @@ class DistributionVector:
         if self.config is None:
             return self._adapter_deltas(base)
         _check_base(self, self.config, base, allow_mismatch=allow_base_mismatch)
-        return self._stored(self.config)
+        return read_contents(self.folder, self.config)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
         """The delta of one tensor as float32, for looking at it; merging never makes it.
@@ -210,41 +222,11 @@ class DistributionVector:
             name (`str`): the base's key.
             base (`str` or `os.PathLike`): the base's folder.
         """
-        import torch
-
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         values = opened.checkpoint.read(name)
         stored = self.deltas(opened).get(name, StoredDelta())
         total = torch.zeros(values.shape, dtype=torch.float32)
         return add_deltas(total, stored.decode(values, full_index(values.shape)))
-
-    def _stored(self, config: VectorConfig) -> dict[str, StoredDelta]:
-        rest, factors = self._open(VECTOR_STEM + ".safetensors"), self._open(ADAPTER_WEIGHTS)
-        parts: dict[str, dict[str, LazyTensor]] = {}
-        for name in rest or ():
-            key, _, part = name.rpartition(SEPARATOR)
-            parts.setdefault(key, {})[part] = rest.lazy(name)  # type: ignore[union-attr]
-        deltas = {}
-        unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
-        if unknown:
-            raise CodecError(
-                f"The vector '{self.name}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
-            )
-        for key, record in config.tensors.items():
-            own = parts.get(key, {})
-            rows = own.pop("rows", None)
-            if record.module and factors is not None:
-                own = _factors(factors, record)
-            components = (Component(CODECS[record.codec], own),) if own else ()
-            deltas[key] = StoredDelta(components, rows)
-        lost = [f"'{key}'" for key, stored in sorted(deltas.items()) if stored == StoredDelta()]
-        if lost:
-            refuse(CheckpointError, f"The files of the vector '{self.name}' lack tensors that its config names.", lost, "Fetch it again.")
-        return deltas
-
-    def _open(self, name: str) -> Checkpoint | None:
-        there = any((self.folder / file).is_file() for file in (name, name + ".index.json"))
-        return Checkpoint(self.folder, index=name) if there else None
 
     def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
         if base.architecture is None:
@@ -253,14 +235,6 @@ class DistributionVector:
                 f"'{self.name}' goes cannot be known either. Merge it with PEFT and extract the vector."
             )
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
-
-
-def _factors(adapter: Checkpoint, record: TensorRecord) -> dict[str, LazyTensor]:
-    """B and A of an adapter as `left` and `right` in the orientation of the checkpoint."""
-    first, second = (adapter.lazy(name) for name in factor_names(record.module))
-    if record.transposed:
-        return {"left": Transposed(first), "right": Transposed(second)}
-    return {"left": second, "right": first}
 
 
 def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *, allow_mismatch: bool) -> None:

@@ -14,8 +14,22 @@ from dem_hub import DEMConfig, DEMModel, DistributionVector, __version__
 from dem_hub.cli import _parser, main
 
 OPTIONS = {
-    "extract": ["base", "finetuned", "--output", "--codec", "--rank", "--energy", "--dtype"],
-    "info": ["paths", "--base", "--json"],
+    "extract": [
+        "base",
+        "finetuned",
+        "--output",
+        "--codec",
+        "--max-bytes",
+        "--max-error",
+        "--rank",
+        "--energy",
+        "--density",
+        "--bits",
+        "--dtype",
+        "--level",
+        "--seed",
+    ],
+    "info": ["paths", "--base", "--tensors", "--json"],
     "merge": ["model", "--vector", "--output", "--dtype", "--rounding", "--rounding-seed", "--max-shard-size", "--allow-base-mismatch"],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
     "demo": ["--output"],
@@ -56,9 +70,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "codec"),
     [
-        ([], "lowrank"),
-        (["--rank", "3"], "lowrank"),
-        (["--energy", "0.5"], "lowrank"),
+        ([], "auto"),
+        (["--max-error", "0.3"], "auto"),
+        (["--codec", "lowrank", "--rank", "3"], "lowrank"),
+        (["--codec", "lowrank", "--energy", "0.5"], "lowrank"),
+        (["--codec", "lrsign", "--rank", "3", "--density", "0.5", "--seed", "4"], "lrsign"),
         (["--codec", "dense", "--dtype", "bfloat16"], "dense"),
     ],
     ids=str,
@@ -68,9 +84,9 @@ def test_extract(llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[st
     vector = DistributionVector.from_pretrained(tmp_path / "vector")
     assert vector.config is not None
     assert vector.config.codec == codec
-    assert out.startswith(f"{tmp_path}/vector: {codec} ")
+    assert out.startswith(f"{tmp_path}/vector: {codec}")
     assert "relative error" in out
-    assert out.count("\n") == 1
+    assert out.count("\n") == (2 if codec == "auto" else 1)
 
 
 def test_merge_base_and_vectors(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +125,20 @@ def test_info_of_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     config = DistributionVector.from_pretrained(folder).config
     assert config is not None
     norm = math.sqrt(sum(record.norm**2 for name, record in config.tensors.items() if name.startswith("model.layers.0.")))
-    assert float(table["model.layers.0"][2]) == pytest.approx(norm, rel=1e-3)
-    assert float(table["model.norm.weight"][2]) == pytest.approx(float(deltas["model.norm.weight"].norm()), rel=1e-3)
+    assert float(table["model.layers.0"][4]) == pytest.approx(norm, rel=1e-3)
+    assert float(table["model.norm.weight"][4]) == pytest.approx(float(deltas["model.norm.weight"].norm()), rel=1e-3)
+
+
+def test_info_of_each_tensor(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its codec with options, and as many bytes as lie in the files."""
+    folder = zoo.vector("llama-tied", "bfloat16", "lossy")
+    out = run(capsys, "info", "--tensors", folder)
+    line = next(line for line in out.splitlines() if line.startswith("model.layers.1.mlp.up_proj.weight"))
+    assert line.split()[1:4] == ["lowrank", "dtype=float32", "rank=4"]
+    items = json.loads(run(capsys, "info", "--json", folder))["items"][0]
+    stored = load_tensors(folder)
+    assert sum(entry["bytes"] for entry in items["tensors"].values()) == sum(tensor.nbytes for tensor in stored.values())
+    assert items["bytes"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def test_info_compares_vectors(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,9 +211,9 @@ def quantised(llama: Models, folder: Path) -> Path:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such base": (["extract", "absent/", "{base}", "-o", "out"], "'absent/' is not a folder here, and not a Hub id"),
     "no such repository": (["extract", "org/absent", "{base}", "-o", "out"], "'org/absent' is not a folder here, so it was looked for on the Hub"),
-    "no such codec": (["extract", "{base}", "{full}", "-o", "out", "--codec", "zip"], "no codec 'zip'; choose one of lowrank, dense"),
+    "no such codec": (["extract", "{base}", "{full}", "-o", "out", "--codec", "zip"], "no codec 'zip'; choose one of auto, lrsign, sign"),
     "no such option": (["extract", "{base}", "{full}", "-o", "out", "--codec", "dense", "--rank", "3"], "no option 'rank'"),
-    "rank and energy": (["extract", "{base}", "{full}", "-o", "out", "--rank", "3", "--energy", "0.5"], "rank or energy, not both"),
+    "rank and energy": (["extract", "{base}", "{full}", "-o", "out", "--codec", "lowrank", "--rank", "3", "--energy", "0.5"], "rank or energy, not both"),
     "quantised base": (["extract", "{quantised}", "{full}", "-o", "out"], "is quantised (awq)"),
     "another family": (["extract", "{base}", "{gpt2}", "-o", "out"], "is not a fine-tune of"),
     "config.json that is broken": (["extract", "{broken}", "{full}", "-o", "out"], "config.json is not JSON"),

@@ -229,10 +229,11 @@ def test_a_vector_that_goes_takes_its_files_along(llama: Models) -> None:
     assert not folder.exists()
 
 
-def test_rank_is_the_default_where_none_is_given(llama: Models) -> None:
+def test_auto_is_the_default(llama: Models) -> None:
     config = DistributionVector.extract(llama.base, llama.full).config
     assert config is not None
-    assert config.codec == "lowrank"
+    assert (config.codec, dict(config.codec_options)) == ("auto", {})
+    assert config.choice.startswith("a full fine-tune, within 5% of its delta: ")
     assert config.tensors["model.norm.weight"].codec == "dense"
 
 

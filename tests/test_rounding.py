@@ -124,12 +124,12 @@ def test_wide_targets_are_rounded_to_nearest(dtype: torch.dtype) -> None:
 
 def test_random_bits_are_frozen() -> None:
     # The merged model of every recipe depends on them.
-    keys = rounding._row_keys(7, "model.embed_tokens.weight", torch.arange(2))
+    keys = rounding.row_keys(7, "model.embed_tokens.weight", torch.arange(2))
     assert random_bits(keys, 0, 4).tolist() == [[13570, 11413, 36839, 38650], [30131, 34325, 19256, 29833]]
 
 
 def test_random_bits_are_uniform() -> None:
-    bits = random_bits(rounding._row_keys(0, "w", torch.arange(256)), 0, 1024)
+    bits = random_bits(rounding.row_keys(0, "w", torch.arange(256)), 0, 1024)
     counts = torch.bincount((bits >> 8).flatten(), minlength=256).double()
     expected = bits.numel() / 256
     chi_square = float(((counts - expected) ** 2 / expected).sum())

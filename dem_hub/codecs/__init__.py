@@ -1,22 +1,34 @@
 """How a delta is stored. One file a codec: `encode` makes named parts of one tensor's delta, `decode` gives any slice of it back.
 
+`lrsign`, `sign`, `random`, `int4`, `int8`, `nf4` are unbiased: what they add to a delta is noise, which a sum of vectors averages out.
+`lowrank` is biased: it leaves a part of the delta out. `dense` and `exact` keep all of it.
+
 A new codec is a file beside these and an entry in `CODECS`; the shared conformance suite then holds it to the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta, add_deltas, to_dense
 from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.full import Full
+from dem_hub.codecs.integer import Int4, Int8
+from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.nf4 import NF4
+from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
+from dem_hub.codecs.sign import Sign
 from dem_hub.errors import CodecError
 from dem_hub.index import Index
+
+_Made = TypeVar("_Made")
 
 __all__ = ["CODECS", "Codec", "Delta", "add_deltas", "get_codec", "to_dense"]
 
@@ -29,13 +41,15 @@ class Codec(Protocol):
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
         """Named parts of one tensor's delta (float32, on any device); `base` and `finetuned` are in their own dtypes."""
 
-    @staticmethod
-    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
-        """The slice `index` of the delta; `base` is that slice of the base's tensor."""
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """The parts of a tensor of this shape."""
+
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+        """The slice `index` of the delta of a tensor of this shape; `base` is that slice of the base's tensor. Both on its device."""
 
 
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Dense, LowRank, Full, Replace)}
-OFFERED = ("lowrank", "dense")  # what a user chooses between; the others are chosen by the tensor
+OFFERED = {codec.name: codec for codec in (LRSign, Sign, Random, Int4, Int8, NF4, LowRank, Exact, Dense)}  # to a user
+CODECS: dict[str, type[Codec]] = OFFERED | {codec.name: codec for codec in (Full, Replace)}  # these are chosen by the tensor
 
 
 def get_codec(name: str, options: Mapping[str, Any]) -> Codec:
@@ -54,9 +68,31 @@ def get_codec(name: str, options: Mapping[str, Any]) -> Codec:
     ```
     """
     if name not in OFFERED:
-        raise CodecError(f"There is no codec '{name}'; choose one of {', '.join(OFFERED)}.")
-    known = [item.name for item in fields(CODECS[name])]  # type: ignore[arg-type]
+        raise CodecError(f"There is no codec '{name}'; choose one of auto, {', '.join(OFFERED)}.")
+    return make_codec(name, options)
+
+
+def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
+    """The codec that a file names, those that no user chooses included; see [`get_codec`]."""
+    return with_options(CODECS[name], options)
+
+
+def with_options(kind: Callable[..., _Made], options: Mapping[str, Any]) -> _Made:
+    """A codec, or what chooses one, with its options.
+
+    Raises:
+        `CodecError`: an option that it does not have, or that is of another type.
+    """
+    name, known = kind.name, [item.name for item in fields(kind)]  # type: ignore[attr-defined, arg-type]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise CodecError(f"Codec '{name}' has no option {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
-    return CODECS[name](**options)
+        raise CodecError(f"Codec '{name}' has no option {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}.")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise CodecError(f"Codec '{name}' cannot take the options {dict(options)} ({error}).") from error
+
+
+def codec_options(codec: object) -> dict[str, Any]:
+    """The options of a codec, as a file keeps them."""
+    return {name: value for name, value in vars(codec).items() if value is not None}

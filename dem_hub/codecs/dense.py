@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, full_index, row_blocks
 
@@ -40,16 +41,19 @@ class Dense:
             parts |= _remainder(delta, base, finetuned)
         return parts
 
-    @staticmethod
-    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """`dense` of the tensor's shape; in float32 maybe `index` and `remainder`, one number for each element that needs it."""
+        rest = {"index": Part(("I64",), ("some",), optional=True), "remainder": Part(("F32",), ("some",), optional=True)}
+        return {"dense": Part((code_of(self.dtype),), shape)} | (rest if self.dtype == "float32" else {})
+
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
         """The slice `index` of the delta; `base` is not needed."""
         dense, rest = parts["dense"][index if index else ...], None
         if "index" in parts:
             rest = torch.zeros_like(dense)
-            shape = tuple(parts["dense"].get_shape())
             places = torch.stack(torch.unravel_index(parts["index"][...], shape), dim=1)  # (elements, dimensions)
-            starts = torch.tensor([part.start for part in index])
-            inside = ((places >= starts) & (places < torch.tensor([part.stop for part in index]))).all(dim=1)
+            starts = places.new_tensor([part.start for part in index])
+            inside = ((places >= starts) & (places < places.new_tensor([part.stop for part in index]))).all(dim=1)
             local = tuple((places[inside] - starts).unbind(dim=1))
             rest[local] = parts["remainder"][...][inside]
         return Delta(dense=dense, rest=rest)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.layout import FLOATS, Layout, Part
 from dem_hub.index import Index
 
 
@@ -24,8 +25,11 @@ class Full:
         """Parts of one tensor: `full`."""
         return {"full": finetuned}
 
-    @staticmethod
-    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """`full` of the tensor's shape."""
+        return {"full": Part(FLOATS, shape)}
+
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
         """The slice `index` of full - base, with the factors of a LoRA on the same tensor where there are any."""
         values = parts["full"][index if index else ...]
         return Delta(dense=values.double() - base.double())

@@ -1,35 +1,29 @@
-"""`lowrank`: the best approximation of a matrix at some rank (truncated SVD; Eckart and Young, 1936).
+"""`lowrank`: a matrix's leading singular directions, which PEFT reads as a LoRA.
 
-The factors share the singular values evenly, so that both keep their precision in a short dtype. Up to `EXACT_SIZE` rows or columns
-the SVD comes from the eigenvectors of the Gram matrix in float64, 5 to 8 times faster than `torch.linalg.svd`; above that from a
-seeded randomised range finder with power iterations (Halko, Martinsson and Tropp, 2011, algorithm 4.4).
+For a delta that is of low rank, as LoRA training leaves it, that is all of it. Of a full fine-tune it is a biased part: it shrinks the
+vector (`projection` says by how much), loses little at coefficient 1 and much in a weighted sum; see `lrsign`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.factors import check_factor_dtype, decode_factors, encode_factors, factor_layout
+from dem_hub.codecs.layout import Layout
+from dem_hub.codecs.svd import DEFAULT_RANK, balanced_factors
 from dem_hub.errors import CodecError
 from dem_hub.index import Index
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DEFAULT_RANK = 32
-EXACT_SIZE = 1024
-OVERSAMPLING = 16
-POWER_ITERATIONS = 4
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class LowRank:
     """Keep `rank` singular directions, or as many as hold the share `energy` (0 to 1) of the squared norm.
 
-    `dtype` is that of the factors: `"float32"`, or `"bfloat16"` for half the size.
+    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, or `"int4"` for an eighth, which is no LoRA any more.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -45,97 +39,21 @@ class LowRank:
             raise CodecError(f"codec 'lowrank' has rank={self.rank!r}; it must be a whole number from 1.")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise CodecError(f"codec 'lowrank' has energy={self.energy!r}; it must be above 0 and at most 1.")
-        if self.dtype not in DTYPES:
-            raise CodecError(f"codec 'lowrank' has no dtype '{self.dtype}'; choose {' or '.join(DTYPES)}.")
+        check_factor_dtype(self.name, self.dtype)
+        if self.rank is None and self.energy is None:
+            object.__setattr__(self, "rank", DEFAULT_RANK)
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """The two factors of a matrix; see [`factor_layout`]."""
+        rows, columns = shape
+        return factor_layout(rows, columns, "rank" if self.rank is None else min(self.rank, rows, columns), self.dtype)
 
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
         """Parts of one matrix: `left` (R, K) and `right` (K, C)."""
-        left, values, right = truncated_svd(delta, rank=self.rank or (None if self.energy else DEFAULT_RANK), energy=self.energy)
-        root = values.sqrt()
-        dtype = DTYPES[self.dtype]
-        return {"left": (left * root).to(dtype), "right": (root[:, None] * right).to(dtype)}
+        return encode_factors(*balanced_factors(delta, rank=self.rank, energy=self.energy), self.dtype)
 
-    @staticmethod
-    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
         """The slice `index` of the delta, from the rows of `left` and columns of `right` that it needs."""
         rows, columns = index
-        return Delta(left=parts["left"][rows, :], right=parts["right"][:, columns])
-
-
-def truncated_svd(matrix: Tensor, *, rank: int | None = None, energy: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading singular triplets of a matrix.
-
-    Args:
-        matrix (`Tensor`): (R, C) float32.
-        rank (`int`, *optional*): how many.
-        energy (`float`, *optional*): or as few as hold this share of the squared Frobenius norm, 0 to 1.
-
-    Returns:
-        `tuple[Tensor, Tensor, Tensor]`: (R, K), (K,) descending, and (K, C), float32.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from dem_hub.codecs.lowrank import truncated_svd
-    >>> matrix = torch.outer(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0, 0.0]))
-    >>> left, values, right = truncated_svd(matrix, rank=1)
-    >>> round(values.item(), 4), torch.allclose(left * values @ right, matrix, atol=1e-6)
-    (10.0, True)
-
-    ```
-    """
-    rows, columns = matrix.shape
-    full = min(rows, columns)
-    if full <= EXACT_SIZE:
-        return _gram_svd(matrix, full if rank is None else min(rank, full), energy)
-    if rank is not None:
-        return _randomised_svd(matrix, min(rank, full))
-    assert energy is not None
-    target = energy * _squared_norm(matrix)
-    tried = DEFAULT_RANK
-    while True:
-        left, values, right = _randomised_svd(matrix, tried)
-        held = values.double().square().cumsum(0)
-        if held[-1] >= target or tried == full:
-            count = min(int((held < target).sum()) + 1, len(values))
-            return left[:, :count], values[:count], right[:count]
-        tried = min(2 * tried, full)
-
-
-def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD from the eigenvectors of the smaller Gram matrix, in float64, so that squaring the condition number does no harm."""
-    rows, columns = matrix.shape
-    if rows < columns:
-        right, values, left = _gram_svd(matrix.T, rank, energy)
-        return left.T, values, right.T
-    gram = torch.zeros(columns, columns, dtype=torch.float64, device=matrix.device)
-    step = max(1, _BLOCK // columns)
-    for start in range(0, rows, step):
-        block = matrix[start : start + step].double()
-        gram.addmm_(block.T, block)
-    squares, vectors = torch.linalg.eigh(gram)
-    squares, vectors = squares.flip(0).clamp_(min=0), vectors.flip(1)
-    if energy is not None:
-        held = squares.cumsum(0)
-        rank = min(int((held < energy * held[-1]).sum()) + 1, len(squares))
-    values, vectors = squares[:rank].sqrt(), vectors[:, :rank]
-    # What the squares cannot tell from 0 is 0: of a matrix of lower rank, the other directions are nothing, not noise divided by noise.
-    values = torch.where(values > values[:1] * torch.finfo(torch.float64).eps ** 0.5, values, 0.0)
-    left = matrix @ torch.where(values > 0, vectors / values, 0.0).float()
-    return left, values.float(), vectors.T.float()
-
-
-def _randomised_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.svd_lowrank` with a seed of its own: the same matrix gives the same factors."""
-    devices = [matrix.device] if matrix.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        size = min(rank + OVERSAMPLING, *matrix.shape)
-        left, values, right = torch.svd_lowrank(matrix, q=size, niter=POWER_ITERATIONS)
-    return left[:, :rank], values[:rank], right[:, :rank].T
-
-
-def _squared_norm(matrix: Tensor) -> float:
-    step = max(1, _BLOCK // matrix.shape[1])
-    return sum(float(matrix[start : start + step].double().square().sum()) for start in range(0, matrix.shape[0], step))
+        left, right = decode_factors(parts, rows, columns)
+        return Delta(left=left, right=right)

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoint import DTYPES, LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.layout import Layout, Part
 from dem_hub.index import Index
 
 
@@ -24,7 +25,10 @@ class Replace:
         """Parts of one tensor: `replace`."""
         return {"replace": finetuned}
 
-    @staticmethod
-    def decode(parts: Mapping[str, LazyTensor], base: Tensor, index: Index) -> Delta:
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """`replace` of the tensor's shape."""
+        return {"replace": Part(tuple(DTYPES), shape)}
+
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
         """The slice `index` of what separates the replacement from the base."""
         return Delta(dense=parts["replace"][index if index else ...].double() - base.double())

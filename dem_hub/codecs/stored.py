@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Component:
-    """The parts of one codec, and the scale their decoded delta is multiplied by (a LoRA's alpha / rank)."""
+    """The parts that a codec made of a tensor of this shape, and the scale of the decoded delta (a LoRA's alpha / rank)."""
 
-    codec: "type[Codec]"
+    codec: "Codec"
     parts: Mapping[str, LazyTensor]
+    shape: tuple[int, ...]
     scale: float = 1.0
+
+    def decode(self, base: Tensor, index: Index) -> Delta:
+        """The slice `index` of the delta, decoded on the device where `base`, that slice of the base's tensor, is."""
+        parts = {name: OnDevice(part, base.device) for name, part in self.parts.items()}
+        return self.codec.decode(parts, self.shape, index, base)
 
 
 @dataclass(frozen=True)
@@ -33,15 +40,35 @@ class StoredDelta:
 
     def decode(self, base: Tensor, index: Index) -> list[tuple[float, Delta]]:
         """The slice `index` of the delta, as scaled summands; `base` is that slice of the base's tensor."""
-        return [(part.scale, part.codec.decode(part.parts, base, index)) for part in self.components]
+        return [(part.scale, part.decode(base, index)) for part in self.components]
 
     @property
     def replacement(self) -> LazyTensor | None:
         """The tensor that replaces the base's, where this is no delta to be scaled."""
         for part in self.components:
-            if part.codec is Replace:
+            if isinstance(part.codec, Replace):
                 return part.parts["replace"]
         return None
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A lazy tensor whose slices go to a device as they are, packed: there they are unpacked."""
+
+    tensor: LazyTensor
+    device: torch.device
+
+    def get_shape(self) -> list[int]:
+        """The shape on disk."""
+        return self.tensor.get_shape()
+
+    def get_dtype(self) -> str:
+        """The dtype on disk."""
+        return self.tensor.get_dtype()
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """A slice, on the device."""
+        return self.tensor[index].to(self.device)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _new_study(seed: int, names: Sequence[str]) -> Any:
         raise MissingDependencyError(f"The search needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     points = first_points(len(names))
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points))
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points), deterministic_objective=True)
     study = optuna.create_study(sampler=sampler, direction="minimize")
     for point in points:
         study.enqueue_trial(dict(zip(names, point, strict=True)))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.codecs.lowrank import EXACT_SIZE, LowRank, truncated_svd
+from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.svd import EXACT_SIZE, truncated_svd
 
 SPECTRA = {
     "steep": lambda i: 0.7**i,

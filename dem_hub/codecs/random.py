@@ -1,0 +1,71 @@
+"""`random`: a random share of the elements in 4 or 8 bits, each standing for as many as were dropped around it; no index is stored.
+
+DARE (Yu et al., 2024) as a format: drop at random, rescale by 1 / density. Unbiased, with a noise of sqrt(1 / density - 1) times the
+delta, which is harmless while it is small against the weights and only then.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dem_hub.checkpoint import LazyTensor
+from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.layout import Layout
+from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
+from dem_hub.codecs.sampling import count_kept, draw, scatter
+from dem_hub.codecs.sign import check_density
+from dem_hub.errors import CodecError
+from dem_hub.index import Index, as_rows, full_index, index_shape, row_blocks
+
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Random:
+    """Keep a share `density` (0 to 1) of the elements in `bits` (4 or 8); `seed` decides which."""
+
+    name: ClassVar[str] = "random"
+    density: float = 0.1
+    bits: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse shares and bits out of range."""
+        check_density(self.name, self.density)
+        if self.bits not in (4, 8):
+            raise CodecError(f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' with a density for 1.")
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """`values` (..., ceil(kept * bits / 8)) uint8, and `scale` (..., ceil(kept / 64)) bfloat16."""
+        *lead, columns = shape or (1,)
+        values, scale = quantised_parts(tuple(lead), count_kept(columns, self.density), self.bits)
+        return {"values": values, "scale": scale}
+
+    def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
+        """Kept elements and scales, in blocks of rows."""
+        shape = tuple(delta.shape) or (1,)
+        delta = delta.reshape(shape)
+        kept = count_kept(shape[-1], self.density)
+        codes: list[Tensor] = []
+        scales: list[Tensor] = []
+        for block in row_blocks(full_index(shape), _BLOCK):
+            values = as_rows(delta[block])
+            if kept < shape[-1]:
+                values = values.gather(1, draw(block, shape, kept, self.seed, delta.device).positions)
+            for part, found in zip((codes, scales), quantise(values, self.bits), strict=True):
+                part.append(found)
+        lead = shape[:-1]
+        return {"values": torch.cat(codes).reshape(*lead, -1), "scale": torch.cat(scales).reshape(*lead, -1)}
+
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+        """The slice `index`: what was kept of it, times what each element stands for."""
+        whole, index = shape or (1,), index if shape else (slice(0, 1),)
+        *lead, columns = index
+        kept = count_kept(whole[-1], self.density)
+        sample = draw(index, whole, kept, self.seed, base.device)
+        values = as_rows(dequantise(parts["values"], parts["scale"], tuple(lead), sample.groups, self.bits))
+        dense = scatter(values * sample.sizes, sample.positions, columns.stop - columns.start)
+        return Delta(dense=dense.reshape(index_shape(index) if shape else ()))

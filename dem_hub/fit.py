@@ -1,0 +1,132 @@
+"""One tensor of `codec="auto"`, fitted to what the plan allows it: the rank that leaves signs the least to do, or the LoRA it was.
+
+    noise of signs = |delta - low rank|^2 * (SIGN_NOISE / density - 1)
+
+SIGN_NOISE is sum(delta^2) * n / sum(|delta|)^2 of a row, pi / 2 where it is Gaussian. Of a delta that LoRA training left, the low rank
+is all, and the rest is what rounding the merged checkpoint to its dtype added: as white as noise, and as small.
+"""
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dem_hub.checkpoint import InMemory
+from dem_hub.codecs import Codec, to_dense
+from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.factors import encode_factors
+from dem_hub.codecs.integer import Int4, Int8
+from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.sampling import seed_of
+from dem_hub.codecs.svd import balance, truncated_svd
+from dem_hub.index import full_index
+from dem_hub.plan import Plan, most_signs, stored_bytes
+
+logger = logging.getLogger(__name__)
+
+RANKS = (2, 4, 8, 16, 32)  # weighed against more signs
+SIGN_NOISE = math.pi / 2
+LIMIT = 0.01  # noise, against the weights, from which it may show
+_ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank
+_WHITE = 1.15  # how far the largest direction of noise may stand above its law
+
+Encoded = tuple[Codec, dict[str, Tensor]]
+
+
+def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
+    """Encode one tensor as planned.
+
+    Args:
+        plan ([`Plan`]): of the vector.
+        key (`str`): the tensor's name.
+        delta (`Tensor`): float32, finetuned - base.
+        base, finetuned (`Tensor`): in their own dtypes.
+
+    Returns:
+        `tuple[Codec, dict[str, Tensor]]`: the codec that it was, and the parts.
+    """
+    shape = tuple(delta.shape)
+    settled = plan.codecs.get(key)
+    found = _as_adapter(delta, finetuned) if plan.adapter else None
+    if found is not None:
+        allowed = stored_bytes(settled, shape) if settled is not None else plan.bits * delta.numel() / 8
+        fits = stored_bytes(found[0], shape) <= allowed or not plan.explicit
+        if fits and _error(found, delta, base) <= (plan.max_error or math.inf):
+            return found
+    if settled is not None:
+        return settled, settled.encode(delta, base, finetuned)
+    if plan.max_error is not None:
+        return _within_error(plan.max_error, delta, base, finetuned)
+    return _with_signs(plan, key, delta, base, finetuned)
+
+
+def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
+    """Signs, and of a matrix the rank that leaves them the least noise, within the bits of the plan."""
+    shape = tuple(delta.shape)
+    squares = float(delta.double().square().sum())
+    signs = most_signs(shape, plan.bits)
+    noise, codec, factors = squares * (SIGN_NOISE / signs.density - 1), signs, None
+    if len(shape) == 2:
+        left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape))
+        held = values.double().square().cumsum(0)
+        for rank in [rank for rank in RANKS if rank <= len(values)]:
+            candidate = most_signs(shape, plan.bits, rank)
+            its_noise = (squares - float(held[rank - 1])) * (SIGN_NOISE / candidate.density - 1)
+            if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits * delta.numel() / 8:
+                noise, codec = its_noise, candidate
+                factors = balance(left[:, :rank], values[:rank], right[:rank])
+    if noise**0.5 > LIMIT * float(base.double().norm()):
+        if not plan.explicit:
+            return Int4(), Int4().encode(delta, base, finetuned)
+        logger.warning(
+            "%s: max_bytes leaves it a noise of %.1f %% of its weights, which may show.",
+            key,
+            100 * noise**0.5 / float(base.double().norm()),
+        )
+    codec = replace(codec, seed=seed_of(key, finetuned))
+    if isinstance(codec, LRSign) and factors is not None:
+        return codec, codec.encode_with(factors, delta)
+    return codec, codec.encode(delta, base, finetuned)
+
+
+def _within_error(max_error: float, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
+    """The shortest of some codecs that keeps within an error, as measured."""
+    for codec in (LRSign(), Int4(), Int8(), Dense("bfloat16")):
+        encoded = codec, codec.encode(delta, base, finetuned)
+        if _error(encoded, delta, base) <= max_error:
+            return encoded
+    return Dense(), Dense().encode(delta, base, finetuned)
+
+
+def _error(encoded: Encoded, delta: Tensor, base: Tensor) -> float:
+    codec, parts = encoded
+    decoded = codec.decode({name: InMemory(part) for name, part in parts.items()}, tuple(delta.shape), full_index(delta.shape), base)
+    return float((to_dense(decoded, delta) - delta).double().norm() / delta.double().norm())
+
+
+def _as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
+    """The factors of a delta that is of low rank but for white noise; `None` where it is not.
+
+    Noise of standard deviation s has no direction above s * (sqrt(R) + sqrt(C)) (Marchenko and Pastur, 1967).
+    """
+    rows, columns = delta.shape
+    most = min(rows, columns) // _ADAPTER_RANKS
+    if most < 1:
+        return None
+    left, values, right = truncated_svd(delta, rank=most)
+    squares = values.double().square()
+    rest = (float(delta.double().square().sum()) - torch.cat([squares.new_zeros(1), squares.cumsum(0)])).clamp_(min=0)
+    edge = _WHITE * (rest / (rows * columns)).sqrt() * (rows**0.5 + columns**0.5)
+    white = [rank for rank in range(1, most) if values[rank] <= max(float(edge[rank]), 1e-6 * float(values[0]))]
+    if not white:
+        return None
+    rank = white[0]
+    step = torch.finfo(finetuned.dtype).eps * finetuned.double().norm() / 12**0.5  # of rounding the fine-tune, at the most
+    if float(rest[rank]) > float(step) ** 2:
+        return None
+    short = 2.0**-8 * float(values[0]) <= float(rest[rank]) ** 0.5
+    codec = LowRank(rank=rank, dtype="bfloat16" if short else "float32")
+    return codec, encode_factors(*balance(left[:, :rank], values[:rank], right[:rank]), codec.dtype)

@@ -1,0 +1,182 @@
+"""`codec="auto"`: a budget of bytes or of error, divided among the tensors of a vector after a first look at all of them.
+
+Three kinds of tensors are told apart. Vectors (norms, biases) cost next to nothing and are kept whole. Matrices with a row for each
+token move most in a fine-tune and matter least: their leading directions do, and noise on them, which every logit sees, harms. All
+other matrices share the rest of the budget evenly. The error as a number decides nothing: the codec with the smallest error at a size
+is a biased one, and worse in a sum.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from dem_hub.codecs import Codec, get_codec, with_options
+from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.integer import Int4, Int8
+from dem_hub.codecs.layout import layout_bytes
+from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.sign import Sign
+from dem_hub.config import TensorRecord
+from dem_hub.errors import CodecError
+from dem_hub.shards import parse_size
+
+DEFAULT_SHARE = 0.05  # of the delta in bf16
+VOCABULARY_RANK = 16
+SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
+_HEADER = 110  # bytes that a part takes in a safetensors header, about
+
+
+@dataclass(frozen=True)
+class Auto:
+    """A budget: `max_bytes` of tensor files (a number, `"20MB"`, or `"3%"` of the delta in bf16), or the largest `max_error` of a tensor.
+
+    The error is |decoded - delta| / |delta|.
+    """
+
+    name: ClassVar[str] = "auto"
+    max_bytes: int | str | None = None
+    max_error: float | None = None
+
+    @classmethod
+    def or_codec(cls, name: str, options: Mapping[str, Any]) -> "Auto | Codec":
+        """What a user names as `codec`: `"auto"`, or one of the codecs.
+
+        Raises:
+            `CodecError`: no such codec, or an option that it does not have.
+        """
+        return with_options(cls, options) if name == cls.name else get_codec(name, options)
+
+    def __post_init__(self) -> None:
+        """Refuse both at once, and values out of range."""
+        if self.max_bytes is not None and self.max_error is not None:
+            raise CodecError(f"codec 'auto' takes max_bytes or max_error, not both ({self.max_bytes!r} and {self.max_error!r}).")
+        if self.max_error is not None and not self.max_error > 0:
+            raise CodecError(f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. codec='exact' and 'dense' have none.")
+        if self.max_bytes is not None and self.budget(1 << 40) <= 0:
+            raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; it must be above 0.")
+
+    def budget(self, elements: int) -> int:
+        """Bytes that the deltas of so many elements may take."""
+        if self.max_bytes is None:
+            return int(DEFAULT_SHARE * 2 * elements)
+        if isinstance(self.max_bytes, str) and self.max_bytes.strip().endswith("%"):
+            try:
+                return int(float(self.max_bytes.strip()[:-1]) / 100 * 2 * elements)
+            except ValueError as error:
+                raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; a share is written like '3%'.") from error
+        return parse_size(self.max_bytes)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a first look shows of a tensor that changed: its shape, the size of its changes, and whether its rows are tokens."""
+
+    shape: tuple[int, ...]
+    rms: float
+    is_vocabulary: bool
+
+    @property
+    def elements(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each tensor gets: a codec where the first look settled it; else what fits in `bits` an element, or within `max_error`.
+
+    `adapter` says that nothing but matrices changed, as LoRA training leaves it; `explicit` that the user named the bytes.
+    """
+
+    codecs: Mapping[str, Codec]
+    bits: float
+    max_error: float | None
+    adapter: bool
+    explicit: bool
+
+
+def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
+    """Divide the budget.
+
+    Args:
+        auto ([`Auto`]): the budget.
+        glances (`Mapping[str, Glance]`): of every tensor that changed and is a delta.
+
+    Raises:
+        `CodecError`: fewer bytes than the coarsest codecs take; says how many that is.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.plan import Auto, Glance, make_plan
+    >>> glances = {"up.weight": Glance((64, 4096), 1e-3, False), "norm.weight": Glance((64,), 1e-3, False)}
+    >>> plan = make_plan(Auto(max_bytes="5%"), glances)
+    >>> plan.codecs, round(plan.bits, 2)
+    ({'norm.weight': Dense(dtype='bfloat16')}, 0.79)
+
+    ```
+    """
+    matrices = {key: glance for key, glance in glances.items() if len(glance.shape) > 1 and glance.elements >= SMALL}
+    whole = [key for key in glances if key not in matrices]
+    explicit = auto.max_bytes is not None
+    adapter = all(len(glance.shape) == 2 and not glance.is_vocabulary for glance in glances.values())
+    if auto.max_error is not None:
+        return Plan(dict.fromkeys(whole, Dense()), 0.0, auto.max_error, adapter, explicit)
+    codecs: dict[str, Codec] = dict.fromkeys(whole, Dense("bfloat16"))
+    for key, glance in matrices.items():
+        if glance.is_vocabulary and len(glance.shape) == 2:
+            codecs[key] = LowRank(rank=min(VOCABULARY_RANK, *glance.shape), dtype="int4")
+    budget = auto.budget(sum(glance.elements for glance in glances.values()))
+    left = budget - sum(stored_bytes(codec, glances[key].shape) for key, codec in codecs.items())
+    shared = {key: glance.shape for key, glance in matrices.items() if key not in codecs}
+    least = sum(stored_bytes(most_signs(shape, 0), shape) for shape in shared.values())
+    if left < least and explicit:
+        raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {budget - left + least} at the least. Allow it that.")
+    bits = 8 * left / max(1, sum(matrices[key].elements for key in shared))
+    if not explicit:
+        bits = max(bits, 16 * DEFAULT_SHARE)  # headers and norms weigh on small models
+    left -= sum(stored_bytes(most_signs(shape, bits), shape) for shape in shared.values())
+    _spend(left, bits, matrices, codecs)
+    return Plan(codecs, bits, None, adapter, explicit)
+
+
+def _spend(left: int, bits: float, matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
+    """Give finer codecs to as many matrices as the bytes that are left allow, those that moved most first."""
+    for codec in (Int4(), Int8(), Dense("bfloat16"), Dense()):
+        for key, glance in sorted(matrices.items(), key=lambda item: (item[1].is_vocabulary, -item[1].rms, item[0])):
+            now = codecs.get(key) or most_signs(glance.shape, bits)
+            more = stored_bytes(codec, glance.shape) - stored_bytes(now, glance.shape)
+            if 0 < more <= left:
+                codecs[key] = codec
+                left -= more
+
+
+def explain(plan: Plan, records: Mapping[str, TensorRecord]) -> str:
+    """What was chosen and why, in a line."""
+    numbers = Counter(record.codec for record in records.values())
+    low = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
+    counts = ", ".join(f"{codec} for {count}" for codec, count in numbers.most_common())
+    if plan.max_error is not None:
+        return f"the shortest codecs within an error of {plan.max_error:g}: {counts} tensors"
+    if plan.adapter and numbers[LowRank.name]:
+        return f"only matrices moved, in {min(low)} to {max(low)} directions, as a LoRA leaves them: {counts} tensors"
+    tokens = ", lowrank where rows are tokens" if low else ""
+    return f"a full fine-tune, within {'the bytes allowed' if plan.explicit else f'{DEFAULT_SHARE:.0%} of its delta'}: {counts} tensors{tokens}"
+
+
+def stored_bytes(codec: Codec, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor in a file, its lines in the header included."""
+    layout = codec.layout(shape)
+    return layout_bytes(layout) + _HEADER * len(layout)
+
+
+def most_signs(shape: tuple[int, ...], bits: float, rank: int = 0) -> Sign | LRSign:
+    """The most signs, beside factors of a rank, that fit in so many bits an element; eight of each row at the least."""
+    codec: Sign | LRSign = LRSign(rank=rank) if rank else Sign()
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    fixed = stored_bytes(replace(codec, density=1e-9), shape) - rows
+    kept = 8 * int((bits * math.prod(shape) / 8 - fixed) // max(rows, 1))
+    return replace(codec, density=min(1.0, max(kept, 8) / max(columns, 1)))
