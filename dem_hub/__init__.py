@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dem_hub.loading import DEMModel
     from dem_hub.records import VectorSource
     from dem_hub.search import search_coefficients
+    from dem_hub.store import VectorStore
     from dem_hub.vector import DistributionVector
 
 _HOMES = {
@@ -23,10 +24,11 @@ _HOMES = {
     "DEMModel": "dem_hub.loading",
     "DistributionVector": "dem_hub.vector",
     "VectorSource": "dem_hub.records",
+    "VectorStore": "dem_hub.store",
     "search_coefficients": "dem_hub.search",
 }
 
-__all__ = ["DEMConfig", "DEMModel", "DistributionVector", "VectorSource", "__version__", "search_coefficients"]
+__all__ = ["DEMConfig", "DEMModel", "DistributionVector", "VectorSource", "VectorStore", "__version__", "search_coefficients"]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,7 +63,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
             )
         raise VectorNotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
-    config = parse_json(path.read_text("utf-8"), str(path))
+    config = parse_json(path.read_bytes(), str(path))
     faults = []
     if config.get("peft_type") != "LORA":
         faults.append(f"peft_type is '{config.get('peft_type')}', and only LORA is a sum of B @ A")

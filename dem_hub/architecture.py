@@ -55,7 +55,7 @@ class Architecture:
 def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's `config.json` as data; empty where there is none."""
     path = folder / "config.json"
-    return parse_json(path.read_text("utf-8"), str(path)) if path.is_file() else {}
+    return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
 def refuse_quantised(folder: Path, role: str) -> None:

@@ -1,7 +1,7 @@
 """How vectors relate: their norms, tensor by tensor, and their cosines. Read from the compact parts; nothing is multiplied out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from dem_hub.base import Base
 from dem_hub.codecs.delta import inner
 from dem_hub.codecs.stored import StoredDelta
-from dem_hub.index import full_index, row_blocks
+from dem_hub.index import count_elements, full_index, row_blocks
 from dem_hub.vector import DistributionVector
 
 _BLOCK = 1 << 22
@@ -17,19 +17,24 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Comparison:
-    """The norm of each vector, and their cosines: `cosines[i][j]`, -1 to 1, 0 where one of them is zero."""
+    """The norm of each vector; their cosines, `cosines[i][j]`, -1 to 1, 0 where one of them is zero; and their overlaps.
+
+    `overlaps[i][j]`, 0 to 1, is the share of elements in tensors that both change, of those in tensors that either changes.
+    """
 
     names: tuple[str, ...]
     norms: tuple[float, ...]
     cosines: tuple[tuple[float, ...], ...]
+    overlaps: tuple[tuple[float, ...], ...]
 
 
-def compare(vectors: Sequence[DistributionVector], base: Base) -> Comparison:
+def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[str] | None = None) -> Comparison:
     """Compare vectors of one base.
 
     Args:
-        vectors (`Sequence[DistributionVector]`): two or more.
+        vectors (`Sequence[DistributionVector]`): any number.
         base ([`Base`]): the base they were taken from.
+        names (`Sequence[str]`, *optional*): what to call them; their own names by default.
 
     Raises:
         `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`].
@@ -45,7 +50,16 @@ def compare(vectors: Sequence[DistributionVector], base: Base) -> Comparison:
     cosines = tuple(
         tuple(float(products[i, j]) / (norms[i] * norms[j]) if norms[i] and norms[j] else 0.0 for j in range(count)) for i in range(count)
     )
-    return Comparison(tuple(vector.name for vector in vectors), tuple(norms), cosines)
+    called = tuple(names) if names is not None else tuple(vector.name for vector in vectors)
+    return Comparison(called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas))
+
+
+def _overlap(first: Mapping[str, StoredDelta], second: Mapping[str, StoredDelta], base: Base) -> float:
+    """The share of elements in tensors that both change."""
+    both, either = (
+        sum(count_elements(base.checkpoint[name].shape) for name in names) for names in (set(first) & set(second), set(first) | set(second))
+    )
+    return both / either if either else 0.0
 
 
 def _products(stored: Sequence[StoredDelta], base: Base, name: str) -> torch.Tensor:

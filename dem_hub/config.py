@@ -3,6 +3,7 @@
 Nothing here imports torch or transformers, so that a recipe can be read and checked at once.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -58,6 +59,19 @@ class TensorRecord:
     transposed: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what no tensor is."""
+        sizes = (*self.shape, self.rows)
+        if not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
+            raise ConfigError(f"shape {list(self.shape)} with {self.rows!r} more rows is no shape of a tensor.")
+        numbers = (self.norm, self.relative_error, self.projection)
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise ConfigError(f"norm, relative_error and projection are {numbers}; they must be finite numbers.")
+        if not all(isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)) or not isinstance(
+            self.options, Mapping
+        ):
+            raise ConfigError("dtype, codec, base and module must be texts, and options a JSON object.")
+
     @property
     def is_stored(self) -> bool:
         """Whether there is a delta in the files; where only new rows were learned there is none."""
@@ -83,29 +97,40 @@ class VectorConfig:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The file's text: sorted, so that the same vector is the same bytes."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        """The file's text: sorted, so that the same vector is the same bytes, with a checksum of the rest of it."""
+        data = asdict(self)
+        return json.dumps({**data, "checksum": _checksum(data)}, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """What the vector is, whatever it is called: the hash of its files' hashes and of how its tensors are stored, 64 hex digits."""
+        return _checksum({"files": dict(self.files), "tensors": {name: asdict(record) for name, record in self.tensors.items()}})
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> "VectorConfig":
+    def from_json(cls, text: str | bytes, where: str) -> "VectorConfig":
         """Read the file's text.
 
         Raises:
-            `ConfigError`: a key that this format version does not have, one that is missing, or a newer version.
+            `ConfigError`: a key that this format version does not have, one that is missing, a newer version, or a text that was changed.
         """
-        data = parse_json(text, where)
-        check_version(data, where)
+        written = parse_json(text, where)
+        check_version(written, where)
+        checksum = written.pop("checksum", None)
         data = dict(
-            data,
-            base=read_record(BaseRecord, data.get("base"), f"{where}: base"),
+            written,
+            base=read_record(BaseRecord, written.get("base"), f"{where}: base"),
             tensors={
                 name: _tensor_record(entry, f"{where}: tensor '{name}'")
-                for name, entry in as_mapping(data.get("tensors"), f"{where}: tensors").items()
+                for name, entry in as_mapping(written.get("tensors"), f"{where}: tensors").items()
             },
         )
         config = read_record(cls, data, where)
         for name in as_mapping(config.files, f"{where}: files"):
             check_inside(name, f"file named in {where}")
+        if checksum != _checksum(written):
+            raise ConfigError(
+                f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."
+            )
         return config
 
 
@@ -268,7 +293,7 @@ class DEMConfig:
         for name in (PROVENANCE_CONFIG, RECIPE_CONFIG):
             path = found.folder / name
             if path.is_file():
-                data = parse_json(path.read_text("utf-8"), str(path))
+                data = parse_json(path.read_bytes(), str(path))
                 return cls.from_dict(data, str(path), None if found.commit else found.folder)
         raise VectorNotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
 
@@ -276,7 +301,12 @@ class DEMConfig:
 def is_recipe(folder: Path) -> bool:
     """Whether the folder holds a recipe (a `config.json` with `model_type: "dem"`)."""
     path = folder / RECIPE_CONFIG
-    return path.is_file() and parse_json(path.read_text("utf-8"), str(path)).get("model_type") == "dem"
+    return path.is_file() and parse_json(path.read_bytes(), str(path)).get("model_type") == "dem"
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    """The sha256 of JSON data, 64 hex digits, however it is spaced."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _canonical(name: str) -> str:
@@ -286,7 +316,10 @@ def _canonical(name: str) -> str:
 
 def _tensor_record(data: object, where: str) -> TensorRecord:
     entry = as_mapping(data, where)
-    return read_record(TensorRecord, {**entry, "shape": tuple(entry.get("shape", ()))}, where)
+    shape = entry.get("shape", ())
+    if not isinstance(shape, list | tuple):
+        raise ConfigError(f"{where} has shape {shape!r}, which is no list of sizes.")
+    return read_record(TensorRecord, {**entry, "shape": tuple(shape)}, where)
 
 
 def _from_path(data: object, where: str, folder: Path | None) -> dict[str, Any]:

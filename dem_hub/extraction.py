@@ -161,7 +161,8 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
             if delta.any():
                 shape = tuple(delta.shape)
                 rms = float(delta.double().square().mean().sqrt())
-                glances[pair.base_key] = Glance(shape, rms, len(shape) == 2 and shape[0] == vocabulary)
+                base_rms = float(old.double().square().mean().sqrt())
+                glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
     return glances
 
 

@@ -52,7 +52,7 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
     settled = plan.codecs.get(key)
     found = _as_adapter(delta, finetuned) if plan.adapter else None
     if found is not None:
-        allowed = stored_bytes(settled, shape) if settled is not None else plan.bits * delta.numel() / 8
+        allowed = stored_bytes(settled, shape) if settled is not None else plan.bits.get(key, 0.0) * delta.numel() / 8
         fits = stored_bytes(found[0], shape) <= allowed or not plan.explicit
         if fits and _error(found, delta, base) <= (plan.max_error or math.inf):
             return found
@@ -64,18 +64,18 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
 
 
 def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
-    """Signs, and of a matrix the rank that leaves them the least noise, within the bits of the plan."""
+    """Signs, and of a matrix the rank that leaves them the least noise, within its bits of the plan."""
     shape = tuple(delta.shape)
     squares = float(delta.double().square().sum())
-    signs = most_signs(shape, plan.bits)
+    signs = most_signs(shape, plan.bits[key])
     noise, codec, factors = squares * (SIGN_NOISE / signs.density - 1), signs, None
     if len(shape) == 2:
         left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape))
         held = values.double().square().cumsum(0)
         for rank in [rank for rank in RANKS if rank <= len(values)]:
-            candidate = most_signs(shape, plan.bits, rank)
+            candidate = most_signs(shape, plan.bits[key], rank)
             its_noise = (squares - float(held[rank - 1])) * (SIGN_NOISE / candidate.density - 1)
-            if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits * delta.numel() / 8:
+            if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits[key] * delta.numel() / 8:
                 noise, codec = its_noise, candidate
                 factors = balance(left[:, :rank], values[:rank], right[:rank])
     if noise**0.5 > LIMIT * float(base.double().norm()):

@@ -24,9 +24,9 @@ from dem_hub.errors import CodecError
 from dem_hub.shards import parse_size
 
 DEFAULT_SHARE = 0.05  # of the delta in bf16
-VOCABULARY_RANK = 16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
-_HEADER = 110  # bytes that a part takes in a safetensors header, about
+_MOST_BITS = 1.5  # an element, of signs and a rank of 32 beside them in a matrix of 576 rows
+_HEADER = 160  # bytes that a part takes in a safetensors header, at the most
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,14 @@ class Auto:
 
 @dataclass(frozen=True)
 class Glance:
-    """What a first look shows of a tensor that changed: its shape, the size of its changes, and whether its rows are tokens."""
+    """What a first look shows of a tensor that changed: its shape, how large its changes and its weights are, whether rows are tokens.
+
+    `rms` and `base_rms` are root mean squares of an element.
+    """
 
     shape: tuple[int, ...]
     rms: float
+    base_rms: float
     is_vocabulary: bool
 
     @property
@@ -83,16 +87,21 @@ class Glance:
         """How many there are."""
         return math.prod(self.shape)
 
+    @property
+    def weight(self) -> float:
+        """The share of bits that it should have: noise counts against the weights that it is added to."""
+        return self.rms / (self.base_rms + self.rms)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What each tensor gets: a codec where the first look settled it; else what fits in `bits` an element, or within `max_error`.
+    """What each tensor gets: a codec where the first look settled it; else what fits in its `bits` an element, or within `max_error`.
 
     `adapter` says that nothing but matrices changed, as LoRA training leaves it; `explicit` that the user named the bytes.
     """
 
     codecs: Mapping[str, Codec]
-    bits: float
+    bits: Mapping[str, float]
     max_error: float | None
     adapter: bool
     explicit: bool
@@ -112,9 +121,9 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
 
     ```python
     >>> from dem_hub.plan import Auto, Glance, make_plan
-    >>> glances = {"up.weight": Glance((64, 4096), 1e-3, False), "norm.weight": Glance((64,), 1e-3, False)}
+    >>> glances = {"up.weight": Glance((64, 4096), 1e-4, 0.02, False), "norm.weight": Glance((64,), 1e-4, 1.0, False)}
     >>> plan = make_plan(Auto(max_bytes="5%"), glances)
-    >>> plan.codecs, round(plan.bits, 2)
+    >>> plan.codecs, round(plan.bits["up.weight"], 2)
     ({'norm.weight': Dense(dtype='bfloat16')}, 0.79)
 
     ```
@@ -124,33 +133,57 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
     explicit = auto.max_bytes is not None
     adapter = all(len(glance.shape) == 2 and not glance.is_vocabulary for glance in glances.values())
     if auto.max_error is not None:
-        return Plan(dict.fromkeys(whole, Dense()), 0.0, auto.max_error, adapter, explicit)
+        return Plan(dict.fromkeys(whole, Dense()), {}, auto.max_error, adapter, explicit)
+    elements = sum(glance.elements for glance in glances.values())
+    budget = auto.budget(elements)
     codecs: dict[str, Codec] = dict.fromkeys(whole, Dense("bfloat16"))
     for key, glance in matrices.items():
-        if glance.is_vocabulary and len(glance.shape) == 2:
-            codecs[key] = LowRank(rank=min(VOCABULARY_RANK, *glance.shape), dtype="int4")
-    budget = auto.budget(sum(glance.elements for glance in glances.values()))
-    left = budget - sum(stored_bytes(codec, glances[key].shape) for key, codec in codecs.items())
-    shared = {key: glance.shape for key, glance in matrices.items() if key not in codecs}
-    least = sum(stored_bytes(most_signs(shape, 0), shape) for shape in shared.values())
+        if glance.is_vocabulary:
+            codecs[key] = LowRank(rank=min(_vocabulary_rank(8 * budget / elements), *glance.shape), dtype="int4")
+    shared = {key: glance for key, glance in matrices.items() if key not in codecs}
+    if not explicit:  # norms would weigh on a small model
+        budget += _taken({key: codecs[key] for key in whole}, glances)
+    left = budget - _taken(codecs, glances)
+    least = sum(stored_bytes(most_signs(glance.shape, 0), glance.shape) for glance in shared.values())
     if left < least and explicit:
         raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {budget - left + least} at the least. Allow it that.")
-    bits = 8 * left / max(1, sum(matrices[key].elements for key in shared))
-    if not explicit:
-        bits = max(bits, 16 * DEFAULT_SHARE)  # headers and norms weigh on small models
-    left -= sum(stored_bytes(most_signs(shape, bits), shape) for shape in shared.values())
-    _spend(left, bits, matrices, codecs)
+    bits = _share(left, shared)
+    signs = {key: most_signs(glance.shape, bits[key]) for key, glance in shared.items()}
+    _spend(left - _taken(signs, glances), {**signs, **codecs}, matrices, codecs)
     return Plan(codecs, bits, None, adapter, explicit)
 
 
-def _spend(left: int, bits: float, matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
-    """Give finer codecs to as many matrices as the bytes that are left allow, those that moved most first."""
+def _taken(codecs: Mapping[str, Codec], glances: Mapping[str, Glance]) -> int:
+    """Bytes of some tensors in these codecs."""
+    return sum(stored_bytes(codec, glances[key].shape) for key, codec in codecs.items())
+
+
+def _vocabulary_rank(bits: float) -> int:
+    """8 to 64 directions, the more the more bits there are for an element."""
+    return int(2 ** min(6, max(3, round(math.log2(40 * bits)))))
+
+
+def _share(left: int, matrices: Mapping[str, Glance]) -> dict[str, float]:
+    """The bits an element of each matrix, in proportion to their weights, no more than signs and factors can use."""
+    bits, low, high = dict.fromkeys(matrices, 0.0), 0.0, 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
+    for _ in range(60):
+        middle = (low + high) / 2
+        tried = {key: min(middle * glance.weight, _MOST_BITS) for key, glance in matrices.items()}
+        if sum(tried[key] * glance.elements / 8 for key, glance in matrices.items()) <= left:
+            bits, low = tried, middle
+        else:
+            high = middle
+    return bits
+
+
+def _spend(left: int, now: Mapping[str, Codec], matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
+    """Give finer codecs to as many matrices as the bytes that are left allow, those that need them most first."""
+    current = dict(now)
     for codec in (Int4(), Int8(), Dense("bfloat16"), Dense()):
-        for key, glance in sorted(matrices.items(), key=lambda item: (item[1].is_vocabulary, -item[1].rms, item[0])):
-            now = codecs.get(key) or most_signs(glance.shape, bits)
-            more = stored_bytes(codec, glance.shape) - stored_bytes(now, glance.shape)
+        for key, glance in sorted(matrices.items(), key=lambda item: (item[1].is_vocabulary, -item[1].weight, item[0])):
+            more = stored_bytes(codec, glance.shape) - stored_bytes(current[key], glance.shape)
             if 0 < more <= left:
-                codecs[key] = codec
+                codecs[key] = current[key] = codec
                 left -= more
 
 

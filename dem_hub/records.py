@@ -142,13 +142,17 @@ def read_record(record: type[_Record], data: object, where: str) -> _Record:
         return record(**values)
     except TypeError as error:
         raise ConfigError(f"{where} is incomplete: {str(error).split('__init__() ')[-1]}.") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
-def parse_json(text: str, where: str) -> dict[str, Any]:
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     """The JSON object of a file's text."""
     try:
         return dict(as_mapping(json.loads(text), where))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{where} is not JSON ({error}). Fetch it again.") from error
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -57,9 +58,10 @@ class DistributionVector:
         self.source, self.folder, self.commit = found.source, found.folder, found.commit
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
+        self._put: Callable[[Path, Path], object] = shutil.copyfile
         path = self.folder / VECTOR_CONFIG
         if path.is_file():
-            self.config = VectorConfig.from_json(path.read_text("utf-8"), str(path))
+            self.config = VectorConfig.from_json(path.read_bytes(), str(path))
             if verify:
                 verify_files(self.folder, self.config.files)
         else:
@@ -109,6 +111,7 @@ class DistributionVector:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         weakref.finalize(vector, shutil.rmtree, folder, ignore_errors=True)
+        vector._put = os.link  # nobody else has these files
         return vector
 
     @classmethod
@@ -158,7 +161,7 @@ class DistributionVector:
             for name in self.file_names:
                 source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
                 try:
-                    os.link(source, folder / name)
+                    self._put(source, folder / name)
                 except OSError:  # another file system, or one without links
                     shutil.copyfile(source, folder / name)
             for path in [path for pattern in VECTOR_FILES for path in target.glob(pattern)]:
@@ -196,7 +199,9 @@ class DistributionVector:
     @cached_property
     def sha256(self) -> str:
         """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
-        files = self.config.files if self.config is not None else {name: digest(self.folder / name) for name in self.file_names}
+        if self.config is not None:
+            return self.config.sha256
+        files = {name: digest(self.folder / name) for name in self.file_names}
         return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:

@@ -193,6 +193,16 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_vector(folder: Path, **changes: Any) -> None:
+    """Set keys of a vector's config and sign it again, as somebody who means harm would."""
+    from dem_hub.config import _checksum
+
+    path = folder / "vector_config.json"
+    data = json.loads(path.read_text()) | changes
+    data.pop("checksum")
+    path.write_text(json.dumps(data | {"checksum": _checksum(data)}))
+
+
 def load_tensors(folder: Path, stem: str = "*") -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files."""
     tensors: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import Models, Zoo, edit_json, load_tensors, make_adapter, reshard
+from models import Models, Zoo, edit_json, edit_vector, load_tensors, make_adapter, reshard
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -277,7 +277,7 @@ def test_index_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd"])
 def test_vector_that_names_files_elsewhere(vector: Path, name: str) -> None:
-    edit_json(vector / "vector_config.json", files={name: "0" * 64})
+    edit_vector(vector, files={name: "0" * 64})
     assert_says(message(ConfigError, lambda: DistributionVector.from_pretrained(vector)), f"'{name}'", "may not contain '..'")
 
 
@@ -347,11 +347,11 @@ def test_quantised_base_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path) -> 
 
 
 def test_newer_vector(vector: Path) -> None:
-    edit_json(vector / "vector_config.json", format_version=2)
+    edit_vector(vector, format_version=2)
     text = message(ConfigError, lambda: DistributionVector.from_pretrained(vector))
     assert_says(text, "format_version 2, and this dem_hub reads up to 1", "Upgrade: pip install --upgrade dem-hub", str(vector))
 
 
 def test_unknown_key(vector: Path) -> None:
-    edit_json(vector / "vector_config.json", scale=2, shift=1)
+    edit_vector(vector, scale=2, shift=1)
     assert_says(message(ConfigError, lambda: DistributionVector.from_pretrained(vector)), "unknown keys 'scale', 'shift'", str(vector))

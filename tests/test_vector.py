@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import Models, Zoo, edit_json, load_tensors, read_deltas
+from models import Models, Zoo, edit_vector, load_tensors, read_deltas
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.base import Base
@@ -74,12 +74,14 @@ def test_safetensors_headers_are_canonical(zoo: Zoo) -> None:
     assert data[8 : 8 + length].rstrip() == json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
 
 
-def test_sha256_is_that_of_its_files(zoo: Zoo, tmp_path: Path) -> None:
+def test_sha256_is_that_of_its_files_and_of_how_they_are_read(zoo: Zoo, tmp_path: Path) -> None:
     source = zoo.vector("llama-tied", "bfloat16", "lossy")
     vector = DistributionVector.from_pretrained(source)
     names = sorted(path.name for path in source.iterdir() if path.name != "vector_config.json")
-    expected = "".join(f"{name} {hashlib.sha256((source / name).read_bytes()).hexdigest()}\n" for name in names)
-    assert vector.sha256 == hashlib.sha256(expected.encode()).hexdigest()
+    files = {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in names}
+    tensors = json.loads((source / "vector_config.json").read_text())["tensors"]
+    text = json.dumps({"files": files, "tensors": tensors}, sort_keys=True, separators=(",", ":"))
+    assert vector.sha256 == hashlib.sha256(text.encode()).hexdigest()
     copy = DistributionVector.from_pretrained(copy_of(source, tmp_path / "copy"))
     assert copy.sha256 == vector.sha256
     assert copy.name != vector.name
@@ -158,7 +160,7 @@ def test_unknown_codec(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     folder = copy_of(zoo.vector("llama-tied", "bfloat16", "dense"), tmp_path / "vector")
     tensors = json.loads((folder / "vector_config.json").read_text())["tensors"]
     tensors["model.norm.weight"]["codec"] = "zip"
-    edit_json(folder / "vector_config.json", tensors=tensors)
+    edit_vector(folder, tensors=tensors)
     with pytest.raises(CodecError, match="has the codec 'zip'; this dem_hub has lrsign, sign, random"):
         DistributionVector.from_pretrained(folder).deltas(Base(resolve(VectorSource(str(llama.base)), MODEL_FILES)))
 
@@ -166,7 +168,7 @@ def test_unknown_codec(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
 def test_a_tensor_without_its_parts(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     folder = copy_of(zoo.vector("llama-tied", "bfloat16", "dense"), tmp_path / "vector")
     (folder / "vector_model.safetensors").unlink()
-    edit_json(folder / "vector_config.json", files={})
+    edit_vector(folder, files={})
     with pytest.raises(CheckpointError, match=r"(?s)'model.embed_tokens.weight'.*Fetch it again"):
         DistributionVector.from_pretrained(folder).deltas(Base(resolve(VectorSource(str(llama.base)), MODEL_FILES)))
 

@@ -45,6 +45,8 @@ class LowRank:
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The two factors of a matrix; see [`factor_layout`]."""
+        if len(shape) != 2:
+            raise CodecError(f"codec 'lowrank' is for matrices, and this tensor is {list(shape)}.")
         rows, columns = shape
         return factor_layout(rows, columns, "rank" if self.rank is None else min(self.rank, rows, columns), self.dtype)
 

@@ -1,0 +1,212 @@
+"""`VectorStore`: many vectors of one base in one folder or repository.
+
+Each member is an ordinary vector folder, a `subfolder` to everything that takes one, and stays usable alone. What they share is kept
+once: which base it is, and its tokenizer. The index is written last when a member comes and first when one goes, so that it never names
+what is not there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dem_hub.base import Base
+from dem_hub.comparison import Comparison, compare
+from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.hub import MODEL_FILES, HubOptions, Resolved, copy_side_files, resolve, write_text
+from dem_hub.records import FORMAT_VERSION, BaseRecord, VectorSource, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.vector import DistributionVector
+
+STORE_CONFIG = "vector_store.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the index says of a vector: the hash of its contents, its codec, and the bytes of its tensors."""
+
+    sha256: str
+    codec: str
+    nbytes: int
+
+
+class VectorStore(Mapping[str, DistributionVector]):
+    """The vectors of one base, by name; opened one by one when they are asked for, headers only.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from dem_hub import DistributionVector, VectorStore
+    >>> store = VectorStore.create(tempfile.mkdtemp() + "/vectors", base_folder)
+    >>> store.add("maths", DistributionVector.from_pretrained(vector_folder))
+    >>> store
+    VectorStore('...', base='...', vectors=[maths])
+
+    ```
+    """
+
+    def __init__(self, found: Resolved, options: HubOptions) -> None:
+        """Read the index; made by [`VectorStore.create`] or [`VectorStore.from_pretrained`], never directly."""
+        self.source, self.folder, self.commit = found.source, found.folder, found.commit
+        self._options = options
+        self.base, self._members = _read_index(self.folder / STORE_CONFIG)
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], base: str | os.PathLike[str] | VectorSource) -> "VectorStore":
+        """Begin a store in a folder, with the base's tokenizer and chat template.
+
+        Args:
+            folder (`str` or `os.PathLike`): made where there is none.
+            base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
+
+        Raises:
+            `ConfigError`: there is a store already.
+        """
+        target = Path(folder)
+        if (target / STORE_CONFIG).is_file():
+            raise ConfigError(f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}').")
+        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
+        target.mkdir(parents=True, exist_ok=True)
+        copy_side_files(opened.folder, target)
+        _write_index(target, opened.record, {})
+        return cls.from_pretrained(target)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] | VectorSource,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "VectorStore":
+        """Open a store in a folder or on the Hub; of a repository only the index comes down, and each member when it is asked for.
+
+        Args:
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
+            revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
+
+        Raises:
+            `VectorNotFoundError`: there is no store.
+            `ConfigError`: an index that this version must not read.
+        """
+        source = VectorSource.parse(name_or_path)
+        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        options = HubOptions(token, cache_dir, local_files_only, force_download)
+        return cls(resolve(source, (STORE_CONFIG,), options), options)
+
+    def __getitem__(self, name: str) -> DistributionVector:
+        """Open a member; its files are checked against the index.
+
+        Raises:
+            `KeyError`: no vector of that name.
+            `ConfigError`: it is not the one that the index names.
+        """
+        member = self._members[name]
+        vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
+        if vector.sha256 != member.sha256:
+            raise ConfigError(
+                f"'{name}' in '{self.source}' has sha256 {vector.sha256[:16]}, and its index says {member.sha256[:16]}. Add it again."
+            )
+        return vector
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._members))
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        return f"VectorStore('{self.source}', base='{self.base}', vectors=[{', '.join(self)}])"
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """What the index says of each vector, without opening any."""
+        return {name: self._members[name] for name in self}
+
+    def member_source(self, name: str) -> VectorSource:
+        """Where a member is, as `vectors=` of [`DEMModel.from_pretrained`] takes it."""
+        place = "/".join(part for part in (self.source.subfolder, name) if part)
+        return VectorSource(self.source.repo_id, self.commit, place)
+
+    def add(self, name: str, vector: DistributionVector) -> None:
+        """Copy a vector, or a PEFT adapter, into the store's folder; one of that name is replaced.
+
+        Args:
+            name (`str`): the name of its subfolder.
+            vector ([`DistributionVector`]): of the store's base.
+
+        Raises:
+            `BaseMismatchError`: a vector of another base.
+            `ConfigError`: a name that is no folder, or a store that is not a folder of this machine.
+        """
+        folder = self._writable(name)
+        if vector.base.fingerprint not in (None, self.base.fingerprint):
+            raise BaseMismatchError(
+                f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint {str(vector.base.fingerprint)[:16]}), and the store "
+                f"'{self.source}' is for '{self.base}' (fingerprint {str(self.base.fingerprint)[:16]}). Make a store for its base."
+            )
+        vector.save_pretrained(folder)
+        codec = vector.config.codec if vector.config is not None else "lora"
+        self._update({**self._members, name: Member(vector.sha256, codec, vector.nbytes)})
+
+    def remove(self, name: str) -> None:
+        """Take a vector out of the store's folder.
+
+        Raises:
+            `KeyError`: no vector of that name. `ConfigError`: the store is not a folder of this machine.
+        """
+        folder = self._writable(name)
+        members = dict(self._members)
+        del members[name]
+        self._update(members)
+        shutil.rmtree(folder)
+
+    def compare(self, base: str | os.PathLike[str] | VectorSource | None = None) -> Comparison:
+        """Norms, cosines and overlaps of all members, tensor by tensor from their compact parts; see [`compare`].
+
+        Args:
+            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): where the base is; where the store says, by default.
+        """
+        source = VectorSource.parse(base) if base is not None else self.base.source
+        return compare([self[name] for name in self], Base(resolve(source, MODEL_FILES, self._options)), names=list(self))
+
+    def _writable(self, name: str) -> Path:
+        if self.commit is not None:
+            raise ConfigError(f"'{self.source}' is on the Hub and cannot be changed here. Change a folder, and push that.")
+        check_inside(name, f"vector of '{self.source}'")
+        if not name or name in (".", STORE_CONFIG):
+            raise ConfigError(f"A vector in a store cannot be called '{name}'; its name is that of its folder.")
+        return self.folder / name
+
+    def _update(self, members: Mapping[str, Member]) -> None:
+        _write_index(self.folder, self.base, members)
+        self._members = dict(members)
+
+
+def _read_index(path: Path) -> tuple[BaseRecord, dict[str, Member]]:
+    if not path.is_file():
+        raise VectorNotFoundError(
+            f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
+        )
+    data = parse_json(path.read_bytes(), str(path))
+    check_version(data, str(path))
+    unknown = sorted(set(data) - {"format_version", "base", "vectors"})
+    if unknown:
+        raise ConfigError(f"{path} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has base and vectors.")
+    members = {}
+    for name, entry in as_mapping(data.get("vectors"), f"{path}: vectors").items():
+        check_inside(name, f"vector named in {path}")
+        members[name] = read_record(Member, entry, f"{path}: vector '{name}'")
+    return read_record(BaseRecord, data.get("base"), f"{path}: base"), members
+
+
+def _write_index(folder: Path, base: BaseRecord, members: Mapping[str, Member]) -> None:
+    vectors = {name: asdict(member) for name, member in members.items()}
+    data = {"format_version": FORMAT_VERSION, "base": asdict(base), "vectors": vectors}
+    write_text(folder / STORE_CONFIG, json.dumps(data, indent=2, sort_keys=True) + "\n")
