@@ -108,25 +108,23 @@ def _error(encoded: Encoded, delta: Tensor, base: Tensor) -> float:
 
 
 def _as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
-    """The factors of a delta that is of low rank but for white noise; `None` where it is not.
+    """The factors of a delta that is of low rank but for white noise, no larger than rounding the fine-tune left; `None` where it is not.
 
     Noise of standard deviation s has no direction above s * (sqrt(R) + sqrt(C)) (Marchenko and Pastur, 1967).
     """
     rows, columns = delta.shape
     most = min(rows, columns) // _ADAPTER_RANKS
-    if most < 1:
-        return None
-    left, values, right = truncated_svd(delta, rank=most)
-    squares = values.double().square()
-    rest = (float(delta.double().square().sum()) - torch.cat([squares.new_zeros(1), squares.cumsum(0)])).clamp_(min=0)
+    left, values, right = truncated_svd(delta, rank=max(most, 1))
+    size = float(delta.double().square().sum())
+    rest = (size - values.double().square().cumsum(0)).clamp_(min=0)
     edge = _WHITE * (rest / (rows * columns)).sqrt() * (rows**0.5 + columns**0.5)
-    white = [rank for rank in range(1, most) if values[rank] <= max(float(edge[rank]), 1e-6 * float(values[0]))]
-    if not white:
+    rank = next((rank for rank in range(1, most) if values[rank] <= max(float(edge[rank - 1]), 1e-6 * float(values[0]))), None)
+    if rank is None:
         return None
-    rank = white[0]
-    step = torch.finfo(finetuned.dtype).eps * finetuned.double().norm() / 12**0.5  # of rounding the fine-tune, at the most
-    if float(rest[rank]) > float(step) ** 2:
+    factors = balance(left[:, :rank], values[:rank], right[:rank])
+    noise = float(torch.addmm(delta, *factors, alpha=-1).double().square().sum())
+    rounding = torch.finfo(finetuned.dtype).eps ** 2 * float(finetuned.double().square().sum()) / 12  # at the most
+    if noise > max(rounding, (4 * torch.finfo(torch.float32).eps) ** 2 * size):
         return None
-    short = 2.0**-8 * float(values[0]) <= float(rest[rank]) ** 0.5
-    codec = LowRank(rank=rank, dtype="bfloat16" if short else "float32")
-    return codec, encode_factors(*balance(left[:, :rank], values[:rank], right[:rank]), codec.dtype)
+    codec = LowRank(rank=rank, dtype="bfloat16" if 2.0**-16 * size <= noise else "float32")
+    return codec, encode_factors(*factors, codec.dtype)

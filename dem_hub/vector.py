@@ -23,6 +23,7 @@ from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, read_
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, digest, verify_files
 from dem_hub.codecs import add_deltas
+from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import VECTOR_CONFIG, VectorConfig
 from dem_hub.contents import part_bytes, read_contents
@@ -252,7 +253,12 @@ def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *,
     remedy = f"Put it on the base it was made from: '{config.base}'."
     if faults:
         refuse(BaseMismatchError, f"The vector '{vector.name}' does not fit the base '{base}'.", faults, remedy)
-    if allow_mismatch or config.base.fingerprint in (None, base.fingerprint):
+    if allow_mismatch:
+        exact = [f"'{key}'" for key, record in config.tensors.items() if record.codec == Exact.name and base.digests[key] != record.base]
+        if exact:
+            refuse(BaseMismatchError, f"The codec 'exact' has only steps from its own base, and '{base}' is another.", exact, remedy)
+        return
+    if config.base.fingerprint in (None, base.fingerprint):
         return
     different = next((key for key, record in sorted(config.tensors.items()) if base.digests[key] != record.base), None)
     where = f"The first tensor that differs is '{different}'" if different else "A tensor that this vector does not change differs"

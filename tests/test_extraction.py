@@ -10,12 +10,15 @@ from models import DTYPES, FAMILIES, RANK, Models, Zoo, edit_json, load_tensors,
 from torch import Tensor
 
 from dem_hub import DistributionVector
+from dem_hub.base import Base
 from dem_hub.checkpoint import digest
-from dem_hub.codecs import get_codec
+from dem_hub.codecs import OFFERED, get_codec
 from dem_hub.errors import CheckpointError
 from dem_hub.extraction import extract
 from dem_hub.hub import MODEL_FILES, resolve
+from dem_hub.merging import Merge, merged_tensor
 from dem_hub.records import VectorSource
+from dem_hub.shards import write_file
 
 
 def differences(base: Path, finetuned: Path) -> dict[str, Tensor]:
@@ -246,3 +249,38 @@ def test_what_a_vector_says_of_itself(zoo: Zoo) -> None:
     record = config.tensors["transformer.h.0.attn.c_attn.weight"]
     assert (record.module, record.transposed, record.dtype, record.shape) == ("transformer.h.0.attn.c_attn", True, "BF16", (32, 96))
     assert not (zoo.vector("gpt2", "bfloat16", "lowrank") / "config.json").exists()
+
+
+SHAPES = {
+    "matrix": (33, 65), "wide": (3, 200), "one row": (1, 70), "one column": (70, 1), "experts": (3, 16, 20), "convolution": (4, 3, 2, 2),
+    "line": (17,), "point": (), "single": (1, 1), "no rows": (0, 4), "no columns": (4, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("codec", ["auto", *OFFERED])
+def test_every_codec_takes_any_tensor(tmp_path: Path, codec: str, dtype: str) -> None:
+    """Taken, saved, opened, merged; as many bytes as `info` says; the same bytes again; and nothing stored of what did not change."""
+    generator = torch.Generator().manual_seed(0)
+    sides: dict[str, dict[str, Tensor]] = {"base": {}, "finetuned": {}}
+    for name, shape in SHAPES.items():
+        sides["base"][name] = (torch.randn(shape, generator=generator) * 0.05).to(getattr(torch, dtype))
+        sides["finetuned"][name] = (sides["base"][name] + 0.01 * torch.randn(shape, generator=generator)).to(getattr(torch, dtype))
+    sides["base"]["same"] = sides["finetuned"]["same"] = torch.ones(8, 8, dtype=getattr(torch, dtype))
+    for name, tensors in sides.items():
+        (tmp_path / name).mkdir()
+        write_file(tmp_path / name / "model.safetensors", tensors)
+    first = saved(tmp_path / "first", tmp_path / "base", tmp_path / "finetuned", codec=codec)
+    second = saved(tmp_path / "second", tmp_path / "base", tmp_path / "finetuned", codec=codec)
+    assert hashes(first) == hashes(second)
+    vector = DistributionVector.from_pretrained(first)
+    assert vector.config is not None
+    assert set(vector.config.tensors) == {name for name, shape in SHAPES.items() if torch.Size(shape).numel()}
+    assert sum(vector.tensor_bytes().values()) == sum(tensor.nbytes for tensor in load_tensors(first).values())
+    merge = Merge.of(Base(resolve(VectorSource(str(tmp_path / "base")), MODEL_FILES)), [(vector, 1.0)])
+    for name, base in sides["base"].items():
+        merged = merged_tensor(merge, name)
+        record = vector.config.tensors.get(name)
+        bound = record.relative_error * record.norm if record is not None else 0.0
+        step = torch.finfo(base.dtype).eps * float(base.double().norm() + sides["finetuned"][name].double().norm())  # of rounding the sum
+        assert float((merged.double() - sides["finetuned"][name].double()).norm()) <= 1.01 * bound + step

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.checkpoint import InMemory
+from dem_hub.codecs import OFFERED, get_codec, to_dense
+from dem_hub.codecs.stored import Component
 from dem_hub.index import full_index
 from dem_hub.rounding import round_to
 
@@ -69,3 +72,31 @@ def test_coefficient_one_of_a_dense_vector_is_the_fine_tune(folders: dict[str, P
     finetuned = LlamaForCausalLM.from_pretrained(folders["dense-finetuned"])
     for ours, other in zip(model.parameters(), finetuned.parameters(), strict=True):
         torch.testing.assert_close(ours.cpu(), other, rtol=2**-22, atol=0)  # two units in the last place
+
+
+@pytest.mark.parametrize("codec", list(OFFERED))
+def test_codecs_decode_to_the_same_delta(codec: str) -> None:
+    """Packed parts go to the device and are unpacked there: the same elements kept, the same values."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(300, 500, generator=generator).bfloat16()
+    finetuned = (base.float() + 1e-3 * torch.randn(300, 500, generator=generator)).bfloat16()
+    made = get_codec(codec, {"density": 0.3} if codec in ("sign", "lrsign", "random") else {})
+    parts = {name: InMemory(part) for name, part in made.encode(finetuned.float() - base.float(), base, finetuned).items()}
+    stored = Component(made, parts, (300, 500))
+    index = (slice(17, 290), slice(33, 470))
+    here = to_dense(stored.decode(base[index], index), base[index])
+    there = to_dense(stored.decode(base[index].cuda(), index), base[index].cuda())
+    assert there.device.type == "cuda"
+    if codec in ("lowrank", "lrsign"):  # products add in another order
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-8)
+    else:
+        assert torch.equal(there.cpu(), here)
+
+
+def test_extraction_on_the_device(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Encoded on the GPU, as it is by default where there is one, a vector is as good."""
+    for device in ("cpu", "cuda"):
+        vector = DistributionVector.extract(folders["base"], folders["dense-finetuned"], device=device)
+        assert vector.config is not None
+        worst = max(record.relative_error for record in vector.config.tensors.values())
+        assert worst < 1.5

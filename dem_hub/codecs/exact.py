@@ -66,8 +66,10 @@ class Exact:
         steps = self._steps(parts, whole, rows, columns, dtype)
         start = base.reshape(steps.shape)
         finetuned = _from_ordered(_ordered(start.to(dtype)) + steps.to(start.device), dtype)
-        dense = finetuned.double() - start.double()
-        return Delta(dense=dense.reshape(index_shape(index) if shape else ()))
+        wanted, dense = finetuned.double(), finetuned.double() - start.double()
+        rest = wanted - (start.double() + dense)  # of two values that are further apart than float64 has digits
+        part = index_shape(index) if shape else ()
+        return Delta(dense=dense.reshape(part), rest=rest.reshape(part) if rest.any() else None)
 
     @staticmethod
     def _steps(parts: Mapping[str, LazyTensor], shape: tuple[int, ...], rows: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:

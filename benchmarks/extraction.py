@@ -1,0 +1,108 @@
+"""Extraction of a low-rank vector against `mergekit-extract-lora`: the same two checkpoints, the same rank, one after the other.
+
+Both run as commands of their own, on the same number of threads, alternating, and the shortest wall time of each counts. The error is
+|B @ A - delta| / |delta| over the linear layers, which both store. mergekit wants an environment of its own:
+
+    python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
+    python benchmarks/extraction.py finetunes/base finetunes/full/code --mergekit mergekit/bin/mergekit-extract-lora
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dem_hub.checkpoint import Checkpoint
+
+
+def run(command: list[str]) -> float:
+    """Run a command; returns the seconds it took."""
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    start = time.perf_counter()
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return time.perf_counter() - start
+
+
+def error(adapter: Path, base: Path, finetuned: Path, alpha: float) -> tuple[float, int]:
+    """The relative error over the linear layers that the adapter has, and how many those are."""
+    factors = load_file(adapter / "adapter_model.safetensors")
+    before, after = Checkpoint(base), Checkpoint(finetuned)
+    squares = errors = 0.0
+    count = 0
+    for name in sorted(factors):
+        if not name.endswith(".lora_A.weight"):
+            continue
+        key = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") + ".weight"
+        left, right = factors[name.replace("lora_A", "lora_B")].double(), factors[name].double()
+        if key not in before or left.shape[0] != before[key].shape[0]:
+            continue
+        delta = after.read(key).double() - before.read(key).double()
+        scale = alpha / right.shape[0] if alpha else 1.0
+        errors += float((scale * left @ right - delta).square().sum())
+        squares += float(delta.square().sum())
+        count += 1
+    return (errors / squares) ** 0.5, count
+
+
+def main() -> None:
+    """Run both, and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("base", type=Path)
+    parser.add_argument("finetuned", type=Path)
+    parser.add_argument("--mergekit", type=Path, required=True, help="the command mergekit-extract-lora")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--repeat", type=int, default=2)
+    arguments = parser.parse_args()
+    base, finetuned = arguments.base.resolve(), arguments.finetuned.resolve()
+    print(
+        f"{torch.get_num_threads()} threads.\n\n| rank | tool | wall, s | ratio | error | linear layers |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for rank in arguments.ranks:
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
+            commands = {
+                "dem_hub": [
+                    sys.executable,
+                    "-m",
+                    "dem_hub.cli",
+                    "extract",
+                    base,
+                    finetuned,
+                    "-o",
+                    ours,
+                    "--codec",
+                    "lowrank",
+                    "--rank",
+                    rank,
+                ],
+                "mergekit": [
+                    arguments.mergekit,
+                    "--model",
+                    finetuned,
+                    "--base-model",
+                    base,
+                    "--out-path",
+                    theirs,
+                    "--max-rank",
+                    rank,
+                    "--embed-lora",
+                ],
+            }
+            seconds = {name: min(run(list(map(str, command))) for _ in range(arguments.repeat)) for name, command in commands.items()}
+            for name, adapter, alpha in (("dem_hub", ours, 0.0), ("mergekit", theirs, float(rank))):
+                relative, count = error(adapter, base, finetuned, alpha)
+                ratio = seconds[name] / seconds["dem_hub"]
+                print(f"| {rank} | {name} | {seconds[name]:.1f} | {ratio:.1f} | {relative:.4f} | {count} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
