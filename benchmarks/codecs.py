@@ -38,6 +38,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "int4": {"codec": "int4"},
     "nf4": {"codec": "nf4"},
     "auto": {"codec": "auto"},
+    "auto 5%": {"codec": "auto", "max_bytes": "5%"},
     "auto 3%": {"codec": "auto", "max_bytes": "3%"},
     "auto 2%": {"codec": "auto", "max_bytes": "2%"},
     "auto 1.5%": {"codec": "auto", "max_bytes": "1.5%"},

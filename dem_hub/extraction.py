@@ -20,12 +20,13 @@ from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
 from dem_hub.architecture import Architecture, Module, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, InMemory, digest, is_finite
-from dem_hub.codecs import Codec, codec_options, to_dense
+from dem_hub.checkpoint import Checkpoint, digest, is_finite
+from dem_hub.codecs import Codec, codec_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.measure import measure, squared_norm
 from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
@@ -34,7 +35,7 @@ from dem_hub.config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, 
 from dem_hub.errors import CheckpointError
 from dem_hub.fit import encode_planned
 from dem_hub.hub import Resolved, write_text
-from dem_hub.index import full_index, row_blocks
+from dem_hub.index import full_index
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
 from dem_hub.plan import Auto, Glance, explain, make_plan
 from dem_hub.records import BaseRecord
@@ -160,8 +161,7 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
             delta = _subtract(new, old)
             if delta.any():
                 shape = tuple(delta.shape)
-                rms = float(delta.double().square().mean().sqrt())
-                base_rms = float(old.double().square().mean().sqrt())
+                rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
                 glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
     return glances
 
@@ -236,25 +236,10 @@ def _extract_tensor(vector: _Writer, pair: Pair, sides: _Sides, encode: _Encode)
     if not delta.any():
         return record if pair.rows else None
     codec, parts = encode(key, delta, old, new)
-    norm, error, projection = _measure(codec, parts, delta, old)
+    norm, error, projection = measure(codec, parts, delta, old)
     record = replace(record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection)
     module = vector.write(key, codec, parts)
     return record if module is None else replace(record, module=module.name, transposed=module.transposed)
-
-
-def _measure(codec: Codec, parts: Mapping[str, Tensor], delta: Tensor, base: Tensor) -> tuple[float, float, float]:
-    """|delta|, |decoded - delta| / |delta| and <decoded, delta> / |delta|^2, summed in float64 from what will be decoded."""
-    lazy = {name: InMemory(tensor) for name, tensor in parts.items()}
-    squares, errors, products = 0.0, 0.0, 0.0
-    for block in row_blocks(full_index(delta.shape), _BLOCK):
-        part = base[block if block else ...]
-        true = delta[block if block else ...]
-        decoded = to_dense(codec.decode(lazy, tuple(delta.shape), block, part), part).double()
-        products += float((decoded * true).sum())
-        errors += float(decoded.sub_(true).square_().sum())
-        squares += float(true.double().square_().sum())
-    norm = math.sqrt(squares)
-    return norm, math.sqrt(errors / squares), products / squares
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:

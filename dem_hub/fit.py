@@ -13,16 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import InMemory
-from dem_hub.codecs import Codec, to_dense
+from dem_hub.codecs import Codec
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.factors import encode_factors
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.measure import measure, squared_norm
 from dem_hub.codecs.sampling import seed_of
 from dem_hub.codecs.svd import balance, truncated_svd
-from dem_hub.index import full_index
 from dem_hub.plan import Plan, most_signs, stored_bytes
 
 logger = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
     if found is not None:
         allowed = stored_bytes(settled, shape) if settled is not None else plan.bits.get(key, 0.0) * delta.numel() / 8
         fits = stored_bytes(found[0], shape) <= allowed or not plan.explicit
-        if fits and _error(found, delta, base) <= (plan.max_error or math.inf):
+        if fits and measure(*found, delta, base)[1] <= (plan.max_error or math.inf):
             return found
     if settled is not None:
         return settled, settled.encode(delta, base, finetuned)
@@ -66,7 +65,7 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
 def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
     """Signs, and of a matrix the rank that leaves them the least noise, within its bits of the plan."""
     shape = tuple(delta.shape)
-    squares = float(delta.double().square().sum())
+    squares, size = squared_norm(delta), squared_norm(base) ** 0.5
     signs = most_signs(shape, plan.bits[key])
     noise, codec, factors = squares * (SIGN_NOISE / signs.density - 1), signs, None
     if len(shape) == 2:
@@ -78,13 +77,13 @@ def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Te
             if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits[key] * delta.numel() / 8:
                 noise, codec = its_noise, candidate
                 factors = balance(left[:, :rank], values[:rank], right[:rank])
-    if noise**0.5 > LIMIT * float(base.double().norm()):
+    if noise**0.5 > LIMIT * size:
         if not plan.explicit:
             return Int4(), Int4().encode(delta, base, finetuned)
         logger.warning(
             "%s: max_bytes leaves it a noise of %.1f %% of its weights, which may show.",
             key,
-            100 * noise**0.5 / float(base.double().norm()),
+            100 * noise**0.5 / size,
         )
     codec = replace(codec, seed=seed_of(key, finetuned))
     if isinstance(codec, LRSign) and factors is not None:
@@ -96,15 +95,9 @@ def _within_error(max_error: float, delta: Tensor, base: Tensor, finetuned: Tens
     """The shortest of some codecs that keeps within an error, as measured."""
     for codec in (LRSign(), Int4(), Int8(), Dense("bfloat16")):
         encoded = codec, codec.encode(delta, base, finetuned)
-        if _error(encoded, delta, base) <= max_error:
+        if measure(*encoded, delta, base)[1] <= max_error:
             return encoded
     return Dense(), Dense().encode(delta, base, finetuned)
-
-
-def _error(encoded: Encoded, delta: Tensor, base: Tensor) -> float:
-    codec, parts = encoded
-    decoded = codec.decode({name: InMemory(part) for name, part in parts.items()}, tuple(delta.shape), full_index(delta.shape), base)
-    return float((to_dense(decoded, delta) - delta).double().norm() / delta.double().norm())
 
 
 def _as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
@@ -115,15 +108,15 @@ def _as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
     rows, columns = delta.shape
     most = min(rows, columns) // _ADAPTER_RANKS
     left, values, right = truncated_svd(delta, rank=max(most, 1))
-    size = float(delta.double().square().sum())
+    size = squared_norm(delta)
     rest = (size - values.double().square().cumsum(0)).clamp_(min=0)
     edge = _WHITE * (rest / (rows * columns)).sqrt() * (rows**0.5 + columns**0.5)
     rank = next((rank for rank in range(1, most) if values[rank] <= max(float(edge[rank - 1]), 1e-6 * float(values[0]))), None)
     if rank is None:
         return None
     factors = balance(left[:, :rank], values[:rank], right[:rank])
-    noise = float(torch.addmm(delta, *factors, alpha=-1).double().square().sum())
-    rounding = torch.finfo(finetuned.dtype).eps ** 2 * float(finetuned.double().square().sum()) / 12  # at the most
+    noise = squared_norm(torch.addmm(delta, *factors, alpha=-1))
+    rounding = torch.finfo(finetuned.dtype).eps ** 2 * squared_norm(finetuned) / 12  # at the most
     if noise > max(rounding, (4 * torch.finfo(torch.float32).eps) ** 2 * size):
         return None
     codec = LowRank(rank=rank, dtype="bfloat16" if 2.0**-16 * size <= noise else "float32")

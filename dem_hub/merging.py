@@ -138,9 +138,9 @@ class Merge:
 
     def _block(self, name: str, active: list[tuple[float, StoredDelta]], index: Index, device: torch.device, target: torch.dtype) -> Tensor:
         """Sum and round one block."""
-        part = self.base.read(name, index)
+        part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        total = part.to(device=device, dtype=wide, copy=True)
+        total = part.to(wide, copy=True)
         summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(part, index)]
         add_deltas(total, summands)
         if total.numel():

@@ -7,6 +7,8 @@ above that from a seeded randomised range finder with power iterations (Halko, M
 import torch
 from torch import Tensor
 
+from dem_hub.codecs.measure import squared_norm
+
 DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 16
@@ -58,7 +60,7 @@ def truncated_svd(matrix: Tensor, *, rank: int | None = None, energy: float | No
     if rank is not None:
         return _randomised_svd(matrix, min(rank, full))
     assert energy is not None
-    target = energy * _squared_norm(matrix)
+    target = energy * squared_norm(matrix)
     tried = DEFAULT_RANK
     while True:
         left, values, right = _randomised_svd(matrix, tried)
@@ -100,8 +102,3 @@ def _randomised_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         size = min(rank + OVERSAMPLING, *matrix.shape)
         left, values, right = torch.svd_lowrank(matrix, q=size, niter=POWER_ITERATIONS)
     return left[:, :rank], values[:rank], right[:, :rank].T
-
-
-def _squared_norm(matrix: Tensor) -> float:
-    step = max(1, _BLOCK // matrix.shape[1])
-    return sum(float(matrix[start : start + step].double().square().sum()) for start in range(0, matrix.shape[0], step))

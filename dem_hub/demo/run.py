@@ -31,7 +31,6 @@ FINE_TUNES: dict[str, tuple[Callable[..., Path], float]] = {
     "code": (train_lora, 5e-4),
     "reference": (train, 5e-5),
 }
-RANK = 64  # of the vector taken from the full fine-tune
 N_TRIALS = 16
 TOKENS = 1_400  # of each distribution, for validation and again for test
 WINDOW = 256  # tokens
@@ -107,10 +106,8 @@ def _make_vector(base: Path, distribution: Distribution, folder: Path) -> Path:
     finetuned = folder / "finetunes" / distribution.name
     fine_tune, learning_rate = FINE_TUNES[distribution.name]
     fine_tune(base, distribution.train, finetuned, learning_rate=learning_rate)
-    if fine_tune is train_lora:
-        vector = DistributionVector.from_pretrained(finetuned)
-    else:
-        vector = DistributionVector.extract(base, finetuned, codec="lowrank", rank=RANK)
+    is_adapter = fine_tune is train_lora
+    vector = DistributionVector.from_pretrained(finetuned) if is_adapter else DistributionVector.extract(base, finetuned)
     vector.save_pretrained(target)
     return target
 

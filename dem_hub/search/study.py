@@ -5,6 +5,7 @@ vector alone, equal shares, all at once), so that the answer is never worse than
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,9 @@ def _new_study(seed: int, names: Sequence[str]) -> Any:
         raise MissingDependencyError(f"The search needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     points = first_points(len(names))
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points), deterministic_objective=True)
+    with warnings.catch_warnings():  # of an option that Optuna calls experimental: the same point has the same loss
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points), deterministic_objective=True)
     study = optuna.create_study(sampler=sampler, direction="minimize")
     for point in points:
         study.enqueue_trial(dict(zip(names, point, strict=True)))
