@@ -115,8 +115,10 @@ def alone(folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, 
                 print("| " + " | ".join((*cells, f"{encode:.1f}", f"{decode:.1f}")) + " |", flush=True)
 
 
-def sums(folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, Any]], tokens: int, seeds: int) -> None:
-    """Print what each codec keeps of each distribution inside a sum of all, at coefficients searched with whole vectors."""
+def sums(
+    folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, Any]], tokens: int, seeds: int, point: Sequence[float] | None
+) -> None:
+    """Print what each codec keeps of each distribution inside a sum of all, at coefficients that whole vectors were searched for."""
     base = folder / "base"
     data = {name: read_windows(folder, name, "validation", tokens) for name in names}
     first = losses(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), data)
@@ -126,8 +128,8 @@ def sums(folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, A
             for label, path, _ in extract_all(base, folder / name, codecs, Path(scratch) / str(number)):
                 paths.setdefault(label, []).append(path)
         reference = "dense bfloat16"
-        result = search_coefficients(base, list(map(str, paths[reference])), data, n_trials=14, dtype="float32")
-        point = result.best.coefficients
+        if point is None:
+            point = search_coefficients(base, list(map(str, paths[reference])), data, n_trials=14, dtype="float32").best.coefficients
         print("\nbase" + "".join(f" + {value:.3f} {name}" for name, value in zip(names, point, strict=True)), flush=True)
         print(f"| codec | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
         full: dict[str, float] = {}
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="fine-tunes in it")
     parser.add_argument("--codecs", nargs="+", choices=[*CODECS, *EXACT], help="some of them (default: all)")
     parser.add_argument("--tokens", type=int, default=4096, help="to evaluate of each text (default 4096)")
+    parser.add_argument("--coefficients", nargs="+", type=float, help="sums: those of an earlier run, not searched again")
     parser.add_argument("--seeds", type=int, default=1, help="of the rounding (default 1)")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -177,7 +180,7 @@ def main() -> None:
         alone(folder, arguments.names, chosen, arguments.tokens, arguments.seeds)
     elif arguments.what == "sums":
         reference = {label: known[label] for label in ("dense bfloat16",)}
-        sums(folder, arguments.names, reference | chosen, arguments.tokens, arguments.seeds)
+        sums(folder, arguments.names, reference | chosen, arguments.tokens, arguments.seeds, arguments.coefficients)
     else:
         adapters(folder, arguments.names, arguments.tokens, arguments.seeds)
 
