@@ -23,7 +23,7 @@ from dem_hub.config import TensorRecord
 from dem_hub.errors import CodecError
 from dem_hub.shards import parse_size
 
-DEFAULT_SHARE = 0.06  # of the delta in bf16
+DEFAULT_SHARE = 0.08  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
 _MOST_BITS = 1.5  # an element, of signs and a rank of 32 beside them in a matrix of 576 rows
 _HEADER = 160  # bytes that a part takes in a safetensors header, at the most
