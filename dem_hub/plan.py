@@ -148,8 +148,9 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
     if left < least and explicit:
         raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {budget - left + least} at the least. Allow it that.")
     bits = _share(left, shared)
-    signs = {key: most_signs(glance.shape, bits[key]) for key, glance in shared.items()}
-    _spend(left - _taken(signs, glances), {**signs, **codecs}, matrices, codecs)
+    sizes = {key: stored_bytes(codec, glances[key].shape) for key, codec in codecs.items()}
+    sizes |= {key: int(bits[key] * glance.elements / 8) for key, glance in shared.items()}
+    _spend(budget - sum(sizes.values()), sizes, matrices, codecs)
     return Plan(codecs, bits, None, adapter, explicit)
 
 
@@ -176,14 +177,14 @@ def _share(left: int, matrices: Mapping[str, Glance]) -> dict[str, float]:
     return bits
 
 
-def _spend(left: int, now: Mapping[str, Codec], matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
-    """Give finer codecs to as many matrices as the bytes that are left allow, those that need them most first."""
-    current = dict(now)
+def _spend(left: int, sizes: dict[str, int], matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
+    """Give finer codecs to as many matrices as the bytes that are left allow, those that need them most first; `sizes` is what they have."""
     for codec in (Int4(), Int8(), Dense("bfloat16"), Dense()):
         for key, glance in sorted(matrices.items(), key=lambda item: (item[1].is_vocabulary, -item[1].weight, item[0])):
-            more = stored_bytes(codec, glance.shape) - stored_bytes(current[key], glance.shape)
+            more = stored_bytes(codec, glance.shape) - sizes[key]
             if 0 < more <= left:
-                codecs[key] = current[key] = codec
+                codecs[key] = codec
+                sizes[key] += more
                 left -= more
 
 
