@@ -4,9 +4,9 @@ Of each size, three checkpoints are made: a base of random bf16 weights; "every"
 matrices; and "lora", which differs by rank-16 products in the layers. Each step runs in a process of its own:
 
     step                                               what it may take
-    extract: dense in float32; lowrank                 1 GiB + 2 x the largest tensor in float32
+    extract: dense in float32; auto; exact; lowrank    1 GiB + 2 x the largest tensor in float32
     merge: base + 3 vectors, written as a folder       1 GiB + 2 x the largest tensor in float32
-    from_pretrained: base + 3 low-rank vectors, bf16   model + 3 x the largest tensor in float32 + vectors
+    from_pretrained: base + 3 compact vectors, bf16    model + 3 x the largest tensor in float32 + vectors
 
 "Private" is RssAnon of the process and its children, sampled every 10 ms: memory that no file backs, which
 the system cannot take back. Pages of memory-mapped checkpoints are not in it; in a loaded model those are the
@@ -133,6 +133,8 @@ def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[
 
     options = {
         "dense": (every, "--codec dense --dtype float32"),
+        "auto": (every, "--codec auto"),
+        "exact": (every, "--codec exact"),
         "every-16": (every, f"--codec lowrank --rank {RANK}"),
         "lora-16": (lora, f"--codec lowrank --rank {RANK}"),
         "lora-8": (lora, "--codec lowrank --rank 8"),
@@ -142,7 +144,7 @@ def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[
         label = f"extract {codec.replace('--', '')}, {finetuned.name}"
         command = [*DEM_HUB, "extract", str(base), str(finetuned), "-o", str(at / name), *codec.split()]
         step("extract", label, GIB + 2 * largest, command)
-    for names in (("dense", "every-16", "lora-16"), ("every-16", "lora-16", "lora-8")):
+    for names in (("dense", "every-16", "lora-16"), ("auto", "exact", "lora-16"), ("auto", "lora-16", "lora-8")):
         vectors = [word for name in names for word in ("--vector", f"{at / name}=0.3")]
         command = [*DEM_HUB, "merge", str(base), *vectors, "-o", str(at / "merged")]
         step("merge", f"merge, base + {' + '.join(names)}", GIB + 2 * largest, command)
