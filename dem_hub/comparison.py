@@ -46,12 +46,24 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     products = torch.zeros(count, count, dtype=torch.float64)
     for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1):
         products += _products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
-    norms = [math.sqrt(max(float(products[i, i]), 0.0)) for i in range(count)]
-    cosines = tuple(
-        tuple(float(products[i, j]) / (norms[i] * norms[j]) if norms[i] and norms[j] else 0.0 for j in range(count)) for i in range(count)
-    )
+    norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
+    cosines = tuple(tuple(_cosine(products, norms, i, j) for j in range(count)) for i in range(count))
     called = tuple(names) if names is not None else tuple(vector.name for vector in vectors)
     return Comparison(called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas))
+
+
+def _norm(vector: DistributionVector, squares: float) -> float:
+    """Of what was kept of the delta, as measured at extraction: the noise that a codec adds would count as length."""
+    if vector.config is not None:
+        squares = sum(record.norm**2 * record.projection for record in vector.config.tensors.values())
+    return math.sqrt(max(squares, 0.0))
+
+
+def _cosine(products: torch.Tensor, norms: Sequence[float], i: int, j: int) -> float:
+    """<first, second> of the decoded vectors, right in the mean, over their true lengths."""
+    if not norms[i] or not norms[j]:
+        return 0.0
+    return 1.0 if i == j else min(1.0, max(-1.0, float(products[i, j]) / (norms[i] * norms[j])))
 
 
 def _overlap(first: Mapping[str, StoredDelta], second: Mapping[str, StoredDelta], base: Base) -> float:

@@ -67,6 +67,8 @@ class TensorRecord:
         numbers = (self.norm, self.relative_error, self.projection)
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ConfigError(f"norm, relative_error and projection are {numbers}; they must be finite numbers.")
+        if self.rows and self.codec == "replace":
+            raise ConfigError(f"a tensor that is replaced has {self.rows} more rows than the base's; it must have its shape.")
         if not all(isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)) or not isinstance(
             self.options, Mapping
         ):
@@ -125,8 +127,13 @@ class VectorConfig:
             },
         )
         config = read_record(cls, data, where)
-        for name in as_mapping(config.files, f"{where}: files"):
+        for name, value in as_mapping(config.files, f"{where}: files").items():
             check_inside(name, f"file named in {where}")
+            if not isinstance(value, str):
+                raise ConfigError(f"{where} has {value!r} for the sha256 of '{name}'.")
+        as_mapping(config.codec_options, f"{where}: codec_options")
+        if config.base.fingerprint is None:
+            raise ConfigError(f"{where} does not say which base it is for: base.fingerprint is missing. Extract the vector anew.")
         if checksum != _checksum(written):
             raise ConfigError(
                 f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."

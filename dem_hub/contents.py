@@ -31,7 +31,7 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
     unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
     if unknown:
         raise CodecError(f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}.")
-    rest, factors = _open(folder, VECTOR_STEM + ".safetensors"), _open(folder, ADAPTER_WEIGHTS)
+    rest, factors = _open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config)
     parts: dict[str, dict[str, LazyTensor]] = {}
     if rest is not None:
         for name in rest:
@@ -41,6 +41,8 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
         if record.module and factors is not None:
             parts.setdefault(key, {}).update(_factors(factors, record))
     faults = [f"'{key}' is in the files and not in the config" for key in sorted(set(parts) - set(config.tensors))]
+    named = {name for record in config.tensors.values() if record.module for name in factor_names(record.module)}
+    faults += [f"'{name}' is in {ADAPTER_WEIGHTS} and not in the config" for name in sorted(set(factors or ()) - named)]
     deltas = {}
     for key, record in config.tensors.items():
         own = parts.get(key, {})
@@ -54,9 +56,10 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
 
 
 def part_bytes(folder: Path, config: VectorConfig) -> dict[str, int]:
-    """Bytes of the parts of each tensor in the files, by the base's key."""
+    """Bytes of the parts of each tensor in the files, by the base's key; raises what [`read_contents`] raises."""
+    read_contents(folder, config)
     sizes = dict.fromkeys(config.tensors, 0)
-    rest, factors = _open(folder, VECTOR_STEM + ".safetensors"), _open(folder, ADAPTER_WEIGHTS)
+    rest, factors = _open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config)
     for name, info in (rest or {}).items():
         sizes[name.rpartition(SEPARATOR)[0]] += info.nbytes
     for key, record in config.tensors.items():
@@ -73,8 +76,12 @@ def _layout(record: TensorRecord) -> Layout:
     return layout
 
 
-def _open(folder: Path, name: str) -> Checkpoint | None:
-    there = any((folder / file).is_file() for file in (name, name + ".index.json"))
+def _open(folder: Path, name: str, config: VectorConfig) -> Checkpoint | None:
+    """A file of tensors, or its shards; one that lies there and is not in the config was never checked, and is refused."""
+    there = [file for file in (name, name + ".index.json") if (folder / file).is_file()]
+    strange = [f"'{file}'" for file in there if file not in config.files]
+    if strange:
+        refuse(CheckpointError, f"'{folder}' has files that its config does not name.", strange, "Remove them, or fetch the vector again.")
     return Checkpoint(folder, index=name) if there else None
 
 

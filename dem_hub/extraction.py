@@ -76,7 +76,7 @@ def extract(
     pairs = match_tensors(sides.base.checkpoint, sides.finetuned)
     plan = None
     if isinstance(codec, Auto):
-        plan = make_plan(codec, _glance(pairs, sides))
+        plan = make_plan(codec, _glance(pairs, sides), _reserved(pairs, sides))
         encode: _Encode = partial(encode_planned, plan)
     else:
         encode = _encode_with(codec)
@@ -88,7 +88,8 @@ def extract(
     files = vector.close(sides.base.record)
     options = codec_options(codec)
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
-    choice = explain(plan, vector.tensors) if plan is not None else ""
+    sizes = [(folder / name).stat().st_size for name in files if name.endswith(".safetensors")]
+    choice = explain(plan, vector.tensors, sum(sizes)) if plan is not None else ""
     config = VectorConfig(
         sides.base.record, codec.name, options, vector.tensors, files, str(finetuned.source), choice=choice, libraries=libraries
     )
@@ -164,6 +165,18 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
                 rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
                 glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
     return glances
+
+
+def _reserved(pairs: Sequence[Pair], sides: _Sides) -> int:
+    """Bytes of what is stored as it is, at the most: new rows, and tensors that are replaced."""
+    total = 0
+    for pair in pairs:
+        info = sides.finetuned[pair.finetuned_key]
+        if sides.is_replaced(pair.base_key):
+            total += info.nbytes
+        elif pair.rows:
+            total += pair.rows * info.nbytes // info.shape[0]
+    return total
 
 
 def _progress(pairs: Sequence[Pair], what: str) -> Iterable[Pair]:

@@ -1,8 +1,8 @@
 """One tensor of `codec="auto"`, fitted to what the plan allows it: the rank that leaves signs the least to do, or the LoRA it was.
 
-    noise of signs = |delta - low rank|^2 * (SIGN_NOISE / density - 1)
+    noise of signs = |delta - low rank|^2 * (one / density - 1),    one = n * sum(delta^2) / sum(|delta|)^2
 
-SIGN_NOISE is sum(delta^2) * n / sum(|delta|)^2 of a row, pi / 2 where it is Gaussian. Of a delta that LoRA training left, the low rank
+`one` is pi / 2 where the delta is Gaussian, and large where few elements moved. Of a delta that LoRA training left, the low rank
 is all, and the rest is what rounding the merged checkpoint to its dtype added: as white as noise, and as small.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dem_hub.codecs import Codec
 from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.factors import encode_factors
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
@@ -27,7 +28,7 @@ from dem_hub.plan import Plan, most_signs, stored_bytes
 logger = logging.getLogger(__name__)
 
 RANKS = (2, 4, 8, 16, 32)  # weighed against more signs
-SIGN_NOISE = math.pi / 2
+GAUSSIAN = math.pi / 2
 LIMIT = 0.01  # noise, against the weights, from which it may show
 _ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank
 _WHITE = 1.15  # how far the largest direction of noise may stand above its law
@@ -66,29 +67,33 @@ def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Te
     """Signs, and of a matrix the rank that leaves them the least noise, within its bits of the plan."""
     shape = tuple(delta.shape)
     squares, size = squared_norm(delta), squared_norm(base) ** 0.5
+    one = max(GAUSSIAN, delta.numel() * squares / float(delta.abs().sum(dtype=torch.float64)) ** 2)
     signs = most_signs(shape, plan.bits[key])
-    noise, codec, factors = squares * (SIGN_NOISE / signs.density - 1), signs, None
+    noise, codec, factors = squares * (one / signs.density - 1), signs, None
     if len(shape) == 2:
         left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape))
         held = values.double().square().cumsum(0)
         for rank in [rank for rank in RANKS if rank <= len(values)]:
             candidate = most_signs(shape, plan.bits[key], rank)
-            its_noise = (squares - float(held[rank - 1])) * (SIGN_NOISE / candidate.density - 1)
+            its_noise = max(squares - float(held[rank - 1]), 0.0) * (one / candidate.density - 1)
             if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits[key] * delta.numel() / 8:
                 noise, codec = its_noise, candidate
                 factors = balance(left[:, :rank], values[:rank], right[:rank])
     if noise**0.5 > LIMIT * size:
         if not plan.explicit:
-            return Int4(), Int4().encode(delta, base, finetuned)
-        logger.warning(
-            "%s: max_bytes leaves it a noise of %.1f %% of its weights, which may show.",
-            key,
-            100 * noise**0.5 / size,
-        )
+            return _finer(delta, base, finetuned)
+        share = f"{100 * noise**0.5 / size:.1f} % of its weights" if size else "more than its weights, which are 0"
+        logger.warning("%s: max_bytes leaves it a noise of %s, which may show.", key, share)
     codec = replace(codec, seed=seed_of(key, finetuned))
     if isinstance(codec, LRSign) and factors is not None:
         return codec, codec.encode_with(factors, delta)
     return codec, codec.encode(delta, base, finetuned)
+
+
+def _finer(delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
+    """What signs are too coarse for: in 4 bits, or exact where that is shorter, as of a fine-tune that moved few elements."""
+    found: list[Encoded] = [(codec, codec.encode(delta, base, finetuned)) for codec in (Int4(), Exact())]
+    return min(found, key=lambda encoded: sum(part.nbytes for part in encoded[1].values()))
 
 
 def _within_error(max_error: float, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:

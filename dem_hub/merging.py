@@ -193,6 +193,8 @@ class Merge:
             for owner, value in found[1:]:
                 if not torch.equal(value[...], found[0][1][...]):
                     faults.append(f"'{name}' differs between '{found[0][0]}' and '{owner}'")
+            if found:
+                faults += [f"'{name}' is replaced by '{found[0][0]}' and changed by '{owner}'" for owner, value in owners if value is None]
         if faults:
             refuse(
                 BaseMismatchError,

@@ -9,15 +9,16 @@ is a biased one, and worse in a sum.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from dem_hub.codecs import Codec, get_codec, with_options
+from dem_hub.codecs import OFFERED, Codec, get_codec, with_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.layout import layout_bytes
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.nf4 import NF4
 from dem_hub.codecs.sign import Sign
 from dem_hub.config import TensorRecord
 from dem_hub.errors import CodecError
@@ -26,7 +27,8 @@ from dem_hub.shards import parse_size
 DEFAULT_SHARE = 0.08  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
 _MOST_BITS = 1.5  # an element, of signs and a rank of 32 beside them in a matrix of 576 rows
-_HEADER = 160  # bytes that a part takes in a safetensors header, at the most
+_NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
+_HEADER = 200  # bytes that a part takes in a safetensors header, at the most
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,13 @@ class Auto:
         Raises:
             `CodecError`: no such codec, or an option that it does not have.
         """
-        return with_options(cls, options) if name == cls.name else get_codec(name, options)
+        if name != cls.name:
+            return get_codec(name, options)
+        others = [codec for codec, kind in OFFERED.items() if set(options) <= {item.name for item in fields(kind)}]
+        if options and others:
+            given = ", ".join(map(repr, options))
+            raise CodecError(f"Codec 'auto' has no option {given}; name the codec that it is for: {', '.join(others)}.")
+        return with_options(cls, options)
 
     def __post_init__(self) -> None:
         """Refuse both at once, and values out of range."""
@@ -55,8 +63,8 @@ class Auto:
             raise CodecError(f"codec 'auto' takes max_bytes or max_error, not both ({self.max_bytes!r} and {self.max_error!r}).")
         if self.max_error is not None and not self.max_error > 0:
             raise CodecError(f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. codec='exact' and 'dense' have none.")
-        if self.max_bytes is not None and self.budget(1 << 40) <= 0:
-            raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; it must be above 0.")
+        if self.max_bytes is not None and (type(self.max_bytes) not in (int, str) or self.budget(1 << 40) <= 0):
+            raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; give a whole number above 0, or a text like '20MB' or '3%'.")
 
     def budget(self, elements: int) -> int:
         """Bytes that the deltas of so many elements may take."""
@@ -65,7 +73,7 @@ class Auto:
         if isinstance(self.max_bytes, str) and self.max_bytes.strip().endswith("%"):
             try:
                 return int(float(self.max_bytes.strip()[:-1]) / 100 * 2 * elements)
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; a share is written like '3%'.") from error
         return parse_size(self.max_bytes)
 
@@ -107,12 +115,13 @@ class Plan:
     explicit: bool
 
 
-def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
+def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> Plan:
     """Divide the budget.
 
     Args:
         auto ([`Auto`]): the budget.
         glances (`Mapping[str, Glance]`): of every tensor that changed and is a delta.
+        reserved (`int`): bytes of what is stored as it is: new rows and replaced tensors.
 
     Raises:
         `CodecError`: fewer bytes than the coarsest codecs take; says how many that is.
@@ -138,19 +147,21 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance]) -> Plan:
     budget = auto.budget(elements)
     codecs: dict[str, Codec] = dict.fromkeys(whole, Dense("bfloat16"))
     for key, glance in matrices.items():
-        if glance.is_vocabulary:
+        if glance.shape[-1] < _NARROW:
+            codecs[key] = NF4()
+        elif glance.is_vocabulary:
             codecs[key] = LowRank(rank=min(_vocabulary_rank(8 * budget / elements), *glance.shape), dtype="int4")
     shared = {key: glance for key, glance in matrices.items() if key not in codecs}
     if not explicit:  # norms would weigh on a small model
         budget += _taken({key: codecs[key] for key in whole}, glances)
-    left = budget - _taken(codecs, glances)
-    least = sum(stored_bytes(most_signs(glance.shape, 0), glance.shape) for glance in shared.values())
+    left = budget - _taken(codecs, glances) - (reserved if explicit else 0)
+    least = sum(_least(glance) for glance in shared.values())
     if left < least and explicit:
         raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {budget - left + least} at the least. Allow it that.")
     bits = _share(left, shared)
     sizes = {key: stored_bytes(codec, glances[key].shape) for key, codec in codecs.items()}
     sizes |= {key: int(bits[key] * glance.elements / 8) for key, glance in shared.items()}
-    _spend(budget - sum(sizes.values()), sizes, matrices, codecs)
+    _spend(left + _taken(codecs, glances) - sum(sizes.values()), sizes, matrices, codecs)
     return Plan(codecs, bits, None, adapter, explicit)
 
 
@@ -161,15 +172,23 @@ def _taken(codecs: Mapping[str, Codec], glances: Mapping[str, Glance]) -> int:
 
 def _vocabulary_rank(bits: float) -> int:
     """8 to 64 directions, the more the more bits there are for an element."""
-    return int(2 ** min(6, max(3, round(math.log2(40 * bits)))))
+    return int(2 ** min(6, max(3, round(math.log2(max(40 * bits, 1))))))
+
+
+def _least(glance: Glance) -> int:
+    """Bytes of the fewest signs that a matrix can have."""
+    return stored_bytes(most_signs(glance.shape, 0), glance.shape)
 
 
 def _share(left: int, matrices: Mapping[str, Glance]) -> dict[str, float]:
     """The bits an element of each matrix, in proportion to their weights, no more than signs and factors can use."""
-    bits, low, high = dict.fromkeys(matrices, 0.0), 0.0, 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
+    bits = {key: 8 * _least(glance) / glance.elements for key, glance in matrices.items()}
+    low, high = 0.0, 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
     for _ in range(60):
         middle = (low + high) / 2
-        tried = {key: min(middle * glance.weight, _MOST_BITS) for key, glance in matrices.items()}
+        tried = {
+            key: max(min(middle * glance.weight, _MOST_BITS), 8 * _least(glance) / glance.elements) for key, glance in matrices.items()
+        }
         if sum(tried[key] * glance.elements / 8 for key, glance in matrices.items()) <= left:
             bits, low = tried, middle
         else:
@@ -188,17 +207,26 @@ def _spend(left: int, sizes: dict[str, int], matrices: Mapping[str, Glance], cod
                 left -= more
 
 
-def explain(plan: Plan, records: Mapping[str, TensorRecord]) -> str:
-    """What was chosen and why, in a line."""
+def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str:
+    """What was chosen and why, in a line, from what the vector turned out to be.
+
+    Args:
+        plan ([`Plan`]): that was carried out.
+        records (`Mapping[str, TensorRecord]`): of its tensors.
+        nbytes (`int`): of its tensor files.
+    """
+    if not records:
+        return "nothing changed"
     numbers = Counter(record.codec for record in records.values())
-    low = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
+    share = nbytes / (2 * sum(math.prod(record.shape) for record in records.values()))
     counts = ", ".join(f"{codec} for {count}" for codec, count in numbers.most_common())
+    text = f"{counts} of {len(records)} tensors; {share:.1%} of the delta in bf16"
     if plan.max_error is not None:
-        return f"the shortest codecs within an error of {plan.max_error:g}: {counts} tensors"
-    if plan.adapter and numbers[LowRank.name]:
-        return f"only matrices moved, in {min(low)} to {max(low)} directions, as a LoRA leaves them: {counts} tensors"
-    tokens = ", lowrank where rows are tokens" if low else ""
-    return f"a full fine-tune, within {'the bytes allowed' if plan.explicit else f'{DEFAULT_SHARE:.0%} of its delta'}: {counts} tensors{tokens}"
+        return f"the shortest codecs within an error of {plan.max_error:g}: {text}"
+    if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
+        ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
+        return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
+    return f"a full fine-tune: {text}"
 
 
 def stored_bytes(codec: Codec, shape: tuple[int, ...]) -> int:

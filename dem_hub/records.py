@@ -108,6 +108,8 @@ def check_inside(name: str, what: str) -> None:
     Raises:
         `ConfigError`: the name is absolute, has `..` in it, or a backslash.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"The {what} is {name!r}, which is no name.")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise ConfigError(f"The {what} is '{name}'; names must be relative and may not contain '..'. Do not use this repository.")

@@ -32,7 +32,7 @@ class Member:
 
 
 class VectorStore(Mapping[str, DistributionVector]):
-    """The vectors of one base, by name; opened one by one when they are asked for, headers only.
+    """The vectors of one base, by name; opened one by one when they are asked for, checked, and never read into memory.
 
     Example:
 
@@ -118,6 +118,9 @@ class VectorStore(Mapping[str, DistributionVector]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._members))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._members
+
     def __len__(self) -> int:
         return len(self._members)
 
@@ -153,7 +156,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             )
         vector.save_pretrained(folder)
         codec = vector.config.codec if vector.config is not None else "lora"
-        self._update({**self._members, name: Member(vector.sha256, codec, vector.nbytes)})
+        self._update({**self._reread(), name: Member(vector.sha256, codec, vector.nbytes)})
 
     def remove(self, name: str) -> None:
         """Take a vector out of the store's folder.
@@ -162,7 +165,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             `KeyError`: no vector of that name. `ConfigError`: the store is not a folder of this machine.
         """
         folder = self._writable(name)
-        members = dict(self._members)
+        members = self._reread()
         del members[name]
         self._update(members)
         shutil.rmtree(folder)
@@ -179,10 +182,13 @@ class VectorStore(Mapping[str, DistributionVector]):
     def _writable(self, name: str) -> Path:
         if self.commit is not None:
             raise ConfigError(f"'{self.source}' is on the Hub and cannot be changed here. Change a folder, and push that.")
-        check_inside(name, f"vector of '{self.source}'")
-        if not name or name in (".", STORE_CONFIG):
-            raise ConfigError(f"A vector in a store cannot be called '{name}'; its name is that of its folder.")
+        if not name or name.startswith(".") or any(sign in name for sign in "/\\:") or (self.folder / name).is_file():
+            raise ConfigError(f"A vector in a store cannot be called '{name}': it is the name of a folder in '{self.folder}'.")
         return self.folder / name
+
+    def _reread(self) -> dict[str, Member]:
+        """The index as it is now: somebody else may have added to it."""
+        return _read_index(self.folder / STORE_CONFIG)[1]
 
     def _update(self, members: Mapping[str, Member]) -> None:
         _write_index(self.folder, self.base, members)

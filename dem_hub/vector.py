@@ -24,6 +24,7 @@ from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, digest, verify_files
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
+from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import VECTOR_CONFIG, VectorConfig
 from dem_hub.contents import part_bytes, read_contents
@@ -158,11 +159,12 @@ class DistributionVector:
         target = Path(save_directory)
         if target.is_dir() and target.resolve() == self.folder.resolve():
             return
+        put, self._put = self._put, shutil.copyfile  # from now on, somebody has the files
         with atomic_folder(target) as folder:
             for name in self.file_names:
                 source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
                 try:
-                    self._put(source, folder / name)
+                    put(source, folder / name)
                 except OSError:  # another file system, or one without links
                     shutil.copyfile(source, folder / name)
             for path in [path for pattern in VECTOR_FILES for path in target.glob(pattern)]:
@@ -250,6 +252,8 @@ def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *,
             faults.append(f"'{key}' {list(record.shape)} is not in this base")
         elif tensors[key].shape != record.shape:
             faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(tensors[key].shape)} in this base")
+        elif not tensors[key].torch_dtype.is_floating_point and record.codec != Replace.name:
+            faults.append(f"'{key}' is {tensors[key].dtype} in this base, and the vector has a delta for it ({record.codec})")
     remedy = f"Put it on the base it was made from: '{config.base}'."
     if faults:
         refuse(BaseMismatchError, f"The vector '{vector.name}' does not fit the base '{base}'.", faults, remedy)
@@ -258,7 +262,7 @@ def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *,
         if exact:
             refuse(BaseMismatchError, f"The codec 'exact' has only steps from its own base, and '{base}' is another.", exact, remedy)
         return
-    if config.base.fingerprint in (None, base.fingerprint):
+    if config.base.fingerprint == base.fingerprint:
         return
     different = next((key for key, record in sorted(config.tensors.items()) if base.digests[key] != record.base), None)
     where = f"The first tensor that differs is '{different}'" if different else "A tensor that this vector does not change differs"

@@ -24,7 +24,7 @@ for name in ("maths", "chat"):
         for parameter in finetuned.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.003)
     finetuned.save_pretrained(folder / "finetuned")
-    DistributionVector.extract(folder / "base", folder / "finetuned", rank=8).save_pretrained(folder / name)
+    DistributionVector.extract(folder / "base", folder / "finetuned", codec="lowrank", rank=8).save_pretrained(folder / name)
 
 # The recipe of a loaded model.
 model = DEMModel.from_pretrained(folder / "base", vectors={str(folder / "maths"): 0.4, str(folder / "chat"): 0.3})

@@ -23,9 +23,9 @@ def test_compare(zoo: Zoo, family: str, monkeypatch: pytest.MonkeyPatch) -> None
     flat = torch.stack(
         [torch.cat([delta.get(name, torch.zeros_like(tensors[name])).double().flatten() for name in tensors]) for delta in deltas]
     )
-    norms = flat.norm(dim=1)
-    torch.testing.assert_close(torch.tensor(found.norms, dtype=torch.float64), norms, rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.tensor(found.cosines, dtype=torch.float64), flat @ flat.T / norms / norms[:, None], rtol=0, atol=1e-6)
+    norms = flat.norm(dim=1)  # of what was kept; from projections, which truncation in float32 meets to a few parts in 100,000
+    torch.testing.assert_close(torch.tensor(found.norms, dtype=torch.float64), norms, rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.tensor(found.cosines, dtype=torch.float64), flat @ flat.T / norms / norms[:, None], rtol=0, atol=1e-4)
     assert found.names == tuple(map(str, folders))
 
 
@@ -37,3 +37,15 @@ def test_a_zero_vector_has_no_direction(zoo: Zoo) -> None:
     assert found.norms[0] == 0
     assert found.cosines[0] == (0.0, 0.0)
     assert found.cosines[1][1] == pytest.approx(1)
+
+
+def test_noise_is_no_length(zoo: Zoo) -> None:
+    """The same fine-tune by an unbiased codec, and whole: the same norm, and no angle between them but what sampling leaves."""
+    models = zoo.models("llama-untied", "float32")
+    vectors = [
+        DistributionVector.extract(models.base, models.full, codec=codec, **options)
+        for codec, options in (("dense", {}), ("sign", {}), ("random", {"density": 0.5}))
+    ]
+    found = compare(vectors, Base(resolve(VectorSource(str(models.base)), MODEL_FILES)))
+    assert found.norms == pytest.approx([found.norms[0]] * 3, rel=0.05)
+    assert found.cosines[0][1:] == pytest.approx((1, 1), abs=0.05)

@@ -81,10 +81,13 @@ def test_too_little() -> None:
         ({"max_bytes": "3%", "max_error": 0.1}, "max_bytes or max_error, not both"),
         ({"max_bytes": "much"}, "'much' is not a size"),
         ({"max_bytes": "x%"}, "a share is written like '3%'"),
-        ({"max_bytes": 0}, "max_bytes=0; it must be above 0"),
-        ({"max_bytes": "-3%"}, "must be above 0"),
+        ({"max_bytes": 0}, "max_bytes=0; give a whole number above 0"),
+        ({"max_bytes": "-3%"}, "give a whole number above 0"),
+        ({"max_bytes": 0.03}, "max_bytes=0.03; give a whole number"),
+        ({"max_bytes": "inf%"}, "a share is written like"),
         ({"max_error": 0}, "max_error=0; it must be above 0. codec='exact' and 'dense' have none"),
-        ({"rank": 16}, "Codec 'auto' has no option 'rank'; it has max_bytes, max_error"),
+        ({"rank": 16}, "Codec 'auto' has no option 'rank'; name the codec that it is for: lrsign, lowrank"),
+        ({"colour": 16}, "Codec 'auto' has no option 'colour'; it has max_bytes, max_error"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -212,3 +215,60 @@ def test_most_signs_fit() -> None:
             assert isinstance(codec, LRSign) == bool(rank)
             if codec.density > 8 / 1536:
                 assert stored_bytes(codec, (576, 1536)) <= bits * 576 * 1536 / 8
+
+
+def test_exactly_low_rank_beside_a_norm(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """What is left of it is nothing, or a little less in floating point."""
+    generator = torch.Generator().manual_seed(3)
+    moved: dict[str, Tensor] = {"norm": torch.full((384,), 1.001)}
+    for name, tensor in weights.items():
+        moved[name] = tensor + 0.01 * torch.randn(256, 4, generator=generator) @ torch.randn(4, 384, generator=generator)
+    for number, options in enumerate(({}, {"max_bytes": "10%"})):
+        found = records(extract_pair(tmp_path / str(number), weights | {"norm": torch.ones(384)}, moved, **options))
+        assert all(record.projection == pytest.approx(1, abs=0.02) for record in found.values())
+
+
+def test_a_base_of_zeros(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moved = {"w": torch.randn(256, 256, generator=torch.Generator().manual_seed(0)), "norm": torch.ones(9)}
+    base = {"w": torch.zeros(256, 256), "norm": torch.zeros(9)}
+    assert records(extract_pair(tmp_path, base, moved, max_bytes="8%"))["w"].codec in ("sign", "lrsign")
+    assert "noise of more than its weights, which are 0" in caplog.text
+
+
+def test_few_elements_that_moved_are_stored_as_they_are(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """As reinforcement learning leaves them: signs of all elements would be nine parts of noise."""
+    generator = torch.Generator().manual_seed(4)
+    base = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    moved = {}
+    for name, tensor in base.items():
+        steps = 0.01 * torch.randn(tensor.shape, generator=generator) * (torch.rand(tensor.shape, generator=generator) < 0.02)
+        moved[name] = (tensor.float() + steps).bfloat16()
+    vector = extract_pair(tmp_path, base | {"norm": torch.ones(9)}, moved | {"norm": torch.full((9,), 1.1)})
+    assert {record.codec for name, record in records(vector).items() if name != "norm"} == {"exact"}
+    assert vector.nbytes < 0.08 * sum(2 * tensor.numel() for tensor in base.values())
+
+
+def test_narrow_tensors(tmp_path: Path) -> None:
+    """Convolutions: a scale for each row of three columns would weigh more than the row."""
+    generator = torch.Generator().manual_seed(5)
+    base = {"conv": torch.randn(64, 64, 3, 3, generator=generator) * 0.05}
+    moved = {"conv": base["conv"] + 1e-4 * torch.randn(64, 64, 3, 3, generator=generator)}
+    vector = extract_pair(tmp_path, base, moved)
+    assert records(vector)["conv"].codec == "nf4"
+    assert vector.config is not None
+    assert vector.config.choice.endswith("nf4 for 1 of 1 tensors; 28.4% of the delta in bf16")
+
+
+def test_new_rows_count(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    moved = full(weights)
+    moved["w0"] = torch.cat([moved["w0"], torch.ones(20, 384)])
+    vector = extract_pair(tmp_path / "a", weights | {"norm": torch.ones(384)}, moved, max_bytes="12%")
+    assert vector.nbytes <= 0.12 * 2 * (3 * 256 * 384 + 384)
+    with pytest.raises(CodecError, match="takes .* at the least"):
+        extract_pair(tmp_path / "b", weights | {"norm": torch.ones(384)}, moved, max_bytes="5%")
+
+
+def test_nothing_changed(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    vector = extract_pair(tmp_path, weights, weights)
+    assert vector.config is not None
+    assert (vector.config.choice, vector.nbytes) == ("nothing changed", 0)

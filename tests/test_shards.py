@@ -22,7 +22,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(12, 12), ("12", None), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("7B", 7), ("many", None)], ids=str
+    ("size", "expected"), [(12, 12), ("12", 12), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("7B", 7), ("many", None)], ids=str
 )
 def test_parse_size(size: int | str, expected: int | None) -> None:
     if expected is None:

@@ -101,11 +101,25 @@ def test_a_member_that_was_exchanged(store: VectorStore, zoo: Zoo) -> None:
         VectorStore.from_pretrained(store.folder)["whole"]
 
 
-@pytest.mark.parametrize("name", ["../out", "/abs", "a\\b", "", "."])
+@pytest.mark.parametrize("name", ["../out", "/abs", "a\\b", "", ".", "./low", "low/below", "low/", ".hidden", "tokenizer.json"])
 def test_names_stay_inside(store: VectorStore, zoo: Zoo, name: str) -> None:
     with pytest.raises(ConfigError):
         store.add(name, store["low"])
     assert list(store) == ["low", "whole"]
+
+
+def test_asking_for_a_name_opens_nothing(store: VectorStore) -> None:
+    (store.folder / "low" / "vector_config.json").unlink()
+    assert "low" in store
+    assert "high" not in store
+
+
+def test_two_writers(store: VectorStore, zoo: Zoo) -> None:
+    """The index is read again before it is written: what somebody else added stays."""
+    other = VectorStore.from_pretrained(store.folder)
+    other.add("theirs", DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "short")))
+    store.add("ours", DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "short")))
+    assert list(VectorStore.from_pretrained(store.folder)) == ["low", "ours", "theirs", "whole"]
 
 
 def test_no_store(tmp_path: Path, llama: Models, store: VectorStore) -> None:

@@ -16,7 +16,7 @@ from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.errors import CodecError
-from dem_hub.index import Index, full_index, row_blocks
+from dem_hub.index import Index, full_index, index_shape, row_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BLOCK = 1 << 22
@@ -51,11 +51,12 @@ class Dense:
         dense, rest = parts["dense"][index if index else ...], None
         if "index" in parts:
             rest = torch.zeros_like(dense)
-            places = torch.stack(torch.unravel_index(parts["index"][...], shape), dim=1)  # (elements, dimensions)
+            whole, index = shape or (1,), index if shape else (slice(0, 1),)
+            places = torch.stack(torch.unravel_index(parts["index"][...], whole), dim=1)  # (elements, dimensions)
             starts = places.new_tensor([part.start for part in index])
             inside = ((places >= starts) & (places < places.new_tensor([part.stop for part in index]))).all(dim=1)
             local = tuple((places[inside] - starts).unbind(dim=1))
-            rest[local] = parts["remainder"][...][inside]
+            rest.view(index_shape(index))[local] = parts["remainder"][...][inside]
         return Delta(dense=dense, rest=rest)
 
 

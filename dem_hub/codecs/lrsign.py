@@ -16,7 +16,7 @@ from dem_hub.checkpoint import InMemory, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout
-from dem_hub.codecs.sign import Sign, check_density
+from dem_hub.codecs.sign import Sign, check_density, check_seed
 from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, full_index
@@ -35,9 +35,10 @@ class LRSign:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if not isinstance(self.rank, int) or self.rank < 1:
+        if type(self.rank) is not int or self.rank < 1:
             raise CodecError(f"codec 'lrsign' has rank={self.rank!r}; it must be a whole number from 1.")
         check_density(self.name, self.density)
+        check_seed(self.name, self.seed)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The parts of `sign`, and of a matrix its factors in 4 bits."""

@@ -4,10 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from dem_hub.checkpoint import InMemory
-from dem_hub.codecs.delta import to_dense
+from dem_hub.codecs.delta import add_deltas
 from dem_hub.index import full_index, row_blocks
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def measure(codec: "Codec", parts: Mapping[str, Tensor], delta: Tensor, base: Te
     for block in row_blocks(full_index(delta.shape), _BLOCK):
         part = base[block if block else ...]
         true = delta[block if block else ...]
-        decoded = to_dense(codec.decode(lazy, tuple(delta.shape), block, part), part).double()
+        decoded = add_deltas(torch.zeros_like(true, dtype=torch.float64), [(1.0, codec.decode(lazy, tuple(delta.shape), block, part))])
         products += float((decoded * true).sum())
         errors += float(decoded.sub_(true).square_().sum())
         squares += float(true.double().square().sum())

@@ -16,7 +16,7 @@ from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
 from dem_hub.codecs.sampling import count_kept, draw, scatter
-from dem_hub.codecs.sign import check_density
+from dem_hub.codecs.sign import check_density, check_seed
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, as_rows, full_index, index_shape, row_blocks
 
@@ -35,7 +35,8 @@ class Random:
     def __post_init__(self) -> None:
         """Refuse shares and bits out of range."""
         check_density(self.name, self.density)
-        if self.bits not in (4, 8):
+        check_seed(self.name, self.seed)
+        if type(self.bits) is not int or self.bits not in (4, 8):
             raise CodecError(f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' with a density for 1.")
 
     def layout(self, shape: tuple[int, ...]) -> Layout:

@@ -37,6 +37,7 @@ class Sign:
     def __post_init__(self) -> None:
         """Refuse shares out of range."""
         check_density(self.name, self.density)
+        check_seed(self.name, self.seed)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`sign` (..., ceil(kept / 8)) uint8, and `scale` (...,) bfloat16."""
@@ -96,3 +97,13 @@ def check_density(codec: str, density: float) -> None:
     """
     if not 0 < density <= 1:
         raise CodecError(f"codec '{codec}' has density={density!r}; it must be above 0 and at most 1.")
+
+
+def check_seed(codec: str, seed: int) -> None:
+    """Refuse a seed that is no whole number.
+
+    Raises:
+        `CodecError`: as said.
+    """
+    if type(seed) is not int:
+        raise CodecError(f"codec '{codec}' has seed={seed!r}; it must be a whole number.")

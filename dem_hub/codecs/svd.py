@@ -96,8 +96,7 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
 
 def _randomised_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """`torch.svd_lowrank` with a seed of its own: the same matrix gives the same factors."""
-    devices = [matrix.device] if matrix.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # seeding seeds them all
         torch.manual_seed(0)
         size = min(rank + OVERSAMPLING, *matrix.shape)
         left, values, right = torch.svd_lowrank(matrix, q=size, niter=POWER_ITERATIONS)

@@ -218,7 +218,7 @@ def test_any_magnitude(variant: str, scale: float) -> None:
 
 @pytest.mark.parametrize("name", ["full", "replace", "zip"])
 def test_only_some_are_offered(name: str) -> None:
-    with pytest.raises(CodecError, match=f"no codec '{name}'; choose one of lrsign, sign, random"):
+    with pytest.raises(CodecError, match=f"no codec '{name}'; choose one of auto, lrsign, sign, random"):
         get_codec(name, {})
 
 
