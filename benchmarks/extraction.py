@@ -4,7 +4,10 @@ Both run as commands of their own, on the same number of threads, alternating, a
 |B @ A - delta| / |delta| over the linear layers, which both store. mergekit wants an environment of its own:
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
-    python benchmarks/extraction.py finetunes/base finetunes/full/code --mergekit mergekit/bin/mergekit-extract-lora
+    python benchmarks/extraction.py --make wide --width 1024
+    python benchmarks/extraction.py wide/base wide/finetuned --mergekit mergekit/bin/mergekit-extract-lora
+
+`--make` writes a synthetic Llama of 4 layers at a width: how long a full SVD takes grows with the cube of it.
 """
 
 import argparse
@@ -52,15 +55,39 @@ def error(adapter: Path, base: Path, finetuned: Path, alpha: float) -> tuple[flo
     return (errors / squares) ** 0.5, count
 
 
+def make(folder: Path, width: int) -> None:
+    """Write a base of random bf16 weights, and a fine-tune: strong directions and noise in every matrix."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8000, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=4, num_attention_heads=16, dtype="bfloat16"
+    )
+    model = LlamaForCausalLM(config).bfloat16()
+    model.save_pretrained(folder / "base")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            change = 2e-4 * torch.randn(parameter.shape)
+            if parameter.ndim == 2:
+                change.addmm_(torch.randn(len(parameter), 24), torch.randn(24, parameter.shape[1]), alpha=2e-4)
+            parameter.add_(change)
+    model.save_pretrained(folder / "finetuned")
+
+
 def main() -> None:
     """Run both, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("finetuned", type=Path)
-    parser.add_argument("--mergekit", type=Path, required=True, help="the command mergekit-extract-lora")
+    parser.add_argument("base", type=Path, nargs="?")
+    parser.add_argument("finetuned", type=Path, nargs="?")
+    parser.add_argument("--mergekit", type=Path, help="the command mergekit-extract-lora")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="write a synthetic base and fine-tune, and stop")
+    parser.add_argument("--width", type=int, default=1024, help="of what --make makes (default 1024)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--repeat", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.make is not None:
+        make(arguments.make, arguments.width)
+        return
     base, finetuned = arguments.base.resolve(), arguments.finetuned.resolve()
     print(
         f"{torch.get_num_threads()} threads.\n\n| rank | tool | wall, s | ratio | error | linear layers |\n|---|---|---|---|---|---|",
