@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dem_hub.adapter import ADAPTER_WEIGHTS, factor_names
 from dem_hub.checkpoint import Checkpoint, LazyTensor
-from dem_hub.codecs import CODECS, make_codec
+from dem_hub.codecs import CODECS, Codec, make_codec
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
 from dem_hub.config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
@@ -47,7 +47,7 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
     for key, record in config.tensors.items():
         own = parts.get(key, {})
         codec = make_codec(record.codec, record.options)
-        faults += check_parts(key, own, _layout(record))
+        faults += check_parts(key, own, _layout(record, codec))
         rows = own.pop(_ROWS, None)
         deltas[key] = StoredDelta((Component(codec, own, record.shape),) if own else (), rows)
     if faults:
@@ -68,9 +68,9 @@ def part_bytes(folder: Path, config: VectorConfig) -> dict[str, int]:
     return sizes
 
 
-def _layout(record: TensorRecord) -> Layout:
+def _layout(record: TensorRecord, codec: Codec) -> Layout:
     """The parts that a tensor must have: its codec's, unless nothing but new rows was learned, and those rows."""
-    layout = dict(make_codec(record.codec, record.options).layout(record.shape)) if record.is_stored else {}
+    layout = dict(codec.layout(record.shape)) if record.is_stored else {}
     if record.rows:
         layout[_ROWS] = Part(FLOATS, (record.rows, *record.shape[1:]))
     return layout

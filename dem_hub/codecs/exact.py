@@ -141,7 +141,7 @@ def _from_bytes(blob: bytes, shape: tuple[int, int], dtype: torch.dtype) -> Tens
         data = _zstd().ZstdDecompressor().decompress(blob)
     except _zstd().ZstdError as error:
         raise CheckpointError(f"A block of the codec 'exact' is not whole ({error}). Fetch the vector again.") from error
-    moved = unpack(torch.frombuffer(bytearray(data[:size]), dtype=torch.uint8), 1)[:count].bool() if data else torch.zeros(0)
+    moved = unpack(torch.frombuffer(bytearray(data[:size]), dtype=torch.uint8), 1)[:count].bool()
     if len(data) != size + int(moved.sum()) * integer.itemsize:
         raise CheckpointError(
             f"A block of the codec 'exact' has {len(data)} bytes, which is not what its bitmap says. Fetch the vector again."

@@ -1,4 +1,4 @@
-"""The two factors of a matrix of low rank as parts: float32 or bfloat16 as PEFT has them, or 4 bits for a sixth of that.
+"""The two factors of a matrix of low rank as parts: float32 or bfloat16 as PEFT has them, or 4 bits.
 
 In 4 bits each singular direction is a row of numbers, with a scale for every 64 of them; so both factors are stored rank first.
 """
