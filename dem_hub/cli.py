@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
     from dem_hub.vector import DistributionVector
 
-_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "level", "seed")
+_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +57,6 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("--density", type=float, help="lrsign, sign, random: the share of elements to keep, 0 to 1")
     parser.add_argument("--bits", type=int, help="random: 4 or 8")
     parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same or int4, of the factors")
-    parser.add_argument("--level", type=int, help="exact: zstd's, 1 to 19 (default 3)")
     parser.add_argument("--seed", type=int, help="lrsign, sign, random: another draw (default 0)")
     parser.set_defaults(run=_extract)
 

@@ -231,10 +231,9 @@ class DistributionVector:
             base (`str` or `os.PathLike`): the base's folder.
         """
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
-        values = opened.checkpoint.read(name)
+        shape = opened.checkpoint[name].shape
         stored = self.deltas(opened).get(name, StoredDelta())
-        total = torch.zeros(values.shape, dtype=torch.float32)
-        return add_deltas(total, stored.decode(values, full_index(values.shape)))
+        return add_deltas(torch.zeros(shape, dtype=torch.float32), stored.decode(opened.checkpoint.lazy(name), full_index(shape)))
 
     def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
         if base.architecture is None:

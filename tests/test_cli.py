@@ -26,7 +26,6 @@ OPTIONS = {
         "--density",
         "--bits",
         "--dtype",
-        "--level",
         "--seed",
     ],
     "info": ["paths", "--base", "--tensors", "--json"],
