@@ -13,7 +13,7 @@ os.environ["HF_ENDPOINT"] = HUB.endpoint
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dem_hub-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
-os.environ["NO_PROXY"] = "127.0.0.1"
+os.environ["no_proxy"] = "127.0.0.1"  # in lower case it wins over NO_PROXY
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -71,7 +71,7 @@ class Origin(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
         if response is None:
             response = self.answer(request)
             fault = journal.strike(request, response)
-        seen = Seen(request.origin, request.method, request.path, query, headers, response.status, fault and fault.name)
+        seen = Seen(request.origin, request.method, request.path, query, headers, response.status, fault.name if fault else None)
         with journal.lock:
             journal.seen.append(seen)
         self.reply(response, fault)
@@ -139,10 +139,10 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**response.headers, "Content-Length": str(len(response.body))}.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
         self.end_headers()
-        whole = fault is None or fault.cut is None
+        cut = fault.cut if fault else None
         if self.command != "HEAD":
-            self.wfile.write(response.body if whole else response.body[: fault.cut])
-        return None if whole else self.hang_up()
+            self.wfile.write(response.body[:cut])
+        return None if cut is None else self.hang_up()
 
     def hang_up(self) -> None:
         """Close the connection, whatever was promised."""

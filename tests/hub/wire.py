@@ -33,8 +33,7 @@ class Request:
     @property
     def token(self) -> str | None:
         """The bearer token, where one came along."""
-        kind, _, token = self.headers.get("authorization", "").partition(" ")
-        return token if kind.lower() == "bearer" and token else None
+        return bearer(self.headers)
 
     def json(self) -> Any:
         """The body as JSON; an empty body is an empty object."""
@@ -68,6 +67,17 @@ class Seen:
     headers: dict[str, str]
     status: int
     fault: str | None = None
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token, where one came along."""
+        return bearer(self.headers)
+
+
+def bearer(headers: dict[str, str]) -> str | None:
+    """The token of an `Authorization` header."""
+    kind, _, token = headers.get("authorization", "").partition(" ")
+    return token if kind.lower() == "bearer" and token else None
 
 
 def stamp(date: datetime) -> str:
