@@ -22,4 +22,4 @@ def add(path: str, data: bytes | str) -> CommitOperationAdd:
 
 def commit(api: HfApi, *operations: CommitOperationAdd | CommitOperationDelete, **options: Any) -> str:
     """Commit to ann/x; the new commit's id."""
-    return api.create_commit("ann/x", list(operations), commit_message="Change", **options).oid
+    return str(api.create_commit("ann/x", list(operations), commit_message="Change", **options).oid)

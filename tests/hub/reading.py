@@ -16,8 +16,8 @@ def entry(store: Store, path: str, blob: Blob) -> dict[str, Any]:
     found: dict[str, Any] = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
     if blob.lfs:
         found["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": blob.pointer_size}
-        if name := xet.file_hash(store, blob):
-            found["xetHash"] = name
+        if file := xet.find(store, blob.sha256):
+            found["xetHash"] = file.name
     return found
 
 

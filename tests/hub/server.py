@@ -79,8 +79,15 @@ class Hub:
         """Let somebody through a repository's gate."""
         self.store.repos["models", repo_id].readers.add(name)
 
+    def use_xet(self, folder: Path) -> None:
+        """Have large files kept by the client's own Xet store in a folder, until the reset.
+
+        For processes started with `environment`, one at a time: the store takes a lock, and the client remembers where it was.
+        """
+        self.store.cas = folder
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a model's repository has, whatever the client says; without the Hub's own `.gitattributes`."""
+        """What a model's repository has, whatever the client says; without the Hub's own `.gitattributes`. (Not for Xet: no bytes here.)"""
         commit = self.store.repos["models", repo_id].commit(revision)
         return {path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"}
 
@@ -115,7 +122,7 @@ class Hub:
             "HF_ENDPOINT": self.endpoint,
             "HF_TOKEN": (user or self.user).token,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.store.cas else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "no_proxy": "127.0.0.1",

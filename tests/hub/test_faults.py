@@ -97,6 +97,15 @@ def test_cut_always(hub: Hub, weights: str, sleeps: list[float]) -> None:
     assert fault.hits == 6 and sleeps == [1] * 5 and cached() == []
 
 
+def test_cut_late_goes_on_where_it_was(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
+    """In steps of 10 MiB: what came after the last whole one comes again."""
+    data = hashlib.sha256(b"").digest() * 393216  # 12 MiB
+    commit(api, add("a.safetensors", data))
+    with hub.fault("GET", WEIGHTS, cut=11 * 2**20, times=1):
+        assert Path(hf_hub_download("ann/x", "a.safetensors")).read_bytes() == data
+    assert [one.headers.get("range") for one in hub.requests("GET", WEIGHTS, origin="cdn")] == [None, f"bytes={10 * 2**20}-"]
+
+
 def test_truncated(hub: Hub, weights: str) -> None:
     with hub.fault("GET", WEIGHTS, truncate=1000), pytest.raises(OSError, match="should be of size 16384 but has size 1000"):
         hf_hub_download("ann/x", weights)

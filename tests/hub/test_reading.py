@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RevisionNotFoundError
+from models import Models
+from transformers import AutoModelForCausalLM
 
 from hub.commits import add, commit
 from hub.server import Hub
@@ -82,3 +86,16 @@ def test_safetensors_metadata_is_read_by_range(hub: Hub, api: HfApi) -> None:
     hub.forget_requests()
     assert api.get_safetensors_metadata("ann/x").files_metadata["model.safetensors"].tensors["a"].shape == [300_000]
     assert [one.headers["range"] for one in hub.requests("GET", origin="cdn")] == ["bytes=0-100000"]
+
+
+def test_transformers_loads_from_it(hub: Hub, api: HfApi, llama: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.upload_folder(repo_id="ann/x", folder_path=llama.base)
+    hub.forget_requests()
+    model = AutoModelForCausalLM.from_pretrained("ann/x")
+    expected = AutoModelForCausalLM.from_pretrained(llama.base).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert hub.requests("GET", "safetensors", origin="cdn")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub.forget_requests()
+    AutoModelForCausalLM.from_pretrained("ann/x")
+    assert hub.requests() == []

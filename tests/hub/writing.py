@@ -209,7 +209,8 @@ def _regular(store: Store, path: str, data: bytes) -> Blob:
 
 
 def _large(store: Store, path: str, oid: str) -> Blob:
-    size = len(store.contents[oid]) if oid in store.contents else xet.size(store, oid)
-    if size is None:
-        raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path} ({oid})")
-    return pointer(oid, size)
+    if oid in store.contents:
+        return pointer(oid, len(store.contents[oid]))
+    if file := xet.find(store, oid):
+        return pointer(oid, file.size)
+    raise Refusal(400, f"LFS pointer pointed to a file that does not exist: {path} ({oid})")
