@@ -11,8 +11,8 @@ from dem_hub.checkpoint import Checkpoint, LazyTensor
 from dem_hub.codecs import CODECS, Codec, make_codec
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
-from dem_hub.config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
 from dem_hub.errors import CheckpointError, CodecError, refuse
+from dem_hub.vector_config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
 
 _ROWS = "rows"  # the part that holds rows which the base lacks
 

@@ -16,7 +16,8 @@ from dem_hub.architecture import read_config
 from dem_hub.checkpoint import CODES
 from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.errors import ConfigError
-from dem_hub.hub import atomic_folder, copy_side_files, write_text
+from dem_hub.files import atomic_folder, write_text
+from dem_hub.hub import copy_side_files
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe

@@ -15,7 +15,8 @@ from pathlib import Path
 from dem_hub.base import Base
 from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
-from dem_hub.hub import MODEL_FILES, HubOptions, Resolved, copy_side_files, resolve, write_text
+from dem_hub.files import write_text
+from dem_hub.hub import MODEL_FILES, HubOptions, Resolved, copy_side_files, resolve
 from dem_hub.records import FORMAT_VERSION, BaseRecord, VectorSource, as_mapping, check_inside, check_version, parse_json, read_record
 from dem_hub.vector import DistributionVector
 

@@ -21,19 +21,21 @@ from torch import Tensor
 
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, read_adapter_config
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, digest, verify_files
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.stored import StoredDelta
-from dem_hub.config import VECTOR_CONFIG, VectorConfig
 from dem_hub.contents import part_bytes, read_contents
 from dem_hub.errors import AdapterError, BaseMismatchError, refuse
 from dem_hub.extraction import extract
-from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
+from dem_hub.files import atomic_folder
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, resolve
 from dem_hub.index import full_index
+from dem_hub.integrity import digest, verify_files
 from dem_hub.plan import Auto
 from dem_hub.records import BaseRecord, VectorSource
+from dem_hub.vector_config import VECTOR_CONFIG, VectorConfig
 
 
 class DistributionVector:
