@@ -134,6 +134,17 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
         )
 
 
+def remote_sizes(source: VectorSource, files: Iterable[str], options: HubOptions | None = None) -> dict[str, dict[str, int]]:
+    """Bytes of each tensor of safetensors files on the Hub, by file: their headers are read, by ranged requests, and nothing else."""
+    token = (options or HubOptions()).token
+    found = {}
+    for name in files:
+        path = f"{source.subfolder}/{name}" if source.subfolder else name
+        header = hub_api().parse_safetensors_file_metadata(source.repo_id, path, revision=source.revision, token=token)
+        found[name] = {key: info.data_offsets[1] - info.data_offsets[0] for key, info in header.tensors.items()}
+    return found
+
+
 def copy_side_files(source: VectorSource | Path, target: Path) -> None:
     """Copy a model's tokenizer, chat template and generation config into a folder."""
     folder = source if isinstance(source, Path) else resolve(source, SIDE_FILES).folder

@@ -123,6 +123,11 @@ class VectorConfig:
         return config
 
 
+def contents_sha256(files: Mapping[str, str]) -> str:
+    """What a PEFT adapter is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
+    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()
+
+
 def _checksum(data: Mapping[str, Any]) -> str:
     """The sha256 of JSON data, 64 hex digits, however it is spaced."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
