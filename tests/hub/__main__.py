@@ -14,7 +14,11 @@ def main() -> None:
     """Serve until Ctrl-C. Everything is in memory, and gone afterwards."""
     parser = argparse.ArgumentParser(prog="python -m tests.hub", description=main.__doc__)
     parser.add_argument("--port", type=int, default=8080, help="of the Hub; 0 for any that is free (default: %(default)s)")
-    hub = Hub(parser.parse_args().port)
+    port = parser.parse_args().port
+    try:
+        hub = Hub(port)
+    except OSError as error:
+        parser.error(f"cannot listen at port {port} ({error.strerror}); --port 0 takes one that is free")
     hub.start()
     sys.stdout.write(
         f"# A Hub in memory. You are '{hub.user.name}'. In another shell:\n"

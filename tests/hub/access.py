@@ -44,7 +44,7 @@ def readable(store: Store, request: Request) -> Repo:
     kind, repo_id = request.params.get("kind", "models"), request.params["id"]
     user = identify(store, request)
     repo = store.repos.get((kind, repo_id))
-    if repo is None and (kind, repo_id) in store.moved:
+    if repo is None and (kind, repo_id) in store.moved and f"/{quote(repo_id)}" in request.path:
         there = request.path.replace(f"/{quote(repo_id)}", f"/{quote(store.moved[kind, repo_id])}", 1)
         raise Refusal(307, f"Moved to {there}", headers={"Location": store.endpoint + there})
     if repo is None or (repo.private and not owns(user, repo.owner)):

@@ -1,7 +1,6 @@
 """What the server knows: users, repositories, commits and contents, all in memory.
 
-Commits and blobs are frozen and named by what is in them, as in git; only refs move. So a reader needs no lock, and a push is one
-assignment at its end: it is there whole or not at all.
+Commits and blobs are frozen, as in git; only refs move. A push moves one ref at its end: it is there whole or not at all.
 """
 
 import hashlib

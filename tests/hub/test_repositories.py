@@ -48,6 +48,8 @@ def test_move_leaves_a_redirect(api: HfApi, tmp_path: Path) -> None:
     api.move_repo("ann/x", "ann/y")
     assert api.model_info("ann/x").id == "ann/y"
     assert Path(hf_hub_download("ann/x", "a.json", cache_dir=tmp_path)).read_text() == "{}"
+    with pytest.raises(RepositoryNotFoundError):
+        api.delete_repo("ann/x")
 
 
 def test_kinds_have_their_own_names(api: HfApi) -> None:
@@ -108,5 +110,7 @@ def test_search(hub: Hub, api: HfApi) -> None:
     assert ids(filter="base_model:org/base", limit=3) == ["ann/v1", "ann/v2", "ann/v3"]
     assert ids(search="V2") == ["ann/v2"]
     assert ids(author="bob") == []
+    with pytest.raises(HfHubHTTPError, match="cannot search by inference"):
+        ids(inference="warm")
     assert next(iter(api.list_models(search="v0"))).card_data is None
     assert next(iter(api.list_models(search="v0", cardData=True))).card_data.base_model == "org/other"
