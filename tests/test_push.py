@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -406,9 +405,3 @@ def test_list_vectors(hub: Hub, recipe: DEMConfig, base: str, vector: Distributi
     }
     assert len(list_vectors(BASE, limit=1)) == 1
     assert list_vectors("org/other") == []
-
-
-def test_no_warnings_of_our_own(hub: Hub, base: str, vector: DistributionVector) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        vector.push_to_hub("ann/maths", base_model=base)
