@@ -31,6 +31,18 @@ OPTIONS = {
     "info": ["paths", "--base", "--tensors", "--json"],
     "merge": ["model", "--vector", "--output", "--dtype", "--rounding", "--rounding-seed", "--max-shard-size", "--allow-base-mismatch"],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
+    "push": [
+        "folder",
+        "repo_id",
+        "--base-model",
+        "--subfolder",
+        "--include-vectors",
+        "--private",
+        "--revision",
+        "--create-pr",
+        "--commit-message",
+    ],
+    "list": ["--base", "--author", "--search", "--limit", "--json"],
     "demo": ["--output"],
 }
 
