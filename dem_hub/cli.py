@@ -16,6 +16,7 @@ from dem_hub.errors import ConfigError, DemHubError
 
 if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
+    from dem_hub.recipe import OpenedRecipe
     from dem_hub.vector import DistributionVector
 
 _CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, _add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -81,6 +82,16 @@ def _add_merge(commands: Any) -> None:
     parser.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
     parser.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
     parser.set_defaults(run=_merge)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write the weighted sum of vectors as one PEFT LoRA adapter")
+    parser.add_argument("model", help="a base (with --vector) or a recipe")
+    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
+    parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
+    parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
+    parser.set_defaults(run=_export)
 
 
 def _add_eval(commands: Any) -> None:
@@ -138,16 +149,32 @@ def _extract(options: argparse.Namespace) -> None:
         print(f"auto: {vector.config.choice}")
 
 
-def _merge(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from dem_hub.export import export
+def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRecipe":
+    """The model and vectors that a command names."""
     from dem_hub.recipe import open_base_and_vectors, open_recipe
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
     vectors = {VectorSource.parse(name): _number(value, name) for name, value in (_split(text) for text in options.vector)}
-    opened = open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=not options.allow_base_mismatch)
+    return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dem_hub.concatenation import export_adapter
+
+    made = export_adapter(_open(options), Path(options.output), rank=options.rank)
+    print(f"{options.output}: rank {min(made.ranks)} to {max(made.ranks)}, relative error {made.error:.3g}")
+    if made.left_out:
+        names = ", ".join(made.left_out[:3]) + (" ..." if len(made.left_out) > 3 else "")
+        print(f"left out, as no LoRA can change them: {len(made.left_out)} tensors ({names})")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from dem_hub.export import export
+
+    opened = _open(options, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
     export(

@@ -32,6 +32,7 @@ OPTIONS = {
     ],
     "info": ["paths", "--base", "--tensors", "--json"],
     "merge": ["model", "--vector", "--output", "--dtype", "--rounding", "--rounding-seed", "--max-shard-size", "--allow-base-mismatch"],
+    "export": ["model", "--vector", "--output", "--peft", "--rank"],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
     "push": [
         "folder",
