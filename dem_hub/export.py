@@ -24,6 +24,7 @@ from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import copy_side_files
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
+from dem_hub.preview import Preview, preview
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
 from dem_hub.shards import TensorWriter
@@ -48,17 +49,13 @@ def export(
 
     Raises:
         `ConfigError`: an unknown dtype, or the base's own folder as the target.
+        `DiskSpaceError`: less is free there than it takes.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
     from huggingface_hub.utils import tqdm
 
-    chosen = dtype or opened.recipe.dtype
-    if chosen is not None and chosen not in _DTYPES:
-        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
-    if target.resolve() == opened.base.folder.resolve():
-        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
-    wanted = _DTYPES[chosen] if chosen is not None else None
-    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
+    merge, wanted, chosen = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
+    preview(merge, target, wanted)
     cpu = torch.device("cpu")
     with atomic_folder(target) as folder:
         writer = TensorWriter(folder, "model", max_shard_size)
@@ -78,6 +75,25 @@ def export(
         for path in [*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")]:
             if path.name not in names:
                 path.unlink()  # of an older export, in other shards
+
+
+def preview_export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, allow_base_mismatch: bool = False) -> Preview:
+    """What [`export`] will do, and nothing done yet; takes and raises what that does, and `DiskSpaceError`."""
+    merge, wanted, _ = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
+    return preview(merge, target, wanted)
+
+
+def _prepare(
+    opened: OpenedRecipe, target: Path, dtype: str | None, *, allow_base_mismatch: bool
+) -> tuple[Merge, torch.dtype | None, str | None]:
+    """The merge, and the dtype that is wanted of it, once all that can be refused has been."""
+    chosen = dtype or opened.recipe.dtype
+    if chosen is not None and chosen not in _DTYPES:
+        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+    if target.resolve() == opened.base.folder.resolve():
+        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
+    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
+    return merge, _DTYPES[chosen] if chosen is not None else None, chosen
 
 
 def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:
