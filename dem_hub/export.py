@@ -24,10 +24,11 @@ from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import copy_side_files
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
+from dem_hub.parallel import in_order
 from dem_hub.preview import Preview, preview
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import TensorWriter
+from dem_hub.shards import Outline, write_outlined
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -57,13 +58,13 @@ def export(
     merge, wanted, chosen = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
     preview(merge, target, wanted)
     cpu = torch.device("cpu")
+    kinds = {name: _kind(info.torch_dtype, wanted) for name, info in sorted(merge.base.items())}
+    outlines = [Outline(name, CODES[kind], merge.shape(name)) for name, kind in kinds.items()]
+    jobs = [(name, part) for name in kinds for part in merge.parts(name, full_index(merge.shape(name)), cpu)]
+    merged = in_order(lambda job: merge.part(*job, cpu, kinds[job[0]]), jobs)
+    blocks = iter(tqdm(merged, total=len(jobs), desc="Merging", unit="block", delay=1))
     with atomic_folder(target) as folder:
-        writer = TensorWriter(folder, "model", max_shard_size)
-        for name, info in tqdm(sorted(merge.base.items()), desc="Merging", unit="tensor", delay=1):
-            shape = merge.shape(name)
-            own = wanted if wanted is not None and info.torch_dtype.is_floating_point else info.torch_dtype
-            writer.write_blocks(name, CODES[own], shape, merge.blocks(name, full_index(shape), cpu, own))
-        names = {path.name for path in writer.close()}
+        names = {path.name for path in write_outlined(folder, outlines, blocks, max_shard_size=max_shard_size)}
         config = _model_config(opened.base.folder, chosen, merge)
         if config:
             write_text(folder / RECIPE_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -94,6 +95,10 @@ def _prepare(
         raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
     merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
     return merge, _DTYPES[chosen] if chosen is not None else None, chosen
+
+
+def _kind(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and own.is_floating_point else own
 
 
 def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:
