@@ -223,7 +223,7 @@ def main() -> None:
     }
     for path, finetuned in zip(inputs["vectors"], inputs["tuned"], strict=True):
         if not path.is_dir():
-            DistributionVector.extract(base, finetuned, codec="dense", dtype="bfloat16").save_pretrained(path)
+            DistributionVector.extract(base, finetuned, codec="dense").save_pretrained(path)
     print(f"{SIZE}, {torch.get_num_threads()} threads, medians of {arguments.repeat}.")
     missed = []
     for part in arguments.parts:

@@ -9,7 +9,9 @@ import torch
 from models import assert_around, load_tensors, reference, shake
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.architecture import PLAIN, describe, describe_plain, read_config
 from dem_hub.base import Base
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.export import export
 from dem_hub.hub import MODEL_FILES, resolve
 from dem_hub.recipe import open_base_and_vectors
@@ -201,3 +203,33 @@ def shake_all(model: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", list(PLAIN))
+def test_plain_decoders_are_what_transformers_says(family: str, tied: bool, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **TEXT, head_dim=8, tie_word_embeddings=tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    plain = describe_plain(read_config(tmp_path), checkpoint)
+    assert plain is not None
+    assert plain == describe(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "gpt2"},
+        {"architectures": ["LlamaForSequenceClassification"]},
+        {"tie_word_embeddings": None},
+        {"key": "model.layers.0.self_attn.rotary_emb.inv_freq"},
+    ],
+    ids=str,
+)
+def test_everything_else_is_left_to_transformers(change: dict[str, Any]) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    keys = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"]
+    assert describe_plain(config, keys) is not None
+    assert describe_plain({**config, **change}, [*keys, *([change["key"]] if "key" in change else [])]) is None
