@@ -142,7 +142,8 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dem_hub.report import table
-    from dem_hub.search.objective import as_windows, evaluate
+    from dem_hub.search.data import Reader
+    from dem_hub.search.objective import evaluate
 
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
@@ -154,7 +155,8 @@ def _eval(options: argparse.Namespace) -> None:
             raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
 
     files = dict(_split(text) for text in options.data)
-    data = {name: as_windows(load_tokenizer, Path(file), options.max_length) for name, file in files.items()}
+    reader = Reader(load_tokenizer, options.max_length)
+    data = {name: reader.windows(Path(file)) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     scores = evaluate(model, data, options.batch_size)
     if options.json:

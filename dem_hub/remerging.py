@@ -69,10 +69,9 @@ class AttachedRecipe:
         """
         recipe = self.config.with_coefficients(coefficients)
         self._check_in_place()
-        if self._opened is None:
-            self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
-        old = self._opened.merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
-        new = self._opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
+        opened = self.open()
+        old = opened.merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
+        new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
         names = [name for name in new.base if old.active(name) or new.active(name)]
         for name in names:
             if old.shape(name) != new.shape(name):
@@ -86,6 +85,12 @@ class AttachedRecipe:
             _copy(self._model, old, names)
             raise
         self.config = recipe
+
+    def open(self) -> OpenedRecipe:
+        """The base and the vectors on disk, opened when they are first needed."""
+        if self._opened is None:
+            self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
+        return self._opened
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""

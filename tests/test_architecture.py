@@ -15,8 +15,8 @@ LONGEST = 350  # lines of a module
 # A module imports only from those before it, also inside functions. A package is one layer. Some are not written yet.
 LAYERS = [
     "_version", "errors", "records", "hub", "config", "index", "checkpoint", "shards", "fingerprint", "rounding", "codecs", "architecture",
-    "adapter", "contents", "base", "card", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "export", "remerging", "loading", "search",
-    "callback", "plot", "report", "demo", "registration", "cli", "__init__",
+    "adapter", "contents", "base", "card", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "export", "remerging", "loading", "plot", "search",
+    "callback", "report", "demo", "registration", "cli", "__init__",
 ]  # fmt: skip
 
 # Loaded when first needed, or never.
