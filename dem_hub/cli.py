@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "level", "seed")
 
+_SEARCH_OPTIONS = (
+    "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
+)  # fmt: skip
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -39,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_eval, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_search, _add_eval, _add_demo):
         add(commands)
     return parser
 
@@ -84,6 +88,39 @@ def _add_merge(commands: Any) -> None:
     parser.set_defaults(run=_merge)
 
 
+def _add_search(commands: Any) -> None:
+    parser = commands.add_parser("search", help="find the coefficients with the lowest validation loss, and write the recipe")
+    parser.add_argument("base", help="Hub id or folder of the base")
+    parser.add_argument("--vector", action="append", required=True, metavar="ID[@REVISION][//SUBFOLDER]", help="a vector; repeat")
+    parser.add_argument(
+        "--data", action="append", required=True, metavar="NAME=FILE", help="validation data: a text, or JSONL rows; repeat"
+    )
+    parser.add_argument("-o", "--output", required=True, help="folder for the recipe and all that was measured")
+    parser.add_argument("--method", default="auto", help="gauss_newton, gradient, quadratic, optuna, grid, uniform or auto (default)")
+    parser.add_argument("--sampler", help="optuna: gp (default), tpe, cmaes, nsgaii or random")
+    parser.add_argument("--storage", help="optuna: a journal file or a database URL, for several processes that share one study")
+    parser.add_argument("--objective", default="mean", choices=("mean", "worst", "improvement"), help="of the distributions' losses")
+    parser.add_argument("--weight", action="append", default=[], metavar="NAME=NUMBER", help="of a distribution in the objective; repeat")
+    parser.add_argument(
+        "--bounds", nargs=2, type=float, default=(0.0, 1.5), metavar=("LOW", "HIGH"), help="of a coefficient (default 0 1.5)"
+    )
+    parser.add_argument("--max-sum", type=float, help="the most that the coefficients may sum to")
+    parser.add_argument("--n-trials", type=float, help="forward passes over the data at most (default: what the method needs)")
+    parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
+    parser.add_argument("--earlier", help="folder of an earlier search or recipe to go on from")
+    parser.add_argument("--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass")
+    parser.add_argument("--store", help="folder for everything measured; a search that was killed goes on from there")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of samplers (default 0)")
+    parser.add_argument("--dtype", default="float32", help="of the model searched on (default float32)")
+    parser.add_argument("--device-map", help="as in transformers, for instance auto")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass (default 8)")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
+    parser.add_argument("--packing", action="store_true", help="let documents share windows")
+    parser.add_argument("--plot", help="a picture of the search, PNG or SVG")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_search)
+
+
 def _add_eval(commands: Any) -> None:
     parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts")
     parser.add_argument("model", help="Hub id or folder of a model or a recipe")
@@ -123,7 +160,9 @@ def _merge(options: argparse.Namespace) -> None:
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
-    vectors = {VectorSource.parse(name): _number(value, name) for name, value in (_split(text) for text in options.vector)}
+    vectors = {
+        VectorSource.parse(name): _number(value, f"coefficient of '{name}'") for name, value in (_split(text) for text in options.vector)
+    }
     opened = open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
@@ -135,6 +174,36 @@ def _merge(options: argparse.Namespace) -> None:
         allow_base_mismatch=options.allow_base_mismatch,
     )
     print(options.output)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from dem_hub.report import table
+    from dem_hub.search import Optuna, search_coefficients
+    from dem_hub.search.summary import cost_text, result_data, result_tables
+
+    method = options.method
+    if options.sampler or options.storage:
+        if method not in ("auto", "optuna"):
+            raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
+        method = Optuna(options.sampler or "gp", storage=options.storage)
+    result = search_coefficients(
+        options.base,
+        options.vector,
+        {name: Path(file) for name, file in (_split(text) for text in options.data)},
+        method=method,
+        objective=options.objective,
+        weights={name: _number(value, f"weight of '{name}'") for name, value in (_split(text) for text in options.weight)},
+        bounds=tuple(options.bounds),
+        device_map=options.device_map,
+        **{name: getattr(options, name) for name in _SEARCH_OPTIONS},
+    )
+    result.save_pretrained(options.output, with_logits=options.with_logits)
+    if options.plot:
+        result.plot(options.plot)
+    if options.json:
+        print(json.dumps(result_data(result)))
+    else:
+        print("\n\n".join([*(table(head, rows) for head, rows in result_tables(result)), cost_text(result)]))
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -218,11 +287,11 @@ def _split(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _number(text: str, name: str) -> float:
+def _number(text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError(f"The coefficient of '{name}' is '{text}', which is not a number.") from error
+        raise ConfigError(f"The {what} is '{text}', which is not a number.") from error
 
 
 if __name__ == "__main__":

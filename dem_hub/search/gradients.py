@@ -18,7 +18,7 @@ from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import CoefficientError
 from dem_hub.index import full_index
 from dem_hub.search.data import Window
-from dem_hub.search.forward import batches, scored_logits
+from dem_hub.search.forward import batches, negative_log_likelihood, scored_logits
 
 if TYPE_CHECKING:
     from dem_hub.loading import MergedModel
@@ -67,7 +67,7 @@ class CoefficientGradient:
                 losses = []
                 for scored in scored_logits(self.model, [windows[place] for place in places], len(places)):
                     losses.append(functional.cross_entropy(scored.logits, scored.targets, reduction="sum"))
-                    found[places[scored.window]] += float(losses[-1].detach())
+                    found[places[scored.window]] += negative_log_likelihood(scored)
                 if losses:
                     torch.stack(losses).sum().backward()
         return found, gradient

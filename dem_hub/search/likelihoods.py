@@ -56,6 +56,7 @@ class Likelihoods:
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
         self.run = 0  # tokens through the model so far, a backward pass counting as two forward passes
         self._gradient: CoefficientGradient | None = None
+        self._paid: set[str] = set()
         config = model.dem.config
         self._place = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
         self._sizes = {name: sum(len(w.input_ids) + seq2seq * len(w.labels) for w in windows) for name, windows in self.data.items()}
@@ -83,7 +84,8 @@ class Likelihoods:
         for name in missing:
             part = totals(self.model, list(parallel.mine(self.data[name])), self.batch_size)
             self._put_totals(name, point, part)
-            self.run += self._sizes[name]
+        for name in self.data:
+            self._pay(self._score_key(name, point), self._sizes[name])
         return {name: torch.tensor(self.store[self._score_key(name, point)], dtype=torch.float64) for name in self.data}
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
@@ -127,9 +129,9 @@ class Likelihoods:
             assert block is not None  # the base's cell comes first
             part, block.moves[vector] = block.move(self.model, windows, self.batch_size)
             self.store.put_move(key, vector)
-        self.run += self._sizes[name]
-        if not scored:
-            self._put_totals(name, point, part)
+        if scored:  # for its logits alone
+            self.run += self._sizes[name]
+        self._put_totals(name, point, part)
 
     def from_logits(self, point: Sequence[float]) -> LocalModel:
         """Losses around a point, as the kept logits have them; no forward pass."""
@@ -151,6 +153,8 @@ class Likelihoods:
         key = f"statistics {self._point_key(point)} {' '.join(self.keys)} {' '.join(self.digests.values())} {self._place}"
         if key not in self.store:
             self.store.put(key, self._measured(point).to_dict())
+        self._pay(key, (1 + len(self.names)) * sum(self._sizes.values()))
+        self._paid |= {self._score_key(name, point) for name in self.data}
         found = LocalModel.from_dict(self.store[key])
         return LocalModel(self.names, found.point, dict(zip(self.data, found.parts.values(), strict=True)))
 
@@ -173,9 +177,7 @@ class Likelihoods:
             for name, block in blocks.items():
                 sums[name].values += block.sums(self.keys, dict.fromkeys(self.keys, 0.0), 1 / step, self.model.device).values
         for name in self.data:
-            self.run += (1 + len(self.names)) * self._sizes[name]
-            if self._score_key(name, point) not in self.store:
-                self._put_totals(name, point, found[name])
+            self._put_totals(name, point, found[name])
         parts = {name: Sums(parallel.total(value.values, self.model.device)).quadratic() for name, value in sums.items()}
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
@@ -203,13 +205,22 @@ class Likelihoods:
                 found, slope = self._gradient(list(parallel.mine(windows)), self.batch_size)
                 slopes[name] = (parallel.total(slope, self.model.device) / sum(self.tokens[name])).tolist()
                 self._put_totals(name, point, found)
-                self.run += 3 * self._sizes[name]
             self.store.put(key, list(slopes.values()))
+        self._pay(key, 3 * sum(self._sizes.values()))
+        self._paid |= {self._score_key(name, point) for name in self.data}
         slopes = dict(zip(self.data, self.store[key], strict=True))
         return {name: torch.tensor(slope, dtype=torch.float64) for name, slope in slopes.items()}
 
+    def _pay(self, key: str, tokens: int) -> None:
+        """Count a measurement when this search first uses it, whether it is made now or was before a kill; an earlier search's is free."""
+        if key not in self._paid and not self.store.is_free(key):
+            self.run += tokens
+        self._paid.add(key)
+
     def _put_totals(self, name: str, point: Sequence[float], mine: Tensor) -> None:
-        """Put together what the processes found, each for its own windows, and file it."""
+        """Put together what the processes found, each for its own windows, and file it, unless it is known."""
+        if self._score_key(name, point) in self.store:
+            return
         whole = torch.zeros(len(self.data[name]), dtype=torch.float64)
         whole[parallel.rank() :: parallel.world_size()] = mine
         self.store.put(self._score_key(name, point), parallel.total(whole, self.model.device).tolist())

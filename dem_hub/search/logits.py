@@ -37,6 +37,10 @@ class Block:
     targets: Tensor
     moves: dict[str, Tensor] = field(default_factory=dict)
 
+    def copy(self) -> "Block":
+        """The same tensors, to which moves can be added apart."""
+        return Block(self.owners, self.centre, self.targets, dict(self.moves))
+
     def move(self, model: "PreTrainedModel", windows: Sequence[Window], batch_size: int) -> tuple[Tensor, Tensor]:
         """Run the model as it is now, and see what its logits differ by.
 

@@ -163,9 +163,9 @@ class SearchResult:
             raise VectorNotFoundError(f"'{folder}' has no {RESULT}: it is no folder of SearchResult.save_pretrained.")
         data = parse_json(path.read_bytes(), str(path))
         check_version(data, str(path))
-        trials = [Trial(tuple(entry["coefficients"]), entry["losses"], entry["value"]) for entry in data["trials"]]
-        table = data["table"]
         try:
+            trials = [Trial(tuple(entry["coefficients"]), entry["losses"], entry["value"]) for entry in data["trials"]]
+            table = data["table"]
             return cls(
                 config=DEMConfig.from_pretrained(folder),
                 best=next(trial for trial in trials if list(trial.coefficients) == data["best"]),

@@ -27,31 +27,38 @@ class Store:
 
     Args:
         folder (`str` or `os.PathLike`, *optional*): where they are written, and read from if they are there; memory alone by default.
+        known ([`Store`], *optional*): of an earlier search, whose numbers are had for nothing.
 
     Raises:
         `ConfigError`: the folder's lines are not a search's.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, known: "Store | None" = None) -> None:
         self.folder = Path(folder) if folder is not None else None
+        self._known = known
         self._numbers: dict[str, Any] = {}
         self._blocks: dict[str, Block] = {}
         if self.folder is not None and (self.folder / _LINES).is_file():
             self._numbers = _read_lines(self.folder / _LINES)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._numbers
+        return key in self._numbers or self.is_free(key)
 
     def __getitem__(self, key: str) -> Any:
-        return self._numbers[key]
+        return self._known[key] if self._known is not None and key in self._known else self._numbers[key]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._all())
+
+    def is_free(self, key: str) -> bool:
+        """Whether an earlier search has paid for it; what lies in this store's own folder is this search's, begun before."""
+        return self._known is not None and key in self._known
 
     @property
     def has_logits(self) -> bool:
         """Whether there are logits to begin from."""
-        return bool(self._blocks) or (self.folder is not None and any((self.folder / _LOGITS).glob("*.safetensors")))
+        before = self._known is not None and self._known.has_logits
+        return before or bool(self._blocks) or (self.folder is not None and any((self.folder / _LOGITS).glob("*.safetensors")))
 
     def put(self, key: str, value: Any) -> None:
         """Keep JSON data."""
@@ -67,6 +74,8 @@ class Store:
             path = self._path(key)
             if path.is_file():
                 self._blocks[key] = _read_block(path)
+        if key not in self._blocks and self._known is not None and (block := self._known.block(key)) is not None:
+            self.put_block(key, block.copy())
         return self._blocks.get(key)
 
     def put_block(self, key: str, block: Block) -> None:
@@ -85,11 +94,14 @@ class Store:
     def save(self, folder: Path, *, with_logits: bool) -> None:
         """Write everything to another folder, the logits (gigabytes) only if asked for."""
         copy = Store(folder)
-        for key, value in self._numbers.items():
+        for key, value in self._all().items():
             if key not in copy:
                 copy.put(key, value)
         for key, block in self._blocks.items() if with_logits else ():
             copy.put_block(key, block)
+
+    def _all(self) -> dict[str, Any]:
+        return {**self._numbers, **(self._known._all() if self._known is not None else {})}
 
     def _path(self, key: str, move: str = "") -> Path:
         assert self.folder is not None

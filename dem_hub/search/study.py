@@ -124,7 +124,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
     region = Region.of(_pairs(bounds, len(vectors)), max_sum)
     before = Before.of(earlier)
-    kept = before.store if store is None else Store(store)
+    kept = Store(store, before.store)
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
     if score is not None:

@@ -21,7 +21,8 @@ class Optuna:
 
     Args:
         sampler: one of `SAMPLERS`, or any sampler of Optuna's. NSGA-II looks for the Pareto front of the distributions' losses.
-        storage: Optuna's; `None` keeps the study in memory. A path makes a journal file, which processes on one file system can share.
+        storage: Optuna's; `None` keeps the study in memory. A path makes a journal file, which processes on one file system can share;
+            each then has a seed of its own, or they would all propose the same.
         study_name (`str`): the study within the storage.
     """
 
@@ -56,7 +57,7 @@ class Optuna:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
         points = [problem.inside(point).tolist() for point in first_points(problem.count)]
         study = optuna.create_study(
-            sampler=self._sampler(optuna, problem.seed, len(points)),
+            sampler=self._sampler(optuna, problem.seed if storage is None else None, len(points)),
             directions=["minimize"] * goals,
             storage=storage,
             study_name=self.study_name if storage is not None else None,
@@ -66,7 +67,7 @@ class Optuna:
             study.enqueue_trial({f"c{i}": value for i, value in enumerate(point)}, skip_if_exists=True)
         return study
 
-    def _sampler(self, optuna: Any, seed: int, startup: int) -> Any:
+    def _sampler(self, optuna: Any, seed: int | None, startup: int) -> Any:
         if not isinstance(self.sampler, str):
             return self.sampler
         if self.sampler not in SAMPLERS:
