@@ -184,8 +184,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2_000, help="of each distribution, for validation and again for test (default 2000)")
     parser.add_argument("--methods", nargs="+", default=list(methods(None, None)), help="default: all")
     parser.add_argument("--grid-best", type=int, help="score so many points of the grid only")
+    parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     faults = report(run(options.folder.resolve(), options.names, options.tokens, options.methods, options.grid_best))
     sys.exit("\n".join(faults) if faults else 0)
 
