@@ -28,6 +28,9 @@ class Window:
     labels: tuple[int, ...]
     document: int = 0
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
     @classmethod
     def of(cls, row: "Window | Sequence[int]") -> "Window":
         """Plain ids are scored all."""
@@ -69,7 +72,7 @@ class Reader:
             try:
                 documents.append(self._document(row, number))
             except (ConfigError, TypeError, ValueError) as error:
-                faults.append(f"row {number}: {error}")
+                faults.append(f"row {number + 1}: {error}")
         if faults:
             more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
             refuse(ConfigError, f"{len(faults)} of {len(rows)} rows cannot be read.", [*faults[:_SHOWN], *more])

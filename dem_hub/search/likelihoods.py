@@ -163,7 +163,9 @@ class Likelihoods:
         moved = [tuple(value + step * (i == j) for j, value in enumerate(point)) for i in range(len(point))]
         sums = {name: Sums.zeros(len(self.names)) for name in self.data}
         found = {name: torch.zeros(len(parallel.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()}
-        for part in self._parts():
+        from huggingface_hub.utils import tqdm
+
+        for part in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
             self.move_to(point)
             blocks: dict[str, Block] = {}
             chosen = {name: [parallel.mine(self.data[name])[place] for place in places] for name, places in part.items()}

@@ -91,13 +91,17 @@ class Sums:
         chances = logs.exp()
         chosen = targets.unsqueeze(1)
         self.values[0] += len(targets)
-        self.values[1] -= float(logs.gather(1, chosen).double().sum())
-        expected = torch.stack([(chances * move).sum(-1) for move in moves]).double()  # (N, T)
-        taken = torch.stack([move.gather(1, chosen).squeeze(1) for move in moves]).double()
-        self.values[2 : 2 + count] += (expected - taken).sum(1).cpu()
+        self.values[1] -= float(logs.gather(1, chosen).cpu().double().sum())  # not every device has float64
         flat = moves.reshape(count, -1)
-        seconds = torch.stack([flat @ (chances * move).reshape(-1) for move in moves]).double()
-        self.values[2 + count :] += (seconds - expected @ expected.T).reshape(-1).cpu()
+        expected, seconds = [], []
+        for move in moves:
+            weighted = chances * move
+            expected.append(weighted.sum(-1))
+            seconds.append(flat @ weighted.reshape(-1))
+        means = torch.stack(expected).cpu().double()  # (N, T)
+        taken = torch.stack([move.gather(1, chosen).squeeze(1) for move in moves]).cpu().double()
+        self.values[2 : 2 + count] += (means - taken).sum(1)
+        self.values[2 + count :] += (torch.stack(seconds).cpu().double() - means @ means.T).reshape(-1)
 
     def quadratic(self) -> Quadratic:
         """The mean over tokens."""

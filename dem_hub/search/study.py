@@ -117,10 +117,14 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     """
     began = time.monotonic()
     _check(vectors, eval_datasets, score, direction, n_trials)
+    if weights and isinstance(objective, Objective):
+        raise ConfigError(
+            f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
+        )
     parallel.join()
     strategy, reason = choose(method, len(vectors), is_score=score is not None)
     goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
-    names = list(eval_datasets or {"score": None}) if score is None else ["score"]
+    names = list(eval_datasets or {"score": None})
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
     region = Region.of(_pairs(bounds, len(vectors)), max_sum)
     before = Before.of(earlier)
@@ -175,6 +179,8 @@ def _check(vectors: Sequence[Any], data: Mapping[str, Any] | None, score: Any, d
     faults = []
     if not vectors or not (data or score):
         faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
+    if data and score:
+        faults.append("there are eval_datasets and a score; one of them is what is looked for")
     if n_trials is not None and not n_trials >= 1:
         faults.append(f"n_trials is {n_trials}; it must be 1 or more")
     if direction not in ("maximize", "minimize"):

@@ -129,7 +129,7 @@ def test_seq2seq_rows(tokenizer: Any) -> None:
 )
 def test_rows_of_another_kind(tokenizer: Any, row: Any, options: dict[str, Any], message: str) -> None:
     good = {"input_ids": [1, 2], "labels": [1, 2]}
-    with pytest.raises(ConfigError, match=f"1 of 2 rows cannot be read.\n  - row 1: .*{message}"):
+    with pytest.raises(ConfigError, match=f"1 of 2 rows cannot be read.\n  - row 2: .*{message}"):
         Reader(lambda: tokenizer, **options).windows([good, row])
 
 

@@ -353,6 +353,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "magic"}, "method is 'magic'"),
     "objective": ({"objective": "best"}, "objective is 'best'"),
     "weights": ({"weights": {"other": 1.0}}, "weights name 'other'; the distributions are 'maths'"),
+    "data and a score": ({"score": float}, "there are eval_datasets and a score"),
+    "two weights": ({"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}}, "the objective has weights of its own"),
     "bounds": ({"bounds": [(0, 1), (0, 1)]}, "give one \\(lower, upper\\) pair, or one for each of 1 vectors"),
 }
 
