@@ -56,7 +56,7 @@ OPTIONS = {
         "--packing",
         "--plot",
         "--json",
-    ],  # fmt: skip
+    ],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
     "demo": ["--output"],
 }
