@@ -76,7 +76,7 @@ def decode_all(vector: DistributionVector, base: Base) -> tuple[float, float, fl
     start = time.perf_counter()
     for key, stored in vector.deltas(base).items():
         values = base.checkpoint.read(key)
-        for _, delta in stored.decode(values, full_index(values.shape)):
+        for _, delta in stored.decode(base.checkpoint.lazy(key), full_index(values.shape)):
             to_dense(delta, values)
     seconds = time.perf_counter() - start
     records = vector.config.tensors.values()

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from dem_hub.checkpoint import Checkpoint
-from dem_hub.hub import atomic_folder
+from dem_hub.files import atomic_folder
 from dem_hub.shards import TensorWriter
 
 WIDTH, INNER, VOCABULARY, RANK = 2048, 5504, 64000, 16

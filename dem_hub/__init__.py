@@ -12,6 +12,7 @@ from dem_hub._version import __version__
 from dem_hub.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from dem_hub.catalog import list_vectors
     from dem_hub.config import DEMConfig
     from dem_hub.loading import DEMModel
     from dem_hub.records import VectorSource
@@ -26,6 +27,7 @@ _HOMES = {
     "SearchResult": "dem_hub.search",
     "VectorSource": "dem_hub.records",
     "VectorStore": "dem_hub.store",
+    "list_vectors": "dem_hub.catalog",
     "search_coefficients": "dem_hub.search",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "VectorSource",
     "VectorStore",
     "__version__",
+    "list_vectors",
     "search_coefficients",
 ]
 

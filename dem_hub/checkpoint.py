@@ -1,6 +1,5 @@
 """Safetensors checkpoints, read one tensor or slice at a time, memory-mapped: a tensor that is only looked at costs no private memory."""
 
-import hashlib
 import json
 import math
 import os
@@ -15,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dem_hub.errors import CheckpointError, VectorNotFoundError, refuse
+from dem_hub.hub import PICKLES
 from dem_hub.index import Index
 from dem_hub.records import check_inside
 
 WEIGHTS = "model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -206,29 +205,6 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"]))
         for name, entry in header.items()
     }
-
-
-def digest(file: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, 64 hex digits."""
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def verify_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Check the files of a folder against their recorded sha256.
-
-    Raises:
-        `CheckpointError`: lists every file that is missing or altered, with both digests.
-    """
-    faults = []
-    for name, expected in sorted(files.items()):
-        check_inside(name, f"file of '{folder}'")
-        path = folder / name
-        found = digest(path) if path.is_file() else "no such file"
-        if found != expected:
-            faults.append(f"'{name}' has sha256 {found[:16]}, recorded is {expected[:16]}")
-    if faults:
-        refuse(CheckpointError, f"Files of '{folder}' are missing or were altered.", faults, "Nothing was loaded. Fetch them again.")
 
 
 def is_finite(tensor: Tensor) -> bool:

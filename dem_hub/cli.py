@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
     from dem_hub.vector import DistributionVector
 
-_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "level", "seed")
+_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
 
 _SEARCH_OPTIONS = (
     "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_search, _add_eval, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_search, _add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -61,7 +61,6 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("--density", type=float, help="lrsign, sign, random: the share of elements to keep, 0 to 1")
     parser.add_argument("--bits", type=int, help="random: 4 or 8")
     parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same or int4, of the factors")
-    parser.add_argument("--level", type=int, help="exact: zstd's, 1 to 19 (default 3)")
     parser.add_argument("--seed", type=int, help="lrsign, sign, random: another draw (default 0)")
     parser.set_defaults(run=_extract)
 
@@ -131,6 +130,30 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_eval)
+
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser("push", help="push a vector, a store, a recipe or a merged model to the Hub")
+    parser.add_argument("folder", help="what to push")
+    parser.add_argument("repo_id", help="where to: namespace/name; made where there is none")
+    parser.add_argument("--base-model", help="what the Hub calls the base, where it is a folder of this machine")
+    parser.add_argument("--subfolder", default="", help="of a vector: where in the repository")
+    parser.add_argument("--include-vectors", action="store_true", help="of a recipe: put its local vectors into the same commit")
+    parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
+    parser.add_argument("--revision", help="branch to push to (default main)")
+    parser.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
+    parser.add_argument("--commit-message", help="title of the commit")
+    parser.set_defaults(run=_push)
+
+
+def _add_list(commands: Any) -> None:
+    parser = commands.add_parser("list", help="find the vectors and LoRA adapters of a base on the Hub")
+    parser.add_argument("--base", required=True, help="Hub id of the base")
+    parser.add_argument("--author", help="only of this user or organisation")
+    parser.add_argument("--search", help="only with this in their names")
+    parser.add_argument("--limit", type=int, help="how many at the most")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_list)
 
 
 def _add_demo(commands: Any) -> None:
@@ -268,6 +291,30 @@ def _info(options: argparse.Namespace) -> None:
         print(json.dumps({"items": data, "comparison": asdict(comparison) if comparison else None}, indent=2))
     else:
         print("\n".join([*texts, *(["", comparison_text(comparison)] if comparison is not None else [])]))
+
+
+def _push(options: argparse.Namespace) -> None:
+    from dem_hub.sharing import push_folder
+
+    wanted = {name: getattr(options, name) for name in ("private", "revision", "create_pr", "commit_message")}
+    details = {"base_model": options.base_model, "subfolder": options.subfolder, "include_vectors": options.include_vectors}
+    given = {name: value for name, value in {**wanted, **details}.items() if value}
+    info = push_folder(Path(options.folder), options.repo_id, **given)
+    print(info.pr_url or info.commit_url)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from dem_hub.catalog import list_vectors
+    from dem_hub.report import table
+
+    found = list_vectors(options.base, author=options.author, search=options.search, limit=options.limit)
+    if options.json:
+        print(
+            json.dumps([{**asdict(one), "last_modified": one.last_modified and one.last_modified.isoformat()} for one in found], indent=2)
+        )
+        return
+    rows = [(one.repo_id, one.kind, str(one.downloads or 0), f"{one.last_modified:%Y-%m-%d}" if one.last_modified else "") for one in found]
+    print(table(("vector", "kind", "downloads", "changed"), rows))
 
 
 def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparison":

@@ -78,8 +78,7 @@ def _products(stored: Sequence[StoredDelta], base: Base, name: str) -> torch.Ten
     """The inner products of one tensor's deltas; replaced buffers are no part of a vector's direction."""
     products = torch.zeros(len(stored), len(stored), dtype=torch.float64)
     for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
-        part = base.checkpoint.read(name, block)
-        decoded = [[] if delta.replacement is not None else delta.decode(part, block) for delta in stored]
+        decoded = [[] if delta.replacement is not None else delta.decode(base.checkpoint.lazy(name), block) for delta in stored]
         for i, first in enumerate(decoded):
             for j, second in enumerate(decoded[: i + 1]):
                 value = sum(a * b * inner(x, y) for a, x in first for b, y in second)

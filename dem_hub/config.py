@@ -1,18 +1,26 @@
-"""Vector configs and recipes: frozen records, checked when made, written as JSON.
+"""Recipes: frozen records, checked when made, written as JSON.
 
 Nothing here imports torch or transformers, so that a recipe can be read and checked at once.
 """
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
-from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
+from dem_hub.card import PICTURE, recipe_card, render
+from dem_hub.catalog import licences
+from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, VectorNotFoundError, refuse
+from dem_hub.files import write_text
+from dem_hub.hub import HubOptions, copy_side_files, resolve
+from dem_hub.plot import plot_perplexities
+from dem_hub.publication import public_base, public_vector
+from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.records import (
     COMMIT,
     FORMAT_VERSION,
@@ -26,119 +34,16 @@ from dem_hub.records import (
     read_record,
 )
 
-VECTOR_CONFIG = "vector_config.json"
-VECTOR_STEM = "vector_model"
-SEPARATOR = "::"  # between a checkpoint key and the name of a part
 RECIPE_CONFIG = "config.json"
 PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
+VECTORS = "vectors"  # where a recipe keeps vectors of its own
+HERE = "."  # the `repo_id` of a vector in the recipe's own repository
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 Rounding = Literal["stochastic", "nearest"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """How one tensor's delta is stored, and how true it is.
-
-    `shape` and `dtype` are the base's; `rows` counts the rows the base lacks (a grown vocabulary); `norm` is the Frobenius norm
-    of the delta, `relative_error` = |decoded - delta| / |delta|, `projection` = <decoded, delta> / |delta|^2 (1 where unbiased);
-    `base` is the digest of the base's tensor, by which a wrong base is found out; `module` is the module whose LoRA in the PEFT
-    adapter holds the delta (`transposed` where the checkpoint has B @ A the other way round), empty where it is not there; `options`
-    are the codec's.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    codec: str
-    norm: float
-    relative_error: float
-    projection: float
-    base: str
-    rows: int = 0
-    module: str = ""
-    transposed: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse what no tensor is."""
-        sizes = (*self.shape, self.rows)
-        if not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
-            raise ConfigError(f"shape {list(self.shape)} with {self.rows!r} more rows is no shape of a tensor.")
-        numbers = (self.norm, self.relative_error, self.projection)
-        if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-            raise ConfigError(f"norm, relative_error and projection are {numbers}; they must be finite numbers.")
-        if self.rows and self.codec == "replace":
-            raise ConfigError(f"a tensor that is replaced has {self.rows} more rows than the base's; it must have its shape.")
-        if not all(isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)) or not isinstance(
-            self.options, Mapping
-        ):
-            raise ConfigError("dtype, codec, base and module must be texts, and options a JSON object.")
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether there is a delta in the files; where only new rows were learned there is none."""
-        return self.norm > 0 or not self.rows
-
-
-@dataclass(frozen=True)
-class VectorConfig:
-    """`vector_config.json`: what a distribution vector is, without its tensors.
-
-    `choice` says in a line what `codec="auto"` chose, and why.
-    """
-
-    base: BaseRecord
-    codec: str
-    codec_options: Mapping[str, Any]
-    tensors: Mapping[str, TensorRecord]
-    files: Mapping[str, str]
-    finetuned: str | None = None
-    choice: str = ""
-    training: Mapping[str, Any] = field(default_factory=dict)
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        """The file's text: sorted, so that the same vector is the same bytes, with a checksum of the rest of it."""
-        data = asdict(self)
-        return json.dumps({**data, "checksum": _checksum(data)}, indent=2, sort_keys=True) + "\n"
-
-    @property
-    def sha256(self) -> str:
-        """What the vector is, whatever it is called: the hash of its files' hashes and of how its tensors are stored, 64 hex digits."""
-        return _checksum({"files": dict(self.files), "tensors": {name: asdict(record) for name, record in self.tensors.items()}})
-
-    @classmethod
-    def from_json(cls, text: str | bytes, where: str) -> "VectorConfig":
-        """Read the file's text.
-
-        Raises:
-            `ConfigError`: a key that this format version does not have, one that is missing, a newer version, or a text that was changed.
-        """
-        written = parse_json(text, where)
-        check_version(written, where)
-        checksum = written.pop("checksum", None)
-        data = dict(
-            written,
-            base=read_record(BaseRecord, written.get("base"), f"{where}: base"),
-            tensors={
-                name: _tensor_record(entry, f"{where}: tensor '{name}'")
-                for name, entry in as_mapping(written.get("tensors"), f"{where}: tensors").items()
-            },
-        )
-        config = read_record(cls, data, where)
-        for name, value in as_mapping(config.files, f"{where}: files").items():
-            check_inside(name, f"file named in {where}")
-            if not isinstance(value, str):
-                raise ConfigError(f"{where} has {value!r} for the sha256 of '{name}'.")
-        as_mapping(config.codec_options, f"{where}: codec_options")
-        if config.base.fingerprint is None:
-            raise ConfigError(f"{where} does not say which base it is for: base.fingerprint is missing. Extract the vector anew.")
-        if checksum != _checksum(written):
-            raise ConfigError(
-                f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."
-            )
-        return config
 
 
 @dataclass(frozen=True)
@@ -231,14 +136,14 @@ class DEMConfig:
         """The recipe as JSON data; paths of this machine are written relative to `folder`, so that both can move together."""
         data = {"model_type": "dem", **asdict(self)}
         for entry in (data["base"], *data["vectors"]):
-            if entry["repo_id"] is not None and Path(entry["repo_id"]).is_dir():
+            if entry["repo_id"] not in (None, HERE) and Path(entry["repo_id"]).is_dir():
                 path = Path(entry.pop("repo_id")).resolve()
                 entry["path"] = os.path.relpath(path, folder.resolve()) if folder else str(path)
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], where: str, folder: Path | None = None) -> "DEMConfig":
-        """Read a recipe. `folder` is where it was read from; `None` for one from the Hub, which may not name local paths.
+    def from_dict(cls, data: Mapping[str, Any], where: str, home: "Path | VectorSource | None" = None) -> "DEMConfig":
+        """Read a recipe. `home` is where it was read from, a folder or a repository; only in a folder may it name local paths.
 
         Raises:
             `ConfigError`: not a recipe, a newer version, an unknown or missing key, or a local path in a recipe from the Hub.
@@ -247,9 +152,9 @@ class DEMConfig:
             raise ConfigError(f"{where} has model_type '{data.get('model_type')}', not 'dem': it is a model, not a recipe.")
         check_version(data, where)
         body = {key: value for key, value in data.items() if key not in ("model_type", "transformers_version")}
-        body["base"] = read_record(BaseRecord, _from_path(body.get("base"), where, folder), f"{where}: base")
+        body["base"] = read_record(BaseRecord, _from_path(body.get("base"), where, home), f"{where}: base")
         body["vectors"] = tuple(
-            read_record(VectorRecord, _from_path(entry, where, folder), f"{where}: vector {number}")
+            read_record(VectorRecord, _from_path(entry, where, home), f"{where}: vector {number}")
             for number, entry in enumerate(body.get("vectors") or ())
         )
         body["architectures"] = tuple(body.get("architectures") or ())
@@ -261,13 +166,55 @@ class DEMConfig:
         Args:
             save_directory (`str` or `os.PathLike`): the folder; made where there is none.
         """
-        from dem_hub.hub import copy_side_files, write_text
 
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if self.base.repo_id is not None:
             copy_side_files(self.base.source, folder)
         write_text(folder / RECIPE_CONFIG, json.dumps(self.to_dict(folder), indent=2, sort_keys=True) + "\n")
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_vectors: bool = False,
+        base_model: str | None = None,
+        **options: Unpack[PushOptions],
+    ) -> "CommitInfo":
+        """Push the recipe with a card, the base's tokenizer, and a picture where there is something to show, as one commit.
+
+        Args:
+            repo_id (`str`): the repository; made where there is none.
+            include_vectors (`bool`): put vectors that are folders of this machine into the same commit, below `vectors/`. Without it
+                they must be on the Hub already.
+            base_model (`str`, *optional*): Hub id of the base, where the recipe names a folder of this machine.
+            options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+
+        Returns:
+            `CommitInfo`: of the Hub's client.
+
+        Raises:
+            `ConfigError`: it names folders of this machine; all of them are listed.
+            `PushConflictError`: somebody else changed the same files meanwhile.
+        """
+        token = options.get("token")
+        base = public_base(self.base, base_model, "recipe", token=token)
+        records, files = _public_vectors(self.vectors, str(base.repo_id), include=include_vectors, token=token)
+        public = replace(self, base=base, vectors=records)
+        stated = licences(dict.fromkeys([str(base.repo_id), *(v.repo_id for v in records if v.repo_id != HERE)]), token=token)
+
+        def compose(head: Head) -> Change:
+            shown = {str(VectorSource(head.repo_id if v.repo_id == HERE else v.repo_id, None, v.subfolder)): v.coefficient for v in records}
+            card = recipe_card(head.repo_id, str(base.repo_id), shown, self.search, stated)
+            recipe = json.dumps(public.to_dict(), indent=2, sort_keys=True) + "\n"
+            written = {**files, RECIPE_CONFIG: recipe, CARD: render(card, head.read(CARD))}
+            return Change(written, merged=frozenset({CARD, PICTURE}))
+
+        with TemporaryDirectory() as scratch:
+            copy_side_files(self.base.source, Path(scratch))
+            _draw(self.search, Path(scratch))
+            files |= {path.name: path for path in Path(scratch).iterdir()}
+            return push(repo_id, compose, options, "Push the recipe")
 
     @classmethod
     def from_pretrained(
@@ -291,7 +238,6 @@ class DEMConfig:
             `VectorNotFoundError`: there is no recipe there.
             `ConfigError`: see [`DEMConfig.from_dict`].
         """
-        from dem_hub.hub import HubOptions, resolve
 
         source = VectorSource.parse(name_or_path)
         source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
@@ -301,7 +247,7 @@ class DEMConfig:
             path = found.folder / name
             if path.is_file():
                 data = parse_json(path.read_bytes(), str(path))
-                return cls.from_dict(data, str(path), None if found.commit else found.folder)
+                return cls.from_dict(data, str(path), replace(source, revision=found.commit) if found.commit else found.folder)
         raise VectorNotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
 
 
@@ -311,9 +257,42 @@ def is_recipe(folder: Path) -> bool:
     return path.is_file() and parse_json(path.read_bytes(), str(path)).get("model_type") == "dem"
 
 
-def _checksum(data: Mapping[str, Any]) -> str:
-    """The sha256 of JSON data, 64 hex digits, however it is spaced."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _public_vectors(
+    vectors: Iterable[VectorRecord], base: str, *, include: bool, token: str | bool | None
+) -> tuple[tuple[VectorRecord, ...], dict[str, Path | str]]:
+    """The records as others can follow them, and the files of vectors that come along."""
+    records: list[VectorRecord] = []
+    files: dict[str, Path | str] = {}
+    faults = []
+    for record in vectors:
+        if not record.source.is_local:
+            records.append(record)
+            continue
+        if not include:
+            faults.append(f"'{record.source}'")
+            continue
+        folder = Path(record.repo_id) / record.subfolder
+        place = f"{VECTORS}/{folder.resolve().name}"
+        if any(other.subfolder == place for other in records):
+            raise ConfigError(f"Two vectors of this recipe are folders called '{folder.name}'. Rename one.")
+        vector = public_vector(folder, base, token=token)
+        files |= {f"{place}/{name}": content for name, content in vector.files.items()}
+        records.append(replace(record, repo_id=HERE, commit=None, subfolder=place, sha256=vector.sha256))
+    if faults:
+        remedy = "Push them first, and name them by their ids; or let them come along: include_vectors=True."
+        refuse(ConfigError, "This recipe names vectors that are folders of this machine, which nobody else has.", faults, remedy)
+    return tuple(records), files
+
+
+def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:
+    """Perplexity before and after, where the search kept both and matplotlib is there."""
+    if not search or not search.get("losses") or not search.get("base_losses"):
+        return
+    table = {
+        name: {data: math.exp(loss) for data, loss in search[key].items()} for name, key in (("base", "base_losses"), ("this", "losses"))
+    }
+    with suppress(MissingDependencyError):
+        plot_perplexities(table, folder / PICTURE, "Validation perplexity")
 
 
 def _canonical(name: str) -> str:
@@ -321,19 +300,20 @@ def _canonical(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _tensor_record(data: object, where: str) -> TensorRecord:
-    entry = as_mapping(data, where)
-    shape = entry.get("shape", ())
-    if not isinstance(shape, list | tuple):
-        raise ConfigError(f"{where} has shape {shape!r}, which is no list of sizes.")
-    return read_record(TensorRecord, {**entry, "shape": tuple(shape)}, where)
-
-
-def _from_path(data: object, where: str, folder: Path | None) -> dict[str, Any]:
+def _from_path(data: object, where: str, home: Path | VectorSource | None) -> dict[str, Any]:
     entry = dict(as_mapping(data, f"{where}: base or vector"))
+    folder = home if isinstance(home, Path) else None
     path = entry.get("path", entry.get("repo_id"))
+    if path == HERE and home is not None:
+        check_inside(entry.get("subfolder", ""), f"subfolder of a vector in {where}")
+        if folder is not None:
+            return {**entry, "repo_id": str(folder.resolve())}
+        assert isinstance(home, VectorSource)
+        inside = "/".join(part for part in (home.subfolder, entry.get("subfolder")) if part)
+        return {**entry, "repo_id": home.repo_id, "commit": home.revision, "subfolder": inside}
     if folder is None and ("path" in entry or not REPO_ID.fullmatch(str(path))):
         raise ConfigError(f"{where} comes from the Hub and names the local path '{path}'. A shared recipe names Hub ids only.")
     if "path" in entry:
+        assert folder is not None
         entry["repo_id"] = str((folder / entry.pop("path")).resolve())
     return entry

@@ -4,6 +4,7 @@ A file from the Hub is somebody else's word. Names, dtypes and shapes are compar
 and all that does not fit is listed in one error.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dem_hub.adapter import ADAPTER_WEIGHTS, factor_names
@@ -11,8 +12,8 @@ from dem_hub.checkpoint import Checkpoint, LazyTensor
 from dem_hub.codecs import CODECS, Codec, make_codec
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
-from dem_hub.config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
 from dem_hub.errors import CheckpointError, CodecError, refuse
+from dem_hub.vector_config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
 
 _ROWS = "rows"  # the part that holds rows which the base lacks
 
@@ -55,16 +56,19 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
     return deltas
 
 
-def part_bytes(folder: Path, config: VectorConfig) -> dict[str, int]:
-    """Bytes of the parts of each tensor in the files, by the base's key; raises what [`read_contents`] raises."""
+def part_sizes(folder: Path, config: VectorConfig) -> dict[str, int]:
+    """Bytes of each part in the files, by its name there; raises what [`read_contents`] raises."""
     read_contents(folder, config)
+    found = (_open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config))
+    return {name: info.nbytes for file in found if file is not None for name, info in file.items()}
+
+
+def tensor_sizes(config: VectorConfig, parts: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of the parts of each tensor, by the base's key, from the bytes of each part."""
     sizes = dict.fromkeys(config.tensors, 0)
-    rest, factors = _open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config)
-    for name, info in (rest or {}).items():
-        sizes[name.rpartition(SEPARATOR)[0]] += info.nbytes
-    for key, record in config.tensors.items():
-        if record.module and factors is not None:
-            sizes[key] += sum(factors[name].nbytes for name in factor_names(record.module))
+    owners = {name: key for key, record in config.tensors.items() if record.module for name in factor_names(record.module)}
+    for name, nbytes in parts.items():
+        sizes[owners.get(name, name.rpartition(SEPARATOR)[0])] += nbytes
     return sizes
 
 

@@ -41,6 +41,10 @@ class VectorNotFoundError(DemHubError, FileNotFoundError):
     """Nothing at the given folder or repository is a vector, a recipe or a model."""
 
 
+class PushConflictError(DemHubError, RuntimeError):
+    """Somebody else changed the same files on the Hub in between."""
+
+
 class MissingDependencyError(DemHubError, ImportError):
     """An optional package is needed; the message says how to install it."""
 

@@ -6,21 +6,30 @@ transformers is not imported. The recipe lies beside the weights as `dem_config.
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from dem_hub.architecture import read_config
+from dem_hub.card import recipe_card, render
+from dem_hub.catalog import licences
 from dem_hub.checkpoint import CODES
-from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.errors import ConfigError
-from dem_hub.hub import atomic_folder, copy_side_files, write_text
+from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig
+from dem_hub.errors import ConfigError, VectorNotFoundError
+from dem_hub.files import atomic_folder, write_text
+from dem_hub.hub import copy_side_files
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
+from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
 from dem_hub.shards import TensorWriter
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -83,3 +92,36 @@ def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]
         owner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
         owner["vocab_size"] = merge.vocabulary
     return config
+
+
+def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
+    """Push a merged model's folder, with a card, as one commit; the weights of an older one are replaced.
+
+    Args:
+        folder (`Path`): what [`export`] wrote.
+        repo_id (`str`): the repository; made where there is none.
+        options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+
+    Raises:
+        `VectorNotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
+    """
+    if not (folder / PROVENANCE_CONFIG).is_file():
+        raise VectorNotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
+    recipe = DEMConfig.from_pretrained(folder)
+    sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
+    public = {str(replace(source, revision=None)): source for source in sources if not source.is_local}
+    own: dict[str, Path | str] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD}
+    if len(public) < len(sources):
+        names = ", ".join(f"'{source}'" for source in sources if source.is_local)
+        warnings.warn(f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.", stacklevel=2)
+        del own[PROVENANCE_CONFIG]
+    stated = licences(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
+    called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
+    shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
+
+    def compose(head: Head) -> Change:
+        card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
+        old = {path for path in head.files if fnmatch(path, "model*.safetensors*") and path not in own}
+        return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))
+
+    return push(repo_id, compose, options, "Push the merged model")

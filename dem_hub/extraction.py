@@ -20,7 +20,7 @@ from dem_hub._version import __version__
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
 from dem_hub.architecture import Architecture, Module, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, digest, is_finite
+from dem_hub.checkpoint import Checkpoint, is_finite
 from dem_hub.codecs import Codec, codec_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
@@ -31,15 +31,17 @@ from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
 from dem_hub.codecs.sign import Sign
-from dem_hub.config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
 from dem_hub.errors import CheckpointError
+from dem_hub.files import write_text
 from dem_hub.fit import encode_planned
-from dem_hub.hub import Resolved, write_text
+from dem_hub.hub import Resolved
 from dem_hub.index import full_index
+from dem_hub.integrity import digest
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
 from dem_hub.plan import Auto, Glance, explain, make_plan
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
+from dem_hub.vector_config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
 
 _BLOCK = 1 << 22
 _LARGEST = torch.finfo(torch.float32).max

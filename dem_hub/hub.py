@@ -1,28 +1,31 @@
-"""The only code that talks to the Hub, and the small file work around it.
+"""Finding things on this machine and on the Hub.
 
 Whatever is named (a base, a vector, a recipe) is resolved once, to a folder and a commit, and everything is read from there: two
-reads of a branch can meet two commits. One `HfApi` carries our name and version.
+reads of a branch can meet two commits. What comes down is checked against the hashes that the Hub has of it. One `HfApi` carries our name
+and version.
 """
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dem_hub._version import __version__
-from dem_hub.errors import VectorNotFoundError
+from dem_hub.errors import CheckpointError, VectorNotFoundError
+from dem_hub.integrity import verify_downloads
 from dem_hub.records import REPO_ID, VectorSource
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What is wanted of a repository of weights: safetensors and JSON, and what a tokenizer needs. Never pickles.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+# The same weights again under other names, in another precision or another library's format.
+TWINS = ("model.*.safetensors", "consolidated*.safetensors")
 VECTOR_FILES = ("vector_config.json", "vector_model*", "adapter_config.json", "adapter_model.safetensors")
 # What makes a folder usable by `AutoTokenizer` and `pipeline`, beside config.json and the weights.
 SIDE_FILES = (
@@ -72,6 +75,7 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
 
     Raises:
         `VectorNotFoundError`: no such folder, and the name cannot be a Hub id.
+        `CheckpointError`: files that were damaged on their way, or weights that are all pickled.
         `huggingface_hub.errors.HfHubHTTPError`: whatever the Hub answers, untouched.
     """
     options = options or HubOptions()
@@ -82,7 +86,16 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):
         raise VectorNotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
+    snapshot = _download(source, tuple(files), options)
+    return Resolved(source, snapshot / source.subfolder, snapshot.name)
+
+
+def _download(source: VectorSource, files: tuple[str, ...], options: HubOptions) -> Path:
+    """The snapshot of a repository with all that is wanted of it; subfolders are repositories of their own to us."""
+    from huggingface_hub.utils import filter_repo_objects
+
     prefix = f"{source.subfolder}/" if source.subfolder else ""
+    wanted, ignored = [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *TWINS)]
     try:
         snapshot = Path(
             hub_api().snapshot_download(
@@ -92,13 +105,44 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
                 token=options.token,
                 local_files_only=options.local_files_only,
                 force_download=options.force_download,
-                allow_patterns=[prefix + pattern for pattern in files],
+                allow_patterns=wanted,
+                ignore_patterns=ignored,
             )
         )
     except Exception as error:
         error.add_note(f"'{source.repo_id}' is not a folder here, so it was looked for on the Hub.")
         raise
-    return Resolved(source, snapshot / source.subfolder, snapshot.name)
+    here = sorted(path.relative_to(snapshot).as_posix() for path in (snapshot / source.subfolder).glob("*") if path.is_file())
+    verify_downloads(
+        source.repo_id, [snapshot / name for name in filter_repo_objects(here, allow_patterns=wanted, ignore_patterns=ignored)]
+    )
+    if "*.safetensors" in files and not any(name.endswith(".safetensors") for name in here):
+        _refuse_pickles(source, snapshot.name, options)
+    return snapshot
+
+
+def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> None:
+    """Say so where a repository has weights, and all of them are pickled."""
+    if options.local_files_only:
+        return
+    names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
+    pickles = [name for name in names if name.startswith(source.subfolder) and name.endswith(PICKLES)]
+    if pickles:
+        raise CheckpointError(
+            f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. If you trust them, "
+            f"convert them: AutoModel.from_pretrained('{source.repo_id}', use_safetensors=False).save_pretrained(folder) writes safetensors."
+        )
+
+
+def remote_sizes(source: VectorSource, files: Iterable[str], options: HubOptions | None = None) -> dict[str, dict[str, int]]:
+    """Bytes of each tensor of safetensors files on the Hub, by file: their headers are read, by ranged requests, and nothing else."""
+    token = (options or HubOptions()).token
+    found = {}
+    for name in files:
+        path = f"{source.subfolder}/{name}" if source.subfolder else name
+        header = hub_api().parse_safetensors_file_metadata(source.repo_id, path, revision=source.revision, token=token)
+        found[name] = {key: info.data_offsets[1] - info.data_offsets[0] for key, info in header.tensors.items()}
+    return found
 
 
 def copy_side_files(source: VectorSource | Path, target: Path) -> None:
@@ -107,44 +151,3 @@ def copy_side_files(source: VectorSource | Path, target: Path) -> None:
     for name in SIDE_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes its name only when the block ends well, and vanishes when it fails.
-
-    Files that are already in `target` and are not written again stay; a folder that did not exist appears complete at once.
-
-    Example:
-
-    ```python
-    >>> import tempfile
-    >>> from pathlib import Path
-    >>> from dem_hub.hub import atomic_folder
-    >>> target = Path(tempfile.mkdtemp()) / "new"
-    >>> with atomic_folder(target) as folder:
-    ...     _ = (folder / "a.txt").write_text("whole")
-    >>> (target / "a.txt").read_text()
-    'whole'
-
-    ```
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        partial.chmod(0o755)
-        yield partial
-        if target.is_dir():
-            for path in sorted(partial.iterdir()):
-                path.replace(target / path.name)
-        else:
-            partial.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

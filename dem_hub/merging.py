@@ -141,7 +141,8 @@ class Merge:
         part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         total = part.to(wide, copy=True)
-        summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(part, index)]
+        lazy = self.base.lazy(name)
+        summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(lazy, index, device)]
         add_deltas(total, summands)
         if total.numel():
             low, high = torch.aminmax(total)

@@ -20,9 +20,9 @@ from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.nf4 import NF4
 from dem_hub.codecs.sign import Sign
-from dem_hub.config import TensorRecord
 from dem_hub.errors import CodecError
 from dem_hub.shards import parse_size
+from dem_hub.vector_config import TensorRecord
 
 DEFAULT_SHARE = 0.08  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are

@@ -21,6 +21,7 @@ from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe, open_config
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel
 
 
@@ -95,6 +96,10 @@ class AttachedRecipe:
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""
         self.config.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> "CommitInfo":
+        """Push the recipe, not the weights; see [`DEMConfig.push_to_hub`]."""
+        return self.config.push_to_hub(repo_id, **options)
 
     def _check_in_place(self) -> None:
         remedy = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dem_hub.comparison import Comparison
-from dem_hub.config import DEMConfig, TensorRecord, VectorConfig
+from dem_hub.config import DEMConfig
 from dem_hub.vector import DistributionVector
+from dem_hub.vector_config import TensorRecord, VectorConfig
 
 _LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
 

@@ -11,13 +11,22 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.base import Base
+from dem_hub.card import render, store_card
+from dem_hub.catalog import licences
 from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
-from dem_hub.hub import MODEL_FILES, HubOptions, Resolved, copy_side_files, resolve, write_text
+from dem_hub.files import write_text
+from dem_hub.hub import MODEL_FILES, SIDE_FILES, HubOptions, Resolved, copy_side_files, resolve
+from dem_hub.publication import public_base, public_vector, stale
+from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.records import FORMAT_VERSION, BaseRecord, VectorSource, as_mapping, check_inside, check_version, parse_json, read_record
 from dem_hub.vector import DistributionVector
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 STORE_CONFIG = "vector_store.json"
 
@@ -170,6 +179,36 @@ class VectorStore(Mapping[str, DistributionVector]):
         self._update(members)
         shutil.rmtree(folder)
 
+    def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]) -> "CommitInfo":
+        """Push all vectors of the store's folder, the index and a card as one commit; vectors that only the repository has stay.
+
+        Args:
+            repo_id (`str`): the repository; made where there is none.
+            base_model (`str`, *optional*): Hub id of the base, where the store names a folder of this machine.
+            options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+
+        Raises:
+            `BaseMismatchError`: the repository has vectors of another base.
+            `ConfigError`, `PushConflictError`: see [`DistributionVector.push_to_hub`].
+        """
+        token = options.get("token")
+        base = public_base(self.base, base_model, f"store '{self.source}'", token=token)
+        vectors = {name: public_vector(self.folder / name, base.repo_id, token=token) for name in self}
+        members = {name: Member(vector.sha256, vector.codec, vector.nbytes) for name, vector in vectors.items()}
+        own = {f"{name}/{file}": content for name, vector in vectors.items() for file, content in vector.files.items()}
+        own |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
+        stated = licences([str(base.repo_id)], token=token)
+
+        def compose(head: Head) -> Change:
+            everything = {**_members_of(head, base), **members}
+            listed = {name: (member.codec, member.nbytes) for name, member in everything.items()}
+            card = store_card(head.repo_id, base.repo_id, listed, stated)
+            files = {**own, STORE_CONFIG: _index_text(base, everything), CARD: render(card, head.read(CARD))}
+            removed = frozenset().union(*(stale(head, f"{name}/", files) for name in members))
+            return Change(files, removed, frozenset({CARD, STORE_CONFIG}))
+
+        return push(repo_id, compose, options, f"Push the vectors {', '.join(self)}")
+
     def compare(self, base: str | os.PathLike[str] | VectorSource | None = None) -> Comparison:
         """Norms, cosines and overlaps of all members, tensor by tensor from their compact parts; see [`compare`].
 
@@ -195,24 +234,48 @@ class VectorStore(Mapping[str, DistributionVector]):
         self._members = dict(members)
 
 
+def _members_of(head: Head, base: BaseRecord) -> dict[str, Member]:
+    """What a repository's index has already, once it is known to be of the same base."""
+    text = head.read(STORE_CONFIG)
+    if text is None:
+        return {}
+    theirs, members = _parse_index(text, f"{STORE_CONFIG} of '{head.repo_id}'")
+    if theirs.fingerprint != base.fingerprint:
+        raise BaseMismatchError(
+            f"'{head.repo_id}' has vectors of '{theirs}' (fingerprint {str(theirs.fingerprint)[:16]}), and these are of '{base}' "
+            f"(fingerprint {str(base.fingerprint)[:16]}). Push them to another repository."
+        )
+    return members
+
+
 def _read_index(path: Path) -> tuple[BaseRecord, dict[str, Member]]:
     if not path.is_file():
         raise VectorNotFoundError(
             f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
         )
-    data = parse_json(path.read_bytes(), str(path))
-    check_version(data, str(path))
+    return _parse_index(path.read_bytes(), str(path))
+
+
+def _parse_index(text: str | bytes, where: str) -> tuple[BaseRecord, dict[str, Member]]:
+    data = parse_json(text, where)
+    check_version(data, where)
     unknown = sorted(set(data) - {"format_version", "base", "vectors"})
     if unknown:
-        raise ConfigError(f"{path} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has base and vectors.")
+        raise ConfigError(
+            f"{where} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has base and vectors."
+        )
     members = {}
-    for name, entry in as_mapping(data.get("vectors"), f"{path}: vectors").items():
-        check_inside(name, f"vector named in {path}")
-        members[name] = read_record(Member, entry, f"{path}: vector '{name}'")
-    return read_record(BaseRecord, data.get("base"), f"{path}: base"), members
+    for name, entry in as_mapping(data.get("vectors"), f"{where}: vectors").items():
+        check_inside(name, f"vector named in {where}")
+        members[name] = read_record(Member, entry, f"{where}: vector '{name}'")
+    return read_record(BaseRecord, data.get("base"), f"{where}: base"), members
 
 
 def _write_index(folder: Path, base: BaseRecord, members: Mapping[str, Member]) -> None:
+    write_text(folder / STORE_CONFIG, _index_text(base, members))
+
+
+def _index_text(base: BaseRecord, members: Mapping[str, Member]) -> str:
     vectors = {name: asdict(member) for name, member in members.items()}
     data = {"format_version": FORMAT_VERSION, "base": asdict(base), "vectors": vectors}
-    write_text(folder / STORE_CONFIG, json.dumps(data, indent=2, sort_keys=True) + "\n")
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"

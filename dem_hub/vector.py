@@ -5,7 +5,6 @@ Two things on disk are a vector: our own folder (`vector_config.json`, with what
 each tensor of a base, unread.
 """
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,26 +13,35 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor
 
 from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, read_adapter_config
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, digest, verify_files
+from dem_hub.card import render, vector_card
+from dem_hub.catalog import licences
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.stored import StoredDelta
-from dem_hub.config import VECTOR_CONFIG, VectorConfig
-from dem_hub.contents import part_bytes, read_contents
+from dem_hub.contents import part_sizes, read_contents, tensor_sizes
 from dem_hub.errors import AdapterError, BaseMismatchError, refuse
 from dem_hub.extraction import extract
-from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, atomic_folder, resolve
+from dem_hub.files import atomic_folder
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, remote_sizes, resolve
 from dem_hub.index import full_index
+from dem_hub.integrity import digest, verify_files
 from dem_hub.plan import Auto
-from dem_hub.records import BaseRecord, VectorSource
+from dem_hub.publication import public_vector, stale
+from dem_hub.push import CARD, Change, Head, PushOptions, push
+from dem_hub.records import BaseRecord, VectorSource, check_inside
+from dem_hub.vector_config import VECTOR_CONFIG, VectorConfig, contents_sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 
 class DistributionVector:
@@ -56,8 +64,9 @@ class DistributionVector:
     ```
     """
 
-    def __init__(self, found: Resolved, *, verify: bool) -> None:
+    def __init__(self, found: Resolved, *, verify: bool, remote: HubOptions | None = None) -> None:
         self.source, self.folder, self.commit = found.source, found.folder, found.commit
+        self._remote = remote  # of a vector whose tensors stayed on the Hub
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
         self._put: Callable[[Path, Path], object] = shutil.copyfile
@@ -68,6 +77,7 @@ class DistributionVector:
                 verify_files(self.folder, self.config.files)
         else:
             self._adapter_config = read_adapter_config(self.folder)
+        if self.config is None and remote is None:
             Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
 
     @classmethod
@@ -147,8 +157,11 @@ class DistributionVector:
 
     @classmethod
     def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":
-        """Open a vector to look at its config and headers, without checking the bytes of its tensors."""
-        return cls(resolve(VectorSource.parse(name_or_path), VECTOR_FILES), verify=False)
+        """Open a vector to look at its config and headers; tensors on the Hub stay there, and none are checked."""
+        source = VectorSource.parse(name_or_path)
+        if source.is_local:
+            return cls(resolve(source, VECTOR_FILES), verify=False)
+        return cls(resolve(source, (VECTOR_CONFIG, ADAPTER_CONFIG)), verify=False, remote=HubOptions())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the vector into a folder, which appears complete or not at all.
@@ -171,6 +184,38 @@ class DistributionVector:
                 if path.name not in self.file_names:
                     path.unlink()
 
+    def push_to_hub(
+        self, repo_id: str, *, subfolder: str = "", base_model: str | None = None, **options: Unpack[PushOptions]
+    ) -> "CommitInfo":
+        """Push the vector as one commit, with a card; an older vector in the same place is replaced.
+
+        Args:
+            repo_id (`str`): the repository; made where there is none.
+            subfolder (`str`): where in it.
+            base_model (`str`, *optional*): Hub id of the base, where the vector was extracted from a folder of this machine.
+            options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`,
+                `parent_commit`, as in the Hub's client.
+
+        Returns:
+            `CommitInfo`: of the Hub's client.
+
+        Raises:
+            `ConfigError`: the base is a folder of this machine, and `base_model` does not say what others know it as.
+            `PushConflictError`: somebody else changed the same files meanwhile.
+        """
+        public = public_vector(self.folder, base_model, token=options.get("token"))
+        stated = licences([public.base] if public.base else [], token=options.get("token"))
+        prefix = f"{subfolder}/" if subfolder else ""
+        check_inside(subfolder, f"subfolder of '{repo_id}'")
+
+        def compose(head: Head) -> Change:
+            card = vector_card(head.repo_id, subfolder, public.config, public.base, stated)
+            files = {prefix + name: file for name, file in public.files.items()}
+            removed = stale(head, prefix, files)
+            return Change({**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD}))
+
+        return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
+
     @property
     def name(self) -> str:
         """How a recipe and `set_coefficients` call it: its id or path, and subfolder."""
@@ -192,20 +237,29 @@ class DistributionVector:
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor files, in bytes."""
+        """Size of its tensor files, in bytes (of tensors that stayed on the Hub, without the headers)."""
+        if self._remote is not None:
+            return sum(self._part_sizes.values())
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
 
     def tensor_bytes(self) -> dict[str, int]:
         """Bytes of the parts of each tensor in the files, headers aside, by the base's key; of a plain adapter nothing."""
-        return part_bytes(self.folder, self.config) if self.config is not None else {}
+        return tensor_sizes(self.config, self._part_sizes) if self.config is not None else {}
+
+    @cached_property
+    def _part_sizes(self) -> dict[str, int]:
+        if self._remote is not None:
+            names = [name for name in self.file_names if name.endswith(".safetensors")]
+            by_file = remote_sizes(replace(self.source, revision=self.commit), names, self._remote)
+            return {name: nbytes for sizes in by_file.values() for name, nbytes in sizes.items()}
+        return part_sizes(self.folder, self.config) if self.config is not None else {}
 
     @cached_property
     def sha256(self) -> str:
         """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
         if self.config is not None:
             return self.config.sha256
-        files = {name: digest(self.folder / name) for name in self.file_names}
-        return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()
+        return contents_sha256({name: digest(self.folder / name) for name in self.file_names})
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
         """The stored delta of each tensor that it changes, unread, once it is sure that they belong on this base.
@@ -231,10 +285,9 @@ class DistributionVector:
             base (`str` or `os.PathLike`): the base's folder.
         """
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
-        values = opened.checkpoint.read(name)
+        shape = opened.checkpoint[name].shape
         stored = self.deltas(opened).get(name, StoredDelta())
-        total = torch.zeros(values.shape, dtype=torch.float32)
-        return add_deltas(total, stored.decode(values, full_index(values.shape)))
+        return add_deltas(torch.zeros(shape, dtype=torch.float32), stored.decode(opened.checkpoint.lazy(name), full_index(shape)))
 
     def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
         if base.architecture is None:

@@ -1,28 +1,42 @@
-"""What every test has: an empty Hugging Face home, no network, no progress bars, and tiny models made once a session."""
+"""What every test has: an empty Hugging Face home, no network, no progress bars, and tiny models made once a session.
+
+A test that takes `hub` has a Hub of its own, on this machine; all others have none, and sockets are refused to them.
+"""
 
 import os
 import tempfile
 
+from hub.session import HUB
+
 # Before huggingface_hub is imported: it reads these once.
+os.environ["HF_ENDPOINT"] = HUB.endpoint
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="dem_hub-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["no_proxy"] = "127.0.0.1"  # in lower case it wins over NO_PROXY
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import shutil
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from hub.server import Hub
+from huggingface_hub.utils import close_session
 from models import Models, Zoo
 
 OTHERS = (  # what the libraries warn of among themselves
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
     "ignore:Setting `save_embedding_layers` to `True`:UserWarning",
+    "ignore:Use 'content=:DeprecationWarning",  # huggingface_hub of itself, as it sends a file
 )
 
 
@@ -33,7 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Take the empty home away again."""
+    """Take the empty home away again, and the Hub."""
+    HUB.stop()
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
@@ -44,16 +59,52 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refuse sockets to anywhere but this machine."""
+def open_addresses(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int]]:
+    """Refuse sockets to everywhere, except to what a fixture adds here."""
     connect = socket.socket.connect
+    allowed: set[tuple[str, int]] = set()
 
     def refuse(self: socket.socket, address: Any) -> None:
-        if self.family != socket.AF_UNIX:
+        if self.family != socket.AF_UNIX and address not in allowed:
             raise OSError(f"The tests have no network; something connects to {address}.")
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    return allowed
+
+
+@pytest.fixture
+def hub(open_addresses: set[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub with an empty cache before it. `ann`, who may write, is logged in; `token=False` is nobody."""
+    if not HUB.started:
+        HUB.start()
+    HUB.reset()
+    open_addresses |= HUB.addresses
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", HUB.user.token)
+    yield HUB
+    close_session()
+    if HUB.journal.failures:
+        raise ExceptionGroup("The tests' Hub itself failed.", HUB.journal.failures)
+
+
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The client backs off as it always does, in no time. What it would have slept, in seconds."""
+    found: list[float] = []
+
+    class Clock:
+        """The time module as the client sees it."""
+
+        sleep = staticmethod(found.append)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(time, name)
+
+    for module in (huggingface_hub.utils._http, huggingface_hub.file_download):
+        monkeypatch.setattr(module, "time", Clock())
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -195,7 +195,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 def edit_vector(folder: Path, **changes: Any) -> None:
     """Set keys of a vector's config and sign it again, as somebody who means harm would."""
-    from dem_hub.config import _checksum
+    from dem_hub.vector_config import _checksum
 
     path = folder / "vector_config.json"
     data = json.loads(path.read_text()) | changes

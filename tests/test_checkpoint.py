@@ -11,9 +11,10 @@ from models import Models, load_tensors, reshard
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dem_hub.checkpoint import Checkpoint, digest, is_finite, verify_files
+from dem_hub.checkpoint import Checkpoint, is_finite
 from dem_hub.errors import CheckpointError, ConfigError, VectorNotFoundError
 from dem_hub.index import full_index
+from dem_hub.integrity import digest, verify_files
 
 TENSORS = {
     "matrix": torch.arange(12, dtype=torch.float32).reshape(3, 4),

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from dem_hub import DEMConfig, VectorSource
-from dem_hub.config import TensorRecord, VectorConfig, VectorRecord, is_recipe
+from dem_hub.config import VectorRecord, is_recipe
 from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
 from dem_hub.records import BaseRecord
+from dem_hub.vector_config import TensorRecord, VectorConfig
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 BASE = BaseRecord("org/base", COMMIT, "sub", "f" * 64)

@@ -10,8 +10,8 @@ import torch
 from models import Models, Zoo, edit_vector
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.checkpoint import digest
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError
+from dem_hub.integrity import digest
 from dem_hub.shards import write_file
 
 

@@ -12,9 +12,10 @@ from models import DTYPES, FAMILIES, Zoo, edit_json, load_tensors, reshard
 from torch import Tensor
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorSource
-from dem_hub.checkpoint import Checkpoint, digest
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.errors import CheckpointError, ConfigError
 from dem_hub.export import export
+from dem_hub.integrity import digest
 from dem_hub.recipe import OpenedRecipe, open_base_and_vectors, open_recipe
 
 

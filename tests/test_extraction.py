@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dem_hub import DistributionVector
 from dem_hub.base import Base
-from dem_hub.checkpoint import digest
 from dem_hub.codecs import OFFERED, get_codec
 from dem_hub.errors import CheckpointError
 from dem_hub.extraction import extract
 from dem_hub.hub import MODEL_FILES, resolve
+from dem_hub.integrity import digest
 from dem_hub.merging import Merge, merged_tensor
 from dem_hub.records import VectorSource
 from dem_hub.shards import write_file

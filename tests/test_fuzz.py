@@ -48,7 +48,7 @@ def use(folder: Path, base: Base) -> dict[str, torch.Tensor]:
     decoded = {}
     for key, stored in deltas.items():
         values = base.checkpoint.read(key)
-        for _, delta in stored.decode(values, full_index(values.shape)):
+        for _, delta in stored.decode(base.checkpoint.lazy(key), full_index(values.shape)):
             for part in (delta.dense, delta.rest):
                 assert part is None or part.shape == values.shape
             if delta.left is not None and delta.right is not None:
@@ -120,7 +120,7 @@ def lie_in_the_config(folder: Path, rng: random.Random) -> None:
             {"density": 1e-300},
             {"density": "x"},
             {"seed": -1},
-            {"level": None},
+            {"bits": None},
             {"bits": 8},
             [],
             None,

@@ -7,7 +7,7 @@ from models import Models
 
 from dem_hub import VectorSource
 from dem_hub.errors import VectorNotFoundError
-from dem_hub.hub import MODEL_FILES, HubOptions, atomic_folder, copy_side_files, hub_api, resolve, write_text
+from dem_hub.hub import MODEL_FILES, HubOptions, copy_side_files, hub_api, resolve
 
 
 def test_resolve_a_folder(llama: Models) -> None:
@@ -52,12 +52,6 @@ def test_the_client_says_who_it_is() -> None:
     assert hub_api() is hub_api()
 
 
-def test_write_text_is_atomic(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.json", "old")
-    write_text(tmp_path / "a.json", "new")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.json": "new"}
-
-
 def test_side_files(llama: Models, tmp_path: Path) -> None:
     copy_side_files(llama.base, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -66,21 +60,3 @@ def test_side_files(llama: Models, tmp_path: Path) -> None:
         "tokenizer_config.json",
         "chat_template.jinja",
     }
-
-
-def test_atomic_folder_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "new") as folder:
-        (folder / "half").write_text("")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_atomic_folder_over_another(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    for name in ("kept", "changed"):
-        (tmp_path / "there" / name).write_text("old")
-    with atomic_folder(tmp_path / "there") as folder:
-        (folder / "changed").write_text("new")
-        (folder / "added").write_text("new")
-    assert {path.name: path.read_text() for path in (tmp_path / "there").iterdir()} == {"kept": "old", "changed": "new", "added": "new"}
-    assert [path.name for path in tmp_path.iterdir()] == ["there"]

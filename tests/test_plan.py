@@ -13,10 +13,10 @@ from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
-from dem_hub.config import TensorRecord
 from dem_hub.errors import CodecError
 from dem_hub.plan import Auto, Glance, make_plan, most_signs, stored_bytes
 from dem_hub.shards import write_file
+from dem_hub.vector_config import TensorRecord
 
 MODEL = {  # about the shapes of a small language model
     "embed": Glance((8000, 256), 1e-3, 0.05, is_vocabulary=True),

@@ -10,11 +10,11 @@ from models import Models, Zoo, edit_vector, load_tensors, read_deltas
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.base import Base
-from dem_hub.checkpoint import digest
 from dem_hub.codecs import get_codec
 from dem_hub.errors import CheckpointError, CodecError, VectorNotFoundError
 from dem_hub.extraction import extract
 from dem_hub.hub import MODEL_FILES, resolve
+from dem_hub.integrity import digest
 
 KINDS = ["dense", "short", "lowrank", "lossy"]
 

@@ -44,8 +44,8 @@ class Codec(Protocol):
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The parts of a tensor of this shape."""
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
-        """The slice `index` of the delta of a tensor of this shape; `base` is that slice of the base's tensor. Both on its device."""
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
+        """The slice `index` of the delta of a tensor of this shape, on the device that the parts and the base's tensor are read to."""
 
 
 OFFERED = {codec.name: codec for codec in (LRSign, Sign, Random, Int4, Int8, NF4, LowRank, Exact, Dense)}  # to a user

@@ -46,7 +46,7 @@ class Dense:
         rest = {"index": Part(("I64",), ("some",), optional=True), "remainder": Part(("F32",), ("some",), optional=True)}
         return {"dense": Part((code_of(self.dtype),), shape)} | (rest if self.dtype == "float32" else {})
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index` of the delta; `base` is not needed."""
         dense, rest = parts["dense"][index if index else ...], None
         if "index" in parts:

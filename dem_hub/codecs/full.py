@@ -29,7 +29,7 @@ class Full:
         """`full` of the tensor's shape."""
         return {"full": Part(FLOATS, shape)}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index` of full - base, with the factors of a LoRA on the same tensor where there are any."""
         values = parts["full"][index if index else ...]
-        return Delta(dense=values.double() - base.double())
+        return Delta(dense=values.double() - base[index if index else ...].double())

@@ -39,7 +39,7 @@ class _Integer:
         codes, scales = (torch.cat(part).reshape(*shape[:-1], -1) for part in zip(*quantised, strict=True))
         return {"codes": codes, "scale": scales}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`: codes times scales."""
         *lead, columns = index if shape else (slice(0, 1),)
         values = dequantise(parts["codes"], parts["scale"], tuple(lead), columns, self.bits)

@@ -54,7 +54,7 @@ class LowRank:
         """Parts of one matrix: `left` (R, K) and `right` (K, C)."""
         return encode_factors(*balanced_factors(delta, rank=self.rank, energy=self.energy), self.dtype)
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index` of the delta, from the rows of `left` and columns of `right` that it needs."""
         rows, columns = index
         left, right = decode_factors(parts, rows, columns)

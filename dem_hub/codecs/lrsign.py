@@ -63,7 +63,7 @@ class LRSign:
         residual = torch.addmm(delta, left, right, alpha=-1)
         return {**quantised, **self._signs.encode(residual, delta, delta)}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`."""
         signs = self._signs.decode(parts, shape, index, base)
         if len(shape) != 2:

@@ -28,9 +28,10 @@ def measure(codec: "Codec", parts: Mapping[str, Tensor], delta: Tensor, base: Te
     lazy = {name: InMemory(tensor) for name, tensor in parts.items()}
     squares, errors, products = 0.0, 0.0, 0.0
     for block in row_blocks(full_index(delta.shape), _BLOCK):
-        part = base[block if block else ...]
         true = delta[block if block else ...]
-        decoded = add_deltas(torch.zeros_like(true, dtype=torch.float64), [(1.0, codec.decode(lazy, tuple(delta.shape), block, part))])
+        decoded = add_deltas(
+            torch.zeros_like(true, dtype=torch.float64), [(1.0, codec.decode(lazy, tuple(delta.shape), block, InMemory(base)))]
+        )
         products += float((decoded * true).sum())
         errors += float(decoded.sub_(true).square_().sum())
         squares += float(true.double().square().sum())

@@ -49,12 +49,12 @@ class NF4:
             scales.append(state.absmax * unbiased_scale(true / peak, decoded / peak).squeeze(1))
         return {"nf4": torch.cat(codes), "absmax": torch.cat(scales)}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`, from the rows that it lies in."""
         whole, index = shape or (1,), index if shape else (slice(0, 1),)
         rows, columns = rows_and_columns(index, whole)
         if not len(rows) or columns.start == columns.stop:
-            return Delta(dense=torch.zeros(index_shape(index), device=base.device))
+            return Delta(dense=torch.zeros(index_shape(index), device=parts["nf4"][:0].device))
         start, stop = int(rows[0]) * whole[-1], (int(rows[-1]) + 1) * whole[-1]
         first = start // BLOCK_SIZE * BLOCK_SIZE
         last = min(-(-stop // BLOCK_SIZE) * BLOCK_SIZE, count_elements(whole))

@@ -61,12 +61,12 @@ class Random:
         lead = shape[:-1]
         return {"values": torch.cat(codes).reshape(*lead, -1), "scale": torch.cat(scales).reshape(*lead, -1)}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`: what was kept of it, times what each element stands for."""
         whole, index = shape or (1,), index if shape else (slice(0, 1),)
         *lead, columns = index
         kept = count_kept(whole[-1], self.density)
-        sample = draw(index, whole, kept, self.seed, base.device)
+        sample = draw(index, whole, kept, self.seed, parts["scale"][(*lead, slice(0, 0))].device)
         values = as_rows(dequantise(parts["values"], parts["scale"], tuple(lead), sample.groups, self.bits))
         dense = scatter(values * sample.sizes, sample.positions, columns.stop - columns.start)
         return Delta(dense=dense.reshape(index_shape(index) if shape else ()))

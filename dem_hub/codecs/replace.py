@@ -29,6 +29,6 @@ class Replace:
         """`replace` of the tensor's shape."""
         return {"replace": Part(tuple(DTYPES), shape)}
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index` of what separates the replacement from the base."""
-        return Delta(dense=parts["replace"][index if index else ...].double() - base.double())
+        return Delta(dense=parts["replace"][index if index else ...].double() - base[index if index else ...].double())

@@ -67,7 +67,7 @@ class Sign:
         kept = count_kept(shape[-1], self.density)
         return bits if kept == shape[-1] else bits.gather(1, draw(block, shape, kept, self.seed, values.device).positions)
 
-    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: Tensor) -> Delta:
+    def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`: signs times scales, 0 where nothing was kept."""
         whole, index = shape or (1,), index if shape else (slice(0, 1),)
         *lead, columns = index

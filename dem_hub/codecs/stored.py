@@ -15,6 +15,8 @@ from dem_hub.index import Index
 if TYPE_CHECKING:
     from dem_hub.codecs import Codec
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Component:
@@ -25,10 +27,10 @@ class Component:
     shape: tuple[int, ...]
     scale: float = 1.0
 
-    def decode(self, base: Tensor, index: Index) -> Delta:
-        """The slice `index` of the delta, decoded on the device where `base`, that slice of the base's tensor, is."""
-        parts = {name: OnDevice(part, base.device) for name, part in self.parts.items()}
-        return self.codec.decode(parts, self.shape, index, base)
+    def decode(self, base: LazyTensor, index: Index, device: torch.device = CPU) -> Delta:
+        """The slice `index` of the delta, decoded on a device; `base` is the base's tensor, whole and unread."""
+        parts = {name: OnDevice(part, device) for name, part in self.parts.items()}
+        return self.codec.decode(parts, self.shape, index, OnDevice(base, device))
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class StoredDelta:
     components: tuple[Component, ...] = ()
     rows: LazyTensor | None = field(default=None)
 
-    def decode(self, base: Tensor, index: Index) -> list[tuple[float, Delta]]:
-        """The slice `index` of the delta, as scaled summands; `base` is that slice of the base's tensor."""
-        return [(part.scale, part.decode(base, index)) for part in self.components]
+    def decode(self, base: LazyTensor, index: Index, device: torch.device = CPU) -> list[tuple[float, Delta]]:
+        """The slice `index` of the delta, as scaled summands; `base` is the base's tensor, whole and unread."""
+        return [(part.scale, part.decode(base, index, device)) for part in self.components]
 
     @property
     def replacement(self) -> LazyTensor | None:

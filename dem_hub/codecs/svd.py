@@ -1,7 +1,8 @@
 """Truncated singular value decompositions, the best approximation of a matrix at some rank (Eckart and Young, 1936).
 
-Up to `EXACT_SIZE` rows or columns from the eigenvectors of the Gram matrix in float64, 5 to 8 times faster than `torch.linalg.svd`;
-above that from a seeded randomised range finder with power iterations (Halko, Martinsson and Tropp, 2011, algorithm 4.4).
+A few directions of many come from a block Krylov space that starts at seeded random vectors (Musco and Musco, 2015, algorithm 2): it
+converges far faster than the power iterations of `torch.svd_lowrank`, on a flat spectrum, as training leaves it, above all. Most
+directions come from the eigenvectors of the Gram matrix in float64, 5 to 8 times faster than `torch.linalg.svd`.
 """
 
 import torch
@@ -11,8 +12,8 @@ from dem_hub.codecs.measure import squared_norm
 
 DEFAULT_RANK = 32
 EXACT_SIZE = 1024
-OVERSAMPLING = 16
-POWER_ITERATIONS = 4
+OVERSAMPLING = 8
+KRYLOV_STEPS = 6  # as many leave 1e-4 of the error, relative, above the best, on pure noise of width 1024 at rank 32
 _BLOCK = 1 << 22
 
 
@@ -53,17 +54,18 @@ def truncated_svd(matrix: Tensor, *, rank: int | None = None, energy: float | No
 
     ```
     """
-    rows, columns = matrix.shape
-    full = min(rows, columns)
-    if full <= EXACT_SIZE:
-        return _gram_svd(matrix, full if rank is None else min(rank, full), energy)
+    full = min(matrix.shape)
     if rank is not None:
-        return _randomised_svd(matrix, min(rank, full))
+        rank = min(rank, full)
+        few = (rank + OVERSAMPLING) * (KRYLOV_STEPS + 1) <= full // 2
+        return _krylov_svd(matrix, rank) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
     assert energy is not None
+    if full <= EXACT_SIZE:
+        return _gram_svd(matrix, full, energy)
     target = energy * squared_norm(matrix)
     tried = DEFAULT_RANK
     while True:
-        left, values, right = _randomised_svd(matrix, tried)
+        left, values, right = _krylov_svd(matrix, tried)
         held = values.double().square().cumsum(0)
         if held[-1] >= target or tried == full:
             count = min(int((held < target).sum()) + 1, len(values))
@@ -94,10 +96,22 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
     return left, values.float(), vectors.T.float()
 
 
-def _randomised_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.svd_lowrank` with a seed of its own: the same matrix gives the same factors."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # seeding seeds them all
-        torch.manual_seed(0)
-        size = min(rank + OVERSAMPLING, *matrix.shape)
-        left, values, right = torch.svd_lowrank(matrix, q=size, niter=POWER_ITERATIONS)
-    return left[:, :rank], values[:rank], right[:, :rank].T
+def _krylov_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best approximation within the span of X, (M'M)X, (M'M)^2 X ..., X = M' times random vectors of one seed."""
+    rows, columns = matrix.shape
+    if rows < columns:
+        right, values, left = _krylov_svd(matrix.T, rank)
+        return left.T, values, right.T
+    start = torch.randn(rows, rank + OVERSAMPLING, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    size = start.shape[1]
+    enough = min(columns, (KRYLOV_STEPS + 1) * size, max(columns // 2, 3 * size))  # past half of the columns all of them are cheaper
+    basis, block = matrix.new_zeros(columns, 0), matrix.T @ start
+    while True:
+        block = torch.linalg.qr((block - basis @ (basis.T @ block))[:, : enough - basis.shape[1]])[0]
+        basis = torch.cat([basis, block], dim=1)
+        if basis.shape[1] >= enough:
+            break
+        block = matrix.T @ (matrix @ block)
+    basis = torch.linalg.qr(basis)[0]  # a block that was almost all in the basis is, but for rounding, not orthogonal to it
+    left, values, right = _gram_svd(matrix @ basis, rank, None)
+    return left, values, right @ basis.T

@@ -17,7 +17,7 @@ from dem_hub.config import DEMConfig
 from dem_hub.demo.model import prepare_base
 from dem_hub.demo.texts import Distribution, load_distributions, write_distributions
 from dem_hub.demo.training import train, train_lora
-from dem_hub.hub import write_text
+from dem_hub.files import write_text
 from dem_hub.vector import DistributionVector
 
 if TYPE_CHECKING:

@@ -79,10 +79,10 @@ class CoefficientGradient:
         def collect(parameter: Tensor) -> None:
             key, stored = self.deltas[parameter]  # type: ignore[index]  # it is a parameter
             index = full_index(self.base[key].shape)
-            part = self.base.read(key, index).to(parameter.device)
+            lazy = self.base.lazy(key)
             slope = Delta(dense=parameter.grad)
             for place, delta in enumerate(stored):
-                for scale, decoded in delta.decode(part, index) if delta is not None else ():
+                for scale, decoded in delta.decode(lazy, index, parameter.device) if delta is not None else ():
                     gradient[place] += scale * inner(slope, decoded)
             parameter.grad = None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dem_hub.config import DEMConfig
 from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.hub import write_text
+from dem_hub.files import write_text
 from dem_hub.records import check_version, parse_json
 from dem_hub.search.acceptance import Acceptance
 from dem_hub.search.objective import Objective

@@ -15,7 +15,7 @@ from dem_hub.index import full_index
 
 def through(codec: Codec, delta: Tensor) -> Tensor:
     parts = {name: InMemory(part) for name, part in codec.encode(delta, delta, delta).items()}
-    return to_dense(codec.decode(parts, tuple(delta.shape), full_index(delta.shape), delta), delta)
+    return to_dense(codec.decode(parts, tuple(delta.shape), full_index(delta.shape), InMemory(delta)), delta)
 
 
 @pytest.fixture

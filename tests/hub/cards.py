@@ -1,0 +1,115 @@
+"""What the Hub makes of a README: metadata, the tags that searches find, and what it refuses.
+
+The rules are the Hub's documented ones as far as models need them; licences are checked by form, not against the Hub's list.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
+DOCS = "https://huggingface.co/docs/hub/model-cards#model-card-metadata"
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """The front matter; empty where there is none, or none that can be read."""
+    block = FRONT.match(text)
+    try:
+        found = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """One or several, as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def problems(text: str) -> tuple[list[str], list[str]]:
+    """What the Hub refuses in a README, and what it only warns of."""
+    block = FRONT.match(text)
+    if not block or not block[1].strip():
+        return [], [f"empty or missing yaml metadata in repo card ({DOCS})"]
+    try:
+        card = yaml.safe_load(block[1])
+    except yaml.YAMLError as error:
+        return [f"YAML metadata in README.md cannot be parsed: {error}"], []
+    if not isinstance(card, dict):
+        return ["YAML metadata in README.md must be a mapping"], []
+    return [
+        *_wrong_names(card),
+        *_wrong_ids(card, "base_model", "model"),
+        *_wrong_ids(card, "datasets", "dataset"),
+        *_wrong_results(card),
+    ], []
+
+
+def _wrong_names(card: Mapping[str, Any]) -> list[str]:
+    errors = [
+        f'"{key}" must be a string' for key in ("library_name", "pipeline_tag", "license_name") if not isinstance(card.get(key, ""), str)
+    ]
+    if any(not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(one)) for one in listed(card.get("license"))):
+        errors.append(f'"license" must be one of the Hub\'s identifiers, not {card["license"]!r}')
+    if "tags" in card and (not isinstance(card["tags"], list) or not all(isinstance(tag, str) for tag in card["tags"])):
+        errors.append('"tags" must be an array of strings')
+    if card.get("base_model_relation", "merge") not in RELATIONS:
+        errors.append(f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]')
+    return errors
+
+
+def _wrong_ids(card: Mapping[str, Any], key: str, noun: str) -> list[str]:
+    return [
+        f'"{key}[{place}]" with value "{one}" is not valid. Use a {noun} id from https://hf.co/{noun}s.'
+        for place, one in enumerate(listed(card.get(key)))
+        if not isinstance(one, str) or not REPO_ID.fullmatch(one)
+    ]
+
+
+def _wrong_results(card: Mapping[str, Any]) -> list[str]:
+    """What is missing from `model-index`."""
+    errors = []
+    for i, model in enumerate(listed(card.get("model-index"))):
+        if not isinstance(model, dict) or not model.get("name"):
+            errors.append(f'"model-index[{i}].name" is required')
+            continue
+        for j, result in enumerate(listed(model.get("results"))):
+            where = f"model-index[{i}].results[{j}]"
+            wanted = {"task.type": ("task", "type"), "dataset.name": ("dataset", "name"), "dataset.type": ("dataset", "type")}
+            errors += [f'"{where}.{name}" is required' for name, (part, field) in wanted.items() if not (result.get(part) or {}).get(field)]
+            for k, metric in enumerate(listed(result.get("metrics"))):
+                errors += [f'"{where}.metrics[{k}].{field}" is required' for field in ("type", "value") if metric.get(field) is None]
+    return errors
+
+
+def relation(card: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+    """How a model is related to its base: as the card says, or as the Hub infers."""
+    if card.get("base_model_relation") in RELATIONS:
+        return str(card["base_model_relation"])
+    if card.get("library_name") == "peft" or "adapter_config.json" in files:
+        return "adapter"
+    if any(path.endswith(".gguf") for path in files):
+        return "quantized"
+    return "merge" if len(listed(card.get("base_model"))) > 1 else "finetune"
+
+
+def tags(card: Mapping[str, Any], files: Mapping[str, Any]) -> list[str]:
+    """What `list_models(filter=...)` finds a model by."""
+    bases = [str(base) for base in listed(card.get("base_model"))]
+    found = [
+        *listed(card.get("library_name")),
+        *(name for name in ("safetensors", "gguf") if any(path.endswith(f".{name}") for path in files)),
+        *listed(card.get("pipeline_tag")),
+        *listed(card.get("tags")),
+        *listed(card.get("language")),
+        *(f"dataset:{one}" for one in listed(card.get("datasets"))),
+        *(f"base_model:{base}" for base in bases),
+        *(f"base_model:{relation(card, files)}:{base}" for base in bases),
+        *(f"license:{one}" for one in listed(card.get("license"))),
+        "region:us",
+    ]
+    return list(dict.fromkeys(map(str, found)))
