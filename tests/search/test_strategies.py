@@ -154,6 +154,20 @@ def test_gauss_newton_from_a_known_point(likelihoods: Callable[..., Likelihoods]
     assert found.best.value < found.trials[0].value
 
 
+@pytest.mark.parametrize(("n_trials", "cost"), [(4, 4), (5, 5), (8, 5), (9, 9)])
+def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], n_trials: int, cost: int) -> None:
+    """The table; with one more, the start that its logits give; with a step and its check, that."""
+    found = problem(likelihoods(), n_trials=n_trials)
+    GaussNewton().search(found)
+    assert found.num_forward == cost
+    assert (found.best.value < min(trial.value for trial in found.trials[:4])) is (cost > 4)
+
+
+def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., Likelihoods]) -> None:
+    with pytest.raises(ConfigError, match="n_trials is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"):
+        GaussNewton().search(problem(likelihoods(), n_trials=3))
+
+
 @pytest.mark.parametrize("kind", ["worst", "improvement"])
 def test_gauss_newton_for_other_objectives(likelihoods: Callable[..., Likelihoods], kind: Any) -> None:
     found, mean = (Problem(likelihoods(), Objective(name), Region.of([(0, 1.5)] * 3)) for name in (kind, "mean"))

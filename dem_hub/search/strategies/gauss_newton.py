@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dem_hub.errors import ConfigError
 from dem_hub.search.problem import Problem, Trial
 from dem_hub.search.quadratic import LocalModel
 from dem_hub.search.solve import Pull, best_point
@@ -33,8 +34,13 @@ class GaussNewton:
 
     def search(self, problem: Problem) -> None:
         """Start from the table's logits, or from a known point, and step."""
-        measured = problem.likelihoods
+        measured, limit = problem.likelihoods, problem.budget(usual_budget(problem.count))
         if problem.start is None or problem.quick:
+            if limit < problem.count + 1:
+                raise ConfigError(
+                    f"n_trials is {limit:g}, and the cross-loss table of {problem.count} vectors alone takes {problem.count + 1}. Allow "
+                    f"{usual_budget(problem.count)}, or use method='optuna'."
+                )
             measured.keep_table()
             for number in range(problem.count + 1):
                 problem.evaluate([float(number == place + 1) for place in range(problem.count)])
@@ -45,7 +51,7 @@ class GaussNewton:
                 return
         else:
             point = problem.inside(problem.start)
-        self._step(problem, point)
+        self._step(problem, point, limit)
 
     def _holds(self, problem: Problem, point: Tensor) -> bool:
         """Whether the start's point is as good as the algebra says: one forward pass."""
@@ -57,10 +63,11 @@ class GaussNewton:
             return False
         return True
 
-    def _step(self, problem: Problem, point: Tensor) -> None:
-        """Steps until they promise nothing more or the budget is spent."""
-        measured, cost = problem.likelihoods, problem.count + 1
-        limit = problem.budget(usual_budget(problem.count))
+    def _step(self, problem: Problem, point: Tensor, limit: float) -> None:
+        """Steps until they promise nothing more, or the budget has no room for another and its check."""
+        measured, cost = problem.likelihoods, problem.count + 2
+        if problem.num_forward + cost > limit + 1e-9 >= problem.num_forward + 1:
+            problem.evaluate(point)
         while measured.num_forward + cost <= limit + 1e-9:
             model = measured.statistics(point.tolist())
             here = problem.evaluate(point)

@@ -15,6 +15,7 @@ from dem_hub.errors import ConfigError, MissingDependencyError
 from dem_hub.search.problem import Problem
 
 _STEPS = 60
+_TOLERANCE = 1e-5  # of the loss, from step to step
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,6 @@ class Gradient:
 
         start = problem.inside(problem.start or (0.5,) * problem.count)
         try:
-            minimize(function, start.numpy(), jac=True, method="L-BFGS-B", bounds=problem.bounds(), options={"ftol": 1e-7})
+            minimize(function, start.numpy(), jac=True, method="L-BFGS-B", bounds=problem.bounds(), options={"ftol": _TOLERANCE})
         except SpentError:
             problem.notes.append(f"The gradient's budget of {limit:g} forward passes ended before it had converged.")
