@@ -39,7 +39,7 @@ class CrossLoss:
         """From what has been measured; models that have not been are left out."""
         count = len(measured.names)
         points = {BASE: (0.0,) * count} | {name: tuple(float(i == j) for j in range(count)) for i, name in enumerate(measured.names)}
-        known = {model: measured.window_totals(point) for model, point in points.items() if measured.is_known(point)}
+        known = {model: measured.known_totals(point) for model, point in points.items() if measured.is_known(point)}
         return cls(
             {
                 model: {

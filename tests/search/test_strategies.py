@@ -1,5 +1,7 @@
 """Every strategy: inside its bounds and its budget, better than what anyone would try; and what only one of them promises."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from counters import Counters
 
 from dem_hub import DEMModel
-from dem_hub.errors import ConfigError
+from dem_hub.errors import ConfigError, MissingDependencyError
 from dem_hub.search import GaussNewton, Gradient, Grid, Optuna, TrustRegion, Uniform
 from dem_hub.search.data import Window
 from dem_hub.search.likelihoods import Likelihoods
@@ -241,6 +243,26 @@ def test_a_sampler_of_ones_own() -> None:
     found = problem(Bowl((0.5, 0.3)), n_trials=12)
     Optuna(optuna.samplers.TPESampler(seed=0, n_startup_trials=3)).search(found)
     assert len(found.trials) == 12
+
+
+@pytest.mark.parametrize(("strategy", "package"), [(Optuna("tpe"), "optuna"), (Optuna("gp"), "scipy"), (Optuna("cmaes"), "cmaes")], ids=str)
+def test_a_package_that_is_missing(strategy: Strategy, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names it and the extra; `None` among the modules is how Python itself marks what cannot be imported."""
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=f"{package}.*pip install 'dem-hub\\[search\\]'"):
+        strategy.search(problem(Bowl((0.5, 0.3)), n_trials=2))
+
+
+def test_gradient_without_scipy(likelihoods: Callable[..., Likelihoods], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(MissingDependencyError, match="method='gradient' needs SciPy"):
+        Gradient().search(problem(likelihoods()))
+
+
+def test_gradient_takes_no_sum(likelihoods: Callable[..., Likelihoods]) -> None:
+    with pytest.raises(ConfigError, match="method='gradient' takes bounds and no max_sum"):
+        Gradient().search(problem(likelihoods(), max_sum=1.0))
 
 
 def test_no_such_sampler() -> None:

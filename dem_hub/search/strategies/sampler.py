@@ -4,6 +4,7 @@ The first trials are points that anyone would try (the base, each vector alone, 
 processes share (a journal file, a database), they share one study; the trials of all of them count.
 """
 
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,8 @@ class Optuna:
             return self.sampler
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLERS)}, or a sampler of Optuna's.")
+        if self.sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
+            raise MissingDependencyError("The sampler 'cmaes' needs the package cmaes: pip install 'dem-hub[search]'")
         options: dict[str, Any] = {"seed": seed}
         if self.sampler == "gp":
             options |= {"n_startup_trials": startup, "deterministic_objective": True}
