@@ -139,7 +139,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         measure = Likelihoods(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
         judge = Likelihoods(model, held, kept, batch_size=batch_size)
     start = before.start(measure.names)
-    problem = Problem(measure, goal, region, n_trials, start, before.has_logits and n_trials is None, seed, callback)
+    quick = start is not None and before.has_logits and n_trials is None
+    problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
     problem.notes += [reason] if reason else []
     if judge is not None:
         _warn_of_few(problem)
