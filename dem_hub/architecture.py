@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["linear", "conv1d", "embedding"]
 
+# PEFT puts no LoRA on the `out_proj` of these, whose kernels read its weight past the module.
+MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+
 
 @dataclass(frozen=True)
 class Module:
@@ -120,7 +123,8 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     for key, name in names.items():
         owner, _, attribute = name.rpartition(".")
         kind = _kind(by_name.get(owner))
-        if attribute == "weight" and kind is not None:
+        refused = config.model_type in MAMBAS and owner.rpartition(".")[2] == "out_proj"
+        if attribute == "weight" and kind is not None and not refused:
             modules[key] = Module(owner, kind)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))

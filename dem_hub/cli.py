@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
+from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.search_command import add_search
 
 if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
+    from dem_hub.recipe import OpenedRecipe
     from dem_hub.vector import DistributionVector
 
 _CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
-
-_SEARCH_OPTIONS = (
-    "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_search, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, _add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -87,37 +86,14 @@ def _add_merge(commands: Any) -> None:
     parser.set_defaults(run=_merge)
 
 
-def _add_search(commands: Any) -> None:
-    parser = commands.add_parser("search", help="find the coefficients with the lowest validation loss, and write the recipe")
-    parser.add_argument("base", help="Hub id or folder of the base")
-    parser.add_argument("--vector", action="append", required=True, metavar="ID[@REVISION][//SUBFOLDER]", help="a vector; repeat")
-    parser.add_argument(
-        "--data", action="append", required=True, metavar="NAME=FILE", help="validation data: a text, or JSONL rows; repeat"
-    )
-    parser.add_argument("-o", "--output", required=True, help="folder for the recipe and all that was measured")
-    parser.add_argument("--method", default="auto", help="gauss_newton, gradient, quadratic, optuna, grid, uniform or auto (default)")
-    parser.add_argument("--sampler", help="optuna: gp (default), tpe, cmaes, nsgaii or random")
-    parser.add_argument("--storage", help="optuna: a journal file or a database URL, for several processes that share one study")
-    parser.add_argument("--objective", default="mean", choices=("mean", "worst", "improvement"), help="of the distributions' losses")
-    parser.add_argument("--weight", action="append", default=[], metavar="NAME=NUMBER", help="of a distribution in the objective; repeat")
-    parser.add_argument(
-        "--bounds", nargs=2, type=float, default=(0.0, 1.5), metavar=("LOW", "HIGH"), help="of a coefficient (default 0 1.5)"
-    )
-    parser.add_argument("--max-sum", type=float, help="the most that the coefficients may sum to")
-    parser.add_argument("--n-trials", type=float, help="forward passes over the data at most (default: what the method needs)")
-    parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
-    parser.add_argument("--earlier", help="folder of an earlier search or recipe to go on from")
-    parser.add_argument("--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass")
-    parser.add_argument("--store", help="folder for everything measured; a search that was killed goes on from there")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of samplers (default 0)")
-    parser.add_argument("--dtype", default="float32", help="of the model searched on (default float32)")
-    parser.add_argument("--device-map", help="as in transformers, for instance auto")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass (default 8)")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
-    parser.add_argument("--packing", action="store_true", help="let documents share windows")
-    parser.add_argument("--plot", help="a picture of the search, PNG or SVG")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_search)
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write the weighted sum of vectors as one PEFT LoRA adapter")
+    parser.add_argument("model", help="a base (with --vector) or a recipe")
+    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
+    parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
+    parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
+    parser.set_defaults(run=_export)
 
 
 def _add_eval(commands: Any) -> None:
@@ -175,18 +151,34 @@ def _extract(options: argparse.Namespace) -> None:
         print(f"auto: {vector.config.choice}")
 
 
-def _merge(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from dem_hub.export import export
+def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRecipe":
+    """The model and vectors that a command names."""
     from dem_hub.recipe import open_base_and_vectors, open_recipe
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
     vectors = {
-        VectorSource.parse(name): _number(value, f"coefficient of '{name}'") for name, value in (_split(text) for text in options.vector)
+        VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
     }
-    opened = open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=not options.allow_base_mismatch)
+    return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dem_hub.concatenation import export_adapter
+
+    made = export_adapter(_open(options), Path(options.output), rank=options.rank)
+    print(f"{options.output}: rank {min(made.ranks)} to {max(made.ranks)}, relative error {made.error:.3g}")
+    if made.left_out:
+        names = ", ".join(made.left_out[:3]) + (" ..." if len(made.left_out) > 3 else "")
+        print(f"left out, as no LoRA can change them: {len(made.left_out)} tensors ({names})")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from dem_hub.export import export
+
+    opened = _open(options, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
     export(
@@ -197,36 +189,6 @@ def _merge(options: argparse.Namespace) -> None:
         allow_base_mismatch=options.allow_base_mismatch,
     )
     print(options.output)
-
-
-def _search(options: argparse.Namespace) -> None:
-    from dem_hub.report import table
-    from dem_hub.search import Optuna, search_coefficients
-    from dem_hub.search.summary import cost_text, result_data, result_tables
-
-    method = options.method
-    if options.sampler or options.storage:
-        if method not in ("auto", "optuna"):
-            raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
-        method = Optuna(options.sampler or "gp", storage=options.storage)
-    result = search_coefficients(
-        options.base,
-        options.vector,
-        {name: Path(file) for name, file in (_split(text) for text in options.data)},
-        method=method,
-        objective=options.objective,
-        weights={name: _number(value, f"weight of '{name}'") for name, value in (_split(text) for text in options.weight)},
-        bounds=tuple(options.bounds),
-        device_map=options.device_map,
-        **{name: getattr(options, name) for name in _SEARCH_OPTIONS},
-    )
-    result.save_pretrained(options.output, with_logits=options.with_logits)
-    if options.plot:
-        result.plot(options.plot)
-    if options.json:
-        print(json.dumps(result_data(result)))
-    else:
-        print("\n\n".join([*(table(head, rows) for head, rows in result_tables(result)), cost_text(result)]))
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -246,7 +208,7 @@ def _eval(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
 
-    files = dict(_split(text) for text in options.data)
+    files = dict(split_pair(text) for text in options.data)
     reader = Reader(load_tokenizer, options.max_length)
     data = {name: reader.windows(Path(file)) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
@@ -325,20 +287,6 @@ def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparis
 
     source = VectorSource.parse(base) if base else vectors[0].base.source
     return compare(vectors, Base(resolve(source, MODEL_FILES)))
-
-
-def _split(text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise ConfigError(f"'{text}' is not NAME=VALUE.")
-    return name, value
-
-
-def _number(text: str, what: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"The {what} is '{text}', which is not a number.") from error
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ OPTIONS = {
         "--plot",
         "--json",
     ],
+    "export": ["model", "--vector", "--output", "--peft", "--rank"],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
     "push": [
         "folder",
