@@ -83,6 +83,7 @@ def _add_merge(commands: Any) -> None:
     parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
     parser.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
     parser.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
+    parser.add_argument("--dry-run", action="store_true", help="check everything from the headers, say what it will take, and stop")
     parser.set_defaults(run=_merge)
 
 
@@ -176,19 +177,16 @@ def _export(options: argparse.Namespace) -> None:
 def _merge(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from dem_hub.export import export
+    from dem_hub.export import export, preview_export
 
     opened = _open(options, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
-    export(
-        opened,
-        Path(options.output),
-        dtype=options.dtype,
-        max_shard_size=options.max_shard_size,
-        allow_base_mismatch=options.allow_base_mismatch,
-    )
-    print(options.output)
+    target, details = Path(options.output), {"dtype": options.dtype, "allow_base_mismatch": options.allow_base_mismatch}
+    print(preview_export(opened, target, **details), file=sys.stderr)
+    if not options.dry_run:
+        export(opened, target, max_shard_size=options.max_shard_size, **details)
+        print(options.output)
 
 
 def _eval(options: argparse.Namespace) -> None:

@@ -45,6 +45,10 @@ class PushConflictError(DemHubError, RuntimeError):
     """Somebody else changed the same files on the Hub in between."""
 
 
+class DiskSpaceError(DemHubError, OSError):
+    """There is less room on the disk than a result takes; found out before anything is written."""
+
+
 class MissingDependencyError(DemHubError, ImportError):
     """An optional package is needed; the message says how to install it."""
 

@@ -31,7 +31,17 @@ OPTIONS = {
         "--seed",
     ],
     "info": ["paths", "--base", "--tensors", "--json"],
-    "merge": ["model", "--vector", "--output", "--dtype", "--rounding", "--rounding-seed", "--max-shard-size", "--allow-base-mismatch"],
+    "merge": [
+        "model",
+        "--vector",
+        "--output",
+        "--dtype",
+        "--rounding",
+        "--rounding-seed",
+        "--max-shard-size",
+        "--allow-base-mismatch",
+        "--dry-run",
+    ],
     "search": [
         "base",
         "--vector",

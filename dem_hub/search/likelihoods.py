@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import CoefficientError
-from dem_hub.search import parallel
+from dem_hub.search import processes
 from dem_hub.search.data import Window, digest
 from dem_hub.search.forward import is_seq2seq, scored_tokens, totals
 from dem_hub.search.gradients import CoefficientGradient
@@ -82,7 +82,7 @@ class Likelihoods:
         if missing:
             self.move_to(point)
         for name in missing:
-            part = totals(self.model, list(parallel.mine(self.data[name])), self.batch_size)
+            part = totals(self.model, list(processes.mine(self.data[name])), self.batch_size)
             self._put_totals(name, point, part)
         for name in self.data:
             self._pay(self._score_key(name, point), self._sizes[name])
@@ -123,10 +123,10 @@ class Likelihoods:
         if block is not None and scored and (vector is None or vector in block.moves):
             return
         self.move_to(point)
-        windows = list(parallel.mine(self.data[name]))
+        windows = list(processes.mine(self.data[name]))
         if vector is None:
-            limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // len(self.data) // parallel.world_size()
-            own = list(parallel.mine(self.tokens[name]))
+            limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // len(self.data) // processes.world_size()
+            own = list(processes.mine(self.tokens[name]))
             part, block = keep_logits(self.model, windows, choose_windows(own, limit), self.batch_size)
             self.store.put_block(key, block)
         else:
@@ -145,7 +145,7 @@ class Likelihoods:
             block = self.store.block(f"{self._place} {self.digests[name]}")
             assert block is not None, "keep_table comes first"
             sums = block.sums(self.keys, offsets, 1.0, self.model.device)
-            parts[name] = Sums(parallel.total(sums.values, self.model.device)).quadratic()
+            parts[name] = Sums(processes.total(sums.values, self.model.device)).quadratic()
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
     def statistics(self, point: Sequence[float]) -> LocalModel:
@@ -166,13 +166,13 @@ class Likelihoods:
         step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
         moved = [tuple(value + step * (i == j) for j, value in enumerate(point)) for i in range(len(point))]
         sums = {name: Sums.zeros(len(self.names)) for name in self.data}
-        found = {name: torch.zeros(len(parallel.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()}
+        found = {name: torch.zeros(len(processes.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()}
         from huggingface_hub.utils import tqdm
 
         for part in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
             self.move_to(point)
             blocks: dict[str, Block] = {}
-            chosen = {name: [parallel.mine(self.data[name])[place] for place in places] for name, places in part.items()}
+            chosen = {name: [processes.mine(self.data[name])[place] for place in places] for name, places in part.items()}
             for name, windows in chosen.items():
                 values, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
                 found[name][part[name]] = values
@@ -184,14 +184,14 @@ class Likelihoods:
                 sums[name].values += block.sums(self.keys, dict.fromkeys(self.keys, 0.0), 1 / step, self.model.device).values
         for name in self.data:
             self._put_totals(name, point, found[name])
-        parts = {name: Sums(parallel.total(value.values, self.model.device)).quadratic() for name, value in sums.items()}
+        parts = {name: Sums(processes.total(value.values, self.model.device)).quadratic() for name, value in sums.items()}
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
     def _parts(self) -> list[dict[str, list[int]]]:
         """This process's windows, by distribution, in parts whose logits fit in memory."""
-        limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // parallel.world_size()
-        everything = [(name, place) for name, windows in self.data.items() for place in range(len(parallel.mine(windows)))]
-        counts = [parallel.mine(self.tokens[name])[place] for name, place in everything]
+        limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // processes.world_size()
+        everything = [(name, place) for name, windows in self.data.items() for place in range(len(processes.mine(windows)))]
+        counts = [processes.mine(self.tokens[name])[place] for name, place in everything]
         parts: list[dict[str, list[int]]] = []
         for places in parts_of(counts, limit):
             parts.append({})
@@ -208,8 +208,8 @@ class Likelihoods:
             self.move_to(point)
             slopes = {}
             for name, windows in self.data.items():
-                found, slope = self._gradient(list(parallel.mine(windows)), self.batch_size)
-                slopes[name] = (parallel.total(slope, self.model.device) / sum(self.tokens[name])).tolist()
+                found, slope = self._gradient(list(processes.mine(windows)), self.batch_size)
+                slopes[name] = (processes.total(slope, self.model.device) / sum(self.tokens[name])).tolist()
                 self._put_totals(name, point, found)
             self.store.put(key, list(slopes.values()))
         self._pay(key, 3 * sum(self._sizes.values()))
@@ -228,8 +228,8 @@ class Likelihoods:
         if self._score_key(name, point) in self.store:
             return
         whole = torch.zeros(len(self.data[name]), dtype=torch.float64)
-        whole[parallel.rank() :: parallel.world_size()] = mine
-        self.store.put(self._score_key(name, point), parallel.total(whole, self.model.device).tolist())
+        whole[processes.rank() :: processes.world_size()] = mine
+        self.store.put(self._score_key(name, point), processes.total(whole, self.model.device).tolist())
 
     def _point_key(self, point: Sequence[float]) -> str:
         return ",".join(sorted(f"{key}={float(value)!r}" for key, value in zip(self.keys, point, strict=True) if value))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.logits import Block
-from dem_hub.search.parallel import rank, world_size
+from dem_hub.search.processes import rank, world_size
 
 _LINES = "measured.jsonl"
 _LOGITS = "logits"

@@ -16,7 +16,7 @@ import torch
 from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import ConfigError, refuse
 from dem_hub.records import VectorSource
-from dem_hub.search import parallel
+from dem_hub.search import processes
 from dem_hub.search.acceptance import Acceptance, accept, expected_excess, rivals
 from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
 from dem_hub.search.forward import is_seq2seq
@@ -121,7 +121,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
         )
-    parallel.join()
+    processes.join()
     strategy, reason = choose(method, len(vectors), is_score=score is not None)
     goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
     names = list(eval_datasets or {"score": None})
@@ -139,7 +139,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         measure = Likelihoods(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
         judge = Likelihoods(model, held, kept, batch_size=batch_size)
     start = before.start(measure.names)
-    quick = start is not None and before.has_logits and n_trials is None
+    quick = start is not None and before.has_logits
     problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
     problem.notes += [reason] if reason else []
     if judge is not None:

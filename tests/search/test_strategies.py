@@ -271,7 +271,7 @@ def test_no_such_sampler() -> None:
 
 
 def test_studies_in_one_storage_share_their_trials(tmp_path: Any) -> None:
-    """One after the other here; two processes at once in test_parallel."""
+    """One after the other here; two processes at once in test_processes."""
     first, second = problem(Bowl((0.5, 0.3)), n_trials=8), problem(Bowl((0.5, 0.3)), n_trials=8)
     for each in (first, second):
         Optuna("tpe", storage=str(tmp_path / "journal.log")).search(each)

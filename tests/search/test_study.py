@@ -188,6 +188,7 @@ def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
     assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
     assert any("The kept logits promised" in note for note in three.notes)
     assert three.loss == pytest.approx(search().loss, abs=5e-3)
+    assert search(earlier=search("up", "down"), n_trials=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
 
 
 def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:

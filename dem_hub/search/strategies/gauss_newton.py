@@ -36,7 +36,7 @@ class GaussNewton:
         """Start from the table's logits, or from a known point, and step."""
         measured, limit = problem.likelihoods, problem.budget(usual_budget(problem.count))
         if problem.start is None or problem.quick:
-            if limit < problem.count + 1:
+            if limit < problem.count + 1 and not problem.quick:
                 raise ConfigError(
                     f"n_trials is {limit:g}, and the cross-loss table of {problem.count} vectors alone takes {problem.count + 1}. Allow "
                     f"{usual_budget(problem.count)}, or use method='optuna'."
