@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dem_hub.config import DEMConfig
     from dem_hub.loading import DEMModel
     from dem_hub.records import VectorSource
-    from dem_hub.search import search_coefficients
+    from dem_hub.search import SearchResult, search_coefficients
     from dem_hub.store import VectorStore
     from dem_hub.vector import DistributionVector
 
@@ -24,6 +24,7 @@ _HOMES = {
     "DEMConfig": "dem_hub.config",
     "DEMModel": "dem_hub.loading",
     "DistributionVector": "dem_hub.vector",
+    "SearchResult": "dem_hub.search",
     "VectorSource": "dem_hub.records",
     "VectorStore": "dem_hub.store",
     "list_vectors": "dem_hub.catalog",
@@ -34,6 +35,7 @@ __all__ = [
     "DEMConfig",
     "DEMModel",
     "DistributionVector",
+    "SearchResult",
     "VectorSource",
     "VectorStore",
     "__version__",

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
+from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.search_command import add_search
 
 if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_export, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, _add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -156,7 +158,9 @@ def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRec
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
-    vectors = {VectorSource.parse(name): _number(value, name) for name, value in (_split(text) for text in options.vector)}
+    vectors = {
+        VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
+    }
     return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
 
 
@@ -190,7 +194,8 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dem_hub.report import table
-    from dem_hub.search.objective import as_windows, evaluate
+    from dem_hub.search.data import Reader
+    from dem_hub.search.objective import evaluate
 
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
@@ -201,8 +206,9 @@ def _eval(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
 
-    files = dict(_split(text) for text in options.data)
-    data = {name: as_windows(load_tokenizer, Path(file), options.max_length) for name, file in files.items()}
+    files = dict(split_pair(text) for text in options.data)
+    reader = Reader(load_tokenizer, options.max_length)
+    data = {name: reader.windows(Path(file)) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     scores = evaluate(model, data, options.batch_size)
     if options.json:
@@ -279,20 +285,6 @@ def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparis
 
     source = VectorSource.parse(base) if base else vectors[0].base.source
     return compare(vectors, Base(resolve(source, MODEL_FILES)))
-
-
-def _split(text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise ConfigError(f"'{text}' is not NAME=VALUE.")
-    return name, value
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"The coefficient of '{name}' is '{text}', which is not a number.") from error
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class AttachedRecipe:
         """
         recipe = self.config.with_coefficients(coefficients)
         self._check_in_place()
-        self._merge_again(self._open(), recipe)
+        self._merge_again(self.open(), recipe)
 
     def switch(self, recipe: str | os.PathLike[str] | VectorSource) -> None:
         """Become another recipe over the same base, in place: as a fresh load of it, but in this model's dtype and on its devices.
@@ -101,7 +101,7 @@ class AttachedRecipe:
         ```
         """
         self._check_in_place()
-        here, source = self._open(), VectorSource.parse(recipe)
+        here, source = self.open(), VectorSource.parse(recipe)
         if str(source) not in self._others:
             self._others[str(source)] = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
         there = self._others[str(source)]
@@ -113,14 +113,15 @@ class AttachedRecipe:
         self._merge_again(there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures))
         self._opened = there
 
-    def _open(self) -> OpenedRecipe:
+    def open(self) -> OpenedRecipe:
+        """The base and the vectors on disk, opened when they are first needed."""
         if self._opened is None:
             self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
         return self._opened
 
     def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig) -> None:
         """Put the sum of a recipe over these vectors in the place of the present one, or leave everything as it is."""
-        old = self._open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
+        old = self.open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
         new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
         names = [name for name in new.base if old.active(name) or new.active(name)]
         for name in names:

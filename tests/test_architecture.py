@@ -16,7 +16,7 @@ LONGEST = 350  # lines of a module
 LAYERS = [
     "_version", "errors", "records", "files", "integrity", "hub", "push", "catalog", "vector_config", "card", "publication", "plot", "config", "index", "checkpoint", "shards", "fingerprint", "rounding", "parallel", "codecs", "architecture",
     "adapter", "adapter_writer", "contents", "base", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "preview", "recipe", "export", "sharing", "concatenation", "remerging", "loading", "search",
-    "callback", "report", "demo", "registration", "cli", "__init__",
+    "callback", "report", "demo", "registration", "arguments", "search_command", "cli", "__init__",
 ]  # fmt: skip
 
 # Loaded when first needed, or never.
