@@ -109,9 +109,8 @@ def _remembered(path: Path, kind: Callable[[Path], str]) -> str:
     known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
     with suppress(OSError, ValueError):
         remembered = json.loads(memory.read_text("utf-8"))
-        found = str(remembered.pop("hash"))
-        if remembered == known:
-            return found
+        if isinstance(remembered, dict) and remembered == {**known, "hash": remembered.get("hash")}:
+            return str(remembered["hash"])
     found = kind(path)
     with suppress(OSError):  # a cache that may only be read is hashed each time
         memory.parent.mkdir(exist_ok=True)
