@@ -121,7 +121,7 @@ def _download(source: VectorSource, files: tuple[str, ...], options: HubOptions)
     verify_downloads(
         source.repo_id, [snapshot / name for name in filter_repo_objects(here, allow_patterns=wanted, ignore_patterns=ignored)]
     )
-    if "*.safetensors" in files and not any(name.endswith(".safetensors") for name in here):
+    if any(name.endswith(".safetensors") for name in files) and not any(name.endswith(".safetensors") for name in here):
         _refuse_pickles(source, snapshot.name, options)
     return snapshot
 
@@ -132,11 +132,13 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
         return
     with contact(*_looking(source)):
         names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
-    pickles = [name for name in names if name.startswith(source.subfolder) and name.endswith(PICKLES)]
+    pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if pickles:
+        adapter = any(name.rpartition("/")[2].startswith("adapter_") for name in pickles)
+        load = "PeftModel.from_pretrained(base, '{}')" if adapter else "AutoModel.from_pretrained('{}', use_safetensors=False)"
         raise CheckpointError(
             f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. If you trust them, "
-            f"convert them: AutoModel.from_pretrained('{source.repo_id}', use_safetensors=False).save_pretrained(folder) writes safetensors."
+            f"convert them: {load.format(source.repo_id)}.save_pretrained(folder) writes safetensors."
         )
 
 

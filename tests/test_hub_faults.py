@@ -10,7 +10,7 @@ import pytest
 import torch
 from hub.server import Hub
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-from published import BASE, RECIPE, STORE, VECTOR, Published
+from published import BASE, RECIPE, STORE, VECTOR, Published, keep_only
 
 from dem_hub import DEMModel, DistributionVector, VectorStore
 from dem_hub.errors import CheckpointError, HubError, PushConflictError
@@ -225,13 +225,6 @@ def test_push(hub: Hub, published: Published, operation: str, step: str, what: d
     assert (there == {}) == (error is not None), "half a push"
     push(published)
     assert_whole(hub, operation, published)
-
-
-def keep_only(hub: Hub, repo_id: str) -> None:
-    """Take everything else from the Hub, which does not ask for large files that it has."""
-    hub.store.repos = {key: repo for key, repo in hub.store.repos.items() if key == ("models", repo_id)}
-    kept = {blob.sha256 for repo in hub.store.repos.values() for commit in repo.commits.values() for blob in commit.files.values()}
-    hub.store.contents = {sha256: data for sha256, data in hub.store.contents.items() if sha256 in kept}
 
 
 def assert_whole(hub: Hub, operation: str, published: Published) -> None:
