@@ -28,7 +28,8 @@ from dem_hub.codecs import to_dense
 from dem_hub.hub import MODEL_FILES, resolve
 from dem_hub.index import full_index
 from dem_hub.records import VectorSource
-from dem_hub.search.objective import as_windows, evaluate
+from dem_hub.search.data import Reader, Window
+from dem_hub.search.objective import evaluate
 
 WINDOW = 256  # tokens
 CODECS: dict[str, dict[str, Any]] = {
@@ -51,15 +52,15 @@ CODECS: dict[str, dict[str, Any]] = {
 EXACT = {"exact": {"codec": "exact"}}
 
 
-def read_windows(folder: Path, name: str, side: str, tokens: int) -> list[list[int]]:
+def read_windows(folder: Path, name: str, side: str, tokens: int) -> list[Window]:
     """Windows of about so many tokens in all, evenly spread over the text that a fine-tune is for."""
     file = folder / "texts" / f"{Path(name).name.split('-')[0]}.{side}.jsonl"
-    windows = as_windows(lambda: AutoTokenizer.from_pretrained(folder / "base"), file, WINDOW)
+    windows = Reader(lambda: AutoTokenizer.from_pretrained(folder / "base"), WINDOW).windows(file)
     count = min(len(windows), max(1, round(tokens * len(windows) / sum(map(len, windows)))))
     return [windows[len(windows) * i // count] for i in range(count)]
 
 
-def losses(model: PreTrainedModel, data: Mapping[str, list[list[int]]]) -> dict[str, float]:
+def losses(model: PreTrainedModel, data: Mapping[str, list[Window]]) -> dict[str, float]:
     """The mean loss of a token of each text, in float32."""
     return {name: score.loss for name, score in evaluate(model.float(), data).items()}
 
@@ -129,7 +130,7 @@ def sums(
                 paths.setdefault(label, []).append(path)
         reference = "dense bfloat16"
         if point is None:
-            point = search_coefficients(base, list(map(str, paths[reference])), data, n_trials=14, dtype="float32").best.coefficients
+            point = search_coefficients(base, list(map(str, paths[reference])), data, held_out=0).best.coefficients
         print("\nbase" + "".join(f" + {value:.3f} {name}" for name, value in zip(names, point, strict=True)), flush=True)
         print(f"| codec | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
         full: dict[str, float] = {}

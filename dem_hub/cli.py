@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
+from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.search_command import add_search
 
 if TYPE_CHECKING:
     from dem_hub.comparison import Comparison
+    from dem_hub.recipe import OpenedRecipe
     from dem_hub.vector import DistributionVector
 
 _CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, _add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -80,7 +83,18 @@ def _add_merge(commands: Any) -> None:
     parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
     parser.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
     parser.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
+    parser.add_argument("--dry-run", action="store_true", help="check everything from the headers, say what it will take, and stop")
     parser.set_defaults(run=_merge)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write the weighted sum of vectors as one PEFT LoRA adapter")
+    parser.add_argument("model", help="a base (with --vector) or a recipe")
+    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
+    parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
+    parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
+    parser.set_defaults(run=_export)
 
 
 def _add_eval(commands: Any) -> None:
@@ -138,24 +152,39 @@ def _extract(options: argparse.Namespace) -> None:
         print(f"auto: {vector.config.choice}")
 
 
-def _merge(options: argparse.Namespace) -> None:
-    from dem_hub.export import export
+def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRecipe":
+    """The model and vectors that a command names."""
     from dem_hub.recipe import open_base_and_vectors, open_recipe
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
-    vectors = {VectorSource.parse(name): _number(value, name) for name, value in (_split(text) for text in options.vector)}
-    opened = open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=not options.allow_base_mismatch)
+    vectors = {
+        VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
+    }
+    return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from dem_hub.concatenation import export_adapter
+
+    made = export_adapter(_open(options), Path(options.output), rank=options.rank)
+    print(f"{options.output}: rank {min(made.ranks)} to {max(made.ranks)}, relative error {made.error:.3g}")
+    if made.left_out:
+        names = ", ".join(made.left_out[:3]) + (" ..." if len(made.left_out) > 3 else "")
+        print(f"left out, as no LoRA can change them: {len(made.left_out)} tensors ({names})")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from dem_hub.export import export, preview_export
+
+    opened = _open(options, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
-    export(
-        opened,
-        Path(options.output),
-        dtype=options.dtype,
-        max_shard_size=options.max_shard_size,
-        allow_base_mismatch=options.allow_base_mismatch,
-    )
-    print(options.output)
+    target, details = Path(options.output), {"dtype": options.dtype, "allow_base_mismatch": options.allow_base_mismatch}
+    print(preview_export(opened, target, **details), file=sys.stderr)
+    if not options.dry_run:
+        export(opened, target, max_shard_size=options.max_shard_size, **details)
+        print(options.output)
 
 
 def _eval(options: argparse.Namespace) -> None:
@@ -163,7 +192,8 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dem_hub.report import table
-    from dem_hub.search.objective import as_windows, evaluate
+    from dem_hub.search.data import Reader
+    from dem_hub.search.objective import evaluate
 
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
@@ -174,8 +204,9 @@ def _eval(options: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
 
-    files = dict(_split(text) for text in options.data)
-    data = {name: as_windows(load_tokenizer, Path(file), options.max_length) for name, file in files.items()}
+    files = dict(split_pair(text) for text in options.data)
+    reader = Reader(load_tokenizer, options.max_length)
+    data = {name: reader.windows(Path(file)) for name, file in files.items()}
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
     scores = evaluate(model, data, options.batch_size)
     if options.json:
@@ -254,20 +285,6 @@ def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparis
 
     source = VectorSource.parse(base) if base else vectors[0].base.source
     return compare(vectors, Base(resolve(source, MODEL_FILES)))
-
-
-def _split(text: str) -> tuple[str, str]:
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise ConfigError(f"'{text}' is not NAME=VALUE.")
-    return name, value
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"The coefficient of '{name}' is '{text}', which is not a number.") from error
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ class HubError(DemHubError, OSError):
     """The line to the Hub failed, or the Hub itself did; another try may succeed."""
 
 
+class DiskSpaceError(DemHubError, OSError):
+    """There is less room on the disk than a result takes; found out before anything is written."""
+
+
 class MissingDependencyError(DemHubError, ImportError):
     """An optional package is needed; the message says how to install it."""
 

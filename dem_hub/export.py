@@ -24,9 +24,11 @@ from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import copy_side_files
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
+from dem_hub.parallel import in_order
+from dem_hub.preview import Preview, preview
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import TensorWriter
+from dem_hub.shards import Outline, write_outlined
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -48,25 +50,21 @@ def export(
 
     Raises:
         `ConfigError`: an unknown dtype, or the base's own folder as the target.
+        `DiskSpaceError`: less is free there than it takes.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
     from huggingface_hub.utils import tqdm
 
-    chosen = dtype or opened.recipe.dtype
-    if chosen is not None and chosen not in _DTYPES:
-        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
-    if target.resolve() == opened.base.folder.resolve():
-        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
-    wanted = _DTYPES[chosen] if chosen is not None else None
-    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
+    merge, wanted, chosen = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
+    preview(merge, target, wanted)
     cpu = torch.device("cpu")
+    kinds = {name: _kind(info.torch_dtype, wanted) for name, info in sorted(merge.base.items())}
+    outlines = [Outline(name, CODES[kind], merge.shape(name)) for name, kind in kinds.items()]
+    jobs = [(name, part) for name in kinds for part in merge.parts(name, full_index(merge.shape(name)), cpu)]
+    merged = in_order(lambda job: merge.part(*job, cpu, kinds[job[0]]), jobs)
+    blocks = iter(tqdm(merged, total=len(jobs), desc="Merging", unit="block", delay=1))
     with atomic_folder(target) as folder:
-        writer = TensorWriter(folder, "model", max_shard_size)
-        for name, info in tqdm(sorted(merge.base.items()), desc="Merging", unit="tensor", delay=1):
-            shape = merge.shape(name)
-            own = wanted if wanted is not None and info.torch_dtype.is_floating_point else info.torch_dtype
-            writer.write_blocks(name, CODES[own], shape, merge.blocks(name, full_index(shape), cpu, own))
-        names = {path.name for path in writer.close()}
+        names = {path.name for path in write_outlined(folder, outlines, blocks, max_shard_size=max_shard_size)}
         config = _model_config(opened.base.folder, chosen, merge)
         if config:
             write_text(folder / RECIPE_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -78,6 +76,29 @@ def export(
         for path in [*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")]:
             if path.name not in names:
                 path.unlink()  # of an older export, in other shards
+
+
+def preview_export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, allow_base_mismatch: bool = False) -> Preview:
+    """What [`export`] will do, and nothing done yet; takes and raises what that does, and `DiskSpaceError`."""
+    merge, wanted, _ = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
+    return preview(merge, target, wanted)
+
+
+def _prepare(
+    opened: OpenedRecipe, target: Path, dtype: str | None, *, allow_base_mismatch: bool
+) -> tuple[Merge, torch.dtype | None, str | None]:
+    """The merge, and the dtype that is wanted of it, once all that can be refused has been."""
+    chosen = dtype or opened.recipe.dtype
+    if chosen is not None and chosen not in _DTYPES:
+        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+    if target.resolve() == opened.base.folder.resolve():
+        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
+    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
+    return merge, _DTYPES[chosen] if chosen is not None else None, chosen
+
+
+def _kind(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and own.is_floating_point else own
 
 
 def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:

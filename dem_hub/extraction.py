@@ -5,7 +5,6 @@
 Everything that does not fit is found from the headers and reported in one error before a byte is written.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dem_hub._version import __version__
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
+from dem_hub.adapter_writer import AdapterWriter
 from dem_hub.architecture import Architecture, Module, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, is_finite
@@ -191,23 +190,15 @@ class _Writer:
     """The files of a vector: a PEFT adapter for the factors that fit in one, `vector_model` for the rest."""
 
     def __init__(self, folder: Path, architecture: Architecture | None, max_shard_size: int | str) -> None:
-        self.architecture = architecture
         self.tensors: dict[str, TensorRecord] = {}
-        self._folder = folder
         self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
-        self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(".safetensors"), 1 << 62)
-        self._ranks: dict[str, int] = {}
+        self._adapter = AdapterWriter(folder, architecture)
 
     def write(self, key: str, codec: Codec, parts: Mapping[str, Tensor]) -> Module | None:
         """Write the parts; returns the module that they are the LoRA of, if there is one."""
-        module = self.architecture.modules.get(key) if self.architecture is not None else None
-        is_lora = isinstance(codec, LowRank) and codec.dtype != "int4"
-        if is_lora and module is not None and module.kind != "embedding":
-            left, right = parts["left"], parts["right"]
-            first, second = factor_names(module.name)
-            self._factors.write(first, left.T if module.transposed else right)
-            self._factors.write(second, right.T if module.transposed else left)
-            self._ranks[module.name] = left.shape[1]
+        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype != "int4" else None
+        if module is not None:
+            self._adapter.write(module, parts["left"], parts["right"])
             return module
         for part, tensor in parts.items():
             self._rest.write(f"{key}{SEPARATOR}{part}", tensor)
@@ -219,14 +210,7 @@ class _Writer:
 
     def close(self, base: BaseRecord) -> dict[str, str]:
         """Finish the files; returns the sha256 of each, by name."""
-        files = self._rest.close() + self._factors.close()
-        if self._ranks:
-            assert self.architecture is not None
-            config = adapter_config(self.architecture, self._ranks, base.repo_id, base.commit)
-            path = self._folder / ADAPTER_CONFIG
-            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-            files.append(path)
-        return {path.name: digest(path) for path in files}
+        return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
 
 
 def _extract_tensor(vector: _Writer, pair: Pair, sides: _Sides, encode: _Encode) -> TensorRecord | None:

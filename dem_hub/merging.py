@@ -9,9 +9,9 @@ often as there are models.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,14 +20,17 @@ from torch import Tensor
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, is_finite
 from dem_hub.codecs import add_deltas
+from dem_hub.codecs.delta import combine_factors
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
 from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
+from dem_hub.parallel import one_core
 from dem_hub.rounding import round_to
 from dem_hub.vector import DistributionVector
 
-BLOCK = 1 << 21  # elements summed at a time on the CPU
+BLOCK = 1 << 21  # elements decoded at a time on the CPU
+_SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
 DELTA_ERROR = 2.0**-22  # relative; the bits that a float32 delta lacks, which rounding to 16 bits puts right
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
@@ -106,52 +109,67 @@ class Merge:
         Raises:
             `CheckpointError`: NaN or inf, in the base or after the merge.
         """
-        blocks = self.blocks(name, index, device, dtype)
-        first = next(blocks)
-        if first.shape == index_shape(index):
-            return first
-        result = torch.empty(index_shape(index), dtype=first.dtype, device=first.device)
-        row = 0
-        for block in chain((first,), blocks):
-            result[row : row + len(block)] = block
-            row += len(block)
+        parts = self.parts(name, index, device)
+        with one_core() if device.type == "cpu" else nullcontext():
+            if len(parts) == 1:
+                return self.part(name, parts[0], device, dtype)
+            result, row = None, 0
+            for part in parts:
+                block = self.part(name, part, device, dtype)
+                if result is None:
+                    result = torch.empty(index_shape(index), dtype=block.dtype, device=block.device)
+                result[row : row + len(block)] = block
+                row += len(block)
+        assert result is not None
         return result
 
-    def blocks(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-        """The same as consecutive blocks of rows, for writing without holding it whole."""
+    def parts(self, name: str, index: Index, device: torch.device) -> list[Index]:
+        """The same as consecutive blocks of rows, to be worked out one by one with [`Merge.part`]."""
+        if not index:
+            return [index]
+        rows = self.base[name].shape[0]
+        known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:])
+        parts = list(row_blocks(known, BLOCK if device.type == "cpu" else DEVICE_BLOCK))
+        if index[0].stop > rows:
+            parts.append((slice(max(index[0].start, rows), index[0].stop), *index[1:]))
+        return parts or [index]
+
+    def part(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """One of the parts of a merged tensor."""
         info, active = self.base[name], self.active(name)
         target = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
         replacement = next((stored.replacement for _, stored in active if stored.replacement is not None), None)
         if replacement is not None or not active:
             source = self.base.lazy(name) if replacement is None else replacement
             part = source[index if index else ...]
-            yield self._checked(name, part, part.to(device=device, dtype=target))
-            return
+            return self._checked(name, part, part.to(device=device, dtype=target))
         rows = info.shape[0] if info.shape else 1
-        known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:]) if index else index
-        for block in row_blocks(known, BLOCK if device.type == "cpu" else DEVICE_BLOCK):
-            yield self._block(name, active, block, device, target)
-        if index and index[0].stop > rows:
-            new = (slice(max(index[0].start, rows) - rows, index[0].stop - rows), *index[1:])
-            added = self._new_rows(name, active, new)
-            yield self._checked(name, added, added.to(device=device, dtype=target))
+        if index and index[0].start >= rows:
+            added = self._new_rows(name, active, (slice(index[0].start - rows, index[0].stop - rows), *index[1:]))
+            return self._checked(name, added, added.to(device=device, dtype=target))
+        return self._block(name, active, index, device, target)
 
     def _block(self, name: str, active: list[tuple[float, StoredDelta]], index: Index, device: torch.device, target: torch.dtype) -> Tensor:
         """Sum and round one block."""
-        part = self.base.read(name, index).to(device)
+        part, lazy = self.base.read(name, index).to(device), self.base.lazy(name)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        total = part.to(wide, copy=True)
-        lazy = self.base.lazy(name)
         summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(lazy, index, device)]
-        add_deltas(total, summands)
-        if total.numel():
-            low, high = torch.aminmax(total)
-            largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
-            if not max(-low, high) <= largest:  # also where it is NaN
-                raise self._not_finite(name, part)
-        if self.rounding == "nearest":
-            return total.to(target)
-        return round_to(total, target, self.seed, self.twins.get(name, name), index, self.base[name].shape)
+        summands = combine_factors(summands, wide)
+        result = torch.empty(part.shape, dtype=target, device=device)
+        largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
+        for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):
+            total = part[rows].to(wide, copy=True)
+            add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in summands])
+            if total.numel():
+                low, high = torch.aminmax(total)
+                if not max(-low, high) <= largest:  # also where it is NaN
+                    raise self._not_finite(name, part)
+            place = (slice(index[0].start + rows[0].start, index[0].start + rows[0].stop), *index[1:]) if index else index
+            if self.rounding == "nearest":
+                result[rows] = total.to(target)
+            else:
+                result[rows] = round_to(total, target, self.seed, self.twins.get(name, name), place, self.base[name].shape)
+        return result
 
     def _new_rows(self, name: str, active: list[tuple[float, StoredDelta]], index: Index) -> Tensor:
         """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""

@@ -1,5 +1,7 @@
 """A recipe opened: its base and its vectors found, fetched and known to be the ones it names, ready to be merged."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,16 +47,15 @@ def open_base_and_vectors(base: VectorSource, vectors: VectorCoefficients, optio
         raise ConfigError(f"'{base}' is a recipe and names its own vectors. Load it without vectors, or name its base.")
     refuse_quantised(found.folder, "base")
     opened = Base(found)
-    records, members = [], []
-    for name, coefficient in vectors.items():
-        vector = DistributionVector.from_pretrained(VectorSource.parse(name), **vars(options))
+    records = []
+    members = _open_vectors((VectorSource.parse(name) for name in vectors), options)
+    for vector, coefficient in zip(members, vectors.values(), strict=True):
         codec = vector.config.codec if vector.config is not None else "lora"
         source = vector.source
         place = source.repo_id if vector.commit else str(Path(source.repo_id).resolve())  # the caller may change directory
         records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, codec))
-        members.append(vector)
     architectures = tuple(read_config(opened.folder).get("architectures") or ())
-    return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, tuple(members))
+    return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, members)
 
 
 def open_recipe(source: VectorSource, options: HubOptions | None = None, *, check_base: bool = True) -> OpenedRecipe:
@@ -90,7 +91,7 @@ def open_config(recipe: DEMConfig, options: HubOptions | None = None, *, check_b
             f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
             f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass allow_base_mismatch=True."
         )
-    vectors = tuple(DistributionVector.from_pretrained(record.source, **vars(options)) for record in recipe.vectors)
+    vectors = _open_vectors((record.source for record in recipe.vectors), options)
     faults = [
         f"'{vector.name}' has sha256 {vector.sha256[:16]}, the recipe says {record.sha256[:16]}"
         for record, vector in zip(recipe.vectors, vectors, strict=True)
@@ -99,3 +100,9 @@ def open_config(recipe: DEMConfig, options: HubOptions | None = None, *, check_b
     if faults:
         refuse(CheckpointError, "Vectors changed since the recipe was made.", faults, "Restore them, or search the coefficients again.")
     return OpenedRecipe(recipe, base, vectors)
+
+
+def _open_vectors(sources: Iterable[VectorSource], options: HubOptions) -> tuple[DistributionVector, ...]:
+    """Open vectors side by side: their files are fetched and hashed meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        return tuple(pool.map(lambda source: DistributionVector.from_pretrained(source, **vars(options)), sources))

@@ -7,6 +7,7 @@ other; adding differences to the weights in memory would round a hundred times.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from dem_hub.architecture import memory_names
 from dem_hub.config import DEMConfig
-from dem_hub.errors import CoefficientError
+from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub import HubOptions
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
-from dem_hub.recipe import OpenedRecipe, open_config
+from dem_hub.recipe import OpenedRecipe, open_config, open_recipe
+from dem_hub.records import VectorSource
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -45,9 +47,10 @@ class AttachedRecipe:
         self.config = recipe
         self._model, self._options, self._allow_base_mismatch = model, options, allow_base_mismatch
         self._opened: OpenedRecipe | None = None
+        self._others: dict[str, OpenedRecipe] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}  # open files cannot be copied with the model
+        return {**self.__dict__, "_opened": None, "_others": {}}  # open files cannot be copied with the model
 
     def __repr__(self) -> str:
         terms = "".join(f" + {coefficient} * {name}" for name, coefficient in self.coefficients.items())
@@ -70,10 +73,56 @@ class AttachedRecipe:
         """
         recipe = self.config.with_coefficients(coefficients)
         self._check_in_place()
+        self._merge_again(self.open(), recipe)
+
+    def switch(self, recipe: str | os.PathLike[str] | VectorSource) -> None:
+        """Become another recipe over the same base, in place: as a fresh load of it, but in this model's dtype and on its devices.
+
+        The vectors of every recipe that was switched to stay open: compact, and memory-mapped.
+
+        Args:
+            recipe (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder.
+
+        Raises:
+            `BaseMismatchError`: a recipe over another base. Else as [`AttachedRecipe.set_coefficients`], and what opening it raises.
+
+        Example:
+
+        ```python
+        >>> import tempfile
+        >>> from dem_hub import DEMModel
+        >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5})
+        >>> other = tempfile.mkdtemp()
+        >>> DEMModel.from_pretrained(base_folder, vectors={vector_folder: -0.25}).dem.save_pretrained(other)
+        >>> model.dem.switch(other)
+        >>> list(model.dem.coefficients.values())
+        [-0.25]
+
+        ```
+        """
+        self._check_in_place()
+        here, source = self.open(), VectorSource.parse(recipe)
+        if str(source) not in self._others:
+            self._others[str(source)] = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
+        there = self._others[str(source)]
+        if there.base.fingerprint != here.base.fingerprint:
+            raise BaseMismatchError(
+                f"The recipe '{source}' is over '{there.base}' (fingerprint {there.base.fingerprint[:16]}), and this model over "
+                f"'{here.base}' (fingerprint {here.base.fingerprint[:16]}). Load it as a model of its own."
+            )
+        self._merge_again(there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures))
+        self._opened = there
+
+    def open(self) -> OpenedRecipe:
+        """The base and the vectors on disk, opened when they are first needed."""
         if self._opened is None:
             self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
-        old = self._opened.merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
-        new = self._opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
+        return self._opened
+
+    def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig) -> None:
+        """Put the sum of a recipe over these vectors in the place of the present one, or leave everything as it is."""
+        old = self.open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
+        new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
         names = [name for name in new.base if old.active(name) or new.active(name)]
         for name in names:
             if old.shape(name) != new.shape(name):

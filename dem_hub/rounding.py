@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dem_hub.index import Index, rows_and_columns
 
-BLOCK = 1 << 15  # elements hashed at a time on the CPU: what stays in its cache
+BLOCK = 1 << 18  # elements hashed at a time on the CPU: what stays in its cache
 # The lowest and highest random values are left out, so that a float32 sum which is off by two units in the last place still never
 # rounds past the neighbours of the exact result, and a sum that is a target value but for such an error stays that value.
 MARGIN = 2

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class TensorWriter:
         start = self._position
         with self._spool_path.open("ab" if self._header else "wb") as spool:  # nothing stays open when a block fails
             for block in blocks:
-                data = block.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+                data = _as_bytes(block)
                 spool.write(data.numpy().data)
                 self._position += data.numel()
         if self._position - start != size:
@@ -84,18 +85,13 @@ class TensorWriter:
         if self._header:
             self._close_shard()
         count = len(self._shards)
-        if count <= 1:
-            names = [f"{self._stem}.safetensors"] * count
-        else:
-            names = [f"{self._stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        names = _shard_names(self._stem, count) if count else []
         for number, name in enumerate(names):
             self._part(number).replace(self._folder / name)
         files = [self._folder / name for name in names]
         if count > 1:
             weight_map = {tensor: name for name, tensors in zip(names, self._shards, strict=True) for tensor in tensors}
-            index = self._folder / f"{self._stem}.safetensors.index.json"
-            index.write_text(json.dumps({"metadata": {"total_size": self._total}, "weight_map": weight_map}, indent=2, sort_keys=True))
-            files.append(index)
+            files.append(_write_index(self._folder, self._stem, weight_map, self._total))
         return files
 
     @property
@@ -113,6 +109,89 @@ class TensorWriter:
         self._shards.append(list(self._header))
         self._total += self._position
         self._header, self._position = {}, 0
+
+
+@dataclass(frozen=True)
+class Outline:
+    """One tensor to come: its name, safetensors dtype code, and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return DTYPES[self.dtype].itemsize * count_elements(self.shape)
+
+
+def write_outlined(
+    folder: Path, outlines: Sequence[Outline], blocks: Iterator[Tensor], stem: str = "model", max_shard_size: int | str = "5GB"
+) -> list[Path]:
+    """Write tensors that are known in advance: headers first, and every byte once, straight to its place.
+
+    Args:
+        folder (`Path`): one that exists.
+        outlines (`Sequence[Outline]`): the tensors, in the order in which they come.
+        blocks (`Iterator[Tensor]`): their elements in that order, in consecutive blocks of rows; a block has parts of one tensor only.
+        stem (`str`): of the files: `<stem>.safetensors`, or shards and an index past `max_shard_size`.
+        max_shard_size (`int` or `str`): where to begin another file.
+
+    Returns:
+        `list[Path]`: the files, the index included.
+    """
+    shards: list[list[Outline]] = [[]]
+    limit, size = parse_size(max_shard_size), 0
+    for outline in outlines:
+        if shards[-1] and size + outline.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(outline)
+        size += outline.nbytes
+    files = [folder / name for name in _shard_names(stem, len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        header, position = {}, 0
+        for outline in shard:
+            header[outline.name] = {
+                "dtype": outline.dtype,
+                "shape": list(outline.shape),
+                "data_offsets": [position, position + outline.nbytes],
+            }
+            position += outline.nbytes
+        with file.open("wb") as stream:
+            stream.write(encode_header(header))
+            for outline in shard:
+                _write_tensor(stream, outline, blocks)
+    if len(files) > 1:
+        weight_map = {outline.name: file.name for file, shard in zip(files, shards, strict=True) for outline in shard}
+        files.append(_write_index(folder, stem, weight_map, sum(outline.nbytes for outline in outlines)))
+    return files
+
+
+def _write_tensor(stream: BinaryIO, outline: Outline, blocks: Iterator[Tensor]) -> None:
+    left = outline.nbytes
+    while left > 0:
+        data = _as_bytes(next(blocks))
+        stream.write(data.numpy().data)
+        left -= data.numel()
+    if left:
+        raise AssertionError(f"{outline} came with {-left} bytes too many")
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+
+
+def _shard_names(stem: str, count: int) -> list[str]:
+    if count == 1:
+        return [f"{stem}.safetensors"]
+    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def _write_index(folder: Path, stem: str, weight_map: Mapping[str, str], total: int) -> Path:
+    index = folder / f"{stem}.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True))
+    return index
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:

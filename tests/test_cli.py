@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hub.server import Hub
+from huggingface_hub import HfApi
 from models import Models, Zoo, edit_json, load_tensors, read_deltas, reshard
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, __version__
@@ -29,8 +31,57 @@ OPTIONS = {
         "--seed",
     ],
     "info": ["paths", "--base", "--tensors", "--json"],
-    "merge": ["model", "--vector", "--output", "--dtype", "--rounding", "--rounding-seed", "--max-shard-size", "--allow-base-mismatch"],
+    "merge": [
+        "model",
+        "--vector",
+        "--output",
+        "--dtype",
+        "--rounding",
+        "--rounding-seed",
+        "--max-shard-size",
+        "--allow-base-mismatch",
+        "--dry-run",
+    ],
+    "search": [
+        "base",
+        "--vector",
+        "--data",
+        "--output",
+        "--method",
+        "--sampler",
+        "--storage",
+        "--objective",
+        "--weight",
+        "--bounds",
+        "--max-sum",
+        "--n-trials",
+        "--held-out",
+        "--earlier",
+        "--with-logits",
+        "--store",
+        "--seed",
+        "--dtype",
+        "--device-map",
+        "--batch-size",
+        "--max-length",
+        "--packing",
+        "--plot",
+        "--json",
+    ],
+    "export": ["model", "--vector", "--output", "--peft", "--rank"],
     "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
+    "push": [
+        "folder",
+        "repo_id",
+        "--base-model",
+        "--subfolder",
+        "--include-vectors",
+        "--private",
+        "--revision",
+        "--create-pr",
+        "--commit-message",
+    ],
+    "list": ["--base", "--author", "--search", "--limit", "--json"],
     "demo": ["--output"],
 }
 
@@ -229,7 +280,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "eval: no such file": (["eval", "{base}", "--data", "words=absent.txt"], "absent.txt"),
     "eval: no name": (["eval", "{base}", "--data", "{file}"], "is not NAME=VALUE"),
     "eval: not text": (["eval", "{base}", "--data", "words={latin}"], "is not UTF-8"),
-    "eval: not JSON lines": (["eval", "{base}", "--data", "words={lines}"], 'line 2: not a JSON object with a "text"'),
+    "eval: not JSON lines": (["eval", "{base}", "--data", "words={lines}"], "row 2: Rows have the columns words; give 'text', 'messages' or 'input_ids'"),
     "eval: empty": (["eval", "{base}", "--data", "words={file}"], "has no text in it"),
     "eval: batch size": (["eval", "{base}", "--data", "words={words}", "--batch-size", "0"], "batch_size is 0; it must be 1 or more"),
     "eval: window": (["eval", "{base}", "--data", "words={words}", "--max-length", "1"], "max_length is 1; it must be 2 or more"),
@@ -279,3 +330,27 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 def test_recipes_keep_the_seed(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "merge", llama.base, "--vector", f"{zoo.vector('llama-tied')}=0.5", "-o", tmp_path / "m", "--rounding-seed", "9")
     assert DEMConfig.from_pretrained(tmp_path / "m").rounding_seed == 9
+
+
+def test_push_list_and_info_on_the_hub(hub: Hub, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.add_user("ann", orgs=("org",))
+    HfApi().create_repo("org/base")
+    HfApi().upload_folder(repo_id="org/base", folder_path=llama.base)
+    run(capsys, "extract", "org/base", llama.low, "-o", tmp_path / "vector", "--codec", "lowrank", "--rank", "3")
+    assert run(capsys, "push", tmp_path / "vector", "ann/maths", "--commit-message", "Maths").startswith(
+        f"{hub.endpoint}/ann/maths/commit/"
+    )
+    assert "/discussions/1" in run(capsys, "push", tmp_path / "vector", "ann/maths", "--create-pr", "--subfolder", "again")
+    lines = run(capsys, "list", "--base", "org/base").splitlines()
+    assert (lines[0].split(), lines[1].split()[:2]) == (["vector", "kind", "downloads", "changed"], ["ann/maths", "vector"])
+    assert [found["kind"] for found in json.loads(run(capsys, "list", "--base", "org/base", "--json"))] == ["vector"]
+
+    def numbers(text: str) -> list[str]:
+        return [line for line in text.splitlines()[1:] if "lowrank dtype" not in line]  # the size of the file has its header in it
+
+    hub.forget_requests()
+    remote = run(capsys, "info", "ann/maths")
+    assert numbers(remote) == numbers(run(capsys, "info", tmp_path / "vector"))
+    assert all("range" in seen.headers for seen in hub.requests("GET", r"/resolve/.*safetensors")), "only headers come down"
+    assert main(["push", str(llama.base), "ann/x"]) == 2
+    assert "no vector, store, recipe or merged model" in capsys.readouterr().err

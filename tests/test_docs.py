@@ -8,11 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hub.server import Hub
+from huggingface_hub import HfApi
+from models import Models
 
 import dem_hub
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?P<mark><!-- no-test[^\n]*-->\s*)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?P<mark><!-- (no-test|test: hub)[^\n]*-->\s*)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").is_file() else ""
 
@@ -53,3 +56,16 @@ def test_readme(example_names: dict[str, str]) -> None:
     for block in blocks:
         line = README.count("\n", 0, block.start("code"))
         exec(compile("\n" * line + block["code"], "README.md", "exec"), names)
+
+
+def test_readme_on_the_hub(hub: Hub, llama: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks after `<!-- test: hub -->` run on the tests' own Hub, by a user called `me`."""
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("me", orgs=("org",)).token)
+    for repo_id, folder in (("org/base", llama.base), ("me/base-finetuned-on-maths", llama.low)):
+        HfApi().create_repo(repo_id)
+        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+    names: dict[str, object] = {}
+    blocks = [match["code"] for match in BLOCK.finditer(README) if "test: hub" in (match["mark"] or "")]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)

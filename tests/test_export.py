@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import DTYPES, FAMILIES, Zoo, edit_json, load_tensors, reshard
+from models import DTYPES, FAMILIES, Models, Zoo, edit_json, load_tensors, reshard
 from torch import Tensor
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorSource
 from dem_hub.checkpoint import Checkpoint
-from dem_hub.errors import CheckpointError, ConfigError
-from dem_hub.export import export
+from dem_hub.errors import CheckpointError, ConfigError, DiskSpaceError
+from dem_hub.export import export, preview_export
 from dem_hub.integrity import digest
 from dem_hub.recipe import OpenedRecipe, open_base_and_vectors, open_recipe
 
@@ -164,3 +164,26 @@ def test_base_with_code_of_its_own(zoo: Zoo, tmp_path: Path) -> None:
     recipe = open_base_and_vectors(VectorSource(str(base)), {str(zoo.vector("llama-tied")): 0.4})
     export(recipe, tmp_path / "merged")
     assert (tmp_path / "merged" / "code.py").is_file()
+
+
+def test_a_preview_is_what_is_written(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    opened = open_base_and_vectors(VectorSource(str(llama.base)), {str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5})
+    seen = preview_export(opened, tmp_path / "not" / "there", dtype="float32")
+    assert not (tmp_path / "not").exists()
+    export(opened, tmp_path / "merged", dtype="float32")
+    tensors = load_tensors(tmp_path / "merged")
+    assert (seen.tensors, seen.writes) == (len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
+    assert seen.changed == 14  # seven matrices in each of two layers
+    inputs = [*load_tensors(llama.base).values(), *load_tensors(zoo.vector("llama-tied", "bfloat16", "lowrank")).values()]
+    assert seen.reads == sum(tensor.nbytes for tensor in inputs)
+
+
+def test_too_little_room_is_said_first(zoo: Zoo, llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    opened = open_base_and_vectors(VectorSource(str(llama.base)), {str(zoo.vector("llama-tied")): 0.5})
+    with pytest.raises(DiskSpaceError, match=r"takes [\d.]+ MB in .*merged', and 0.0 MB are free there"):
+        export(opened, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []

@@ -450,3 +450,30 @@ def test_recipe_is_the_config_class(zoo: Zoo, tmp_path: Path) -> None:
     recipe = DEMConfig.from_pretrained(recipe_of(zoo, tmp_path / "recipe"))
     assert recipe.architectures == ("LlamaForCausalLM",)
     assert (tmp_path / "recipe" / "config.json").stat().st_size < 5000
+
+
+def test_switching_between_recipes(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    """One base in memory, several recipes with other vectors: each switch is a fresh load, whatever was there before."""
+    vectors = {kind: str(zoo.vector("llama-tied", "bfloat16", kind)) for kind in ("dense", "lowrank", "short")}
+    recipes = {"a": {vectors["dense"]: 0.4}, "b": {vectors["lowrank"]: 0.7, vectors["short"]: -0.2}, "c": {vectors["dense"]: -0.1}}
+    for name, coefficients in recipes.items():
+        DEMModel.from_pretrained(llama.base, vectors=coefficients, rounding_seed=len(name)).dem.save_pretrained(tmp_path / name)
+    model = DEMModel.from_pretrained(tmp_path / "a")
+    for name in ("b", "c", "a", "b"):
+        model.dem.switch(tmp_path / name)
+        assert model.dem.coefficients == recipes[name]
+        fresh = DEMModel.from_pretrained(tmp_path / name)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
+    model.dem.set_coefficients({vectors["short"]: 0.3})
+    fresh = DEMModel.from_pretrained(llama.base, vectors={vectors["lowrank"]: 0.7, vectors["short"]: 0.3}, rounding_seed=1)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_switching_to_another_base(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    model = DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.4})
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    DistributionVector.extract(llama.full, llama.base, codec="dense").save_pretrained(tmp_path / "vector")
+    DEMModel.from_pretrained(llama.full, vectors={str(tmp_path / "vector"): 0.5}).dem.save_pretrained(tmp_path / "other")
+    with pytest.raises(BaseMismatchError, match="Load it as a model of its own"):
+        model.dem.switch(tmp_path / "other")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())

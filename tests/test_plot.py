@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dem_hub.plot import plot_perplexities
+from dem_hub.plot import plot_perplexities, plot_search
 
 TABLE = {"base": {"maths": 12.0, "chat": 20.5}, "DEM": {"maths": 9.1, "chat": 14.2}}
 
@@ -18,3 +18,10 @@ def test_plot(tmp_path: Path, name: str, start: bytes) -> None:
 
 def test_one_distribution(tmp_path: Path) -> None:
     assert plot_perplexities({"base": {"maths": 12.0}}, tmp_path / "a.png", "perplexity").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("before", [None, {"maths": 2.5, "chat": 3.0}])
+def test_plot_search(tmp_path: Path, before: dict[str, float] | None) -> None:
+    path = plot_search([3.0, float("inf"), 2.8, 2.9], before, {"maths": 2.3, "chat": 2.9}, tmp_path / "a.png")
+    assert path == tmp_path / "a.png"
+    assert path.read_bytes().startswith(b"\x89PNG")

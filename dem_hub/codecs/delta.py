@@ -25,6 +25,24 @@ class Delta:
     dense: Tensor | None = None
     rest: Tensor | None = None
 
+    def rows(self, part: tuple[slice, ...]) -> "Delta":
+        """Some rows of it: one slice, or nothing for a scalar."""
+        left, dense, rest = (tensor[part] if tensor is not None else None for tensor in (self.left, self.dense, self.rest))
+        return Delta(left, self.right, dense, rest)
+
+
+def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> list[tuple[float, Delta]]:
+    """The same sum with all factors side by side in one delta, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n], in a dtype."""
+    factored = [
+        (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
+    ]
+    if not factored:
+        return list(deltas)
+    left = torch.cat([left.to(dtype) * coefficient for coefficient, left, _ in factored], dim=1)
+    right = torch.cat([right.to(dtype) for _, _, right in factored])
+    others = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
+    return [(1.0, Delta(left=left, right=right)), *others]
+
 
 def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
     """Add coefficient * delta for each pair, in place, in the dtype and on the device of `total`.
@@ -50,17 +68,12 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
 
     ```
     """
-    factors = [
-        (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
-    ]
-    if factors:
-        lefts = [left.to(total.device, total.dtype) * coefficient for coefficient, left, _ in factors]
-        rights = [right.to(total.device, total.dtype) for _, _, right in factors]
-        total.addmm_(torch.cat(lefts, dim=1), torch.cat(rights))
-    for coefficient, delta in deltas:
+    for coefficient, delta in combine_factors(deltas, total.dtype):
+        if delta.left is not None and delta.right is not None:
+            total.addmm_(delta.left.to(total.device), delta.right.to(total.device), alpha=coefficient)
         for part in (delta.dense, delta.rest):
             if part is not None:
-                total.add_(part.to(device=total.device), alpha=coefficient)
+                total.add_(part.to(total.device, total.dtype), alpha=coefficient)  # torch is slow at adding another dtype
     return total
 
 

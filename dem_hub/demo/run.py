@@ -31,7 +31,6 @@ FINE_TUNES: dict[str, tuple[Callable[..., Path], float]] = {
     "code": (train_lora, 5e-4),
     "reference": (train, 5e-5),
 }
-N_TRIALS = 16
 TOKENS = 1_400  # of each distribution, for validation and again for test
 WINDOW = 256  # tokens
 UNIFORM, CHOSEN = "uniform average", "DEM"
@@ -124,18 +123,18 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     validation = {item.name: _windows(tokenizer, item.validation) for item in distributions}
     test = {item.name: _windows(tokenizer, item.test) for item in distributions}
     names = list(vectors)
-    result = search_coefficients(base, [str(vectors[name]) for name in names], validation, n_trials=N_TRIALS, dtype="float32")
+    result = search_coefficients(base, [str(vectors[name]) for name in names], validation, held_out=0)  # `test` is held out already
     result.config.save_pretrained(target)
     count = len(names)
     compared = {"base": (0.0,) * count}
     compared |= {f"{name} alone": tuple(float(name == other) for other in names) for name in names}
     compared |= {UNIFORM: (1 / count,) * count, CHOSEN: result.best.coefficients}
     model = DEMModel.from_pretrained(base, vectors={str(vectors[name]): 0.0 for name in names}, dtype=torch.float32)
-    by_point = {trial.coefficients: trial.losses for trial in result.trials}
+    searched = {trial.coefficients: trial.losses for trial in result.trials}
     rows = []
     for label, point in compared.items():
         model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
-        rows.append(Row(label, point, by_point[point], _losses(model, test)))
+        rows.append(Row(label, point, searched.get(point) or _losses(model, validation), _losses(model, test)))
     return rows
 
 

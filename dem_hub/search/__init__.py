@@ -1,6 +1,29 @@
-"""Finding coefficients: the objective, and a small search of it."""
+"""Finding coefficients: what is measured, the strategies that look, and the study that puts them together."""
 
-from dem_hub.search.objective import Likelihood, likelihood
-from dem_hub.search.study import SearchResult, Trial, search_coefficients
+from dem_hub.search.forward import Likelihood, likelihood
+from dem_hub.search.objective import Objective
+from dem_hub.search.problem import Strategy, Trial
+from dem_hub.search.result import SearchResult
+from dem_hub.search.strategies.gauss_newton import GaussNewton
+from dem_hub.search.strategies.gradient import Gradient
+from dem_hub.search.strategies.grid import Grid
+from dem_hub.search.strategies.quadratic import TrustRegion
+from dem_hub.search.strategies.sampler import Optuna
+from dem_hub.search.strategies.uniform import Uniform
+from dem_hub.search.study import search_coefficients
 
-__all__ = ["Likelihood", "SearchResult", "Trial", "likelihood", "search_coefficients"]
+__all__ = [
+    "GaussNewton",
+    "Gradient",
+    "Grid",
+    "Likelihood",
+    "Objective",
+    "Optuna",
+    "SearchResult",
+    "Strategy",
+    "Trial",
+    "TrustRegion",
+    "Uniform",
+    "likelihood",
+    "search_coefficients",
+]

@@ -1,78 +1,96 @@
-"""A small search of the coefficients: one forward pass over the validation data a trial, nothing trained, nothing written.
+"""`search_coefficients`: data and vectors in, a recipe out. It loads, splits, lets a strategy look, and has the answer accepted.
 
-One model is loaded and re-merged in place from trial to trial. The first trials are points that any user would try (the base, each
-vector alone, equal shares, all at once), so that the answer is never worse than those; an Optuna sampler proposes the rest.
+One model is in memory, merged anew in place from point to point. The search sees one part of the data; whether its answer is better
+than what anyone would have tried is decided on the other.
 """
 
+import logging
 import os
-import warnings
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.config import DEMConfig
-from dem_hub.errors import ConfigError, MissingDependencyError
+import torch
+
+from dem_hub.comparison import Comparison, compare
+from dem_hub.errors import ConfigError, refuse
 from dem_hub.records import VectorSource
-from dem_hub.search.objective import MAX_LENGTH, as_windows, evaluate, mean_loss
+from dem_hub.search import processes
+from dem_hub.search.acceptance import Acceptance, accept, expected_excess, rivals
+from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
+from dem_hub.search.forward import is_seq2seq
+from dem_hub.search.growth import Before, Earlier
+from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
+from dem_hub.search.objective import Objective
+from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
+from dem_hub.search.result import SearchResult
+from dem_hub.search.solve import Region, common_point
+from dem_hub.search.store import Store
+from dem_hub.search.strategies import choose
+from dem_hub.search.table import BASE, CrossLoss, geometry_flags
 
 if TYPE_CHECKING:
     from dem_hub.loading import MergedModel
 
-UPPER_BOUND = 1.5  # coefficients are looked for between 0 and this; their sum is free, and often above 1
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate: its coefficients, in the order of the vectors, and the loss of each distribution, in nats a token."""
-
-    coefficients: tuple[float, ...]
-    losses: Mapping[str, float]
-
-    @property
-    def value(self) -> float:
-        """The objective: the mean of the losses."""
-        return sum(self.losses.values()) / len(self.losses)
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found: the best recipe, and every trial in the order they were made. A forward pass over the data each."""
-
-    config: DEMConfig
-    trials: tuple[Trial, ...]
-
-    @property
-    def best(self) -> Trial:
-        """The trial with the lowest objective; the first of equals."""
-        return min(self.trials, key=lambda trial: trial.value)
+BOUNDS = (0.0, 1.5)  # of a coefficient; their sum is free, and often above 1
+HELD_OUT = 0.25  # of the documents
+_EXCESS = 1e-3  # nats that the fitted coefficients may be expected to lose to chance before it is said
 
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
     base: str | os.PathLike[str] | VectorSource,
     vectors: Sequence[str | VectorSource],
-    eval_datasets: Mapping[str, Any],
+    eval_datasets: Mapping[str, Any] | None = None,
     *,
-    n_trials: int = 20,
+    method: str | Strategy = "auto",
+    objective: str | Objective = "mean",
+    weights: Mapping[str, float] | None = None,
+    score: Callable[[Any], float] | None = None,
+    direction: str = "maximize",
+    bounds: tuple[float, float] | Sequence[tuple[float, float]] = BOUNDS,
+    max_sum: float | None = None,
+    n_trials: float | None = None,
+    held_out: float | Mapping[str, Any] = HELD_OUT,
+    earlier: Earlier | None = None,
+    store: str | os.PathLike[str] | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     batch_size: int = 8,
     max_length: int = MAX_LENGTH,
-    dtype: str | None = None,
+    packing: bool = False,
+    logit_bytes: int = LOGIT_BYTES,
+    dtype: str | None = "float32",
     callback: Callable[[int, Trial], None] | None = None,
     **model_kwargs: Any,
 ) -> SearchResult:
-    """Find the coefficients whose merged model has the lowest mean log-perplexity over the distributions.
+    """Find the coefficients whose merged model has the lowest loss over several distributions.
 
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): the base.
         vectors (`Sequence[str]`): the vectors.
-        eval_datasets (`Mapping[str, Any]`): validation data by distribution: texts, the path of a text or JSONL file, or rows with
-            `text` or `input_ids`. Keep it apart from training and test data.
-        n_trials (`int`): forward passes over the data, the fixed first points included.
-        seed (`int`): of the sampler.
+        eval_datasets (`Mapping[str, Any]`, *optional*): validation data by distribution, in any form that [`Reader.windows`] reads:
+            texts, files, rows, conversations, token ids. Keep it apart from training and test data.
+        method (`str` or [`Strategy`]): `gauss_newton`, `gradient`, `quadratic`, `optuna`, `grid`, `uniform`, one of these as an object with
+            options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
+        objective (`str` or [`Objective`]): `mean`, `worst` or `improvement`.
+        weights (`Mapping[str, float]`, *optional*): by distribution.
+        score (`Callable`, *optional*): any other score of a model, in place of losses.
+        direction (`str`): whether a `score` is to `maximize` or `minimize`.
+        bounds: of all coefficients, or a pair for each.
+        max_sum (`float`, *optional*): the most that the coefficients may sum to.
+        n_trials (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
+        held_out (`float` or `Mapping`): the share of documents on which the answer is accepted, or data for that; 0 accepts it unseen.
+        earlier (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
+        store (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
+        seed (`int`): of the split and of samplers.
         tokenizer (*optional*): the base's own by default.
-        batch_size, max_length (`int`): windows in a batch, tokens in a window.
-        dtype (`str`, *optional*): of the model searched on; the base's own by default, which is also what the recipe merges into.
+        batch_size, max_length (`int`), packing (`bool`): windows in a batch, tokens in a window, whether documents share windows.
+        logit_bytes (`int`): memory for logits.
+        dtype (`str`): of the model searched on; the recipe merges into the base's own whatever this is. 16 bits round away part of what
+            small steps change, so that float32 is the default; `None` is the base's own.
         callback (*optional*): called with the number of each trial and the trial.
         model_kwargs: for [`DEMModel.from_pretrained`].
 
@@ -80,92 +98,188 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         [`SearchResult`]: `result.config` is the recipe.
 
     Raises:
-        `ConfigError`: no vectors, no data or no trials. `MissingDependencyError`: Optuna is not installed.
+        `ConfigError`: no vectors, no data, data with nothing to score, or an option that does not exist; names all at once.
+        `CoefficientError`: a loss of the base, or of a vector alone, that is not finite.
+        `MissingDependencyError`: the method needs Optuna or SciPy (extra `search`).
 
-    Source: section 2 of the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss; the sampler is Optuna's.
+    Example:
+
+    ```python
+    >>> from dem_hub import search_coefficients
+    >>> texts = [" ".join(f"w{(start + i) % 50}" for i in range(20)) for start in range(8)]
+    >>> result = search_coefficients(base_folder, [vector_folder], {"counting": texts})
+    >>> result.method, list(result.coefficients) == [vector_folder], result.num_forward <= 12
+    ('gauss_newton', True, True)
+
+    ```
+
+    Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
-    from transformers import AutoTokenizer
+    began = time.monotonic()
+    _check(vectors, eval_datasets, score, direction, n_trials)
+    if weights and isinstance(objective, Objective):
+        raise ConfigError(
+            f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
+        )
+    processes.join()
+    strategy, reason = choose(method, len(vectors), is_score=score is not None)
+    goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
+    names = list(eval_datasets or {"score": None})
+    goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
+    region = Region.of(_pairs(bounds, len(vectors)), max_sum)
+    before = Before.of(earlier)
+    kept = Store(store, before.store)
+    model = _load(base, vectors, dtype, model_kwargs)
+    judge = None
+    if score is not None:
+        measure: Score | Likelihoods = Score(model, score, maximise=direction == "maximize")
+    else:
+        reader = Reader(_tokenizer(tokenizer, base), max_length, is_seq2seq(model), packing)
+        data, held = read_and_split(reader, eval_datasets or {}, held_out, seed)
+        measure = Likelihoods(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
+        judge = Likelihoods(model, held, kept, batch_size=batch_size)
+    start = before.start(measure.names)
+    quick = start is not None and before.has_logits
+    problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
+    problem.notes += [reason] if reason else []
+    if judge is not None:
+        _warn_of_few(problem)
+    strategy.search(problem)
+    if judge is None:
+        for point in rivals(measure.names, None).values():  # the best of all trials is what is found
+            problem.evaluate(point)
+    best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
+    table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
+    problem.notes += [*(table.flags() if table is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
+    for note in problem.notes:
+        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
+    recipe = model.dem.config.with_coefficients(dict(zip(measure.names, best.coefficients, strict=True)))
+    result = SearchResult(
+        config=recipe,
+        method=strategy.name,
+        best=best,
+        trials=tuple(problem.trials),
+        objective=goal,
+        bounds=tuple(problem.bounds()),
+        num_forward=problem.num_forward,
+        seconds=time.monotonic() - began,
+        tokens={name: sum(counts) for name, counts in measure.tokens.items()} if isinstance(measure, Likelihoods) else {},
+        max_sum=max_sum,
+        num_forward_held_out=judge.num_forward if judge is not None else 0.0,
+        table=table,
+        acceptance=accepted,
+        model=problem.model,
+        notes=tuple(problem.notes),
+        store=kept,
+    )
+    return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
 
+
+def _check(vectors: Sequence[Any], data: Mapping[str, Any] | None, score: Any, direction: str, n_trials: float | None) -> None:
+    """Refuse what needs no loading to be seen."""
+    faults = []
+    if not vectors or not (data or score):
+        faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
+    if data and score:
+        faults.append("there are eval_datasets and a score; one of them is what is looked for")
+    if n_trials is not None and not n_trials >= 1:
+        faults.append(f"n_trials is {n_trials}; it must be 1 or more")
+    if direction not in ("maximize", "minimize"):
+        faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
+    if faults:
+        refuse(ConfigError, "This search cannot begin.", faults)
+
+
+def _load(
+    base: str | os.PathLike[str] | VectorSource, vectors: Sequence[str | VectorSource], dtype: str | None, kwargs: Mapping[str, Any]
+) -> "MergedModel":
     from dem_hub.loading import DEMModel
 
-    if not vectors or not eval_datasets:
-        raise ConfigError(f"A search needs vectors and eval_datasets; it was given {len(vectors)} and {len(eval_datasets)}.")
-    if n_trials < 1:
-        raise ConfigError(f"n_trials is {n_trials}; it must be 1 or more.")
     source = VectorSource.parse(base)
     names = [VectorSource.parse(vector) for vector in vectors]
-    model = DEMModel.from_pretrained(
-        source.repo_id, revision=source.revision, subfolder=source.subfolder, vectors=dict.fromkeys(names, 0.0), dtype=dtype, **model_kwargs
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")
+    zeros: dict[VectorSource, float] = dict.fromkeys(names, 0.0)
+    return DEMModel.from_pretrained(
+        source.repo_id, revision=source.revision, subfolder=source.subfolder, vectors=zeros, dtype=dtype, **kwargs
     )
 
-    def load_tokenizer() -> Any:
-        return tokenizer or AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
 
-    data = {name: as_windows(load_tokenizer, rows, max_length) for name, rows in eval_datasets.items()}
-    trials = _run(model, data, n_trials, seed, batch_size, callback)
-    best = min(trials, key=lambda trial: trial.value)
-    recipe = model.dem.config.with_coefficients(dict(zip(model.dem.coefficients, best.coefficients, strict=True)))
-    return SearchResult(replace(recipe, dtype=None, search=_provenance(trials, data, seed)), tuple(trials))
+def _tokenizer(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> Callable[[], Any]:
+    """The tokenizer, loaded when it is first needed."""
+    loaded: list[Any] = [tokenizer] if tokenizer is not None else []
 
+    def load() -> Any:
+        from transformers import AutoTokenizer
 
-def _run(
-    model: "MergedModel",
-    data: Mapping[str, list[list[int]]],
-    n_trials: int,
-    seed: int,
-    batch_size: int,
-    callback: Callable[[int, Trial], None] | None,
-) -> list[Trial]:
-    from huggingface_hub.utils import tqdm
+        if not loaded:
+            source = VectorSource.parse(base)
+            loaded.append(AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder))
+        return loaded[0]
 
-    names = list(model.dem.coefficients)
-    study = _new_study(seed, [f"c{number}" for number in range(len(names))])
-    trials: list[Trial] = []
-    for number in tqdm(range(n_trials), desc="Searching", unit="trial"):
-        proposed = study.ask()
-        point = tuple(proposed.suggest_float(f"c{i}", 0.0, UPPER_BOUND) for i in range(len(names)))
-        model.dem.set_coefficients(dict(zip(names, point, strict=True)))
-        scores = evaluate(model, data, batch_size)
-        trial = Trial(point, {name: score.loss for name, score in scores.items()})
-        study.tell(proposed, mean_loss(scores))
-        trials.append(trial)
-        if callback is not None:
-            callback(number, trial)
-    return trials
+    return load
 
 
-def first_points(count: int) -> list[tuple[float, ...]]:
-    """What anyone would try first: nothing, each vector alone, equal shares that sum to 1, half of each, all of each."""
-    singles = [tuple(float(i == j) for j in range(count)) for i in range(count)]
-    points = [(0.0,) * count, *singles, (1 / count,) * count, (0.5,) * count, (1.0,) * count]
-    return list(dict.fromkeys(points))
+def _warn_of_few(problem: Problem) -> None:
+    tokens = sum(map(sum, problem.likelihoods.tokens.values()))
+    excess = expected_excess(tokens, problem.count, INDEPENDENT)
+    if excess > _EXCESS:
+        problem.notes.append(
+            f"{tokens} tokens are few for {problem.count} coefficients: the loss they are fitted to is expected to be {excess:.4f} nats too "
+            f"good by chance. {int(problem.count * INDEPENDENT / (2 * _EXCESS))} or more, from many documents, are better."
+        )
 
 
-def _new_study(seed: int, names: Sequence[str]) -> Any:
-    try:
-        import optuna
-        import scipy  # noqa: F401  which Optuna's GPSampler asks for only when it is used
-    except ImportError as error:
-        raise MissingDependencyError(f"The search needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    points = first_points(len(names))
-    with warnings.catch_warnings():  # of an option that Optuna calls experimental: the same point has the same loss
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=len(points), deterministic_objective=True)
-    study = optuna.create_study(sampler=sampler, direction="minimize")
-    for point in points:
-        study.enqueue_trial(dict(zip(names, point, strict=True)))
-    return study
+def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial, Acceptance | None]:
+    """The trial to use, and the comparison on held-out data where there is any of each distribution."""
+    missing = [name for name, windows in judge.data.items() if not windows]
+    if missing:
+        problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(map(repr, missing))}. The search's word is all.")
+        return problem.best, None
+    common = None
+    if problem.model is not None and problem.count > 1:
+        common = tuple(common_point(problem.model, problem.objective, problem.region, problem.base_losses).tolist())
+    obvious = rivals(problem.measure.names, common, before.unchanged(problem.measure.names))
+    others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}
+    accepted = accept(judge, problem.objective, problem.best.coefficients, others)
+    if accepted.is_found:
+        return problem.best, accepted
+    chosen = accepted.contenders[accepted.chosen]
+    problem.notes.append(
+        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard error {chosen.error:.4f}), "
+        "and is what is returned."
+    )
+    return problem.evaluate(chosen.coefficients), accepted
 
 
-def _provenance(trials: Sequence[Trial], data: Mapping[str, list[list[int]]], seed: int) -> dict[str, Any]:
+def _geometry(model: "MergedModel") -> Comparison:
+    opened = model.dem.open()
+    return compare(opened.vectors, opened.base, tuple(model.dem.coefficients))
+
+
+def _pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    given: list[Any] = list(bounds)
+    if len(given) == 2 and all(isinstance(value, int | float) for value in given):
+        return [(float(given[0]), float(given[1]))] * count
+    if len(given) != count or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in given):
+        raise ConfigError(f"bounds are {bounds!r}; give one (lower, upper) pair, or one for each of {count} vectors.")
+    return [(float(low), float(high)) for low, high in given]
+
+
+def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
     """How the coefficients were found, for the recipe."""
-    best = min(trials, key=lambda trial: trial.value)
-    return {
-        "method": "optuna GPSampler",
+    data: dict[str, Any] = {
+        "method": result.method,
         "seed": seed,
-        "n_trials": len(trials),
-        "tokens": {name: sum(len(window) - 1 for window in windows) for name, windows in data.items()},
-        "losses": dict(best.losses),
-        "base_losses": dict(trials[0].losses),
+        "n_trials": len(result.trials),
+        "num_forward": round(result.num_forward, 3),
+        "objective": result.objective.kind,
+        "tokens": dict(result.tokens),
+        "losses": dict(result.best.losses),
     }
+    if result.table is not None and BASE in result.table.cells:
+        data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
+    if result.acceptance is not None:
+        data["held_out"] = {"chosen": result.acceptance.chosen, "loss": result.held_out_loss, "baselines": result.baselines}
+    return data

@@ -9,7 +9,8 @@ from models import Zoo
 from dem_hub import DEMConfig, DEMModel
 from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine
 from dem_hub.demo.texts import Distribution
-from dem_hub.search.objective import evaluate, tokenize
+from dem_hub.search.data import Reader
+from dem_hub.search.objective import evaluate
 
 
 def counting(name: str, step: int) -> Distribution:
@@ -45,7 +46,7 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
     model = DEMModel.from_pretrained(tmp_path / "recipe", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "recipe")
     for side in ("validation", "test"):
-        windows = {item.name: tokenize(tokenizer, getattr(item, side), 256) for item in distributions}
+        windows = {item.name: Reader(lambda: tokenizer, 256).windows(getattr(item, side)) for item in distributions}
         fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
         assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
 

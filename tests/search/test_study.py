@@ -1,32 +1,29 @@
-"""The search: never worse than what anyone would try first, the same for the same seed, and its recipe loads."""
+"""The search as a whole: what it finds, what it costs, what it refuses, that it goes on, grows, and is read again."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import Zoo, load_tensors
+from counters import STEPS, Counters, counting
+from models import Models, Zoo, load_tensors, reshard
 
-from dem_hub import DEMConfig, DEMModel, VectorSource, search_coefficients
-from dem_hub.errors import ConfigError
-from dem_hub.search.objective import evaluate
-from dem_hub.search.study import UPPER_BOUND, SearchResult, Trial, first_points
-
-TRIALS = 8
-
-
-@pytest.fixture(scope="module")
-def data() -> dict[str, list[list[int]]]:
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randint(low, high, (6, 20), generator=generator).tolist() for name, low, high in (("low", 0, 20), ("high", 30, 64))}
+from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
+from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.search import Grid, Optuna, Trial
+from dem_hub.search.objective import Objective, evaluate
 
 
 @pytest.fixture(scope="module")
-def search(zoo: Zoo, data: dict[str, list[list[int]]]) -> Callable[..., SearchResult]:
-    base = zoo.models("llama-tied", "float32").base
-    vectors = [str(zoo.vector("llama-tied", "float32", kind)) for kind in ("dense", "lowrank")]
-    return lambda **options: search_coefficients(base, vectors, data, **{"n_trials": TRIALS, **options})
+def search(counters: Counters) -> Callable[..., SearchResult]:
+    def search(*names: str, data: Any = None, **options: Any) -> SearchResult:
+        vectors = [counters.vectors[name] for name in names or STEPS]
+        return search_coefficients(counters.base, vectors, data or counters.data, **options)
+
+    return search
 
 
 @pytest.fixture(scope="module")
@@ -34,80 +31,363 @@ def result(search: Callable[..., SearchResult]) -> SearchResult:
     return search()
 
 
-@pytest.mark.parametrize(
-    ("count", "points"),
-    [(1, [(0.0,), (1.0,), (0.5,)]), (2, [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0)])],
-)
-def test_first_points(count: int, points: list[tuple[float, ...]]) -> None:
-    assert first_points(count) == points
+def fresh(counters: Counters, coefficients: dict[str, float], data: Any) -> dict[str, float]:
+    model = DEMModel.from_pretrained(counters.base, vectors=coefficients, dtype="float32")
+    return {name: score.loss for name, score in evaluate(model, data).items()}
 
 
-def test_first_points_come_first(result: SearchResult) -> None:
-    assert [trial.coefficients for trial in result.trials[:5]] == first_points(2)
-    assert len(result.trials) == TRIALS
-    assert all(0 <= value <= UPPER_BOUND for trial in result.trials for value in trial.coefficients)
+def mean(losses: dict[str, float]) -> float:
+    return sum(losses.values()) / len(losses)
 
 
-def test_best_is_never_worse_than_the_first_points(result: SearchResult) -> None:
-    assert result.best.value <= min(trial.value for trial in result.trials[:5])
-    assert tuple(result.config.coefficients.values()) == result.best.coefficients
+def test_the_result(result: SearchResult, counters: Counters) -> None:
+    assert result.method == "gauss_newton"
+    assert list(result.coefficients) == list(counters.vectors.values())
+    assert tuple(result.coefficients.values()) == result.best.coefficients
+    assert result.num_forward <= 12
+    assert result.num_forward_held_out == pytest.approx(1 + 3 + 1 + 1 + 1)  # base, three alone, 1/N, common, found
+    assert result.loss == result.best.value == min(trial.value for trial in result.trials)
+    assert list(result.baselines) == ["base", *(f"{name} alone" for name in result.coefficients), "1/N", "common"]
+    assert result.held_out_loss is not None
+    assert result.held_out_loss < min(result.baselines.values())
+    assert sum(result.mixing_ratio.values()) == pytest.approx(1)
+    assert result.best in result.pareto
 
 
-def test_losses_are_those_of_a_fresh_load(zoo: Zoo, data: dict[str, list[list[int]]], result: SearchResult) -> None:
-    base = zoo.models("llama-tied", "float32").base
-    for trial in (result.trials[3], result.best):
-        model = DEMModel.from_pretrained(base, vectors=dict(zip(result.config.coefficients, trial.coefficients, strict=True)))
-        expected = {name: score.loss for name, score in evaluate(model, data).items()}
-        assert trial.losses == pytest.approx(expected, rel=1e-7)
+def test_better_on_test_data_too(result: SearchResult, counters: Counters) -> None:
+    names = list(result.coefficients)
+    found = mean(fresh(counters, result.coefficients, counters.test))
+    assert result.acceptance is not None
+    for label in ("base", "1/N", "common"):
+        point = dict(zip(names, result.acceptance.contenders[label].coefficients, strict=True))
+        assert found < mean(fresh(counters, point, counters.test))
 
 
-def test_same_seed_same_trials(search: Callable[..., SearchResult], result: SearchResult) -> None:
-    assert search().trials == result.trials
-    assert search(seed=1).trials[:5] == result.trials[:5]
-    assert search(seed=1).trials[5:] != result.trials[5:]
+def test_losses_are_those_of_a_fresh_load(search: Callable[..., SearchResult], counters: Counters) -> None:
+    found = search(held_out=0)
+    for trial in found.trials:
+        assert trial.losses == pytest.approx(
+            fresh(counters, dict(zip(found.coefficients, trial.coefficients, strict=True)), counters.data), rel=1e-6
+        )
+
+
+def test_search_and_held_out_share_no_document(result: SearchResult) -> None:
+    assert result.acceptance is not None
+    assert {name: result.tokens[name] + result.acceptance.tokens[name] for name in STEPS} == dict.fromkeys(STEPS, 24 * 19)
+    assert result.tokens["up"] == 18 * 19
 
 
 def test_recipe_loads(result: SearchResult, tmp_path: Path) -> None:
-    result.config.save_pretrained(tmp_path / "recipe")
-    recipe = DEMConfig.from_pretrained(tmp_path / "recipe")
-    assert recipe.coefficients == result.config.coefficients
-    assert recipe.search == result.config.search
+    result.config.save_pretrained(tmp_path)
+    recipe = DEMConfig.from_pretrained(tmp_path)
+    assert recipe == result.config
+    assert recipe.dtype is None
     assert recipe.search is not None
-    assert (recipe.search["n_trials"], recipe.search["seed"], recipe.search["tokens"]) == (TRIALS, 0, {"low": 6 * 19, "high": 6 * 19})
+    assert (recipe.search["method"], recipe.search["objective"], recipe.search["tokens"]) == ("gauss_newton", "mean", dict(result.tokens))
     assert recipe.search["losses"] == dict(result.best.losses)
-    assert recipe.search["base_losses"] == dict(result.trials[0].losses)
-    assert DEMModel.from_pretrained(tmp_path / "recipe").dem.coefficients == result.config.coefficients
+    assert result.table is not None
+    assert recipe.search["base_losses"] == {name: cell.loss for name, cell in result.table.cells["base"].items()}
+    assert DEMModel.from_pretrained(tmp_path).dem.coefficients == result.coefficients
+
+
+def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
+    result.save_pretrained(tmp_path / "found")
+    again = SearchResult.from_pretrained(tmp_path / "found")
+    assert again.model is not None
+    assert result.model is not None
+    assert again.resolve("worst") == result.resolve("worst")
+    assert replace(again, model=None) == replace(result, model=None)
+    assert len(again.store) == len(result.store)
+    assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
+    json.loads((tmp_path / "found" / "search_result.json").read_text())
+
+
+def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
+    with pytest.raises(VectorNotFoundError, match="has no search_result.json"):
+        SearchResult.from_pretrained(tmp_path)
+    result.save_pretrained(tmp_path)
+    path = tmp_path / "search_result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(ConfigError, match="Upgrade"):
+        SearchResult.from_pretrained(tmp_path)
+    path.write_text(json.dumps({"format_version": 1, "trials": []}))
+    with pytest.raises(ConfigError, match="is not a whole search result"):
+        SearchResult.from_pretrained(tmp_path)
+
+
+def test_resolving_costs_nothing_and_is_true(counters: Counters, search: Callable[..., SearchResult]) -> None:
+    """What is found for other weights is nearly what a search with these weights finds, and better for them than what was found."""
+    plain, weights = search(held_out=0), {"up": 3.0}
+    size = len(plain.store)
+    wished = plain.resolve(weights=weights)
+    assert len(plain.store) == size
+    assert wished.config.coefficients == wished.coefficients
+    objective = Objective("mean", weights)
+    truth, before = (objective.value(fresh(counters, point, counters.data)) for point in (wished.coefficients, plain.coefficients))
+    assert truth < before
+    assert truth == pytest.approx(search(held_out=0, weights=weights).loss, abs=0.01)
+    assert wished.value == pytest.approx(truth, abs=0.02)
+
+
+def test_resolving_for_other_wishes(result: SearchResult, counters: Counters) -> None:
+    up, down, threes = counters.vectors.values()
+    assert result.resolve().value <= result.loss + 1e-3
+    gone = result.resolve(without=[down], weights={"down": 0.0})
+    assert gone.coefficients[down] == 0
+    assert gone.coefficients[up] > 0
+    little = result.resolve(max_sum=0.3)
+    assert sum(little.coefficients.values()) <= 0.3 + 1e-9
+    tight = result.resolve(bounds={threes: (0.0, 0.1)})
+    assert tight.coefficients[threes] <= 0.1
+    worst = result.resolve("worst")
+    assert max(worst.losses.values()) <= max(result.resolve().losses.values()) + 1e-6
+    with pytest.raises(ConfigError, match="This search has no vector 'other'"):
+        result.resolve(without=["other"])
+
+
+def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
+    found = search(method="uniform", n_trials=3)
+    with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
+        found.resolve()
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "quadratic", Optuna("tpe")], ids=str)
+def test_a_killed_search_goes_on(search: Callable[..., SearchResult], tmp_path: Path, method: Any) -> None:
+    def kill(number: int, trial: Trial) -> None:
+        if number == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        search(method=method, n_trials=12, store=tmp_path / "store", callback=kill)
+    whole, rest = search(method=method, n_trials=12), search(method=method, n_trials=12, store=tmp_path / "store")
+    assert rest.trials == whole.trials
+    assert rest.coefficients == whole.coefficients
+    assert rest.num_forward == whole.num_forward
+
+
+def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
+    """Its column of the table, and a check of what the algebra on kept logits finds."""
+    vectors = list(gentle.vectors.values())
+    two = search_coefficients(gentle.base, vectors[:2], gentle.data)
+    three = search_coefficients(gentle.base, vectors, gentle.data, earlier=two)
+    assert three.num_forward == 1 + 1
+    assert three.num_forward_held_out <= 1 + 1 + 1 + 1  # the new one alone, 1/N, common, found
+    assert three.loss < two.loss
+    assert three.loss < search_coefficients(gentle.base, vectors, gentle.data).loss + 2e-3
+    assert three.acceptance is not None
+    assert three.acceptance.contenders["before"].coefficients == (*two.best.coefficients, 0.0)
+
+
+def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
+    """Where vectors interact, the check shows it, and a step or two are taken, of N + 1 forward passes and a check."""
+    three = search(earlier=search("up", "down"))
+    assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
+    assert any("The kept logits promised" in note for note in three.notes)
+    assert three.loss == pytest.approx(search().loss, abs=5e-3)
+    assert search(earlier=search("up", "down"), n_trials=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
+
+
+def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
+    """One pass over it for the base and each vector, and a check over everything."""
+    vectors = list(gentle.vectors.values())[:2]
+    known = {name: gentle.data[name] for name in ("up", "down")}
+    grown = search_coefficients(gentle.base, vectors, gentle.data, earlier=search_coefficients(gentle.base, vectors, known))
+    share = grown.tokens["threes"] / sum(grown.tokens.values())
+    assert grown.num_forward == pytest.approx(3 * share + 1)
+
+
+def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
+    vectors = list(gentle.vectors.values())
+    three = search_coefficients(gentle.base, vectors, gentle.data)
+    assert search_coefficients(gentle.base, vectors[::2], gentle.data, earlier=three).num_forward == 1
+    assert three.resolve(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
+
+
+def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
+    """With the logits it costs what it does in memory; from a recipe, or without them, the known coefficients are the start."""
+    vectors = list(gentle.vectors.values())
+    two = search_coefficients(gentle.base, vectors[:2], gentle.data)
+    two.save_pretrained(tmp_path / "with", with_logits=True)
+    two.save_pretrained(tmp_path / "without")
+    two.config.save_pretrained(tmp_path / "recipe")
+
+    def grow(earlier: Any) -> SearchResult:
+        return search_coefficients(gentle.base, vectors, gentle.data, earlier=earlier)
+
+    grown = grow(tmp_path / "with")
+    assert grown.num_forward == 2
+    assert grown.coefficients == grow(two).coefficients
+    for name in ("without", "recipe"):
+        again = grow(tmp_path / name)
+        assert again.trials[0].coefficients == (*two.best.coefficients, sum(two.best.coefficients) / 2)
+        assert again.num_forward in (4, 5, 9, 10)  # a step, or two, and their checks; no table
+        assert again.loss < two.loss
+    assert grow(DEMConfig.from_pretrained(tmp_path / "recipe")).trials == again.trials
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_any_score(counters: Counters, direction: str) -> None:
+    """A score of the model itself, with a known optimum: how near a weight is to what half of both vectors gives."""
+    vectors = [counters.vectors[name] for name in ("up", "down")]
+    wanted = DEMModel.from_pretrained(
+        counters.base, vectors=dict.fromkeys(vectors, 0.5), dtype="float32"
+    ).model.embed_tokens.weight.detach()
+
+    def score(model: Any) -> float:
+        distance = float(((model.model.embed_tokens.weight.detach() - wanted) ** 2).sum())
+        return distance if direction == "minimize" else -distance
+
+    found = search_coefficients(counters.base, vectors, score=score, direction=direction)
+    assert found.method == "quadratic"
+    assert list(found.coefficients.values()) == pytest.approx([0.5, 0.5], abs=1e-2)
+    assert found.num_forward <= 25 + 1
+    assert found.notes[0].startswith("auto: quadratic, for a score")
+
+
+def test_two_vectors_that_are_the_same(counters: Counters, search: Callable[..., SearchResult], tmp_path: Path) -> None:
+    """The singular case: they share what one of them would have had, and it is said."""
+    twin = tmp_path / "up-twin"
+    twin.mkdir()
+    for path in Path(counters.vectors["up"]).iterdir():
+        (twin / path.name).write_bytes(path.read_bytes())
+    data = {"up": counters.data["up"]}
+    both = search_coefficients(counters.base, [counters.vectors["up"], str(twin)], data, held_out=0)
+    alone = search_coefficients(counters.base, [counters.vectors["up"]], data, held_out=0, bounds=(0, 3))
+    first, second = both.coefficients.values()
+    assert first == pytest.approx(second, abs=1e-3)
+    assert both.loss == pytest.approx(alone.loss, abs=5e-3)
+    assert any("have cosine 1.00: near-duplicates" in note for note in both.notes)
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "quadratic", "gradient"])
+@pytest.mark.parametrize("low", [0.0, -0.5])
+def test_a_harmful_vector(counters: Counters, tmp_path: Path, low: float, method: str) -> None:
+    """The opposite of a good vector: its coefficient goes to the lower bound, 0 or negative."""
+    base, up = (load_tensors(folder) for folder in (counters.base, counters.base.parent / "full-up"))
+    opposite = {name: 2 * base[name] - up[name] for name in base}
+    reshard(counters.base, tmp_path / "full", change=lambda tensors: tensors.update(opposite))
+    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "bad")
+    vectors = [counters.vectors["up"], str(tmp_path / "bad")]
+    found = search_coefficients(counters.base, vectors, {"up": counting(1, 60, 4)}, bounds=(low, 1.0), method=method)
+    assert found.coefficients[vectors[1]] == pytest.approx(low, abs=1e-6)
+    assert found.coefficients[vectors[0]] == pytest.approx(1.0, abs=1e-6)
+    if method == "gauss_newton":
+        assert any("bad' is dead: on 'up'" in note for note in found.notes)
+
+
+def test_a_wrong_answer_is_not_accepted(search: Callable[..., SearchResult], counters: Counters) -> None:
+    """Validation text of another kind than the held-out one: the best of the obvious is returned, and said."""
+    found = search("up", "down", data={"text": counters.data["down"]}, held_out={"text": counters.data["up"]})
+    assert found.acceptance is not None
+    assert not found.acceptance.is_found
+    assert found.held_out_loss == min(one.value for one in found.acceptance.contenders.values())
+    assert any("is better than what was found" in note for note in found.notes)
+    assert tuple(found.coefficients.values()) == found.acceptance.contenders[found.acceptance.chosen].coefficients
+
+
+def test_nothing_held_out(search: Callable[..., SearchResult]) -> None:
+    found = search(held_out=0)
+    assert (found.acceptance, found.num_forward_held_out) == (None, 0.0)
+    assert any("Not accepted on held-out data" in note for note in found.notes)
+
+
+def test_few_tokens_are_warned_about(result: SearchResult, search: Callable[..., SearchResult]) -> None:
+    assert any("tokens are few for 3 coefficients" in note for note in result.notes)
+    many = search("up", data={"up": counting(1, 600, 4)}, method="uniform", n_trials=2)
+    assert not any("are few" in note for note in many.notes)
+
+
+def test_batches_do_not_matter(search: Callable[..., SearchResult], result: SearchResult) -> None:
+    assert search(batch_size=3).best.coefficients == pytest.approx(result.best.coefficients, abs=1e-4)
 
 
 def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:
     seen: list[tuple[int, Trial]] = []
-    found = search(n_trials=3, callback=lambda number, trial: seen.append((number, trial)))
+    found = search(method=Grid((0.0, 1.0)), n_trials=3, held_out=0, callback=lambda number, trial: seen.append((number, trial)))
     assert seen == list(enumerate(found.trials))
 
 
-def test_texts_are_tokenised_with_the_base_tokenizer(zoo: Zoo) -> None:
-    base = VectorSource(str(zoo.models("llama-tied", "float32").base))
-    found = search_coefficients(base, [str(zoo.vector("llama-tied", "float32"))], {"words": ["w1 w2 w3", "w4 w5 w6"]}, n_trials=1)
-    assert found.trials[0].coefficients == (0.0,)
-    assert found.config.search is not None
-    assert found.config.search["tokens"] == {"words": 4}
+def test_texts_are_tokenised_with_the_base_tokenizer(counters: Counters) -> None:
+    base = VectorSource(str(counters.base))
+    found = search_coefficients(base, [counters.vectors["up"]], {"words": ["w1 w2 w3", "w4 w5 w6 w7"]}, held_out=0)
+    assert found.tokens == {"words": 5}
 
 
-def test_searching_in_bfloat16(zoo: Zoo, data: dict[str, list[list[int]]]) -> None:
-    models = zoo.models("llama-tied")
-    found = search_coefficients(models.base, [str(zoo.vector("llama-tied"))], data, n_trials=2)
-    assert found.config.dtype is None
-    model = DEMModel.from_pretrained(models.base, vectors=dict(zip(found.config.coefficients, (1.0,), strict=True)))
-    assert torch.equal(model.model.norm.weight, load_tensors(models.full)["model.norm.weight"])
+def test_searching_in_bfloat16(counters: Counters) -> None:
+    found = search_coefficients(counters.base, list(counters.vectors.values()), counters.data, dtype="bfloat16", held_out=0)
+    model = DEMModel.from_pretrained(counters.base, vectors=found.coefficients, dtype="bfloat16")
+    assert found.best.losses == pytest.approx({k: s.loss for k, s in evaluate(model, counters.data).items()}, rel=1e-6)
+    assert found.loss < min(trial.value for trial in found.trials[:4])
 
 
-@pytest.mark.parametrize(("changes", "counts"), [({"vectors": []}, "0 and 1"), ({"eval_datasets": {}}, "1 and 0")], ids=["vectors", "data"])
-def test_nothing_to_search(zoo: Zoo, changes: dict[str, Any], counts: str) -> None:
+def test_sequence_to_sequence(tmp_path: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    model = t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
+    model.save_pretrained(tmp_path / "base")
+    generator = torch.Generator().manual_seed(1)
+    rows = [{"input_ids": row, "labels": row[::-1]} for row in torch.randint(1, 32, (32, 6), generator=generator).tolist()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(15):
+        model(**{name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(tmp_path / "full")
+    DistributionVector.extract(tmp_path / "base", tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "reverse")
+    found = search_coefficients(tmp_path / "base", [str(tmp_path / "reverse")], {"reverse": rows})
+    assert found.coefficients[str(tmp_path / "reverse")] > 0.5
+    assert found.tokens == {"reverse": 24 * 6}
+    assert found.loss < found.trials[0].value
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no vectors": ({"vectors": []}, "needs vectors and eval_datasets; it was given 0 and 1"),
+    "no data": ({"eval_datasets": {}}, "it was given 1 and 0"),
+    "no trials": ({"n_trials": 0}, "n_trials is 0; it must be 1 or more"),
+    "direction": ({"direction": "up"}, "direction is 'up'"),
+    "method": ({"method": "magic"}, "method is 'magic'"),
+    "objective": ({"objective": "best"}, "objective is 'best'"),
+    "weights": ({"weights": {"other": 1.0}}, "weights name 'other'; the distributions are 'maths'"),
+    "data and a score": ({"score": float}, "there are eval_datasets and a score"),
+    "two weights": ({"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}}, "the objective has weights of its own"),
+    "bounds": ({"bounds": [(0, 1), (0, 1)]}, "give one \\(lower, upper\\) pair, or one for each of 1 vectors"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_before_anything_is_loaded(changes: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"vectors": ["me/maths"], "eval_datasets": {"maths": [[1, 2]]}, **changes}
-    with pytest.raises(ConfigError, match=f"needs vectors and eval_datasets; it was given {counts}"):
-        search_coefficients(zoo.models("llama-tied").base, **arguments)
+    with pytest.raises(ConfigError, match=message):
+        search_coefficients("org/base", **arguments)
 
 
-def test_no_trials(zoo: Zoo) -> None:
-    with pytest.raises(ConfigError, match="n_trials is 0; it must be 1 or more"):
-        search_coefficients(zoo.models("llama-tied").base, [str(zoo.vector("llama-tied"))], {"maths": [[1, 2]]}, n_trials=0)
+def test_a_distribution_with_nothing_to_score(search: Callable[..., SearchResult], counters: Counters) -> None:
+    with pytest.raises(ConfigError, match="'empty': there is nothing to score(.|\n)*'short': there is nothing to score"):
+        search(data={**counters.data, "empty": [], "short": [[1]]})
+
+
+def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult], counters: Counters) -> None:
+    """It is scored as it is; one window cannot be held out, which is said."""
+    found = search("up", data={"tiny": [[1, 2, 3]]})
+    assert found.tokens == {"tiny": 2}
+    assert any("there is none of 'tiny'" in note for note in found.notes)
+
+
+def test_a_vector_of_another_base(zoo: Zoo, llama: Models, counters: Counters) -> None:
+    with pytest.raises(BaseMismatchError):
+        search_coefficients(counters.base, [str(zoo.vector("llama-untied"))], counters.data)
+
+
+def test_a_vector_named_twice(counters: Counters) -> None:
+    with pytest.raises(ConfigError, match="Vectors named twice: .*up"):
+        search_coefficients(counters.base, [counters.vectors["up"]] * 2, counters.data)
+
+
+def test_picture(result: SearchResult, tmp_path: Path) -> None:
+    assert result.plot(tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")

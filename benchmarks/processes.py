@@ -1,0 +1,56 @@
+"""What a command takes: wall time, CPU time, and its highest private memory.
+
+"Private" is RssAnon of the process and its children, sampled every 10 ms: memory that no file backs, which the system cannot take back.
+Pages of memory-mapped checkpoints are not in it. Linux only.
+"""
+
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command: seconds of wall and CPU time, bytes of private memory at its peak, and what it wrote to stdout."""
+
+    wall: float
+    cpu: float
+    private: int
+    output: str
+
+
+def run(command: Sequence[str | Path], scratch: Path) -> Run:
+    """Run a command, quietly and offline; `scratch` is where it has its temporary files."""
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TMPDIR": str(scratch), "HF_HOME": str(scratch / "home")}
+    log = scratch / "output.txt"
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with log.open("wb") as output, (scratch / "errors.txt").open("wb") as errors:
+        process = subprocess.Popen(list(map(str, command)), env={**os.environ, **quiet}, stdout=output, stderr=errors)
+        highest = 0
+        while process.poll() is None:
+            highest = max(highest, private_memory(process.pid))
+            time.sleep(0.01)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode != 0:
+        told = (scratch / "errors.txt").read_text("utf-8", "replace")[-2000:]
+        raise SystemExit(f"failed with status {process.returncode}: {' '.join(map(str, command))}\n{told}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(wall, cpu, highest, log.read_text("utf-8"))
+
+
+def private_memory(pid: int) -> int:
+    """RssAnon of a process and all its children, in bytes."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                total = 1024 * int(line.split()[1])
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:  # it ended meanwhile
+        return total
+    return total + sum(private_memory(child) for child in children)

@@ -1,0 +1,105 @@
+"""A weighted sum of vectors as one LoRA adapter, which PEFT and vLLM load beside the base.
+
+    sum_i c_i B_i @ A_i = [c_1 B_1 ... c_n B_n] @ [A_1; ...; A_n]
+
+so that putting the factors side by side is exact, where summing them (PEFT's `linear`) has cross terms. A rank makes it smaller: the best
+approximation at that rank, and its error is told.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dem_hub.adapter_writer import AdapterWriter
+from dem_hub.codecs import add_deltas
+from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.measure import squared_norm
+from dem_hub.codecs.svd import balanced_factors
+from dem_hub.errors import AdapterError, refuse
+from dem_hub.files import atomic_folder
+from dem_hub.index import full_index
+from dem_hub.merging import Merge
+from dem_hub.recipe import OpenedRecipe
+
+
+@dataclass(frozen=True)
+class ExportedAdapter:
+    """What became of a sum: the ranks of its modules, |adapter - sum| / |sum|, and the tensors that no LoRA can change."""
+
+    ranks: tuple[int, ...]
+    error: float
+    left_out: tuple[str, ...]
+
+
+def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = None, dtype: torch.dtype = torch.float32) -> ExportedAdapter:
+    """Write the weighted sum of a recipe's vectors as a PEFT adapter.
+
+    Args:
+        opened ([`OpenedRecipe`]): the recipe with its base and vectors.
+        target (`Path`): the folder, which appears complete or not at all.
+        rank (`int`, *optional*): of every module at the most. Without it the adapter is the sum, and every delta must be of low rank.
+        dtype (`torch.dtype`): of the factors.
+
+    Raises:
+        `AdapterError`: deltas that are no LoRA; lists all of them. With a `rank`: nothing that a LoRA could change.
+    """
+    from huggingface_hub.utils import tqdm
+
+    merge = opened.merge(opened.recipe)
+    ranks, left_out, squares, errors, faults = [], [], 0.0, 0.0, []
+    with atomic_folder(target) as folder:
+        writer = AdapterWriter(folder, opened.base.architecture)
+        for name in tqdm([name for name in merge.base if merge.active(name)], desc="Merging", unit="tensor", delay=1):
+            summands, module = _summands(merge, name), writer.module(name)
+            whole = all(delta.dense is None and delta.rest is None for _, delta in summands) and merge.shape(name) == merge.base[name].shape
+            if rank is None and (module is None or not whole):
+                faults.append(
+                    f"'{name}' {list(merge.shape(name))}"
+                    + (" is in no module that takes a LoRA" if module is None else " is not of low rank")
+                )
+            elif module is None:
+                left_out.append(name)
+                lost = squared_norm(_sum(merge, name, summands))
+                squares, errors = squares + lost, errors + lost
+            else:
+                factors = _concatenate(summands) if whole else None
+                if factors is None or (rank is not None and factors[0].shape[1] > rank):
+                    exact = _sum(merge, name, summands)
+                    factors = balanced_factors(exact, rank=rank)
+                    lost = squared_norm(torch.addmm(exact, *factors, alpha=-1))
+                    squares, errors = squares + lost, errors + lost
+                left, right = factors
+                squares += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))  # what is lost is orthogonal to it
+                writer.write(module, left.to(dtype), right.to(dtype))
+                ranks.append(left.shape[1])
+        _refuse(opened, faults, rank, ranks)
+        writer.close(opened.base.record)
+    return ExportedAdapter(tuple(ranks), math.sqrt(errors / squares) if squares else 0.0, tuple(left_out))
+
+
+def _refuse(opened: OpenedRecipe, faults: Sequence[str], rank: int | None, ranks: Sequence[int]) -> None:
+    if faults:
+        remedy = "Give a rank, and the sum is approximated; or merge it into a model."
+        refuse(AdapterError, f"The sum {opened.recipe.coefficients} is not a LoRA.", faults, remedy)
+    if not ranks:
+        raise AdapterError(f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model.")
+
+
+def _summands(merge: Merge, name: str) -> list[tuple[float, Delta]]:
+    base, index = merge.base.lazy(name), full_index(merge.base[name].shape)
+    return [(coefficient * scale, delta) for coefficient, stored in merge.active(name) for scale, delta in stored.decode(base, index)]
+
+
+def _sum(merge: Merge, name: str, summands: Sequence[tuple[float, Delta]]) -> Tensor:
+    return add_deltas(torch.zeros(merge.base[name].shape, dtype=torch.float32), summands)
+
+
+def _concatenate(summands: Sequence[tuple[float, Delta]]) -> tuple[Tensor, Tensor]:
+    """[c_1 B_1 ... c_n B_n] and [A_1; ...; A_n], each coefficient shared by both sides, so that neither loses precision."""
+    lefts = [delta.left.float() * math.sqrt(abs(c)) * math.copysign(1, c) for c, delta in summands if delta.left is not None]
+    rights = [delta.right.float() * math.sqrt(abs(c)) for c, delta in summands if delta.right is not None]
+    return torch.cat(lefts, dim=1), torch.cat(rights)

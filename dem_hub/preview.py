@@ -1,0 +1,69 @@
+"""What a merge will take, worked out from headers before any weight moves: bytes to download, to write, and in memory at once."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dem_hub.checkpoint import DTYPES
+from dem_hub.codecs.stored import StoredDelta
+from dem_hub.errors import DiskSpaceError
+from dem_hub.merging import BLOCK, Merge
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A merge that has not begun: how many tensors there are and how many of them change, and what it takes, in bytes."""
+
+    tensors: int
+    changed: int
+    reads: int
+    writes: int
+    memory: int
+    free: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.changed} of {self.tensors} tensors change; reads {_text(self.reads)}, writes {_text(self.writes)} "
+            f"({_text(self.free)} free), about {_text(self.memory)} of memory beyond the libraries"
+        )
+
+
+def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Preview:
+    """Look at the headers of a merge.
+
+    Args:
+        merge ([`Merge`]): the sum; names, shapes and identity were checked as it was made.
+        target (`Path`): where it shall be written.
+        dtype (`torch.dtype`, *optional*): of float tensors; each tensor's own by default.
+
+    Raises:
+        `DiskSpaceError`: less is free there than it takes.
+    """
+    writes = reads = changed = 0
+    for name, info in merge.base.items():
+        kind = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
+        writes += kind.itemsize * math.prod(merge.shape(name))
+        reads += info.nbytes
+        active = merge.active(name)
+        changed += bool(active)
+        reads += sum(_bytes(stored) for _, stored in active)
+    place = target.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if writes > free:
+        raise DiskSpaceError(f"The merged model takes {_text(writes)} in '{target}', and {_text(free)} are free there. Make room first.")
+    return Preview(len(merge.base), changed, reads, writes, 4 * 8 * BLOCK, free)
+
+
+def _bytes(stored: StoredDelta) -> int:
+    parts = [part for component in stored.components for part in component.parts.values()]
+    parts += [stored.rows] if stored.rows is not None else []
+    return sum(DTYPES[part.get_dtype()].itemsize * math.prod(part.get_shape()) for part in parts)
+
+
+def _text(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

@@ -1,0 +1,170 @@
+"""What a strategy sees: named coefficients in a region, points to be scored, a budget, and the best so far.
+
+A trial's losses come from a [`Likelihoods`] or from a caller's `score`; strategies that need no more than a number do not know which.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dem_hub.errors import ConfigError
+from dem_hub.search.likelihoods import Likelihoods, Point
+from dem_hub.search.objective import Objective
+from dem_hub.search.quadratic import LocalModel
+from dem_hub.search.solve import Pull, Region
+
+logger = logging.getLogger(__name__)
+
+INDEPENDENT = 10  # tokens of text that count as one independent one (notes 3.4: 10 to 20)
+SPREAD = 0.5  # by which coefficients are expected to differ from their common one
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate: its coefficients, in the order of the vectors; each distribution's loss, in nats a token; and the objective."""
+
+    coefficients: Point
+    losses: Mapping[str, float]
+    value: float
+
+
+class Measure(Protocol):
+    """Gives the losses of a point, and says what that has cost in forward passes over the data."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def num_forward(self) -> float: ...
+
+    def losses(self, point: Sequence[float]) -> dict[str, float]: ...
+
+
+class Strategy(Protocol):
+    """A way to look for the best point. It scores points with `problem.evaluate`; the best of all trials is what it found."""
+
+    @property
+    def name(self) -> str: ...
+
+    def search(self, problem: "Problem") -> None: ...
+
+
+@dataclass
+class Problem:
+    """The search as a strategy sees it.
+
+    `n_trials` is the budget in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
+    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough.
+    """
+
+    measure: Measure
+    objective: Objective
+    region: Region
+    n_trials: float | None = None
+    start: Point | None = None
+    quick: bool = False
+    seed: int = 0
+    callback: Callable[[int, Trial], None] | None = None
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    model: LocalModel | None = None  # the losses around the best point, where the strategy has them
+
+    @property
+    def count(self) -> int:
+        """The number of coefficients."""
+        return len(self.measure.names)
+
+    @property
+    def likelihoods(self) -> Likelihoods:
+        """The measure, for strategies that need more than a number.
+
+        Raises:
+            `ConfigError`: it is a caller's `score`.
+        """
+        if not isinstance(self.measure, Likelihoods):
+            raise ConfigError("This method needs the losses of data, and a `score` is one number. Use method='quadratic' or 'optuna'.")
+        return self.measure
+
+    @property
+    def base_losses(self) -> dict[str, float] | None:
+        """The base's losses, where the objective asks for them."""
+        return self.measure.losses((0.0,) * self.count) if self.objective.kind == "improvement" else None
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the lowest objective, of those in the region; the first of equals."""
+        inside = [trial for trial in self.trials if self.region.contains(torch.tensor(trial.coefficients, dtype=torch.float64))]
+        return min(inside, key=lambda trial: trial.value)
+
+    @property
+    def num_forward(self) -> float:
+        """Forward passes over the data so far."""
+        return self.measure.num_forward
+
+    def budget(self, usual: float) -> float:
+        """How many forward passes a strategy may use: the caller's number, or what is usual for it."""
+        return float(usual if self.n_trials is None else self.n_trials)
+
+    def pull(self) -> Pull:
+        """How strongly coefficients are drawn to their common one: a prior of width `SPREAD` against so many independent tokens.
+
+        Source: with T_eff tokens the loss of c fitted coefficients is c / (2 T_eff) above the best on average (Wilks).
+        """
+        tokens = sum(map(sum, self.likelihoods.tokens.values()))
+        return Pull(towards_common=INDEPENDENT / (SPREAD**2 * tokens))
+
+    def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
+        """Score a point; a point that was scored before costs nothing and is no new trial."""
+        place = tuple(float(value) for value in point)
+        for trial in self.trials:
+            if trial.coefficients == place:
+                return trial
+        losses = self.measure.losses(place)
+        finite = all(map(math.isfinite, losses.values()))
+        value = self.objective.value(losses, self.base_losses) if finite else math.inf
+        if not finite:
+            note = f"The loss at {dict(zip(self.measure.names, place, strict=True))} is not finite ({losses}); it is out of the running."
+            logger.warning(note)
+            self.notes.append(note)
+        trial = Trial(place, losses, value)
+        self.trials.append(trial)
+        if self.callback is not None:
+            self.callback(len(self.trials) - 1, trial)
+        return trial
+
+    def inside(self, point: Sequence[float]) -> Tensor:
+        """The nearest point of the region, as a tensor."""
+        return self.region.clip(torch.tensor(point, dtype=torch.float64))
+
+    def bounds(self) -> list[tuple[float, float]]:
+        """Lower and upper bound of each coefficient."""
+        return list(zip(self.region.low.tolist(), self.region.high.tolist(), strict=True))
+
+
+class Score:
+    """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better."""
+
+    def __init__(self, model: Any, function: Callable[[Any], float], *, maximise: bool) -> None:
+        self.model, self.function, self.sign = model, function, -1.0 if maximise else 1.0
+        self.names = tuple(model.dem.coefficients)
+        self.calls = 0
+        self._known: dict[Point, float] = {}
+
+    @property
+    def num_forward(self) -> float:
+        """Calls of the score."""
+        return float(self.calls)
+
+    def losses(self, point: Sequence[float]) -> dict[str, float]:
+        """The score there; the same point is not scored twice."""
+        place = tuple(map(float, point))
+        if place not in self._known:
+            self.model.dem.set_coefficients(dict(zip(self.names, place, strict=True)))
+            self._known[place] = self.sign * float(self.function(self.model))
+            self.calls += 1
+        return {"score": self._known[place]}

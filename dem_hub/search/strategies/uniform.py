@@ -1,0 +1,23 @@
+"""The other reference: one coefficient for all vectors, looked for along a line."""
+
+from dataclasses import dataclass
+
+from dem_hub.search.problem import Problem
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """`n_trials` equal steps (11 points if the caller does not say) between the bounds that all coefficients share."""
+
+    name: str = "uniform"
+
+    def search(self, problem: Problem) -> None:
+        """Score the points."""
+        from huggingface_hub.utils import tqdm
+
+        count = max(2, int(problem.budget(11)))
+        low, high = (max(low for low, _ in problem.bounds()), min(high for _, high in problem.bounds()))
+        if problem.region.max_sum is not None:
+            high = min(high, problem.region.max_sum / problem.count)
+        for number in tqdm(range(count), desc="One coefficient", unit="point", delay=1):
+            problem.evaluate([low + (high - low) * number / (count - 1)] * problem.count)
