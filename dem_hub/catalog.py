@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dem_hub.hub import hub_api
+from dem_hub.transport import contact
 
 VECTOR_TAG, STORE_TAG, RECIPE_TAG = "dem-vector", "dem-store", "dem-recipe"
 
@@ -33,7 +34,8 @@ def list_vectors(
     Returns:
         `list[FoundVector]`: in the Hub's order. Whether one fits is known when it is opened.
     """
-    models = hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token)
+    with contact(f"The vectors of '{base}' were looked for on the Hub.", "Try again."):
+        models = list(hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token))
     found: list[FoundVector] = []
     for model in models:
         kind = _kind(model.tags or [])
@@ -46,7 +48,8 @@ def licences(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dic
     """The licence that each repository's card states; those that state none are left out."""
     found = {}
     for repo_id in repo_ids:
-        card = hub_api().model_info(repo_id, token=token).card_data
+        with contact(f"The licence of '{repo_id}' was looked up on the Hub.", "Nothing was pushed. Try again."):
+            card = hub_api().model_info(repo_id, token=token).card_data
         if card is not None and card.get("license"):
             found[repo_id] = str(card["license"])
     return found

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +175,6 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from dem_hub.export import export, preview_export
 
     opened = _open(options, check_base=not options.allow_base_mismatch)
@@ -238,7 +236,9 @@ def _info(options: argparse.Namespace) -> None:
     vectors, data, texts = [], [], []
     for path in options.paths:
         source = VectorSource.parse(path)
-        if is_recipe(resolve(source, ("config.json",)).folder):
+        found = resolve(source, ("config.json",))
+        source = replace(source, revision=found.commit or source.revision)  # what comes next is of the same commit
+        if is_recipe(found.folder):
             recipe = DEMConfig.from_pretrained(source)
             data.append({"path": path, "kind": "recipe", **recipe.to_dict()})
             texts.append(recipe_text(path, recipe))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 from dem_hub.card import PICTURE, recipe_card, render
 from dem_hub.catalog import licences
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, VectorNotFoundError, refuse
-from dem_hub.files import write_text
+from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import HubOptions, copy_side_files, resolve
 from dem_hub.plot import plot_perplexities
 from dem_hub.publication import public_base, public_vector
@@ -168,10 +168,10 @@ class DEMConfig:
         """
 
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.base.repo_id is not None:
-            copy_side_files(self.base.source, folder)
-        write_text(folder / RECIPE_CONFIG, json.dumps(self.to_dict(folder), indent=2, sort_keys=True) + "\n")
+        with atomic_folder(folder) as partial:
+            if self.base.repo_id is not None:
+                copy_side_files(self.base.source, partial)
+            write_text(partial / RECIPE_CONFIG, json.dumps(self.to_dict(folder), indent=2, sort_keys=True) + "\n")
 
     def push_to_hub(
         self,
@@ -211,7 +211,7 @@ class DEMConfig:
             return Change(written, merged=frozenset({CARD, PICTURE}))
 
         with TemporaryDirectory() as scratch:
-            copy_side_files(self.base.source, Path(scratch))
+            copy_side_files(self.base.source, Path(scratch), HubOptions(token))
             _draw(self.search, Path(scratch))
             files |= {path.name: path for path in Path(scratch).iterdir()}
             return push(repo_id, compose, options, "Push the recipe")

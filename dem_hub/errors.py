@@ -2,7 +2,7 @@
 
 Every child also inherits the standard type a caller would guess (`ValueError`, `FileNotFoundError`, `ImportError`), so that
 code that never heard of dem_hub still catches it. A message says what was refused, both values, where, and what to do next;
-several faults found together are listed in one error by [`refuse`]. Errors of the Hub client pass through untouched.
+several faults found together are listed in one error by [`refuse`]. Refusals of the Hub (401, 403, 404) pass through as the client has them.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,10 @@ class VectorNotFoundError(DemHubError, FileNotFoundError):
 
 class PushConflictError(DemHubError, RuntimeError):
     """Somebody else changed the same files on the Hub in between."""
+
+
+class HubError(DemHubError, OSError):
+    """The line to the Hub failed, or the Hub itself did; another try may succeed."""
 
 
 class DiskSpaceError(DemHubError, OSError):

@@ -8,15 +8,16 @@ and version.
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
 from dem_hub.errors import CheckpointError, VectorNotFoundError
 from dem_hub.integrity import verify_downloads
 from dem_hub.records import REPO_ID, VectorSource
+from dem_hub.transport import contact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,10 +40,18 @@ SIDE_FILES = (
 class HubOptions:
     """How to reach the Hub, with the ecosystem's names."""
 
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
     local_files_only: bool = False
     force_download: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A model that is pickled takes its options along, and never the token."""
+        return {**vars(self), "token": None}
+
+    def __deepcopy__(self, memo: object) -> "HubOptions":
+        """A copy of a model in this process keeps the token."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
     Raises:
         `VectorNotFoundError`: no such folder, and the name cannot be a Hub id.
         `CheckpointError`: files that were damaged on their way, or weights that are all pickled.
-        `huggingface_hub.errors.HfHubHTTPError`: whatever the Hub answers, untouched.
+        `HubError`: the line or the Hub failed. `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
     """
     options = options or HubOptions()
     if source.is_local:
@@ -96,27 +105,23 @@ def _download(source: VectorSource, files: tuple[str, ...], options: HubOptions)
 
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     wanted, ignored = [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *TWINS)]
-    try:
-        snapshot = Path(
-            hub_api().snapshot_download(
-                source.repo_id,
-                revision=source.revision,
-                cache_dir=options.cache_dir if options.cache_dir is None else Path(options.cache_dir),
-                token=options.token,
-                local_files_only=options.local_files_only,
-                force_download=options.force_download,
-                allow_patterns=wanted,
-                ignore_patterns=ignored,
-            )
+    with contact(*_looking(source)):
+        found = hub_api().snapshot_download(
+            source.repo_id,
+            revision=source.revision,
+            cache_dir=options.cache_dir if options.cache_dir is None else Path(options.cache_dir),
+            token=options.token,
+            local_files_only=options.local_files_only,
+            force_download=options.force_download,
+            allow_patterns=wanted,
+            ignore_patterns=ignored,
         )
-    except Exception as error:
-        error.add_note(f"'{source.repo_id}' is not a folder here, so it was looked for on the Hub.")
-        raise
+    snapshot = Path(found)
     here = sorted(path.relative_to(snapshot).as_posix() for path in (snapshot / source.subfolder).glob("*") if path.is_file())
     verify_downloads(
         source.repo_id, [snapshot / name for name in filter_repo_objects(here, allow_patterns=wanted, ignore_patterns=ignored)]
     )
-    if "*.safetensors" in files and not any(name.endswith(".safetensors") for name in here):
+    if any(name.endswith(".safetensors") for name in files) and not any(name.endswith(".safetensors") for name in here):
         _refuse_pickles(source, snapshot.name, options)
     return snapshot
 
@@ -125,13 +130,22 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
     """Say so where a repository has weights, and all of them are pickled."""
     if options.local_files_only:
         return
-    names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
-    pickles = [name for name in names if name.startswith(source.subfolder) and name.endswith(PICKLES)]
+    with contact(*_looking(source)):
+        names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
+    pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if pickles:
+        adapter = any(name.rpartition("/")[2].startswith("adapter_") for name in pickles)
+        load = "PeftModel.from_pretrained(base, '{}')" if adapter else "AutoModel.from_pretrained('{}', use_safetensors=False)"
         raise CheckpointError(
             f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. If you trust them, "
-            f"convert them: AutoModel.from_pretrained('{source.repo_id}', use_safetensors=False).save_pretrained(folder) writes safetensors."
+            f"convert them: {load.format(source.repo_id)}.save_pretrained(folder) writes safetensors."
         )
+
+
+def _looking(source: VectorSource) -> tuple[str, str]:
+    """What [`contact`] says of a download."""
+    what = f"'{source.repo_id}' is not a folder here, so it was looked for on the Hub."
+    return what, "Nothing was loaded. Try again; files that came whole do not come again."
 
 
 def remote_sizes(source: VectorSource, files: Iterable[str], options: HubOptions | None = None) -> dict[str, dict[str, int]]:
@@ -140,14 +154,15 @@ def remote_sizes(source: VectorSource, files: Iterable[str], options: HubOptions
     found = {}
     for name in files:
         path = f"{source.subfolder}/{name}" if source.subfolder else name
-        header = hub_api().parse_safetensors_file_metadata(source.repo_id, path, revision=source.revision, token=token)
+        with contact(*_looking(source)):
+            header = hub_api().parse_safetensors_file_metadata(source.repo_id, path, revision=source.revision, token=token)
         found[name] = {key: info.data_offsets[1] - info.data_offsets[0] for key, info in header.tensors.items()}
     return found
 
 
-def copy_side_files(source: VectorSource | Path, target: Path) -> None:
+def copy_side_files(source: VectorSource | Path, target: Path, options: HubOptions | None = None) -> None:
     """Copy a model's tokenizer, chat template and generation config into a folder."""
-    folder = source if isinstance(source, Path) else resolve(source, SIDE_FILES).folder
+    folder = source if isinstance(source, Path) else resolve(source, SIDE_FILES, options).folder
     for name in SIDE_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from dem_hub.files import write_text
 from dem_hub.records import check_inside
 
 _MEMORY = ".dem_hub"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SHA1 = re.compile(r"[0-9a-f]{40}")
+_HEX = re.compile(r"[0-9a-f]+")
 
 
 def digest(file: str | os.PathLike[str]) -> str:
@@ -38,23 +37,7 @@ def digest(file: str | os.PathLike[str]) -> str:
 
     ```
     """
-    path = Path(file)
-    blob = _blob_of(path)
-    if blob is None:
-        return _hash(path)
-    memory = blob.parent.parent / _MEMORY / f"{blob.name}.json"
-    status = path.stat()
-    known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-    with suppress(OSError, ValueError):
-        remembered = json.loads(memory.read_text("utf-8"))
-        sha256 = str(remembered.pop("sha256"))
-        if remembered == known:
-            return sha256
-    sha256 = _hash(path)
-    with suppress(OSError):  # a cache that may only be read is hashed each time
-        memory.parent.mkdir(exist_ok=True)
-        write_text(memory, json.dumps({**known, "sha256": sha256}))
-    return sha256
+    return _remembered(Path(file), _sha256)
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
@@ -80,19 +63,59 @@ def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
     Raises:
         `CheckpointError`: lists every file that is not what the Hub has.
     """
-    faults = []
+    faults, damaged = [], []
     for path in files:
         blob = _blob_of(path)
         if blob is None:
             continue
-        found = digest(path) if _SHA256.fullmatch(blob.name) else _git_hash(path) if _SHA1.fullmatch(blob.name) else blob.name
+        kind = _kind(blob.name)
+        found = _remembered(path, kind) if kind is not None else blob.name
         if found != blob.name:
             faults.append(f"'{path.name}' has hash {found[:16]}, the Hub's has {blob.name[:16]}")
-            for name in (blob.resolve(), blob, path):
-                name.unlink(missing_ok=True)
+            damaged += [blob.resolve(), blob, path]
     if faults:
-        remedy = "Nothing was loaded, and they were taken out of the cache. Try again: they are downloaded anew."
+        remedy = _take_out(damaged)
         refuse(CheckpointError, f"Files of '{repo_id}' were damaged on their way from the Hub.", faults, remedy)
+
+
+def is_version(content: Path | str, hub_hash: str) -> bool:
+    """Whether a file, or a text, is what the Hub knows by a hash: the sha256 of a large file, git's id of a small one."""
+    kind = _kind(hub_hash)
+    if kind is None:
+        return False
+    if isinstance(content, Path):
+        return _remembered(content, kind) == hub_hash
+    data = content.encode()
+    return hub_hash == (_git_id(data) if kind is _git else hashlib.sha256(data).hexdigest())
+
+
+def _take_out(damaged: Iterable[Path]) -> str:
+    """Remove files from the cache; says what came of it."""
+    try:
+        for path in damaged:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"Nothing was loaded. They could not be taken out of the cache ({error}): remove them, or name another cache_dir."
+    return "Nothing was loaded, and they were taken out of the cache. Try again: they are downloaded anew."
+
+
+def _remembered(path: Path, kind: Callable[[Path], str]) -> str:
+    """The hash of a file; of one in the Hub's cache from memory, if it is the file that was hashed then."""
+    blob = _blob_of(path)
+    if blob is None:
+        return kind(path)
+    memory = blob.parent.parent / _MEMORY / f"{blob.name}{kind.__name__}.json"
+    status = path.stat()
+    known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+    with suppress(OSError, ValueError):
+        remembered = json.loads(memory.read_text("utf-8"))
+        if isinstance(remembered, dict) and remembered == {**known, "hash": remembered.get("hash")}:
+            return str(remembered["hash"])
+    found = kind(path)
+    with suppress(OSError):  # a cache that may only be read is hashed each time
+        memory.parent.mkdir(exist_ok=True)
+        write_text(memory, json.dumps({**known, "hash": found}))
+    return found
 
 
 def _blob_of(path: Path) -> Path | None:
@@ -103,12 +126,21 @@ def _blob_of(path: Path) -> Path | None:
     return blob if blob.parent.name == "blobs" else None
 
 
-def _hash(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _git_hash(path: Path) -> str:
-    """The id that git gives a file's contents, by which the Hub knows small files."""
-    content = path.read_bytes()
+def _git(path: Path) -> str:
+    """By which the Hub knows small files."""
+    return _git_id(path.read_bytes())
+
+
+def _git_id(content: bytes) -> str:
+    """The id that git gives a file's contents."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _kind(name: str) -> Callable[[Path], str] | None:
+    """With which function a hash was made, by its form."""
+    return {64: _sha256, 40: _git}.get(len(name)) if _HEX.fullmatch(name) else None

@@ -12,6 +12,7 @@ from dem_hub.hub import VECTOR_FILES, hub_api
 from dem_hub.integrity import digest
 from dem_hub.push import Head
 from dem_hub.records import REPO_ID, BaseRecord, parse_json
+from dem_hub.transport import contact
 from dem_hub.vector_config import VECTOR_CONFIG, VectorConfig, contents_sha256
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -85,7 +86,8 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
             f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
             "base_model='org/base'."
         )
-    return BaseRecord(base_model, hub_api().model_info(base_model, token=token).sha, fingerprint=base.fingerprint)
+    with contact(f"The base '{base_model}' of the {what} was looked up on the Hub.", "Nothing was pushed. Try again."):
+        return BaseRecord(base_model, hub_api().model_info(base_model, token=token).sha, fingerprint=base.fingerprint)
 
 
 def stale(head: Head, prefix: str, files: Mapping[str, Path | str]) -> frozenset[str]:

@@ -6,12 +6,15 @@ was quicker it begins again on top of theirs, so that nobody's work is lost; whe
 
 import io
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from dem_hub.errors import PushConflictError, refuse
+from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.hub import hub_api
+from dem_hub.integrity import is_version, verify_downloads
+from dem_hub.transport import contact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -43,14 +46,16 @@ class Head:
     repo_id: str
     commit: str | None
     files: Mapping[str, str]
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
     def read(self, path: str) -> str | None:
         """The text of a small file, if it is there."""
         if path not in self.files:
             return None
-        file = hub_api().hf_hub_download(self.repo_id, path, revision=self.commit, token=self.token)
-        return Path(file).read_text("utf-8")
+        with _pushing(self.repo_id):
+            file = Path(hub_api().hf_hub_download(self.repo_id, path, revision=self.commit, token=self.token))
+        verify_downloads(self.repo_id, [file])
+        return file.read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -79,50 +84,92 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
 
     Raises:
         `PushConflictError`: somebody changed the same files in between, or the branch is not at `parent_commit`.
-        `huggingface_hub.errors.HfHubHTTPError`: what the Hub answers, untouched.
+        `HubError`: the line or the Hub failed, and the commit is not there.
+        `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
     api, token = hub_api(), options.get("token")
-    repo_id = api.create_repo(repo_id, private=options.get("private"), token=token, exist_ok=True).repo_id
-    revision, parent = options.get("revision"), options.get("parent_commit")
-    if revision is not None and not options.get("create_pr"):
-        api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    parent, revision = options.get("parent_commit"), options.get("revision")
+    with _pushing(repo_id):
+        repo_id = api.create_repo(repo_id, private=options.get("private"), token=token, exist_ok=True).repo_id
+        if revision is not None and not options.get("create_pr"):
+            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
     head = _read_head(repo_id, options)
-    for attempt in range(_ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         if parent not in (None, head.commit):
             raise PushConflictError(
                 f"'{repo_id}' is at {head.commit}, and parent_commit is {parent}. Look at what changed, and push again."
             )
         change = compose(head)
         try:
-            return api.create_commit(
-                repo_id,
-                _operations(change),
-                commit_message=options.get("commit_message") or message,
-                commit_description=options.get("commit_description"),
-                token=token,
-                revision=revision,
-                create_pr=options.get("create_pr"),
-                parent_commit=head.commit,
-            )
+            return _commit(head, change, options, message)
+        except HubError as error:
+            return _arrived(head, change, options, message, error)
         except HfHubHTTPError as error:
-            if error.response.status_code != 412 or attempt == _ATTEMPTS - 1:
+            if error.response.status_code != 412:
                 raise
+            refusal = error
             head = _moved(head, _read_head(repo_id, options), change)
-    raise AssertionError  # the last attempt returns or raises
+    raise PushConflictError(
+        f"'{repo_id}' moved on each of {_ATTEMPTS} times that this was pushed; it is at {head.commit} now. Nothing was pushed. "
+        "Push again when others have done, or with create_pr=True."
+    ) from refusal
+
+
+def _pushing(repo_id: str) -> AbstractContextManager[None]:
+    return contact(f"Files were pushed to '{repo_id}' on the Hub.", "Nothing of them is in the repository. Push again.")
+
+
+def _commit(head: Head, change: Change, options: PushOptions, message: str) -> "CommitInfo":
+    """Commit a change on top of a head."""
+    with _pushing(head.repo_id):
+        return hub_api().create_commit(
+            head.repo_id,
+            _operations(change),
+            commit_message=options.get("commit_message") or message,
+            commit_description=options.get("commit_description"),
+            token=head.token,
+            revision=options.get("revision"),
+            create_pr=options.get("create_pr"),
+            parent_commit=head.commit,
+        )
+
+
+def _arrived(head: Head, change: Change, options: PushOptions, message: str, error: HubError) -> "CommitInfo":
+    """A commit whose answer was lost, if the branch has it; the client does not try twice, since the first may have got through."""
+    from huggingface_hub import CommitInfo
+
+    if options.get("create_pr"):
+        error.add_note("Whether the pull request was opened all the same is not known: look at the repository before you push again.")
+        raise error
+    try:
+        now = _read_head(head.repo_id, options)
+    except (HubError, OSError):
+        error.add_note("Whether the commit arrived all the same could not be looked up. To push again does no harm.")
+        raise error from None
+    if now.commit == head.commit or not all(_has(now, path, content) for path, content in change.files.items()):
+        raise error
+    url = f"{hub_api().endpoint}/{head.repo_id}/commit/{now.commit}"
+    return CommitInfo(url, options.get("commit_message") or message, options.get("commit_description") or "", str(now.commit))
+
+
+def _has(head: Head, path: str, content: Path | str) -> bool:
+    return path in head.files and is_version(content, head.files[path])
 
 
 def _read_head(repo_id: str, options: PushOptions) -> Head:
     token = options.get("token")
-    info = hub_api().model_info(repo_id, revision=options.get("revision"), files_metadata=True, token=token)
-    return Head(repo_id, info.sha, {file.rfilename: str(file.blob_id) for file in info.siblings or ()}, token)
+    with _pushing(repo_id):
+        info = hub_api().model_info(repo_id, revision=options.get("revision"), files_metadata=True, token=token)
+    files = {file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or ()}
+    return Head(repo_id, info.sha, files, token)
 
 
 def _moved(before: Head, now: Head, change: Change) -> Head:
     """The branch as it is now, if that leaves alone what the change is about."""
     ours = (set(change.files) | change.removed) - change.merged
-    changed = sorted(path for path in ours if before.files.get(path) != now.files.get(path))
+    changed = sorted(path for path in ours if before.files.get(path) != now.files.get(path) and not _same(now, path, change))
     if changed:
         refuse(
             PushConflictError,
@@ -131,6 +178,11 @@ def _moved(before: Head, now: Head, change: Change) -> Head:
             "Nothing was pushed. Fetch what is there now, and push again; or push to another branch, or with create_pr=True.",
         )
     return now
+
+
+def _same(now: Head, path: str, change: Change) -> bool:
+    """Whether others did just what the change does."""
+    return _has(now, path, change.files[path]) if path in change.files else path not in now.files
 
 
 def _operations(change: Change) -> "list[CommitOperationAdd | CommitOperationDelete]":

@@ -31,6 +31,7 @@ import torch
 from hub.server import Hub
 from huggingface_hub.utils import close_session
 from models import Models, Zoo
+from published import Published, publish
 
 OTHERS = (  # what the libraries warn of among themselves
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
@@ -87,6 +88,14 @@ def hub(open_addresses: set[tuple[str, int]], tmp_path: Path, monkeypatch: pytes
     close_session()
     if HUB.journal.failures:
         raise ExceptionGroup("The tests' Hub itself failed.", HUB.journal.failures)
+
+
+@pytest.fixture
+def published(hub: Hub, llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """A Hub with a base, a vector, a store and a recipe on it, and an empty cache."""
+    found = publish(hub, llama)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    return found
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ STANDARD = {
     "MissingDependencyError": ImportError,
     "PushConflictError": RuntimeError,
     "DiskSpaceError": OSError,
+    "HubError": OSError,
 }
 CLASSES = [
     value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DemHubError) and value is not DemHubError
