@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dem_hub.errors import MissingDependencyError
 
@@ -20,13 +21,7 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
     Raises:
         `MissingDependencyError`: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependencyError("Pictures need matplotlib: pip install 'dem-hub[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     distributions = list(next(iter(table.values())))
     figure, all_axes = pyplot.subplots(
         1, len(distributions), figsize=(3.4 * len(distributions), 0.42 * len(table) + 1.5), sharey=True, squeeze=False
@@ -48,3 +43,42 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return Path(path)
+
+
+def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path:
+    """Draw the norm of each layer's delta, as bars.
+
+    Args:
+        norms (`Mapping[str, float]`): the norm by layer, in order.
+        path (`str` or `Path`): the picture, PNG or SVG.
+        title (`str`): above it.
+
+    Returns:
+        `Path`: where it is.
+
+    Raises:
+        `MissingDependencyError`: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 0.18 * len(norms) + 1.2))
+    axes.barh(list(norms), list(norms.values()), color="#0b7285", height=0.72)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("norm", fontsize=8)
+    axes.set_ylim(len(norms) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return Path(path)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError("Pictures need matplotlib: pip install 'dem-hub[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -14,7 +14,7 @@ LONGEST = 350  # lines of a module
 
 # A module imports only from those before it, also inside functions. A package is one layer. Some are not written yet.
 LAYERS = [
-    "_version", "errors", "records", "files", "integrity", "hub", "push", "catalog", "vector_config", "card", "publication", "plot", "config", "index", "checkpoint", "shards", "fingerprint", "rounding", "codecs", "architecture",
+    "_version", "errors", "records", "files", "integrity", "hub", "push", "catalog", "vector_config", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "shards", "fingerprint", "rounding", "codecs", "architecture",
     "adapter", "contents", "base", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "export", "sharing", "remerging", "loading", "search",
     "callback", "report", "demo", "registration", "cli", "__init__",
 ]  # fmt: skip
