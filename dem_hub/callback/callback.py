@@ -115,6 +115,7 @@ class DEMCallback(TrainerCallback):
         self._uploader: Uploader | None = None
         self._failure: Exception | None = None
         self._taken_at: int | None = None
+        self._tried_at: int | None = None
         self._unlogged: dict[str, float] = {}
 
     def attach(self, trainer: Trainer) -> "DEMCallback":
@@ -152,7 +153,7 @@ class DEMCallback(TrainerCallback):
         Raises:
             `ConfigError`, `CheckpointError`, `AdapterError`, `VectorNotFoundError`, `HfHubHTTPError`: there could be no vector, or no push.
         """
-        self._failure, self._taken_at = None, None
+        self._failure, self._taken_at, self._tried_at = None, None, None
         gathering = Gathering(kwargs["model"])
         error: Exception | None = None
         if state.is_world_process_zero:
@@ -176,7 +177,7 @@ class DEMCallback(TrainerCallback):
 
     def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Take the last vector, and wait for the pushes."""
-        is_new = self._taken_at != state.global_step or args.load_best_model_at_end
+        is_new = self._tried_at != state.global_step or args.load_best_model_at_end
         if self.when == "end" or (self.when == "save" and is_new):
             self._take(args, state, kwargs)
         self._finish_pushes()
@@ -192,7 +193,7 @@ class DEMCallback(TrainerCallback):
 
     def _prepare(self, args: "TrainingArguments", gathering: Gathering) -> None:
         self._check_when(args)
-        own = Path(args.output_dir) / ("_dem/vector" if args.push_to_hub else "vector")
+        own = Path(str(args.output_dir)) / ("_dem/vector" if args.push_to_hub else "vector")
         self.folder = (self._output_dir or own).resolve()
         token = self._token if self._token is not None else args.hub_token
         name = VectorSource.parse(self.base_model if self.base_model is not None else base_name(gathering.model))
@@ -201,7 +202,7 @@ class DEMCallback(TrainerCallback):
             logger.warning("The run trains a LoRA, which is stored as it is: the codec '%s' is not used.", self.codec.name)
         self._others = self._source.open_others(VectorSource.parse(self.recipe)) if self.recipe is not None else []
         if self._is_pushed:
-            self._uploader = self._prepare_push(args, token)
+            self._uploader = self._prepare_push(args, token=token)
 
     def _check_when(self, args: "TrainingArguments") -> None:
         strategies = {name: str(getattr(getattr(args, name), "value", getattr(args, name))) for name in ("save_strategy", "eval_strategy")}
@@ -217,7 +218,7 @@ class DEMCallback(TrainerCallback):
                 ConfigError, f"when='{self.when}' has nothing to go by.", faults, "Set them in the TrainingArguments, or use when='end'."
             )
 
-    def _prepare_push(self, args: "TrainingArguments", token: str | bool | None) -> Uploader:
+    def _prepare_push(self, args: "TrainingArguments", *, token: str | bool | None) -> Uploader:
         """Make the repository, which shows that one may write there.
 
         Raises:
@@ -227,7 +228,7 @@ class DEMCallback(TrainerCallback):
 
         assert self._source is not None
         base = self._source.base
-        trainers = args.hub_model_id or Path(args.output_dir).resolve().name
+        trainers = args.hub_model_id or Path(str(args.output_dir)).resolve().name
         repo_id = self._repo_id or f"{trainers}-vector"
         if base.commit is None:
             raise ConfigError(
@@ -262,6 +263,7 @@ class DEMCallback(TrainerCallback):
     def _take(self, args: "TrainingArguments", state: "TrainerState", kwargs: Mapping[str, Any]) -> None:
         """Take the vector of the model as it is, on all processes together."""
         gathering = Gathering(kwargs["model"])
+        self._tried_at = state.global_step  # on every process, so that all agree on whether there is more to do
         if not state.is_world_process_zero:
             gathering.follow()
             return

@@ -96,8 +96,10 @@ def _whole(tensor: Any) -> Tensor:
 
 def _reshard(model: torch.nn.Module) -> None:
     """Leave the copy that FSDP2 made for the last forward pass, in its lower precision."""
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
-        if hasattr(module, "reshard") and hasattr(module, "set_reshard_after_forward"):
+        if isinstance(module, FSDPModule):
             module.reshard()
 
 

@@ -4,6 +4,7 @@ Keys are the base's own on disk. What transformers fuses in memory (the experts 
 what a PEFT method changes is merged for the moment of reading, into a copy of that one weight.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +59,9 @@ class LiveModel:
         tensor = self._parts(slot.name)[name] if slot.is_part else self._read(slot.name)
         return tensor[index] if index else tensor
 
-    def is_copy(self, name: str, other: str) -> bool:
-        """Whether two names are one tensor."""
-        first, second = self._slots[name], self._slots[other]
-        return not first.is_part and not second.is_part and self._tensor(first.name) is self._tensor(second.name)
+    def is_copy(self, name: str, other: str) -> bool:  # noqa: ARG002
+        """Never: a tensor with several names in memory is here once."""
+        return False
 
     def try_merging(self) -> None:
         """Merge one weight of each kind of PEFT layer.
@@ -101,11 +101,12 @@ class LiveModel:
             names.setdefault(id(self._tensor(name)), []).append(name)
         slots: dict[str, _Slot] = {}
         for same in names.values():
-            keys = {known[self._plain(name)]: name for name in same if self._plain(name) in known}
-            for key, name in keys.items():
+            name = next((name for name in same if known.get(self._plain(name)) in base.checkpoint), same[0])
+            key = known.get(self._plain(name))
+            if key is not None:
                 slots[key] = _Slot(name, is_part=False, info=self._info(name, shape_of(self._tensor(name))))
-            if not keys and self._plain(same[0]) not in ignored:
-                slots |= self._unknown(same[0])
+            elif self._plain(name) not in ignored:
+                slots |= self._unknown(name)
         return slots
 
     def _unknown(self, name: str) -> dict[str, _Slot]:
@@ -165,7 +166,9 @@ def merged_weight(layer: Any, attribute: str) -> Tensor:
             return layer.get_base_layer().get_parameter(attribute).detach().to(torch.float32, copy=True)  # type: ignore[no-any-return]
         finally:
             if layer.merged:
-                layer.unmerge()
+                with warnings.catch_warnings():  # that it is inexact for some, which is why the originals are put back
+                    warnings.simplefilter("ignore")
+                    layer.unmerge()
             for parameter, original in zip(parameters, originals, strict=True):
                 parameter.data = original
 

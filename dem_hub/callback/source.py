@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, saves_one_side
 from dem_hub.architecture import refuse_quantised
 from dem_hub.base import Base
 from dem_hub.callback.gathering import Gathering
@@ -140,9 +140,18 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
         folder = save_adapter(gathering, Path(scratch))
         try:
             DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False).deltas(base)
+            _refuse_one_side(read_adapter_config(folder), base)
         except AdapterError as error:
             return str(error)
     return None
+
+
+def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
+    """Refuse what looks like no change as long as it is not trained."""
+    architecture = base.architecture
+    for module in architecture.tied if architecture is not None else ():
+        if architecture is not None and saves_one_side(module, architecture, config):
+            raise AdapterError(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save).")
 
 
 def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
