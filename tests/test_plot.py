@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dem_hub.plot import plot_perplexities
+from dem_hub.plot import plot_norms, plot_perplexities
+from dem_hub.vector_config import norms_by_layer
 
 TABLE = {"base": {"maths": 12.0, "chat": 20.5}, "DEM": {"maths": 9.1, "chat": 14.2}}
 
@@ -18,3 +19,14 @@ def test_plot(tmp_path: Path, name: str, start: bytes) -> None:
 
 def test_one_distribution(tmp_path: Path) -> None:
     assert plot_perplexities({"base": {"maths": 12.0}}, tmp_path / "a.png", "perplexity").stat().st_size > 1000
+
+
+def test_norms(tmp_path: Path) -> None:
+    path = plot_norms(norms_by_layer({"layers.10.a": 3.0, "layers.2.a": 3.0, "layers.2.b": 4.0, "norm": 1.0}), tmp_path / "n.png", "Norms")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_layers_are_in_order() -> None:
+    norms = norms_by_layer({"layers.10.a": 3.0, "layers.2.a": 3.0, "norm": 1.0, "layers.2.b": 4.0})
+    assert norms == {"layers.2": 5.0, "layers.10": 3.0, "norm": 1.0}
+    assert list(norms)[:2] == ["layers.2", "layers.10"]

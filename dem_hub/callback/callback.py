@@ -112,6 +112,7 @@ class DEMCallback(TrainerCallback):
         self.folder: Path | None = None
         self._trainer: Trainer | None = None
         self._source: Source | None = None
+        self._others: list[DistributionVector] = []  # those of the recipe
         self._uploader: Uploader | None = None
         self._failure: Exception | None = None
         self._taken_at: int | None = None
@@ -153,7 +154,7 @@ class DEMCallback(TrainerCallback):
         Raises:
             `ConfigError`, `CheckpointError`, `AdapterError`, `VectorNotFoundError`, `HfHubHTTPError`: there could be no vector, or no push.
         """
-        self._failure, self._taken_at, self._tried_at = None, None, None
+        self._failure, self._taken_at, self._tried_at, self._unlogged = None, None, None, {}
         gathering = Gathering(kwargs["model"])
         error: Exception | None = None
         if state.is_world_process_zero:
@@ -184,8 +185,8 @@ class DEMCallback(TrainerCallback):
 
     def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Add what was measured to what the Trainer logs, for the callbacks after this one."""
-        logs, self._unlogged = kwargs.get("logs"), dict(self._unlogged)
-        if logs is not None and self._unlogged:
+        logs = kwargs.get("logs")
+        if logs is not None:
             logs.update(self._unlogged)
             self._unlogged = {}
 
