@@ -146,7 +146,7 @@ def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
     squares: dict[str, float] = {}
     for key, norm in norms.items():
         squares[layer_of(key)] = squares.get(layer_of(key), 0.0) + norm**2
-    ordered = sorted(squares, key=lambda layer: [int(part) if part.isdigit() else -1 for part in layer.split(".")])
+    ordered = sorted(squares, key=lambda layer: [(part.rjust(9, "0") if part.isdigit() else part) for part in layer.split(".")])
     return {layer: math.sqrt(squares[layer]) for layer in ordered}
 
 
