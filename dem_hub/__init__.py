@@ -12,6 +12,7 @@ from dem_hub._version import __version__
 from dem_hub.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from dem_hub.callback import DEMCallback
     from dem_hub.catalog import list_vectors
     from dem_hub.config import DEMConfig
     from dem_hub.loading import DEMModel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dem_hub.vector import DistributionVector
 
 _HOMES = {
+    "DEMCallback": "dem_hub.callback",
     "DEMConfig": "dem_hub.config",
     "DEMModel": "dem_hub.loading",
     "DistributionVector": "dem_hub.vector",
@@ -32,6 +34,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DEMCallback",
     "DEMConfig",
     "DEMModel",
     "DistributionVector",

@@ -158,6 +158,12 @@ def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, 
     return module in architecture.tied and not config.get("ensure_weight_tying")
 
 
+def saves_one_side(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether an adapter keeps a copy (`modules_to_save`) of one of two embeddings that are a single tensor on disk."""
+    saved = config.get("modules_to_save") or []
+    return _is_one_sided(module, architecture, config) and any(f".{module}".endswith(f".{entry}") for entry in saved)
+
+
 def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
     """PEFT's rule: the first pattern that matches the module's name or the end of it."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
@@ -188,8 +194,7 @@ def _add_whole(
     if not grown and torch.equal(weights.read(name).to(base[key].torch_dtype), base.read(key)):
         return  # saved, but not trained
     module = parameter.rpartition(".")[0]
-    saved = config.get("modules_to_save") or []
-    if _is_one_sided(module, architecture, config) and any(f".{module}".endswith(f".{entry}") for entry in saved):
+    if saves_one_side(module, architecture, config):
         faults.append(f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
         return
     values = weights.lazy(name)

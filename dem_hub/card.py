@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dem_hub.catalog import RECIPE_TAG, STORE_TAG, VECTOR_TAG
+from dem_hub.records import REPO_ID
 from dem_hub.vector_config import VectorConfig
 
 BEGIN = "<!-- dem-hub: from here to the next mark the text is written anew with each push -->"
@@ -75,25 +76,36 @@ def _merge(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def vector_card(repo_id: str, subfolder: str, config: VectorConfig | None, base: str | None, licences: Mapping[str, str]) -> Card:
-    """The card of a vector, or of a PEFT adapter (`config` is `None`)."""
+def vector_card(
+    repo_id: str,
+    subfolder: str,
+    config: VectorConfig | None,
+    base: str | None,
+    licences: Mapping[str, str],
+    training: Mapping[str, Any] | None = None,
+    picture: str = "",
+) -> Card:
+    """The card of a vector, or of a PEFT adapter (`config` is `None`), with what it was trained on and a picture beside it."""
     name = f"{repo_id}//{subfolder}" if subfolder else repo_id
     facts = {"base": _link(base)}
+    training = (config.training if config is not None else training) or {}
     if config is not None:
-        facts |= {**_vector_facts(config), **{key: str(value) for key, value in config.training.items()}}
+        facts |= _vector_facts(config)
+    facts |= {key.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value) for key, value in training.items()}
     metadata = {
         "library_name": "dem-hub" if config is not None else "peft",
         **_relation("adapter", [base]),
         "tags": [*_TAGS, VECTOR_TAG],
         **_licence(licences),
     }
-    datasets = config.training.get("datasets") if config is not None else None
-    if isinstance(datasets, list) and datasets:
+    datasets = [name for name in training.get("datasets") or () if REPO_ID.fullmatch(str(name))]
+    if datasets:
         metadata["datasets"] = datasets
     what = "A distribution vector: what fine-tuning added to its base, theta_i - theta_0."
     text = [
         what,
         _table(("", ""), list(facts.items())),
+        f"![The norm of the delta in each layer]({picture})" if picture else "",
         _loading(f'"{base}", vectors={{"{name}": 1.0}}') if base else "",
         _source(licences),
     ]

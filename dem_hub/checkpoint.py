@@ -74,6 +74,21 @@ class TensorInfo:
         return self.stop - self.start
 
 
+class TensorSource(Protocol):
+    """Tensors by their names on disk, one or a slice at a time: a checkpoint, or a model that would become one.
+
+    `path` says where they are; of a model it is no folder.
+    """
+
+    path: Path
+
+    def __getitem__(self, name: str, /) -> TensorInfo: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def read(self, name: str, index: Index | None = None) -> Tensor: ...
+    def is_copy(self, name: str, other: str) -> bool: ...
+
+
 class Checkpoint(Mapping[str, TensorInfo]):
     """The tensors of one or more safetensors files, by name, with nothing read but the headers.
 

@@ -52,6 +52,18 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     return Comparison(called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas))
 
 
+def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
+    """The Frobenius norm of each tensor's delta, by the base's key: as measured at extraction, or of a LoRA from its factors.
+
+    Args:
+        vector ([`DistributionVector`]): any.
+        base ([`Base`]): the base it was taken from.
+    """
+    if vector.config is not None:
+        return {name: record.norm for name, record in vector.config.tensors.items()}
+    return {name: math.sqrt(float(_products([stored], base, name)[0, 0])) for name, stored in vector.deltas(base).items()}
+
+
 def _norm(vector: DistributionVector, squares: float) -> float:
     """Of what was kept of the delta, as measured at extraction: the noise that a codec adds would count as length."""
     if vector.config is not None:

@@ -19,7 +19,7 @@ from dem_hub._version import __version__
 from dem_hub.adapter_writer import AdapterWriter
 from dem_hub.architecture import Architecture, Module, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, is_finite
+from dem_hub.checkpoint import Checkpoint, TensorSource, is_finite
 from dem_hub.codecs import Codec, codec_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
@@ -73,7 +73,31 @@ def extract(
     """
     refuse_quantised(base.folder, "base")
     refuse_quantised(finetuned.folder, "fine-tune")
-    sides = _Sides(Base(base), Checkpoint(finetuned.folder), _choose_device(device))
+    source = str(finetuned.source)
+    tensors = Checkpoint(finetuned.folder)
+    return extract_tensors(folder, Base(base), tensors, codec, finetuned=source, device=device, max_shard_size=max_shard_size)
+
+
+def extract_tensors(
+    folder: Path,
+    base: Base,
+    tensors: TensorSource,
+    codec: Codec | Auto,
+    *,
+    finetuned: str | None = None,
+    device: str | torch.device | None = None,
+    max_shard_size: int | str = "5GB",
+) -> VectorConfig:
+    """Write the vector tensors - base into a folder; the fine-tune need not be on disk. See [`extract`].
+
+    Args:
+        folder (`Path`): an empty folder.
+        base ([`Base`]): the base, opened.
+        tensors ([`TensorSource`]): the fine-tune's, under their names on disk.
+        codec, device, max_shard_size: as in [`extract`].
+        finetuned (`str`, *optional*): what the fine-tune is called.
+    """
+    sides = _Sides(base, tensors, _choose_device(device))
     pairs = match_tensors(sides.base.checkpoint, sides.finetuned)
     plan = None
     if isinstance(codec, Auto):
@@ -91,9 +115,7 @@ def extract(
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
     sizes = [(folder / name).stat().st_size for name in files if name.endswith(".safetensors")]
     choice = explain(plan, vector.tensors, sum(sizes)) if plan is not None else ""
-    config = VectorConfig(
-        sides.base.record, codec.name, options, vector.tensors, files, str(finetuned.source), choice=choice, libraries=libraries
-    )
+    config = VectorConfig(base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries)
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
 
@@ -103,7 +125,7 @@ class _Sides:
     """The two checkpoints, and the device that their tensors are compared on."""
 
     base: Base
-    finetuned: Checkpoint
+    finetuned: TensorSource
     device: torch.device
 
     def is_replaced(self, key: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dem_hub.architecture import read_config
-from dem_hub.checkpoint import Checkpoint
+from dem_hub.checkpoint import Checkpoint, TensorSource
 from dem_hub.errors import CheckpointError, refuse
 
 
@@ -20,7 +20,7 @@ class Pair:
     rows: int
 
 
-def match_tensors(base: Checkpoint, finetuned: Checkpoint) -> list[Pair]:
+def match_tensors(base: Checkpoint, finetuned: TensorSource) -> list[Pair]:
     """Pair the tensors of both sides by name, or refuse, naming each one that has no partner or another shape."""
     faults, pairs = [], []
     vocabularies = vocabulary_size(base.path), vocabulary_size(finetuned.path)
@@ -64,6 +64,6 @@ def vocabulary_size(folder: Path) -> int | None:
     return (config.get("text_config") or config).get("vocab_size")
 
 
-def _twin(checkpoint: Checkpoint, key: str, other: Checkpoint) -> str | None:
+def _twin(checkpoint: TensorSource, key: str, other: TensorSource) -> str | None:
     """Another tensor of the checkpoint with the same bits, known to the other side too: what `key` is tied to."""
     return next((name for name in checkpoint if name != key and name in other and checkpoint.is_copy(name, key)), None)

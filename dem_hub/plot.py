@@ -95,6 +95,34 @@ def plot_search(
     return Path(path)
 
 
+def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path:
+    """Draw the norm of each layer's delta, as bars.
+
+    Args:
+        norms (`Mapping[str, float]`): the norm by layer, in order.
+        path (`str` or `Path`): the picture, PNG or SVG.
+        title (`str`): above it.
+
+    Returns:
+        `Path`: where it is.
+
+    Raises:
+        `MissingDependencyError`: matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(6.4, 0.18 * len(norms) + 1.2))
+    axes.barh(list(norms), list(norms.values()), color=_CHOSEN, height=0.72)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("norm", fontsize=8)
+    axes.set_ylim(len(norms) - 0.4, -0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return Path(path)
+
+
 def _pyplot() -> Any:
     """matplotlib, without a window."""
     try:

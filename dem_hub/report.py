@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from dem_hub.comparison import Comparison
 from dem_hub.config import DEMConfig
 from dem_hub.vector import DistributionVector
-from dem_hub.vector_config import TensorRecord, VectorConfig
-
-_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
+from dem_hub.vector_config import TensorRecord, VectorConfig, layer_of
 
 
 def vector_data(path: str, vector: DistributionVector) -> dict[str, Any]:
@@ -36,8 +33,7 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
         lines.append(f"  auto   {vector.config.choice}")
     layers: dict[str, list[str]] = {}
     for name in vector.config.tensors:
-        match = None if each else _LAYER.match(name)
-        layers.setdefault(match["layer"] if match else name, []).append(name)
+        layers.setdefault(name if each else layer_of(name), []).append(name)
     sizes = vector.tensor_bytes()
     rows = []
     for layer, names in layers.items():

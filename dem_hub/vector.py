@@ -27,6 +27,7 @@ from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.stored import StoredDelta
+from dem_hub.companions import COMPANIONS, NORMS, companions_of, read_training
 from dem_hub.contents import part_sizes, read_contents, tensor_sizes
 from dem_hub.errors import AdapterError, BaseMismatchError, refuse
 from dem_hub.extraction import extract
@@ -207,11 +208,13 @@ class DistributionVector:
         stated = licences([public.base] if public.base else [], token=options.get("token"))
         prefix = f"{subfolder}/" if subfolder else ""
         check_inside(subfolder, f"subfolder of '{repo_id}'")
+        beside = companions_of(self.folder)
 
         def compose(head: Head) -> Change:
-            card = vector_card(head.repo_id, subfolder, public.config, public.base, stated)
-            files = {prefix + name: file for name, file in public.files.items()}
-            removed = stale(head, prefix, files)
+            picture = NORMS if NORMS in beside else ""
+            card = vector_card(head.repo_id, subfolder, public.config, public.base, stated, read_training(self.folder), picture)
+            files = {prefix + name: file for name, file in {**public.files, **beside}.items()}
+            removed = stale(head, prefix, files) | ({prefix + name for name in COMPANIONS if prefix + name in head.files} - set(files))
             return Change({**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD}))
 
         return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")

@@ -6,7 +6,7 @@ from models import Zoo, adapter_deltas, load_tensors, read_deltas
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.base import Base
-from dem_hub.comparison import compare
+from dem_hub.comparison import compare, tensor_norms
 from dem_hub.hub import MODEL_FILES, resolve
 
 KINDS = ["dense", "short", "lowrank", "lossy", "adapter"]
@@ -49,3 +49,14 @@ def test_noise_is_no_length(zoo: Zoo) -> None:
     found = compare(vectors, Base(resolve(VectorSource(str(models.base)), MODEL_FILES)))
     assert found.norms == pytest.approx([found.norms[0]] * 3, rel=0.05)
     assert found.cosines[0][1:] == pytest.approx((1, 1), abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["dense", "lowrank", "adapter"])
+def test_tensor_norms(zoo: Zoo, kind: str) -> None:
+    base = zoo.models("gpt2", "float32").base
+    folder = zoo.adapter("gpt2") if kind == "adapter" else zoo.vector("gpt2", "float32", kind)
+    found = tensor_norms(DistributionVector.from_pretrained(folder), Base(resolve(VectorSource(str(base)), MODEL_FILES)))
+    deltas = adapter_deltas(folder, load_tensors(base), 2.0) if kind == "adapter" else read_deltas(folder)
+    assert found.keys() == deltas.keys()
+    for name, delta in deltas.items():
+        assert found[name] == pytest.approx(float(delta.norm()), rel=1e-5)  # lowrank: of the delta before it was cut

@@ -1,0 +1,132 @@
+"""What `DEMCallback` costs a real fine-tune: the same run of SmolLM2-135M without it and with it, and the memory that it takes.
+
+Each run is a process of its own: all weights in float32, bf16 autocast where the processor has it, sequences of 128 tokens, four at a
+time, a save of the model every 50 steps. Reported are
+
+    wall      of `trainer.train()`, without and with the callback, one after the other, as often as `--pairs` says
+    inside    the seconds spent in the callback's own events, which is the overhead without the noise between two runs
+    memory    RssAnon at its highest during those events, less what it was as they began; "private" as in `memory.py`
+
+    python benchmarks/finetunes.py finetunes       # the base and the texts
+    python benchmarks/callback.py finetunes --steps 100
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from memory import private_memory
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+from dem_hub import DEMCallback
+from dem_hub.checkpoint import Checkpoint
+from dem_hub.demo.training import pack
+from dem_hub.search.objective import read_texts
+
+MIB = 1 << 20
+
+
+class Measured(DEMCallback):
+    """Counts the seconds and the memory of its own events."""
+
+    seconds = 0.0
+    memory = 0
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within the block, memory is sampled every 5 ms."""
+        pid, done, highest = int(Path("/proc/self").resolve().name), threading.Event(), [0]
+        before = private_memory(pid)
+
+        def sample() -> None:
+            while not done.wait(0.005):
+                highest[0] = max(highest[0], private_memory(pid))
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+        done.set()
+        thread.join()
+        self.memory = max(self.memory, highest[0] - before)
+
+    def on_train_begin(self, *positional: Any, **named: Any) -> None:
+        """Measured."""
+        with self.measuring():
+            super().on_train_begin(*positional, **named)
+
+    def on_save(self, *positional: Any, **named: Any) -> None:
+        """Measured."""
+        with self.measuring():
+            super().on_save(*positional, **named)
+
+    def on_train_end(self, *positional: Any, **named: Any) -> None:
+        """Measured."""
+        with self.measuring():
+            super().on_train_end(*positional, **named)
+
+
+def train(folder: Path, steps: int, save_steps: int, codec: str | None) -> dict[str, float]:
+    """One run; returns its figures."""
+    base = folder / "base"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    rows = pack(AutoTokenizer.from_pretrained(base), read_texts(folder / "texts" / "code.train.jsonl")[:200])
+    with tempfile.TemporaryDirectory(dir=folder) as output:
+        arguments = TrainingArguments(
+            output, max_steps=steps, save_steps=save_steps, save_only_model=True, per_device_train_batch_size=4, learning_rate=5e-5,
+            lr_scheduler_type="constant", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, seed=0, logging_steps=save_steps,
+            bf16="AVX512" in torch.backends.cpu.get_cpu_capability(), use_cpu=True,
+        )  # fmt: skip
+        callback = Measured(base, when="save", codec=codec) if codec else None
+        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback] if callback else None)
+        start = time.perf_counter()
+        trainer.train()
+        figures = {"wall": time.perf_counter() - start}
+        if callback is not None:
+            figures |= {"inside": callback.seconds, "memory": callback.memory / MIB, "bytes": callback.vector.nbytes}
+    return figures
+
+
+def main() -> None:
+    """Run all pairs, or (`--run`) one run for the process that asked for it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="with base and texts, from finetunes.py")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--save-steps", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--codec", default="auto")
+    parser.add_argument("--run", choices=("with", "without"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(train(options.folder, options.steps, options.save_steps, options.codec if options.run == "with" else None)))
+        return
+    base = Checkpoint(options.folder / "base")
+    elements = [info.nbytes // info.torch_dtype.itemsize for info in base.values()]
+    bound = (0.1 * 4 * sum(elements) + 3 * 4 * max(elements)) / MIB
+    print(f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec {options.codec}.")
+    print("\n| without, s | with, s | inside, s | inside / without | memory, MiB | bound, MiB |\n|---|---|---|---|---|---|", flush=True)
+    for _ in range(options.pairs):
+        found = {}
+        for run in ("without", "with"):
+            done = subprocess.run([sys.executable, *sys.argv, "--run", run], capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise SystemExit(done.stderr[-3000:])
+            found[run] = json.loads(done.stdout.splitlines()[-1])
+        before, after = found["without"]["wall"], found["with"]
+        share = f"{100 * after['inside'] / before:.1f} %"
+        cells = (f"{before:.1f}", f"{after['wall']:.1f}", f"{after['inside']:.1f}", share, f"{after['memory']:.0f}", f"{bound:.0f}")
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

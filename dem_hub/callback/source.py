@@ -1,0 +1,172 @@
+"""Where the vector of a run comes from: the base it is measured against, and whether it is an adapter or a difference of weights."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, saves_one_side
+from dem_hub.architecture import refuse_quantised
+from dem_hub.base import Base
+from dem_hub.callback.gathering import Gathering
+from dem_hub.callback.live import LiveModel
+from dem_hub.codecs import Codec
+from dem_hub.companions import write_training
+from dem_hub.errors import AdapterError, CheckpointError, ConfigError
+from dem_hub.extraction import extract_tensors
+from dem_hub.files import write_text
+from dem_hub.hub import MODEL_FILES, HubOptions, Resolved, resolve
+from dem_hub.pairing import match_tensors
+from dem_hub.plan import Auto
+from dem_hub.recipe import open_recipe
+from dem_hub.records import VectorSource
+from dem_hub.vector import DistributionVector
+from dem_hub.vector_config import VECTOR_CONFIG
+
+logger = logging.getLogger(__name__)
+
+_TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base, found before training, and the kind of the vector: the adapter itself, or the difference of all weights."""
+
+    base: Base
+    is_adapter: bool
+
+    @classmethod
+    def of(cls, name: VectorSource, gathering: Gathering, options: HubOptions) -> "Source":
+        """Find the base, and make sure that the model in training has a vector on it.
+
+        Raises:
+            `CheckpointError`: a quantised base, or tensors that differ in name or shape. `AdapterError`: an adapter that does not fit.
+            Everything that opening a base raises.
+        """
+        found = resolve(name, MODEL_FILES, options)
+        refuse_quantised(found.folder, "base")
+        base = Base(found)
+        why = _why_no_adapter(gathering, base)
+        if why is None:
+            return cls(base, is_adapter=True)
+        _check_whole(gathering, base, why)
+        return cls(base, is_adapter=False)
+
+    def open_others(self, recipe: VectorSource) -> list[DistributionVector]:
+        """The vectors of a recipe, known to be on this base."""
+        vectors = list(open_recipe(recipe).vectors)
+        for vector in vectors:
+            vector.deltas(self.base)
+        return vectors
+
+    def write(
+        self,
+        folder: Path,
+        gathering: Gathering,
+        codec: Codec | Auto,
+        facts: Mapping[str, Any],
+        libraries: Mapping[str, str],
+        device: str | torch.device | None,
+    ) -> None:
+        """Write the vector of the model as it is."""
+        if self.is_adapter:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                saved = save_adapter(gathering, Path(scratch))
+                for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                    (saved / name).replace(folder / name)
+            write_training(folder, facts, libraries)
+            return
+        config = extract_tensors(folder, self.base, LiveModel(gathering, self.base), codec, device=device)
+        config = replace(config, training=dict(facts), libraries={**config.libraries, **libraries})
+        write_text(folder / VECTOR_CONFIG, config.to_json())
+
+
+def base_name(model: Any) -> str:
+    """What the model says that it was loaded from.
+
+    Raises:
+        `ConfigError`: it does not say, or it was loaded from another run's checkpoint.
+    """
+    adapters = getattr(model, "peft_config", {})
+    named = [getattr(config, "base_model_name_or_path", None) for config in adapters.values()]
+    name = next((name for name in named if name), None) or getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ConfigError("The model does not say which base it was loaded from. Name it: DEMCallback(base_model='org/base').")
+    if (Path(name) / _TRAINER_STATE).is_file():
+        raise ConfigError(
+            f"The model was loaded from '{name}', a checkpoint of a training run and hardly its base. Name the base: "
+            "DEMCallback(base_model='org/base')."
+        )
+    return str(name)
+
+
+def save_adapter(gathering: Gathering, folder: Path) -> Path:
+    """Save the active adapter as PEFT does; returns the folder it is in."""
+    model, adapter = gathering.model, _active(gathering.model)
+    state = None
+    if gathering.is_sharded:
+        state = {name: gathering.read(name) for name, tensor in gathering.tensors.items() if tensor.requires_grad}
+    if hasattr(model, "get_base_model"):
+        model.save_pretrained(str(folder), selected_adapters=[adapter], state_dict=state)
+        return folder if adapter == "default" else folder / adapter
+    model.save_pretrained(str(folder), state_dict=state)
+    return folder
+
+
+def _active(model: Any) -> str:
+    """The one adapter that is trained."""
+    active = model.active_adapters
+    names = list(active() if callable(active) else active)
+    if len(names) != 1:
+        raise AdapterError(f"{len(names)} adapters are active ({', '.join(names)}), and a vector is one. Train one at a time.")
+    return str(names[0])
+
+
+def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
+    """Why what is trained is not an adapter that is a vector already; `None` where it is."""
+    model = gathering.model
+    if not (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
+        return "no adapter"
+    if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
+        raise AdapterError(
+            f"The run trains a prompt ({model.active_peft_config.peft_type}), which changes no weight of the base: it has no vector. "
+            "Train a LoRA, or all weights."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_adapter(gathering, Path(scratch))
+        try:
+            DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False).deltas(base)
+            _refuse_one_side(read_adapter_config(folder), base)
+        except AdapterError as error:
+            return str(error)
+    return None
+
+
+def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
+    """Refuse what looks like no change as long as it is not trained."""
+    architecture = base.architecture
+    for module in architecture.tied if architecture is not None else ():
+        if architecture is not None and saves_one_side(module, architecture, config):
+            raise AdapterError(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save).")
+
+
+def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
+    """Make sure that the difference of all weights can be taken."""
+    model = gathering.model
+    is_peft = hasattr(model, "get_base_model")
+    if getattr(model.get_base_model() if is_peft else model, "hf_quantizer", None) is not None:
+        raise CheckpointError(
+            f"The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector ({why}). "
+            "Train a plain LoRA on it, or the model in bf16, fp16 or fp32."
+        )
+    if why != "no adapter":
+        if gathering.is_sharded or not is_peft:
+            raise AdapterError(f"{why}\nMerging it for the vector takes the model whole, as a PeftModel, on each process.")
+        logger.info("The adapter is merged for the vector, layer by layer: %s", why)
+    live = LiveModel(gathering, base)
+    match_tensors(base.checkpoint, live)
+    live.try_merging()
