@@ -23,6 +23,7 @@ from dem_hub.checkpoint import Checkpoint, TensorSource, is_finite
 from dem_hub.codecs import Codec, codec_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
+from dem_hub.codecs.factors import BITS
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.measure import measure, squared_norm
@@ -218,7 +219,7 @@ class _Writer:
 
     def write(self, key: str, codec: Codec, parts: Mapping[str, Tensor]) -> Module | None:
         """Write the parts; returns the module that they are the LoRA of, if there is one."""
-        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype != "int4" else None
+        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype not in BITS else None
         if module is not None:
             self._adapter.write(module, parts["left"], parts["right"])
             return module

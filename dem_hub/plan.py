@@ -27,6 +27,7 @@ from dem_hub.vector_config import TensorRecord
 DEFAULT_SHARE = 0.08  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
 _MOST_BITS = 1.5  # an element, of signs and a rank of 32 beside them in a matrix of 576 rows
+_AMPLE = 0.8  # bits an element, of which embeddings get factors in 8 bits
 _NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
 _HEADER = 200  # bytes that a part takes in a safetensors header, at the most
 
@@ -150,7 +151,7 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> P
         if glance.shape[-1] < _NARROW:
             codecs[key] = NF4()
         elif glance.is_vocabulary:
-            codecs[key] = LowRank(rank=min(_vocabulary_rank(8 * budget / elements), *glance.shape), dtype="int4")
+            codecs[key] = _vocabulary(8 * budget / elements, glance.shape)
     shared = {key: glance for key, glance in matrices.items() if key not in codecs}
     if not explicit:  # norms would weigh on a small model
         budget += _taken({key: codecs[key] for key in whole}, glances)
@@ -170,9 +171,10 @@ def _taken(codecs: Mapping[str, Codec], glances: Mapping[str, Glance]) -> int:
     return sum(stored_bytes(codec, glances[key].shape) for key, codec in codecs.items())
 
 
-def _vocabulary_rank(bits: float) -> int:
-    """8 to 64 directions, the more the more bits there are for an element."""
-    return int(2 ** min(6, max(3, round(math.log2(max(40 * bits, 1))))))
+def _vocabulary(bits: float, shape: tuple[int, ...]) -> LowRank:
+    """8 to 64 directions, the more the more bits there are for an element; in 8 bits, whose noise no logit sees, if those are many."""
+    rank = int(2 ** min(6, max(3, round(math.log2(max(40 * bits, 1))))))
+    return LowRank(rank=min(rank, *shape), dtype="int8" if bits >= _AMPLE else "int4")
 
 
 def _least(glance: Glance) -> int:

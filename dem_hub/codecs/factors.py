@@ -1,6 +1,6 @@
-"""The two factors of a matrix of low rank as parts: float32 or bfloat16 as PEFT has them, or 4 bits.
+"""The two factors of a matrix of low rank as parts: float32 or bfloat16 as PEFT has them, or 8 or 4 bits.
 
-In 4 bits each singular direction is a row of numbers, with a scale for every 64 of them; so both factors are stored rank first.
+In 8 or 4 bits each singular direction is a row of numbers, with a scale for every 64 of them; so both factors are stored rank first.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
 from dem_hub.errors import CodecError
 
-FactorDtype = Literal["float32", "bfloat16", "int4"]
+FactorDtype = Literal["float32", "bfloat16", "int8", "int4"]
 FACTOR_DTYPES: tuple[FactorDtype, ...] = get_args(FactorDtype)
+BITS = {"int8": 8, "int4": 4}
 
 
 def check_factor_dtype(codec: str, dtype: str) -> None:
@@ -28,30 +29,31 @@ def check_factor_dtype(codec: str, dtype: str) -> None:
 
 
 def factor_layout(rows: int, columns: int, rank: int | str, dtype: str) -> Layout:
-    """`left` (R, K) and `right` (K, C); in 4 bits (K, ceil(R / 2)) and (K, ceil(C / 2)) with `left_scale` and `right_scale`."""
-    if dtype != "int4":
+    """`left` (R, K) and `right` (K, C); in 8 or 4 bits (K, R) and (K, C), packed, with `left_scale` and `right_scale`."""
+    if dtype not in BITS:
         code = code_of(dtype)
         return {"left": Part((code,), (rows, rank)), "right": Part((code,), (rank, columns))}
-    left, right = (quantised_parts((0,), size, 4) for size in (rows, columns))
+    left, right = (quantised_parts((0,), size, BITS[dtype]) for size in (rows, columns))
     names = {"left": left[0], "left_scale": left[1], "right": right[0], "right_scale": right[1]}
     return {name: Part(part.dtypes, (rank, *part.shape[1:])) for name, part in names.items()}
 
 
 def encode_factors(left: Tensor, right: Tensor, dtype: str) -> dict[str, Tensor]:
     """Store left (R, K) and right (K, C), float32."""
-    if dtype == "int4":
-        codes, scale = quantise(left.T, 4)
-        right_codes, right_scale = quantise(right, 4)
+    if dtype in BITS:
+        codes, scale = quantise(left.T, BITS[dtype])
+        right_codes, right_scale = quantise(right, BITS[dtype])
         return {"left": codes, "left_scale": scale, "right": right_codes, "right_scale": right_scale}
     import torch
 
     return {"left": left.to(getattr(torch, dtype)), "right": right.to(getattr(torch, dtype))}
 
 
-def decode_factors(parts: Mapping[str, LazyTensor], rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+def decode_factors(parts: Mapping[str, LazyTensor], rows: slice, columns: slice, dtype: str) -> tuple[Tensor, Tensor]:
     """A range of rows of left (R, K), and of columns of right (K, C)."""
-    if "left_scale" not in parts:
+    if dtype not in BITS:
         return parts["left"][rows, :], parts["right"][:, columns]
     rank = (slice(0, parts["left"].get_shape()[0]),)
-    left = dequantise(parts["left"], parts["left_scale"], rank, rows, 4)
-    return left.T, dequantise(parts["right"], parts["right_scale"], rank, columns, 4)
+    bits = BITS[dtype]
+    left = dequantise(parts["left"], parts["left_scale"], rank, rows, bits)
+    return left.T, dequantise(parts["right"], parts["right_scale"], rank, columns, bits)

@@ -23,7 +23,8 @@ from dem_hub.index import Index
 class LowRank:
     """Keep `rank` singular directions, or as many as hold the share `energy` (0 to 1) of the squared norm.
 
-    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, or `"int4"` for an eighth, which is no LoRA any more.
+    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, `"int8"` or `"int4"` for a quarter or an eighth, which are no
+    LoRA any more.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -57,5 +58,5 @@ class LowRank:
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index` of the delta, from the rows of `left` and columns of `right` that it needs."""
         rows, columns = index
-        left, right = decode_factors(parts, rows, columns)
+        left, right = decode_factors(parts, rows, columns, self.dtype)
         return Delta(left=left, right=right)

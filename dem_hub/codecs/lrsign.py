@@ -59,7 +59,7 @@ class LRSign:
         quantised = encode_factors(*factors, _BITS)
         stored = {name: InMemory(part) for name, part in quantised.items()}
         rows, columns = full_index(delta.shape)
-        left, right = decode_factors(stored, rows, columns)
+        left, right = decode_factors(stored, rows, columns, _BITS)
         residual = torch.addmm(delta, left, right, alpha=-1)
         return {**quantised, **self._signs.encode(residual, delta, delta)}
 
@@ -69,7 +69,7 @@ class LRSign:
         if len(shape) != 2:
             return signs
         rows, columns = index
-        left, right = decode_factors(parts, rows, columns)
+        left, right = decode_factors(parts, rows, columns, _BITS)
         return Delta(left=left, right=right, dense=signs.dense)
 
     @property

@@ -21,7 +21,7 @@ SHAPES = [(12, 7), (5, 40), (6, 200), (1, 9), (9, 1), (33,), (130,), (3, 4, 5), 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {}, "dense-bfloat16": {"dtype": "bfloat16"}, "lowrank": {"rank": 3}, "lowrank-energy": {"energy": 0.9},
-    "lowrank-bfloat16": {"rank": 3, "dtype": "bfloat16"}, "lowrank-int4": {"rank": 3, "dtype": "int4"}, "full": {}, "replace": {},
+    "lowrank-bfloat16": {"rank": 3, "dtype": "bfloat16"}, "lowrank-int4": {"rank": 3, "dtype": "int4"}, "lowrank-int8": {"rank": 3, "dtype": "int8"}, "full": {}, "replace": {},
     "sign": {}, "sign-sampled": {"density": 0.3, "seed": 5}, "lrsign": {"rank": 2}, "lrsign-sampled": {"rank": 2, "density": 0.4},
     "random": {"density": 0.4}, "random-8": {"density": 0.7, "bits": 8}, "random-whole": {"density": 1.0, "bits": 8},
     "int4": {}, "int8": {}, "nf4": {}, "exact": {},
@@ -231,7 +231,7 @@ def test_only_some_are_offered(name: str) -> None:
         ("lowrank", {"energy": 1.5}, "energy=1.5"),
         ("lowrank", {"energy": float("nan")}, "energy=nan"),
         ("lowrank", {"rank": 4, "energy": 0.5}, "rank or energy, not both"),
-        ("lowrank", {"dtype": "float16"}, "no dtype 'float16'; choose float32 or bfloat16 or int4"),
+        ("lowrank", {"dtype": "float16"}, "no dtype 'float16'; choose float32 or bfloat16 or int8 or int4"),
         ("dense", {"dtype": "int8"}, "no dtype 'int8'; choose float32 or bfloat16"),
         ("dense", {"rank": 4, "bits": 3}, "no option 'bits', 'rank'; it has dtype"),
         ("sign", {"density": 0}, "density=0; it must be above 0 and at most 1"),
