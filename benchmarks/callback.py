@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from dem_hub import DEMCallback
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.demo.training import pack
-from dem_hub.search.objective import read_texts
+from dem_hub.search.data import read_rows
 
 MIB = 1 << 20
 
@@ -80,7 +80,7 @@ def train(folder: Path, steps: int, save_steps: int, codec: str | None) -> dict[
     """One run; returns its figures."""
     base = folder / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = pack(AutoTokenizer.from_pretrained(base), read_texts(folder / "texts" / "code.train.jsonl")[:200])
+    rows = pack(AutoTokenizer.from_pretrained(base), [row["text"] for row in read_rows(folder / "texts" / "code.train.jsonl")[:200]])
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = TrainingArguments(
             output, max_steps=steps, save_steps=save_steps, save_only_model=True, per_device_train_batch_size=4, learning_rate=5e-5,

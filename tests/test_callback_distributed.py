@@ -110,7 +110,7 @@ def launch(script: str, folder: Path, *arguments: object, environment: dict[str,
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", folder / "script.py"]
     return subprocess.run(
         [*map(str, [*command, *arguments])],
-        env={**(environment or os.environ), **threads},
+        env={**(environment or os.environ), **threads, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dem_hub.errors import DemHubError
+from dem_hub.errors import DemHubError, HubError
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _is_passing(error: Exception) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status >= 500 or status in _TRY_AGAIN
-    return not isinstance(error, DemHubError | ValueError | TypeError)
+    return isinstance(error, HubError) or not isinstance(error, DemHubError | ValueError | TypeError)
 
 
 def _summary(error: Exception) -> str:

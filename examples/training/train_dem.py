@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from dem_hub import DEMCallback, search_coefficients
-from dem_hub.search.objective import read_texts
+from dem_hub.search.data import read_rows
 
 logger = logging.getLogger("train_dem")
 
@@ -47,7 +47,7 @@ logger = logging.getLogger("train_dem")
 def texts_of(name: str, split: str, template: str) -> list[str]:
     """The texts of a file, or of a dataset on the Hub through a template."""
     if Path(name).is_file() and template == "{text}":
-        return read_texts(name)
+        return [row["text"] for row in read_rows(name)]
     rows = load_dataset("json", data_files=name, split="train") if Path(name).is_file() else load_dataset(name, split=split)
     return [template.format(**row) for row in rows]
 
