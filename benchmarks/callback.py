@@ -5,7 +5,7 @@ time, a save of the model every 50 steps. Reported are
 
     wall      of `trainer.train()`, without and with the callback, one after the other, as often as `--pairs` says
     inside    the seconds spent in the callback's own events, which is the overhead without the noise between two runs
-    memory    RssAnon at its highest during those events, less what it was as they began; "private" as in `memory.py`
+    memory    RssAnon at its highest during those events, less what it was as they began; "private" as in `processes.py`
 
     python benchmarks/finetunes.py finetunes       # the base and the texts
     python benchmarks/callback.py finetunes --steps 100
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import private_memory
+from processes import private_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from dem_hub import DEMCallback

@@ -19,9 +19,8 @@ from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
 from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
 from dem_hub.records import parse_json
+from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.

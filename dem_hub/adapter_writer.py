@@ -5,11 +5,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, factor_names
+from dem_hub.adapter import adapter_config, factor_names
 from dem_hub.architecture import Architecture, Module
 from dem_hub.files import write_text
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
+from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 class AdapterWriter:

@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,9 +182,11 @@ def _merge(options: argparse.Namespace) -> None:
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
     target, details = Path(options.output), {"dtype": options.dtype, "allow_base_mismatch": options.allow_base_mismatch}
-    print(preview_export(opened, target, **details), file=sys.stderr)
-    if not options.dry_run:
-        export(opened, target, max_shard_size=options.max_shard_size, **details)
+    announce = partial(print, file=sys.stderr)
+    if options.dry_run:
+        announce(preview_export(opened, target, **details))
+    else:
+        export(opened, target, max_shard_size=options.max_shard_size, announce=announce, **details)
         print(options.output)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dem_hub.adapter_writer import AdapterWriter
 from dem_hub.codecs import add_deltas
-from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.codecs.measure import squared_norm
 from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import AdapterError, refuse
@@ -24,6 +24,8 @@ from dem_hub.files import atomic_folder
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,13 @@ class ExportedAdapter:
     left_out: tuple[str, ...]
 
 
-def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = None, dtype: torch.dtype = torch.float32) -> ExportedAdapter:
+def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = None) -> ExportedAdapter:
     """Write the weighted sum of a recipe's vectors as a PEFT adapter.
 
     Args:
         opened ([`OpenedRecipe`]): the recipe with its base and vectors.
         target (`Path`): the folder, which appears complete or not at all.
         rank (`int`, *optional*): of every module at the most. Without it the adapter is the sum, and every delta must be of low rank.
-        dtype (`torch.dtype`): of the factors.
 
     Raises:
         `AdapterError`: deltas that are no LoRA; lists all of them. With a `rank`: nothing that a LoRA could change.
@@ -54,8 +55,11 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
     with atomic_folder(target) as folder:
         writer = AdapterWriter(folder, opened.base.architecture)
         for name in tqdm([name for name in merge.base if merge.active(name)], desc="Merging", unit="tensor", delay=1):
-            summands, module = _summands(merge, name), writer.module(name)
-            whole = all(delta.dense is None and delta.rest is None for _, delta in summands) and merge.shape(name) == merge.base[name].shape
+            summands, module = (
+                combine_factors(merge.summands(name, full_index(merge.base[name].shape), CPU), torch.float32),
+                writer.module(name),
+            )
+            whole = all(delta.dense is None for _, delta in summands) and merge.shape(name) == merge.base[name].shape
             if rank is None and (module is None or not whole):
                 faults.append(
                     f"'{name}' {list(merge.shape(name))}"
@@ -66,15 +70,14 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
                 lost = squared_norm(_sum(merge, name, summands))
                 squares, errors = squares + lost, errors + lost
             else:
-                factors = _concatenate(summands) if whole else None
-                if factors is None or (rank is not None and factors[0].shape[1] > rank):
+                left, right = summands[0][1].left, summands[0][1].right
+                if left is None or right is None or not whole or (rank is not None and left.shape[1] > rank):
                     exact = _sum(merge, name, summands)
-                    factors = balanced_factors(exact, rank=rank)
-                    lost = squared_norm(torch.addmm(exact, *factors, alpha=-1))
+                    left, right = balanced_factors(exact, rank=rank)
+                    lost = squared_norm(torch.addmm(exact, left, right, alpha=-1))
                     squares, errors = squares + lost, errors + lost
-                left, right = factors
                 squares += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))  # what is lost is orthogonal to it
-                writer.write(module, left.to(dtype), right.to(dtype))
+                writer.write(module, left, right)
                 ranks.append(left.shape[1])
         _refuse(opened, faults, rank, ranks)
         writer.close(opened.base.record)
@@ -89,17 +92,5 @@ def _refuse(opened: OpenedRecipe, faults: Sequence[str], rank: int | None, ranks
         raise AdapterError(f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model.")
 
 
-def _summands(merge: Merge, name: str) -> list[tuple[float, Delta]]:
-    base, index = merge.base.lazy(name), full_index(merge.base[name].shape)
-    return [(coefficient * scale, delta) for coefficient, stored in merge.active(name) for scale, delta in stored.decode(base, index)]
-
-
 def _sum(merge: Merge, name: str, summands: Sequence[tuple[float, Delta]]) -> Tensor:
     return add_deltas(torch.zeros(merge.base[name].shape, dtype=torch.float32), summands)
-
-
-def _concatenate(summands: Sequence[tuple[float, Delta]]) -> tuple[Tensor, Tensor]:
-    """[c_1 B_1 ... c_n B_n] and [A_1; ...; A_n], each coefficient shared by both sides, so that neither loses precision."""
-    lefts = [delta.left.float() * math.sqrt(abs(c)) * math.copysign(1, c) for c, delta in summands if delta.left is not None]
-    rights = [delta.right.float() * math.sqrt(abs(c)) for c, delta in summands if delta.right is not None]
-    return torch.cat(lefts, dim=1), torch.cat(rights)

@@ -7,13 +7,13 @@ and all that does not fit is listed in one error.
 from collections.abc import Mapping
 from pathlib import Path
 
-from dem_hub.adapter import ADAPTER_WEIGHTS, factor_names
+from dem_hub.adapter import factor_names
 from dem_hub.checkpoint import Checkpoint, LazyTensor
 from dem_hub.codecs import CODECS, Codec, make_codec
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.codecs.stored import Component, StoredDelta, Transposed
 from dem_hub.errors import CheckpointError, CodecError, refuse
-from dem_hub.vector_config import SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
+from dem_hub.vector_config import ADAPTER_WEIGHTS, SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
 
 _ROWS = "rows"  # the part that holds rows which the base lacks
 

@@ -7,6 +7,7 @@ transformers is not imported. The recipe lies beside the weights as `dem_config.
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,7 +38,13 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def export(
-    opened: OpenedRecipe, target: Path, *, dtype: str | None = None, max_shard_size: int | str = "5GB", allow_base_mismatch: bool = False
+    opened: OpenedRecipe,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    allow_base_mismatch: bool = False,
+    announce: Callable[[Preview], object] | None = None,
 ) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
 
@@ -47,6 +54,7 @@ def export(
         dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
         max_shard_size (`int` or `str`): where to begin another file.
         allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
+        announce (*optional*): called with what it will take, once all is checked and before anything is written.
 
     Raises:
         `ConfigError`: an unknown dtype, or the base's own folder as the target.
@@ -56,12 +64,13 @@ def export(
     from huggingface_hub.utils import tqdm
 
     merge, wanted, chosen = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
-    preview(merge, target, wanted)
+    seen = preview(merge, target, wanted)
+    if announce is not None:
+        announce(seen)
     cpu = torch.device("cpu")
-    kinds = {name: _kind(info.torch_dtype, wanted) for name, info in sorted(merge.base.items())}
-    outlines = [Outline(name, CODES[kind], merge.shape(name)) for name, kind in kinds.items()]
-    jobs = [(name, part) for name in kinds for part in merge.parts(name, full_index(merge.shape(name)), cpu)]
-    merged = in_order(lambda job: merge.part(*job, cpu, kinds[job[0]]), jobs)
+    outlines = [Outline(name, CODES[merge.dtype(name, wanted)], merge.shape(name)) for name in sorted(merge.base)]
+    jobs = [(tensor.name, part) for tensor in outlines for part in merge.parts(tensor.name, full_index(tensor.shape), cpu)]
+    merged = in_order(lambda job: merge.part(*job, cpu, wanted), jobs)
     blocks = iter(tqdm(merged, total=len(jobs), desc="Merging", unit="block", delay=1))
     with atomic_folder(target) as folder:
         names = {path.name for path in write_outlined(folder, outlines, blocks, max_shard_size=max_shard_size)}
@@ -95,10 +104,6 @@ def _prepare(
         raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
     merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
     return merge, _DTYPES[chosen] if chosen is not None else None, chosen
-
-
-def _kind(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and own.is_floating_point else own
 
 
 def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, is_finite
 from dem_hub.codecs import add_deltas
-from dem_hub.codecs.delta import combine_factors
+from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
@@ -92,6 +92,11 @@ class Merge:
         added = max((stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None), default=0)
         return (shape[0] + added, *shape[1:]) if added else shape
 
+    def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
+        """The merged dtype: what is wanted of float tensors, and else the base's own."""
+        own = self.base[name].torch_dtype
+        return wanted if wanted is not None and own.is_floating_point else own
+
     @property
     def vocabulary(self) -> int | None:
         """The rows of the grown embeddings, where vectors have more than the base."""
@@ -136,25 +141,30 @@ class Merge:
 
     def part(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """One of the parts of a merged tensor."""
-        info, active = self.base[name], self.active(name)
-        target = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
+        info, active, target = self.base[name], self.active(name), self.dtype(name, dtype)
         replacement = next((stored.replacement for _, stored in active if stored.replacement is not None), None)
         if replacement is not None or not active:
             source = self.base.lazy(name) if replacement is None else replacement
             part = source[index if index else ...]
             return self._checked(name, part, part.to(device=device, dtype=target))
-        rows = info.shape[0] if info.shape else 1
-        if index and index[0].start >= rows:
-            added = self._new_rows(name, active, (slice(index[0].start - rows, index[0].stop - rows), *index[1:]))
+        if index and index[0].start >= info.shape[0]:
+            new = (slice(index[0].start - info.shape[0], index[0].stop - info.shape[0]), *index[1:])
+            added = self._new_rows(name, active, new)
             return self._checked(name, added, added.to(device=device, dtype=target))
-        return self._block(name, active, index, device, target)
+        return self._block(name, index, device, target)
 
-    def _block(self, name: str, active: list[tuple[float, StoredDelta]], index: Index, device: torch.device, target: torch.dtype) -> Tensor:
+    def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
+        """The deltas of a slice, decoded on a device, each with what it is to be multiplied by."""
+        lazy = self.base.lazy(name)
+        return [
+            (coefficient * scale, delta) for coefficient, stored in self.active(name) for scale, delta in stored.decode(lazy, index, device)
+        ]
+
+    def _block(self, name: str, index: Index, device: torch.device, target: torch.dtype) -> Tensor:
         """Sum and round one block."""
-        part, lazy = self.base.read(name, index).to(device), self.base.lazy(name)
+        part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        summands = [(coefficient * scale, delta) for coefficient, stored in active for scale, delta in stored.decode(lazy, index, device)]
-        summands = combine_factors(summands, wide)
+        summands = combine_factors(self.summands(name, index, device), wide)
         result = torch.empty(part.shape, dtype=target, device=device)
         largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
         for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):

@@ -43,10 +43,7 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
         axes.set_xlabel("perplexity", fontsize=8)
     all_axes[0][0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return Path(path)
+    return _save(pyplot, figure, path)
 
 
 def plot_search(
@@ -89,10 +86,7 @@ def plot_search(
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-    return Path(path)
+    return _save(pyplot, figure, path)
 
 
 def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path:
@@ -117,8 +111,12 @@ def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path
     axes.set_ylim(len(norms) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=6)
+    return _save(pyplot, figure, path)
+
+
+def _save(pyplot: Any, figure: Any, path: str | os.PathLike[str]) -> Path:
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return Path(path)
 

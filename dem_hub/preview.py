@@ -44,8 +44,7 @@ def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Pre
     """
     writes = reads = changed = 0
     for name, info in merge.base.items():
-        kind = dtype if dtype is not None and info.torch_dtype.is_floating_point else info.torch_dtype
-        writes += kind.itemsize * math.prod(merge.shape(name))
+        writes += merge.dtype(name, dtype).itemsize * math.prod(merge.shape(name))
         reads += info.nbytes
         active = merge.active(name)
         changed += bool(active)
@@ -56,7 +55,8 @@ def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Pre
     free = shutil.disk_usage(place).free
     if writes > free:
         raise DiskSpaceError(f"The merged model takes {_text(writes)} in '{target}', and {_text(free)} are free there. Make room first.")
-    return Preview(len(merge.base), changed, reads, writes, 4 * 8 * BLOCK, free)
+    in_flight = torch.get_num_threads() + 2  # blocks that `in_order` holds
+    return Preview(len(merge.base), changed, reads, writes, 8 * BLOCK * in_flight, free)
 
 
 def _bytes(stored: StoredDelta) -> int:

@@ -13,9 +13,7 @@ from dem_hub.integrity import digest
 from dem_hub.push import Head
 from dem_hub.records import REPO_ID, BaseRecord, parse_json
 from dem_hub.transport import contact
-from dem_hub.vector_config import VECTOR_CONFIG, VectorConfig, contents_sha256
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VectorConfig, contents_sha256
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def public_vector(folder: Path, base_model: str | None = None, *, token: str | b
         `ConfigError`: its base is a folder of this machine, and `base_model` does not say what others know it as.
         `VectorNotFoundError`: no vector there.
     """
-    adapter = folder / ADAPTER_FILES[0]
+    adapter = folder / ADAPTER_CONFIG
     changed: dict[str, str] = {}
     if (folder / VECTOR_CONFIG).is_file():
         config = VectorConfig.from_json((folder / VECTOR_CONFIG).read_bytes(), str(folder / VECTOR_CONFIG))
@@ -64,13 +62,15 @@ def public_vector(folder: Path, base_model: str | None = None, *, token: str | b
         changed[VECTOR_CONFIG] = config.to_json()
         return PublicVector({**{name: folder / name for name in files}, **changed}, config, base.repo_id, config.sha256)
     if not adapter.is_file():
-        raise VectorNotFoundError(f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_FILES[0]}: it is no vector. Check the path.")
+        raise VectorNotFoundError(f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is no vector. Check the path.")
     named = parse_json(adapter.read_bytes(), str(adapter)).get("base_model_name_or_path") or None
     base_id = public_base(BaseRecord(named), base_model, f"adapter '{folder}'", token=token).repo_id if named or base_model else None
     changed = _with_base(adapter, base_id) if base_id != named and base_id is not None else {}
-    digests = {name: digest(folder / name) for name in ADAPTER_FILES}
+    digests = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     digests |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in changed.items()}
-    return PublicVector({**{name: folder / name for name in ADAPTER_FILES}, **changed}, None, base_id, contents_sha256(digests))
+    return PublicVector(
+        {**{name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}, **changed}, None, base_id, contents_sha256(digests)
+    )
 
 
 def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: str | bool | None = None) -> BaseRecord:

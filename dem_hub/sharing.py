@@ -7,11 +7,10 @@ from dem_hub.config import PROVENANCE_CONFIG, DEMConfig, is_recipe
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.export import push_export
 from dem_hub.hub import HubOptions, Resolved
-from dem_hub.publication import ADAPTER_FILES
 from dem_hub.records import VectorSource
 from dem_hub.store import STORE_CONFIG, VectorStore
 from dem_hub.vector import DistributionVector
-from dem_hub.vector_config import VECTOR_CONFIG
+from dem_hub.vector_config import ADAPTER_CONFIG, VECTOR_CONFIG
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -31,7 +30,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
     here = Resolved(VectorSource(str(folder)), folder, None)
     if (folder / STORE_CONFIG).is_file():
         return VectorStore(here, HubOptions()).push_to_hub(repo_id, **_only(folder, "store", options, "base_model"))
-    if (folder / VECTOR_CONFIG).is_file() or (folder / ADAPTER_FILES[0]).is_file():
+    if (folder / VECTOR_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file():
         vector = DistributionVector(here, verify=True)
         return vector.push_to_hub(repo_id, **_only(folder, "vector", options, "base_model", "subfolder"))
     if (folder / PROVENANCE_CONFIG).is_file():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import Tensor
 
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter, read_adapter_config
+from dem_hub.adapter import read_adapter, read_adapter_config
 from dem_hub.base import Base
 from dem_hub.card import render, vector_card
 from dem_hub.catalog import licences
@@ -39,7 +39,7 @@ from dem_hub.plan import Auto
 from dem_hub.publication import public_vector, stale
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.records import BaseRecord, VectorSource, check_inside
-from dem_hub.vector_config import VECTOR_CONFIG, VectorConfig, contents_sha256
+from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VectorConfig, contents_sha256
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

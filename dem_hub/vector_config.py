@@ -16,6 +16,8 @@ from dem_hub.records import FORMAT_VERSION, BaseRecord, as_mapping, check_inside
 
 VECTOR_CONFIG = "vector_config.json"
 VECTOR_STEM = "vector_model"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SEPARATOR = "::"  # between a checkpoint key and the name of a part
 _LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
 

@@ -194,10 +194,11 @@ def make(folder: Path, text: str) -> Path:
 
 def test_only_the_newest_waits_and_never_two_at_once(tmp_path: Path) -> None:
     pushed: list[str] = []
-    running, gate = threading.Lock(), threading.Event()
+    running, started, gate = threading.Lock(), threading.Event(), threading.Event()
 
     def push(folder: Path) -> None:
         assert running.acquire(blocking=False), "two at once"
+        started.set()
         gate.wait(10)
         pushed.append((folder / "vector").read_text())
         running.release()
@@ -205,8 +206,7 @@ def test_only_the_newest_waits_and_never_two_at_once(tmp_path: Path) -> None:
     uploader = Uploader(push, "ann/maths")
     for number in range(4):
         uploader.submit(make(tmp_path / "v", str(number)))
-        while number == 0 and not running.locked():
-            time.sleep(0.001)
+        assert started.wait(10), "the first is on its way before the next comes"
     gate.set()
     assert uploader.finish() is None
     assert pushed == ["0", "3"], "a snapshot each: the first is what it was when it was submitted"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dem_hub.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter_config, saves_one_side
+from dem_hub.adapter import read_adapter_config, saves_one_side
 from dem_hub.architecture import refuse_quantised
 from dem_hub.base import Base
 from dem_hub.callback.gathering import Gathering
@@ -25,7 +25,7 @@ from dem_hub.plan import Auto
 from dem_hub.recipe import open_recipe
 from dem_hub.records import VectorSource
 from dem_hub.vector import DistributionVector
-from dem_hub.vector_config import VECTOR_CONFIG
+from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG
 
 logger = logging.getLogger(__name__)
 

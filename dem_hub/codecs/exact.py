@@ -106,9 +106,7 @@ def _compressor() -> Any:
 def _block_rows(shape: tuple[int, ...]) -> list[int]:
     """Where blocks of rows begin, and where the last one ends."""
     *lead, width = shape or (1,)
-    rows = 1
-    for size in lead:
-        rows *= size
+    rows = math.prod(lead)
     if not rows or not width:
         return [0]
     return [*range(0, rows, max(1, _BLOCK // width)), rows]

@@ -13,7 +13,7 @@ from dem_hub.codecs.measure import squared_norm
 DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 8
-KRYLOV_STEPS = 6  # as many leave 1e-4 of the error, relative, above the best, on pure noise of width 1024 at rank 32
+KRYLOV_STEPS = 6  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
 _BLOCK = 1 << 22
 
 

@@ -226,8 +226,6 @@ def test_first_points() -> None:
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsgaii", "cmaes"])
 def test_samplers_by_name(sampler: str) -> None:
-    if sampler == "cmaes":
-        pytest.importorskip("cmaes")
     runs = []
     for _ in range(2):
         found = problem(Bowl((0.5, 0.3)), n_trials=10, seed=3)
