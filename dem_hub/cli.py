@@ -230,16 +230,17 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dem_hub.config import DEMConfig, is_recipe
+    from dem_hub.config import RECIPE_CONFIG, DEMConfig, is_recipe
     from dem_hub.hub import resolve
     from dem_hub.records import VectorSource
     from dem_hub.report import comparison_text, recipe_text, vector_data, vector_text
     from dem_hub.vector import DistributionVector
+    from dem_hub.vector_config import ADAPTER_CONFIG, VECTOR_CONFIG
 
     vectors, data, texts = [], [], []
     for path in options.paths:
         source = VectorSource.parse(path)
-        found = resolve(source, ("config.json",))
+        found = resolve(source, (RECIPE_CONFIG, VECTOR_CONFIG, ADAPTER_CONFIG))
         source = replace(source, revision=found.commit or source.revision)  # what comes next is of the same commit
         if is_recipe(found.folder):
             recipe = DEMConfig.from_pretrained(source)
