@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.base import Base
-from dem_hub.checkpoint import Checkpoint, is_finite
+from dem_hub.checkpoint import Checkpoint, LazyTensor, is_finite
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.codecs.stored import StoredDelta
@@ -26,7 +26,8 @@ from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
 from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
 from dem_hub.parallel import one_core
-from dem_hub.rounding import round_to
+from dem_hub.rounding import Noise, round_into
+from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
@@ -114,18 +115,15 @@ class Merge:
         Raises:
             `CheckpointError`: NaN or inf, in the base or after the merge.
         """
-        parts = self.parts(name, index, device)
+        target = self.dtype(name, dtype)
+        if (source := self._unsummed(name)) is not None and self.shape(name) == self.base[name].shape:
+            values = source[index if index else ...]
+            return self._checked(name, values, values.to(device=device, dtype=target))
+        result = torch.empty(index_shape(index), dtype=target, device=device)
         with one_core() if device.type == "cpu" else nullcontext():
-            if len(parts) == 1:
-                return self.part(name, parts[0], device, dtype)
-            result, row = None, 0
-            for part in parts:
-                block = self.part(name, part, device, dtype)
-                if result is None:
-                    result = torch.empty(index_shape(index), dtype=block.dtype, device=block.device)
-                result[row : row + len(block)] = block
-                row += len(block)
-        assert result is not None
+            for part in self.parts(name, index, device):
+                rows = (slice(part[0].start - index[0].start, part[0].stop - index[0].start),) if part else ()
+                self._write(name, part, result[rows])
         return result
 
     def parts(self, name: str, index: Index, device: torch.device) -> list[Index]:
@@ -141,17 +139,29 @@ class Merge:
 
     def part(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """One of the parts of a merged tensor."""
-        info, active, target = self.base[name], self.active(name), self.dtype(name, dtype)
-        replacement = next((stored.replacement for _, stored in active if stored.replacement is not None), None)
-        if replacement is not None or not active:
-            source = self.base.lazy(name) if replacement is None else replacement
-            part = source[index if index else ...]
-            return self._checked(name, part, part.to(device=device, dtype=target))
-        if index and index[0].start >= info.shape[0]:
-            new = (slice(index[0].start - info.shape[0], index[0].stop - info.shape[0]), *index[1:])
-            added = self._new_rows(name, active, new)
-            return self._checked(name, added, added.to(device=device, dtype=target))
-        return self._block(name, index, device, target)
+        result = torch.empty(index_shape(index), dtype=self.dtype(name, dtype), device=device)
+        self._write(name, index, result)
+        return result
+
+    def _unsummed(self, name: str) -> LazyTensor | None:
+        """What the merged tensor is where it is no sum: the base's, or a buffer's replacement."""
+        active = self.active(name)
+        if not active:
+            return self.base.lazy(name)
+        return next((stored.replacement for _, stored in active if stored.replacement is not None), None)
+
+    def _write(self, name: str, index: Index, result: Tensor) -> None:
+        """Merge one of the parts of a tensor into the memory that is made for it."""
+        rows = self.base[name].shape[0] if index else 1
+        if (source := self._unsummed(name)) is not None:
+            values = source[index if index else ...]
+            self._checked(name, values, result.copy_(values))
+        elif index and index[0].start >= rows:
+            new = (slice(index[0].start - rows, index[0].stop - rows), *index[1:])
+            added = self._new_rows(name, self.active(name), new)
+            self._checked(name, added, result.copy_(added))
+        else:
+            self._sum(name, index, result)
 
     def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
         """The deltas of a slice, decoded on a device, each with what it is to be multiplied by."""
@@ -160,26 +170,25 @@ class Merge:
             (coefficient * scale, delta) for coefficient, stored in self.active(name) for scale, delta in stored.decode(lazy, index, device)
         ]
 
-    def _block(self, name: str, index: Index, device: torch.device, target: torch.dtype) -> Tensor:
-        """Sum and round one block."""
+    def _sum(self, name: str, index: Index, result: Tensor) -> None:
+        """Sum and round one part."""
+        device, target, shape = result.device, result.dtype, self.base[name].shape
         part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         summands = combine_factors(self.summands(name, index, device), wide)
-        result = torch.empty(part.shape, dtype=target, device=device)
+        noise = Noise.of(self.seed, self.twins.get(name, name), index, shape, device) if self.rounding == "stochastic" else None
         largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
         for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):
-            total = part[rows].to(wide, copy=True)
+            total = scratch("total", tuple(part[rows].shape), wide, device).copy_(part[rows])
             add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in summands])
             if total.numel():
                 low, high = torch.aminmax(total)
                 if not max(-low, high) <= largest:  # also where it is NaN
                     raise self._not_finite(name, part)
-            place = (slice(index[0].start + rows[0].start, index[0].start + rows[0].stop), *index[1:]) if index else index
-            if self.rounding == "nearest":
-                result[rows] = total.to(target)
+            if noise is None:
+                result[rows] = total
             else:
-                result[rows] = round_to(total, target, self.seed, self.twins.get(name, name), place, self.base[name].shape)
-        return result
+                round_into(result[rows], total, noise.part(rows, tuple(part.shape)))
 
     def _new_rows(self, name: str, active: list[tuple[float, StoredDelta]], index: Index) -> Tensor:
         """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
@@ -200,7 +209,7 @@ class Merge:
         return total / weight.reshape(-1, *(1 for _ in index[1:]))
 
     def _checked(self, name: str, source: Tensor, values: Tensor) -> Tensor:
-        """The values, once it is known that they are finite."""
+        """What a source was copied or cast to, once it is known to be finite."""
         if not is_finite(values):
             raise self._not_finite(name, source)
         return values

@@ -19,6 +19,7 @@ from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub import HubOptions
 from dem_hub.index import full_index
 from dem_hub.merging import Merge
+from dem_hub.parallel import in_order
 from dem_hub.recipe import OpenedRecipe, open_config, open_recipe
 from dem_hub.records import VectorSource
 
@@ -169,9 +170,18 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     direct = memory_names(model, merge.base)
     wanted = set(names)
-    for name in tqdm([name for name in direct if name in wanted], desc="Merging", unit="tensor", delay=1, leave=False):
+    singles = [name for name in direct if name in wanted]
+
+    def merged(name: str) -> Tensor:
         place = places[direct[name]]
-        place.copy_(merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype))
+        return merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype)
+
+    # an accelerator's memory is for one at a time
+    several = all(places[direct[name]].device.type == "cpu" for name in singles)
+    tensors = in_order(merged, singles) if several else map(merged, singles)
+    shown = tqdm(tensors, total=len(singles), desc="Merging", unit="tensor", delay=1, leave=False)
+    for name, values in zip(singles, shown, strict=True):
+        places[direct[name]].copy_(values)
     for target, values in _converted(model, merge, wanted - set(direct), places):
         places[target].copy_(values)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dem_hub.scratch import scratch
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -73,7 +75,8 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
             total.addmm_(delta.left.to(total.device), delta.right.to(total.device), alpha=coefficient)
         for part in (delta.dense, delta.rest):
             if part is not None:
-                total.add_(part.to(total.device, total.dtype), alpha=coefficient)  # torch is slow at adding another dtype
+                wide = part if part.dtype == total.dtype else scratch("wide", tuple(part.shape), total.dtype, total.device).copy_(part)
+                total.add_(wide.to(total.device), alpha=coefficient)  # torch is slow at adding another dtype
     return total
 
 
