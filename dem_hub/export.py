@@ -70,7 +70,7 @@ def export(
     cpu = torch.device("cpu")
     outlines = [Outline(name, CODES[merge.dtype(name, wanted)], merge.shape(name)) for name in sorted(merge.base)]
     jobs = [(tensor.name, part) for tensor in outlines for part in merge.parts(tensor.name, full_index(tensor.shape), cpu)]
-    merged = in_order(lambda job: merge.part(*job, cpu, wanted), jobs)
+    merged = in_order(lambda job: merge.tensor(*job, cpu, wanted), jobs)
     blocks = iter(tqdm(merged, total=len(jobs), desc="Merging", unit="block", delay=1))
     with atomic_folder(target) as folder:
         names = {path.name for path in write_outlined(folder, outlines, blocks, max_shard_size=max_shard_size)}

@@ -116,18 +116,22 @@ class Merge:
             `CheckpointError`: NaN or inf, in the base or after the merge.
         """
         target = self.dtype(name, dtype)
-        if (source := self._unsummed(name)) is not None and self.shape(name) == self.base[name].shape:
+        if (source := self._unsummed(name)) is not None:
             values = source[index if index else ...]
             return self._checked(name, values, values.to(device=device, dtype=target))
         result = torch.empty(index_shape(index), dtype=target, device=device)
         with one_core() if device.type == "cpu" else nullcontext():
             for part in self.parts(name, index, device):
-                rows = (slice(part[0].start - index[0].start, part[0].stop - index[0].start),) if part else ()
-                self._write(name, part, result[rows])
+                place = result[slice(part[0].start - index[0].start, part[0].stop - index[0].start)] if part else result
+                if part and part[0].start >= self.base[name].shape[0]:
+                    added = self._new_rows(name, part)
+                    self._checked(name, added, place.copy_(added))
+                else:
+                    self._sum(name, part, place)
         return result
 
     def parts(self, name: str, index: Index, device: torch.device) -> list[Index]:
-        """The same as consecutive blocks of rows, to be worked out one by one with [`Merge.part`]."""
+        """A slice as consecutive blocks of rows, which [`Merge.tensor`] can be asked for one by one, in any order."""
         if not index:
             return [index]
         rows = self.base[name].shape[0]
@@ -137,31 +141,12 @@ class Merge:
             parts.append((slice(max(index[0].start, rows), index[0].stop), *index[1:]))
         return parts or [index]
 
-    def part(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """One of the parts of a merged tensor."""
-        result = torch.empty(index_shape(index), dtype=self.dtype(name, dtype), device=device)
-        self._write(name, index, result)
-        return result
-
     def _unsummed(self, name: str) -> LazyTensor | None:
         """What the merged tensor is where it is no sum: the base's, or a buffer's replacement."""
         active = self.active(name)
         if not active:
             return self.base.lazy(name)
         return next((stored.replacement for _, stored in active if stored.replacement is not None), None)
-
-    def _write(self, name: str, index: Index, result: Tensor) -> None:
-        """Merge one of the parts of a tensor into the memory that is made for it."""
-        rows = self.base[name].shape[0] if index else 1
-        if (source := self._unsummed(name)) is not None:
-            values = source[index if index else ...]
-            self._checked(name, values, result.copy_(values))
-        elif index and index[0].start >= rows:
-            new = (slice(index[0].start - rows, index[0].stop - rows), *index[1:])
-            added = self._new_rows(name, self.active(name), new)
-            self._checked(name, added, result.copy_(added))
-        else:
-            self._sum(name, index, result)
 
     def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
         """The deltas of a slice, decoded on a device, each with what it is to be multiplied by."""
@@ -171,13 +156,13 @@ class Merge:
         ]
 
     def _sum(self, name: str, index: Index, result: Tensor) -> None:
-        """Sum and round one part."""
-        device, target, shape = result.device, result.dtype, self.base[name].shape
+        """Sum and round one part into the memory for it."""
+        device = result.device
         part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         summands = combine_factors(self.summands(name, index, device), wide)
-        noise = Noise.of(self.seed, self.twins.get(name, name), index, shape, device) if self.rounding == "stochastic" else None
-        largest = torch.finfo(target).max * (1 + (DELTA_ERROR if target.itemsize == 2 else 0))
+        noise = Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
+        largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
         for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):
             total = scratch("total", tuple(part[rows].shape), wide, device).copy_(part[rows])
             add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in summands])
@@ -185,16 +170,18 @@ class Merge:
                 low, high = torch.aminmax(total)
                 if not max(-low, high) <= largest:  # also where it is NaN
                     raise self._not_finite(name, part)
-            if noise is None:
+            if self.rounding == "nearest":
                 result[rows] = total
             else:
                 round_into(result[rows], total, noise.part(rows, tuple(part.shape)))
 
-    def _new_rows(self, name: str, active: list[tuple[float, StoredDelta]], index: Index) -> Tensor:
+    def _new_rows(self, name: str, index: Index) -> Tensor:
         """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
+        known = self.base[name].shape[0]
+        index = (slice(index[0].start - known, index[0].stop - known), *index[1:])
         total = torch.zeros(index_shape(index), dtype=torch.float64)
         weight = torch.zeros(total.shape[0], dtype=torch.float64)
-        for coefficient, stored in active:
+        for coefficient, stored in self.active(name):
             if stored.rows is not None:
                 stop = min(index[0].stop, stored.rows.get_shape()[0])
                 have = max(0, stop - index[0].start)

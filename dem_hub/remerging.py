@@ -17,7 +17,7 @@ from dem_hub.architecture import memory_names
 from dem_hub.config import DEMConfig
 from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub import HubOptions
-from dem_hub.index import full_index
+from dem_hub.index import Index, full_index
 from dem_hub.merging import Merge
 from dem_hub.parallel import in_order
 from dem_hub.recipe import OpenedRecipe, open_config, open_recipe
@@ -170,18 +170,23 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     direct = memory_names(model, merge.base)
     wanted = set(names)
-    singles = [name for name in direct if name in wanted]
+    jobs = [
+        (name, part, places[direct[name]])
+        for name in direct
+        if name in wanted
+        for part in merge.parts(name, full_index(merge.shape(name)), places[direct[name]].device)
+    ]
 
-    def merged(name: str) -> Tensor:
-        place = places[direct[name]]
-        return merge.tensor(name, full_index(merge.shape(name)), place.device, place.dtype)
+    def merged(job: tuple[str, Index, Tensor]) -> Tensor:
+        name, part, place = job
+        return merge.tensor(name, part, place.device, place.dtype)
 
-    # an accelerator's memory is for one at a time
-    several = all(places[direct[name]].device.type == "cpu" for name in singles)
-    tensors = in_order(merged, singles) if several else map(merged, singles)
-    shown = tqdm(tensors, total=len(singles), desc="Merging", unit="tensor", delay=1, leave=False)
-    for name, values in zip(singles, shown, strict=True):
-        places[direct[name]].copy_(values)
+    # an accelerator works on one block at a time, and has the memory for it
+    on_cpu = all(place.device.type == "cpu" for _, _, place in jobs)
+    blocks = in_order(merged, jobs) if on_cpu else map(merged, jobs)
+    shown = tqdm(blocks, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False)
+    for (_, part, place), values in zip(jobs, shown, strict=True):
+        place[part] = values
     for target, values in _converted(model, merge, wanted - set(direct), places):
         places[target].copy_(values)
 

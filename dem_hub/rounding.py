@@ -106,7 +106,7 @@ def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
         start, stop (`int`): the columns.
 
     Returns:
-        `Tensor`: (rows, stop - start) int32, 0 to 65535; of up to `BLOCK` elements on the CPU, valid until this thread's next call.
+        `Tensor`: (rows, stop - start) int32, 0 to 65535; on the CPU valid until this thread's next call.
     """
     first, device = start >> 1, row_keys.device
     pairs = torch.arange(first, (stop + 1) >> 1, dtype=torch.int32, device=device)
@@ -125,12 +125,15 @@ def row_keys(seed: int, name: str, rows: Tensor) -> Tensor:
 
 def _mix(word: Tensor) -> Tensor:
     """The 32-bit integer hash `lowbias32` (C. Wellons, 2018), in place, in int32 arithmetic that wraps."""
+    word = _fold(word, 16, 0xFFFF).mul_(0x7FEB352D)
+    word = _fold(word, 15, 0x1FFFF).mul_(-2073254261)  # 0x846CA68B
+    return _fold(word, 16, 0xFFFF)
+
+
+def _fold(word: Tensor, shift: int, mask: int) -> Tensor:
+    """word ^= word >> shift, in place; the mask takes off the copies of the sign."""
     high = scratch("high", tuple(word.shape), torch.int32, word.device)
-    for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -2073254261), (16, 0xFFFF, None)):  # the second is 0x846CA68B
-        word ^= torch.bitwise_right_shift(word, shift, out=high).bitwise_and_(mask)
-        if factor is not None:
-            word *= factor
-    return word
+    return word.bitwise_xor_(torch.bitwise_right_shift(word, shift, out=high).bitwise_and_(mask))
 
 
 def _to_bfloat16(result: Tensor, total: Tensor, bits: Tensor) -> None:

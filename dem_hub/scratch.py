@@ -1,7 +1,7 @@
 """Memory for what lies between two steps of one block, the same again for the next.
 
-On the CPU the system hands out large memory page by page, on first touch, and threads that touch new pages wait for one another: a merge
-that allocates its intermediate results anew ran no faster on two threads than on one. So each thread keeps what its blocks need.
+On the CPU the system hands out large memory page by page, on first touch, and threads that touch new pages wait for one another, longer
+than they compute. So each thread keeps what its blocks need.
 """
 
 import math
@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 MOST = 1 << 20  # elements kept of one kind; what is larger is allocated, and freed
-_kept = threading.local()
+
+
+class _Kept(threading.local):
+    """One thread's memory, by use and dtype."""
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+
+
+_kept = _Kept()
 
 
 def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -33,9 +42,9 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     count = math.prod(shape)
     if device.type != "cpu" or count > MOST:
         return torch.empty(shape, dtype=dtype, device=device)
-    memory: Tensor | None = getattr(_kept, f"{use} {dtype}", None)
+    memory = _kept.memory.get((use, dtype))
     if memory is None or len(memory) < count:
         with torch.inference_mode(mode=False):  # else it could not be written to outside of that mode
             memory = torch.empty(count, dtype=dtype, device=device)
-        setattr(_kept, f"{use} {dtype}", memory)
+        _kept.memory[use, dtype] = memory
     return memory[:count].view(shape)

@@ -257,6 +257,19 @@ def test_mixtral_experts_are_merged_on_disk_names(zoo: Zoo) -> None:
     assert_around(model.state_dict()["model.layers.1.mlp.experts.down_proj"], down)
 
 
+def test_unchanged_weights_lie_in_the_file_and_are_still_the_models_own(zoo: Zoo) -> None:
+    base, first, second = two(zoo, "llama-tied")
+    before = (base / "model.safetensors").read_bytes()
+    model = DEMModel.from_pretrained(base, vectors={first: 0.0, second: 0.0})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (base / "model.safetensors").read_bytes() == before
+    coefficients = {first: 0.3, second: 0.6}
+    model.dem.set_coefficients(coefficients)
+    assert same(model.state_dict(), DEMModel.from_pretrained(base, vectors=coefficients).state_dict())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_set_coefficients_in_another_dtype(zoo: Zoo, dtype: str) -> None:
     base, first, second = two(zoo, "gpt2")

@@ -10,8 +10,8 @@ from models import neighbours
 from torch import Tensor
 
 from dem_hub import rounding
-from dem_hub.index import Index, full_index, index_shape
-from dem_hub.rounding import random_bits, round_to
+from dem_hub.index import Index, full_index, index_shape, row_blocks
+from dem_hub.rounding import Noise, random_bits, round_into, round_to
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
@@ -76,6 +76,17 @@ def test_a_slice_rounds_as_the_whole(dtype: torch.dtype, shape: tuple[int, ...],
     part = round_to(values[index].clone(), dtype, 0, "weight", index, shape)
     assert part.shape == index_shape(index)
     assert torch.equal(part, rounded(values, dtype)[index])
+
+
+@each_half
+@pytest.mark.parametrize(("shape", "index"), PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("elements", [1, 100])
+def test_a_part_rounds_alike_in_blocks(dtype: torch.dtype, shape: tuple[int, ...], index: Index, elements: int) -> None:
+    part = floats(shape)[index]
+    noise, result = Noise.of(0, "weight", index, shape, part.device), torch.empty(part.shape, dtype=dtype)
+    for rows in row_blocks(full_index(part.shape), elements):
+        round_into(result[rows], part[rows], noise.part(rows, tuple(part.shape)))
+    assert torch.equal(result, round_to(part, dtype, 0, "weight", index, shape))
 
 
 @each_half
