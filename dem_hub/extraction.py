@@ -6,10 +6,11 @@ Everything that does not fit is found from the headers and reported in one error
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.adapter_writer import AdapterWriter
-from dem_hub.architecture import Architecture, Module, refuse_quantised
+from dem_hub.architecture import Architecture, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, TensorSource, is_finite
 from dem_hub.codecs import Codec, codec_options
@@ -38,12 +39,13 @@ from dem_hub.hub import Resolved
 from dem_hub.index import full_index
 from dem_hub.integrity import digest
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
+from dem_hub.parallel import in_order
 from dem_hub.plan import Auto, Glance, explain, make_plan
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
 from dem_hub.vector_config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
 
-_BLOCK = 1 << 22
+_SIDE_BY_SIDE = 1 << 24  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -107,10 +109,9 @@ def extract_tensors(
     else:
         encode = _encode_with(codec)
     vector = _Writer(folder, sides.base.architecture, max_shard_size)
-    for pair in _progress(pairs, "Extracting"):
-        record = _extract_tensor(vector, pair, sides, encode)
-        if record is not None:
-            vector.tensors[pair.base_key] = record
+    for encoded in _encode_all(pairs, sides, encode):
+        vector.write(encoded)
+        del encoded  # or it would lie beside the next tensor
     files = vector.close(sides.base.record)
     options = codec_options(codec)
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
@@ -143,6 +144,15 @@ class _Sides:
         _check_finite(old, self.base.folder, pair.base_key)
         _check_finite(new, self.finetuned.path, pair.finetuned_key)
         return old, new
+
+    def read_rows(self, pair: Pair) -> Tensor | None:
+        """The rows that the base lacks, if any."""
+        if not pair.rows:
+            return None
+        shape = self.base.checkpoint[pair.base_key].shape
+        rows = self.finetuned.read(pair.finetuned_key, (slice(shape[0], None), *full_index(shape[1:])))
+        _check_finite(rows, self.finetuned.path, pair.finetuned_key)
+        return rows
 
 
 def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
@@ -217,30 +227,60 @@ class _Writer:
         self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
         self._adapter = AdapterWriter(folder, architecture)
 
-    def write(self, key: str, codec: Codec, parts: Mapping[str, Tensor]) -> Module | None:
-        """Write the parts; returns the module that they are the LoRA of, if there is one."""
+    def write(self, encoded: "_Encoded") -> None:
+        """Write the parts of one tensor, and the rows that the base lacks."""
+        key, codec, record = encoded.key, encoded.codec, encoded.record
         module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype not in BITS else None
         if module is not None:
-            self._adapter.write(module, parts["left"], parts["right"])
-            return module
-        for part, tensor in parts.items():
-            self._rest.write(f"{key}{SEPARATOR}{part}", tensor)
-        return None
-
-    def write_rows(self, key: str, rows: Tensor) -> None:
-        """Write the rows that the base lacks."""
-        self._rest.write(f"{key}{SEPARATOR}rows", rows)
+            self._adapter.write(module, encoded.parts["left"], encoded.parts["right"])
+            record = replace(record, module=module.name, transposed=module.transposed)
+        else:
+            for part, tensor in encoded.parts.items():
+                self._rest.write(f"{key}{SEPARATOR}{part}", tensor)
+        if encoded.rows is not None:
+            self._rest.write(f"{key}{SEPARATOR}rows", encoded.rows)
+        self.tensors[key] = record
 
     def close(self, base: BaseRecord) -> dict[str, str]:
         """Finish the files; returns the sha256 of each, by name."""
         return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
 
 
-def _extract_tensor(vector: _Writer, pair: Pair, sides: _Sides, encode: _Encode) -> TensorRecord | None:
+@dataclass(frozen=True)
+class _Encoded:
+    """One tensor that changed; without a codec where only new rows were learned."""
+
+    key: str
+    record: TensorRecord
+    codec: Codec | None
+    parts: Mapping[str, Tensor]
+    rows: Tensor | None = None
+
+
+def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterator[_Encoded]:
+    """The tensors that changed, in order.
+
+    On the CPU small ones are encoded side by side, each on one core, which short operations use better than all of them do. This thread
+    does the reading: what a sharded model gathers, it gathers in the same order on every rank.
+    """
+    most = _SIDE_BY_SIDE // (torch.get_num_threads() + 2) if sides.device.type == "cpu" else 0
+
+    def is_small(pair: Pair) -> bool:
+        return math.prod(sides.base.checkpoint[pair.base_key].shape) <= most
+
+    def encode_read(read: tuple[Pair, Tensor, Tensor, Tensor | None]) -> _Encoded | None:
+        return _encode_tensor(*read, sides, encode)
+
+    for small, run in groupby(_progress(pairs, "Extracting"), is_small):
+        read = ((pair, *sides.read(pair), sides.read_rows(pair)) for pair in run)
+        found = in_order(encode_read, read) if small else map(encode_read, read)
+        yield from filter(None, found)  # which, unlike a loop, holds on to none of them
+
+
+def _encode_tensor(pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode) -> _Encoded | None:
     """Encode one tensor; `None` where the fine-tune did not change it."""
     key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
     record = TensorRecord(info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows)
-    old, new = sides.read(pair)
     if sides.is_replaced(key):  # whole numbers: float32 does not tell all of them apart
         if pair.rows:
             raise CheckpointError(
@@ -248,20 +288,14 @@ def _extract_tensor(vector: _Writer, pair: Pair, sides: _Sides, encode: _Encode)
             )
         if bool((new == old).all()):
             return None
-        vector.write(key, Replace(), {"replace": new})
-        return replace(record, codec=Replace.name)
-    if pair.rows:
-        rows = sides.finetuned.read(pair.finetuned_key, (slice(info.shape[0], None), *full_index(info.shape[1:])))
-        _check_finite(rows, sides.finetuned.path, pair.finetuned_key)
-        vector.write_rows(key, rows)
+        return _Encoded(key, replace(record, codec=Replace.name), Replace(), {"replace": new})
     delta = _subtract(new, old)
     if not delta.any():
-        return record if pair.rows else None
+        return _Encoded(key, record, None, {}, rows) if pair.rows else None
     codec, parts = encode(key, delta, old, new)
     norm, error, projection = measure(codec, parts, delta, old)
     record = replace(record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection)
-    module = vector.write(key, codec, parts)
-    return record if module is None else replace(record, module=module.name, transposed=module.transposed)
+    return _Encoded(key, record, codec, parts, rows)
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:

@@ -89,6 +89,19 @@ def test_the_same_bytes_again(llama: Models, tmp_path: Path, options: dict[str, 
     assert hashes(first) == hashes(second)
 
 
+@pytest.mark.parametrize("codec", ["auto", "lowrank", "exact"])
+def test_the_same_bytes_on_any_number_of_cores(llama: Models, tmp_path: Path, codec: str) -> None:
+    """Small tensors are encoded side by side, each on one core, and written in the order of their names."""
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            found.append(hashes(saved(tmp_path / str(count), llama.base, llama.full, codec=codec)))
+        finally:
+            torch.set_num_threads(threads)
+    assert found[0] == found[1]
+
+
 def test_unchanged_tensors_are_not_stored(zoo: Zoo) -> None:
     names = set(read_deltas(zoo.vector("llama-tied", "float32", "lowrank")))
     assert names

@@ -1,4 +1,4 @@
-"""How large a tensor is, and how true a decoded delta: sums in float64, a few million elements at a time."""
+"""How large a tensor is, and how true a decoded delta: sums in float64, a block at a time, in memory that threads keep."""
 
 import math
 from collections.abc import Mapping
@@ -10,17 +10,18 @@ from torch import Tensor
 from dem_hub.checkpoint import InMemory
 from dem_hub.codecs.delta import add_deltas
 from dem_hub.index import full_index, row_blocks
+from dem_hub.scratch import scratch
 
 if TYPE_CHECKING:
     from dem_hub.codecs import Codec
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20  # elements; `exact` puts as many in order together, and would have to decode them twice for less
 
 
 def squared_norm(tensor: Tensor) -> float:
     """The sum of the squares of all elements."""
     blocks = row_blocks(full_index(tensor.shape), _BLOCK)
-    return sum(float(tensor[block if block else ...].double().square().sum()) for block in blocks)
+    return sum(_product(wide, wide) for wide in (_widen(tensor[block if block else ...]) for block in blocks))
 
 
 def measure(codec: "Codec", parts: Mapping[str, Tensor], delta: Tensor, base: Tensor) -> tuple[float, float, float]:
@@ -28,11 +29,18 @@ def measure(codec: "Codec", parts: Mapping[str, Tensor], delta: Tensor, base: Te
     lazy = {name: InMemory(tensor) for name, tensor in parts.items()}
     squares, errors, products = 0.0, 0.0, 0.0
     for block in row_blocks(full_index(delta.shape), _BLOCK):
-        true = delta[block if block else ...]
-        decoded = add_deltas(
-            torch.zeros_like(true, dtype=torch.float64), [(1.0, codec.decode(lazy, tuple(delta.shape), block, InMemory(base)))]
-        )
-        products += float((decoded * true).sum())
-        errors += float(decoded.sub_(true).square_().sum())
-        squares += float(true.double().square().sum())
+        true = _widen(delta[block if block else ...])
+        decoded = scratch("decoded", tuple(true.shape), torch.float64, true.device).zero_()
+        add_deltas(decoded, [(1.0, codec.decode(lazy, tuple(delta.shape), block, InMemory(base)))])
+        squares += _product(true, true)
+        products += _product(decoded, true)
+        errors += _product(decoded.sub_(true), decoded)
     return math.sqrt(squares), math.sqrt(errors / squares), products / squares
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return scratch("true", tuple(tensor.shape), torch.float64, tensor.device).copy_(tensor)
+
+
+def _product(first: Tensor, second: Tensor) -> float:
+    return float(first.flatten() @ second.flatten())

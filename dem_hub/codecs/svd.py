@@ -14,6 +14,7 @@ DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 8
 KRYLOV_STEPS = 6  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
+ORTHOGONAL = 1e-5  # the most that two directions of the space may have in common
 _BLOCK = 1 << 22
 
 
@@ -105,13 +106,19 @@ def _krylov_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     start = torch.randn(rows, rank + OVERSAMPLING, generator=torch.Generator().manual_seed(0)).to(matrix.device)
     size = start.shape[1]
     enough = min(columns, (KRYLOV_STEPS + 1) * size, max(columns // 2, 3 * size))  # past half of the columns all of them are cheaper
-    basis, block = matrix.new_zeros(columns, 0), matrix.T @ start
+    basis, image, block = matrix.new_zeros(columns, 0), matrix.new_zeros(rows, 0), matrix.T @ start  # image = matrix @ basis
     while True:
-        block = torch.linalg.qr((block - basis @ (basis.T @ block))[:, : enough - basis.shape[1]])[0]
-        basis = torch.cat([basis, block], dim=1)
+        block = block[:, : enough - basis.shape[1]]
+        for _ in range(2):  # once leaves what rounding adds where most of the block was in the basis
+            block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
+        product = matrix @ block
+        basis, image = torch.cat([basis, block], dim=1), torch.cat([image, product], dim=1)
         if basis.shape[1] >= enough:
             break
-        block = matrix.T @ (matrix @ block)
-    basis = torch.linalg.qr(basis)[0]  # a block that was almost all in the basis is, but for rounding, not orthogonal to it
-    left, values, right = _gram_svd(matrix @ basis, rank, None)
+        block = matrix.T @ product
+    skew = (basis.T @ basis).fill_diagonal_(0.0).abs().max()
+    if skew > ORTHOGONAL:  # where all of the block was in the basis, not even twice is enough
+        basis = torch.linalg.qr(basis)[0]
+        image = matrix @ basis
+    left, values, right = _gram_svd(image, rank, None)
     return left, values, right @ basis.T
