@@ -1,14 +1,15 @@
-"""Whether files are what they should be, by their sha256; of a file in the Hub's cache it is worked out once.
+"""Whether files are what they should be, by their sha256; of a file in the Hub's cache, and of any large one, it is worked out once.
 
 The Hub's client checks the sizes of what it downloads, and nothing else. But it names each blob in its cache after the hash that the Hub
-gave for it, so the bytes can be held against that name with no request more. A blob that was hashed once is known again by its size,
-time and inode, which lie beside the cache's own files.
+gave for it, so the bytes can be held against that name with no request more. A file that was hashed once is known again by its size,
+time and inode, as git knows it; that lies beside the cache's own files, or under `HF_HOME` for files that are elsewhere.
 """
 
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from dem_hub.files import write_text
 from dem_hub.records import check_inside
 
 _MEMORY = ".dem_hub"
+_LARGE = 1 << 24  # bytes; what is smaller is hashed in no time
+_SETTLED = 2.0  # seconds after which one more change would show in a file's time, on any file system
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -100,22 +103,34 @@ def _take_out(damaged: Iterable[Path]) -> str:
 
 
 def _remembered(path: Path, kind: Callable[[Path], str]) -> str:
-    """The hash of a file; of one in the Hub's cache from memory, if it is the file that was hashed then."""
-    blob = _blob_of(path)
-    if blob is None:
+    """The hash of a file, from memory if it is the file that was hashed then."""
+    memory, status = _memory_of(path, kind), path.stat()
+    if memory is None:
         return kind(path)
-    memory = blob.parent.parent / _MEMORY / f"{blob.name}{kind.__name__}.json"
-    status = path.stat()
     known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
     with suppress(OSError, ValueError):
         remembered = json.loads(memory.read_text("utf-8"))
         if isinstance(remembered, dict) and remembered == {**known, "hash": remembered.get("hash")}:
             return str(remembered["hash"])
     found = kind(path)
-    with suppress(OSError):  # a cache that may only be read is hashed each time
-        memory.parent.mkdir(exist_ok=True)
+    with suppress(OSError):  # where nothing may be written, it is hashed each time
+        memory.parent.mkdir(parents=True, exist_ok=True)
         write_text(memory, json.dumps({**known, "hash": found}))
     return found
+
+
+def _memory_of(path: Path, kind: Callable[[Path], str]) -> Path | None:
+    """Where the hash of a file is kept; `None` for one that is small, or so new that a change to come could go unseen."""
+    blob = _blob_of(path)
+    if blob is not None:
+        return blob.parent.parent / _MEMORY / f"{blob.name}{kind.__name__}.json"
+    status = path.stat()
+    if status.st_size < _LARGE or time.time() - status.st_mtime < _SETTLED:
+        return None
+    from huggingface_hub.constants import HF_HOME
+
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return Path(HF_HOME, "dem_hub", "hashes", f"{place}{kind.__name__}.json")
 
 
 def _blob_of(path: Path) -> Path | None:

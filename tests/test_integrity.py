@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,31 @@ def test_digest(tmp_path: Path) -> None:
 def test_an_ordinary_file_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
     (tmp_path / "file").write_bytes(TEXT)
     assert digest(tmp_path / "file") == digest(tmp_path / "file")
+    assert hashed == ["file_digest"] * 2
+
+
+def large(path: Path, *, age: float) -> Path:
+    """A file of 16 MiB that was last written so many seconds ago."""
+    path.write_bytes(TEXT)
+    os.truncate(path, 1 << 24)
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_large_file_is_hashed_once(tmp_path: Path, hashed: list[str]) -> None:
+    path = large(tmp_path / "file", age=60)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [digest(path), digest(path)] == [expected, expected]
+    assert hashed == ["file_digest"]
+    with path.open("r+b") as file:
+        file.write(b"C")
+    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest() != expected
+
+
+def test_a_file_just_written_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
+    """A second write within the same tick of the file system's clock would not show."""
+    path = large(tmp_path / "file", age=0)
+    assert digest(path) == digest(path)
     assert hashed == ["file_digest"] * 2
 
 
