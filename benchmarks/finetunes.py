@@ -17,11 +17,7 @@ Everything comes from the package index, as in the demo, and what is there alrea
 """
 
 import argparse
-import gzip
-import importlib.util
-import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -29,24 +25,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dem_hub.demo.model import prepare_base
-from dem_hub.demo.texts import load_distributions, split_by_group, write_distributions
+from dem_hub.demo.texts import load_distributions, write_distributions
 from dem_hub.demo.training import train, train_lora
 from dem_hub.files import atomic_folder
 
 STEPS = 60
 LONG = {"code": 4 * STEPS}
-PROBLEMS = 1_500
-
-
-def solved_problems() -> Iterator[tuple[str, str]]:
-    """(group, text): a problem in words, and Python that solves it."""
-    spec = importlib.util.find_spec("reasoning_gym")
-    if spec is None or spec.origin is None:
-        raise SystemExit("The problems come from a package that is not installed: pip install reasoning-gym==0.1.25")
-    with gzip.open(Path(spec.origin).parent / "data" / "codeio-hq.jsonl.gz", "rt", encoding="utf-8") as file:
-        problems = json.load(file)
-    for number, problem in enumerate(problems[:PROBLEMS]):
-        yield str(number), f"{problem['task_description']}\n\n{problem['code_sample']}"
 
 
 def save_rounded(model: torch.nn.Module, base: Path, target: Path) -> None:
@@ -65,7 +49,7 @@ def main() -> None:
     logging.getLogger("dem_hub").setLevel(logging.INFO)
     folder.mkdir(parents=True, exist_ok=True)
     base = prepare_base(folder / "base")
-    distributions = [*load_distributions(), split_by_group("tasks", solved_problems(), seed=0)]
+    distributions = load_distributions(("gsm", "code", "reference", "tasks"))
     write_distributions(distributions, folder / "texts")
     for part in ("full", "bf16", "lora", "lora-merged"):
         (folder / part).mkdir(exist_ok=True)

