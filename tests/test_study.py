@@ -18,7 +18,7 @@ def study() -> Iterator[dict[str, ModuleType]]:
     before = set(sys.modules)
     sys.path.insert(0, str(STUDY))
     try:
-        yield {name: __import__(name) for name in ("bootstrap", "costs", "report", "settings")}
+        yield {name: __import__(name) for name in ("costs", "report", "scores", "settings")}
     finally:
         sys.path.remove(str(STUDY))
         for name in set(sys.modules) - before:
@@ -27,22 +27,10 @@ def study() -> Iterator[dict[str, ModuleType]]:
 
 
 def test_a_difference_that_is_the_same_everywhere_has_no_width(study: dict[str, ModuleType]) -> None:
-    first, second = {"a": [1.5, 2.5, 4.5], "b": [3.0]}, {"a": [1.0, 2.0, 4.0], "b": [2.0]}
-    found = study["bootstrap"].paired_interval(first, second, {"a": [9, 1, 5], "b": [7]}, ["a", "b"])
+    """Distributions count alike, documents by their tokens."""
+    first, second = {"a": [1.5, 2.5, 5.0], "b": [3.0], "c": [9.0]}, {"a": [1.0, 2.0, 4.5], "b": [2.0], "c": [0.0]}
+    found = study["scores"].difference(first, second, {"a": [9, 1, 5], "b": [7], "c": [1]}, ["a", "b"], 0)
     assert found == pytest.approx((0.75, 0.75, 0.75))
-
-
-def test_interval_of_a_mean(study: dict[str, ModuleType]) -> None:
-    """Of 400 documents that differ by 0 or 1, half each: the mean is 0.5, its standard error 0.5 / 20."""
-    first, second = {"a": [0.0, 1.0] * 200}, {"a": [0.0] * 400}
-    mean, low, high = study["bootstrap"].paired_interval(first, second, {"a": [3] * 400}, ["a"])
-    assert mean == 0.5
-    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025), abs=0.003)
-
-
-def test_longer_documents_count_for_more(study: dict[str, ModuleType]) -> None:
-    mean, _, _ = study["bootstrap"].paired_interval({"a": [1.0, 0.0]}, {"a": [0.0, 0.0]}, {"a": [3, 1]}, ["a"])
-    assert mean == 0.75
 
 
 def test_costs(study: dict[str, ModuleType]) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bootstrap import paired_interval
 from coefficients import COMMON, FOUND, GROWN, search_all
+from downstream import accuracies, write_tasks
 from kept import keep
 from models import RETRAINED, STEP, mixture_name, train_all
 from report import to_markdown, write_pictures
-from scores import Models, distribution_loss, mean_loss, score_all, tokens_of
+from scores import Models, difference, distribution_loss, mean_loss, score_all, tokens_of
 from settings import FULL, LATER, NAMES, SMOKE, Settings
 from texts import prepare_texts, read_texts, windows
 from transformers import AutoTokenizer
@@ -68,6 +68,14 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
     scores |= score_all(from_whole, ["DEM, whole vectors"], test, folder / "test")
     scores["DEM"], scores["best common coefficient"] = scores[FOUND], scores[COMMON]
     counts = tokens_of(test)
+    asked = ["base", *NAMES, "1/N", FOUND, *dict.fromkeys((mixtures[0], tuned))]
+    tasks = folder / "tasks"
+    if not tasks.is_dir():
+        write_tasks(texts, tasks, settings.items, settings.seed)
+    answers = {
+        label: keep(folder / "downstream" / f"{label}.json", lambda label=label: _answers(models, label, tokenizer, tasks))
+        for label in asked
+    }
     main = ["base", *NAMES, "1/N", "best common coefficient", "DEM", *dict.fromkeys((mixtures[0], tuned))]
     return {
         "settings": settings.to_dict(),
@@ -88,19 +96,29 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
             for label, losses in scores.items()
         },
         "main": main,
+        "downstream": {"DEM" if label == FOUND else label: _without_items(found) for label, found in answers.items()},
         "intervals": {
-            label: paired_interval(scores[label], scores["DEM"], counts, NAMES, seed=settings.seed)
+            label: difference(scores[label], scores["DEM"], counts, NAMES, settings.seed)
             for label in [*main, "DEM, whole vectors"]
             if label != "DEM"
         },
         "with_later": ["base", LATER, "DEM", "1/N of five", "DEM of five", mixtures[0], RETRAINED],
-        "later_interval": paired_interval(scores[RETRAINED], scores["DEM of five"], counts, FIVE, seed=settings.seed),
+        "later_interval": difference(scores[RETRAINED], scores["DEM of five"], counts, FIVE, settings.seed),
     }
 
 
 def _parameters(models: Models) -> int:
     with models.opened("base") as model:
         return int(model.num_parameters())
+
+
+def _answers(models: Models, label: str, tokenizer: Any, tasks: Path) -> dict[str, Any]:
+    with models.opened(label) as model:
+        return accuracies(model, tokenizer, tasks)
+
+
+def _without_items(found: dict[str, Any]) -> dict[str, Any]:
+    return {task: {name: value for name, value in scores.items() if name != "each"} for task, scores in found.items()}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bootstrap import mean_interval
 from kept import keep
 from transformers import AutoModelForCausalLM
 
@@ -61,6 +62,15 @@ def mean_loss(losses: Losses, tokens: Mapping[str, Sequence[int]], names: Sequen
 def distribution_loss(losses: Losses, tokens: Mapping[str, Sequence[int]], name: str) -> float:
     """The mean loss of a token of one distribution."""
     return sum(loss * count for loss, count in zip(losses[name], tokens[name], strict=True)) / sum(tokens[name])
+
+
+def difference(
+    first: Losses, second: Losses, tokens: Mapping[str, Sequence[int]], names: Sequence[str], seed: int
+) -> tuple[float, float, float]:
+    """The mean loss of the first model minus that of the second, and its 95 % interval over documents: above 0, the second is better."""
+    groups = [name for name in names for _ in tokens[name]]
+    flat = [[value for name in names for value in values[name]] for values in (first, second, tokens)]
+    return mean_interval(flat[0], flat[1], weights=flat[2], groups=groups, seed=seed)
 
 
 def _score(models: Models, label: str, data: Mapping[str, Sequence[Window]]) -> Losses:
