@@ -11,6 +11,7 @@ from dem_hub.checkpoint import DTYPES
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.merging import BLOCK, Merge
+from dem_hub.unfinished import unfinished_folder
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,24 @@ class Preview:
     writes: int
     memory: int
     free: int
+    written: int = 0
 
     def __str__(self) -> str:
+        there = f", {_text(self.written)} of which are there already" if self.written else ""
         return (
-            f"{self.changed} of {self.tensors} tensors change; reads {_text(self.reads)}, writes {_text(self.writes)} "
+            f"{self.changed} of {self.tensors} tensors change; reads {_text(self.reads)}, writes {_text(self.writes)}{there} "
             f"({_text(self.free)} free), about {_text(self.memory)} of memory beyond the libraries"
         )
 
 
-def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Preview:
+def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None, written: int = 0) -> Preview:
     """Look at the headers of a merge.
 
     Args:
         merge ([`Merge`]): the sum; names, shapes and identity were checked as it was made.
         target (`Path`): where it shall be written.
         dtype (`torch.dtype`, *optional*): of float tensors; each tensor's own by default.
+        written (`int`): how many bytes of the model an earlier run left, which are not written again.
 
     Raises:
         `DiskSpaceError`: less is free there than it takes.
@@ -52,11 +56,13 @@ def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Pre
     place = target.resolve()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + sum(
+        path.stat().st_size for path in unfinished_folder(target).glob("*")
+    )  # used again, or removed
     if writes > free:
         raise DiskSpaceError(f"The merged model takes {_text(writes)} in '{target}', and {_text(free)} are free there. Make room first.")
     in_flight = torch.get_num_threads() + 2  # blocks that `in_order` holds
-    return Preview(len(merge.base), changed, reads, writes, 8 * BLOCK * in_flight, free)
+    return Preview(len(merge.base), changed, reads, writes, 8 * BLOCK * in_flight, free, written)
 
 
 def _bytes(stored: StoredDelta) -> int:
