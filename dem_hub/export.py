@@ -6,29 +6,17 @@ last byte is; an export that was killed goes on where it stopped.
 """
 
 import shutil
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from fnmatch import fnmatch
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
 
-from dem_hub.card import recipe_card, render
-from dem_hub.catalog import licences
-from dem_hub.config import PROVENANCE_CONFIG, DEMConfig
-from dem_hub.errors import ConfigError, VectorNotFoundError
+from dem_hub.errors import ConfigError
 from dem_hub.files import write_text
-from dem_hub.hub import copy_side_files
 from dem_hub.merged import MergedModel
 from dem_hub.preview import Preview, preview
-from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import shard_index, write_shard
+from dem_hub.shards import write_shard
 from dem_hub.unfinished import Unfinished, unfinished, unfinished_folder, written_before
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
 
 
 def export(
@@ -64,13 +52,12 @@ def export(
     if announce is not None:
         announce(seen)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
-        copy_side_files(opened.base.folder, work.folder)
-        for code in opened.base.folder.glob("*.py"):  # a base with code of its own; it runs only if the user trusts it
-            shutil.copyfile(code, work.folder / code.name)
+        for name, file in model.copies.items():
+            shutil.copyfile(file, work.folder / name)
         for name, text in model.texts(target).items():
             write_text(work.folder / name, text)
         _write_weights(model, work)  # whole with their last byte, or with the index of several files
-        for name, text in shard_index(model.shards).items():
+        for name, text in model.index.items():
             write_text(work.folder / name, text)
         for path in target.glob("model*.safetensors*"):  # of an older export: with files of both, another model would load
             path.unlink()
@@ -95,7 +82,7 @@ def _refuse_base(opened: OpenedRecipe, target: Path) -> None:
 
 
 def _preview(model: MergedModel, target: Path) -> Preview:
-    return preview(model.merge, target, model.torch_dtype, written_before(unfinished_folder(target), model.purpose))
+    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
 def _write_weights(model: MergedModel, work: Unfinished) -> None:
@@ -108,36 +95,3 @@ def _write_weights(model: MergedModel, work: Unfinished) -> None:
         there = min(max(0, start - before), shard.nbytes)
         for written in write_shard(work.folder / shard.name, shard, blocks, there):
             work.note(before + written)
-
-
-def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Push a merged model's folder, with a card, as one commit; the weights of an older one are replaced.
-
-    Args:
-        folder (`Path`): what [`export`] wrote.
-        repo_id (`str`): the repository; made where there is none.
-        options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
-
-    Raises:
-        `VectorNotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
-    """
-    if not (folder / PROVENANCE_CONFIG).is_file():
-        raise VectorNotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
-    recipe = DEMConfig.from_pretrained(folder)
-    sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
-    public = {str(replace(source, revision=None)): source for source in sources if not source.is_local}
-    own: dict[str, Path | str] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD}
-    if len(public) < len(sources):
-        names = ", ".join(f"'{source}'" for source in sources if source.is_local)
-        warnings.warn(f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.", stacklevel=2)
-        del own[PROVENANCE_CONFIG]
-    stated = licences(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
-    called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
-    shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
-
-    def compose(head: Head) -> Change:
-        card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
-        old = {path for path in head.files if fnmatch(path, "model*.safetensors*") and path not in own}
-        return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))
-
-    return push(repo_id, compose, options, "Push the merged model")

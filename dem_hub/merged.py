@@ -16,6 +16,7 @@ from dem_hub.architecture import read_config
 from dem_hub.checkpoint import CODES
 from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.errors import ConfigError
+from dem_hub.hub import SIDE_FILES
 from dem_hub.index import Index, count_elements, full_index, index_shape
 from dem_hub.merging import Merge
 from dem_hub.parallel import in_order
@@ -69,9 +70,21 @@ class MergedModel:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def index(self) -> dict[str, str]:
+        """The name and text of the index of its weights; empty where they are one file."""
+        return shard_index(self.shards)
+
+    @property
     def last(self) -> str:
-        """The file with which it is whole: the index of its weights, or the only file of them."""
-        return next(iter(shard_index(self.shards)), self.shards[0].name)
+        """The file with which it is whole: the index, or the only file of weights."""
+        return next(iter(self.index), self.shards[0].name)
+
+    @property
+    def copies(self) -> dict[str, Path]:
+        """The base's files that come along; its own code, where it has some, runs only if the user trusts it."""
+        folder = self.opened.base.folder
+        found = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob("*.py"))]
+        return {path.name: path for path in found if path.is_file()}
 
     @cached_property
     def purpose(self) -> str:

@@ -61,7 +61,7 @@ POINTS = {  # the module, the function, the call; there are 20 blocks, in six fi
     "at the ninth block": (*MERGING, 9),
     "at the last block": (*MERGING, 20),
     "before a note": ("dem_hub.unfinished", "write_text", 4),
-    "at the tokenizer": ("dem_hub.export", "copy_side_files", 1),
+    "at the tokenizer": ("shutil", "copyfile", 1),
     "at the second text": ("dem_hub.export", "write_text", 2),
     "before the index": ("dem_hub.export", "write_text", 3),
     "before its name": ("dem_hub.unfinished", "_put_in_place", 1),
