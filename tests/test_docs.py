@@ -1,4 +1,4 @@
-"""Every example of a docstring, and every Python block of the README, runs and shows what it says."""
+"""Every example of a docstring, and every block of code of the README, of CONTRIBUTING and of the docs, runs."""
 
 import doctest
 import importlib
@@ -6,18 +6,18 @@ import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import huggingface_hub
 import pytest
 from hub.server import Hub
-from huggingface_hub import HfApi
-from models import Models
+from models import Zoo
+from pages import PAGES, run, set_the_stage
+from test_callback import arguments, rows
 
 import dem_hub
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?P<mark><!-- (no-test|test: hub)[^\n]*-->\s*)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").is_file() else ""
 
 
 def modules() -> list[str]:
@@ -49,23 +49,38 @@ def test_docstring(example: doctest.DocTest, example_names: dict[str, str], capf
     assert runner.failures == 0, "".join(report)
 
 
-def test_readme(example_names: dict[str, str]) -> None:
-    """The blocks run in one namespace, as a reader would type them; those after `<!-- no-test -->` are left out."""
-    names = dict(example_names)
-    blocks = [match for match in BLOCK.finditer(README) if not match["mark"]]
-    for block in blocks:
-        line = README.count("\n", 0, block.start("code"))
-        exec(compile("\n" * line + block["code"], "README.md", "exec"), names)
+@pytest.fixture
+def stage(hub: Hub, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' Hub with the cast of every page, `me` logged in, and an empty cache."""
+    monkeypatch.setenv("HF_TOKEN", set_the_stage(hub, zoo, tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "read"))
 
 
-def test_readme_on_the_hub(hub: Hub, llama: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks after `<!-- test: hub -->` run on the tests' own Hub, by a user called `me`."""
-    monkeypatch.setenv("HF_TOKEN", hub.add_user("me", orgs=("org",)).token)
-    for repo_id, folder in (("org/base", llama.base), ("me/base-finetuned-on-maths", llama.low)):
-        HfApi().create_repo(repo_id)
-        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
-    names: dict[str, object] = {}
-    blocks = [match["code"] for match in BLOCK.finditer(README) if "test: hub" in (match["mark"] or "")]
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+def test_page(page: Path, stage: None, tmp_path: Path) -> None:
+    """Every block runs, in order and in one namespace, but for those that say why they do not."""
+    run(page, {"trainer": make_trainer(tmp_path / "run")} if page.stem == "training" else None)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+def test_links(page: Path) -> None:
+    """What a page links to within the repository is there."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES if page.parent.name == "docs"])
+def test_shape(page: Path) -> None:
+    """A page of the docs is short, says first what it gives, and shows code before it explains."""
+    lines = page.read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    assert lines[0].startswith("# ") and lines[2] and not lines[2].startswith(("#", "```", "<"))
+    code = next(number for number, line in enumerate(lines) if line.startswith("```"))
+    assert code < 12
+
+
+def make_trainer(folder: Path) -> Any:
+    """A Trainer of the reader's own, on the base."""
+    from transformers import AutoModelForCausalLM, Trainer
+
+    return Trainer(AutoModelForCausalLM.from_pretrained("org/base"), arguments(folder), train_dataset=rows())
