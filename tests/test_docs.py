@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from hub.server import Hub
 from models import Zoo
-from pages import PAGES, run, set_the_stage
+from pages import PAGES, ROOT, blocks_of, run, set_the_stage
+from safetensors.torch import load_file
 from test_callback import arguments, rows
 
 import dem_hub
+from dem_hub import DEMConfig, DistributionVector
 
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 
@@ -77,6 +81,51 @@ def test_shape(page: Path) -> None:
     assert lines[0].startswith("# ") and lines[2] and not lines[2].startswith(("#", "```", "<"))
     code = next(number for number, line in enumerate(lines) if line.startswith("```"))
     assert code < 12
+
+
+CODECS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {}),
+    "dense-bfloat16": ("dense", {"dtype": "bfloat16"}),
+    "lora": ("lowrank", {"rank": 4}),
+    "lowrank-int8": ("lowrank", {"rank": 4, "dtype": "int8"}),
+    "lrsign": ("lrsign", {"rank": 4}),
+    "lrsign-some": ("lrsign", {"rank": 4, "density": 0.3}),
+    "sign": ("sign", {"density": 0.1}),
+    "random": ("random", {"density": 0.5, "bits": 8}),
+    "int4": ("int4", {}),
+    "int8": ("int8", {}),
+    "auto": ("auto", {"max_error": 0.5}),
+}
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])  # GPT-2's LoRA is transposed
+@pytest.mark.parametrize("name", CODECS)
+def test_the_reader_of_the_page(zoo: Zoo, name: str, family: str) -> None:
+    """The reader that formats.md shows, of 60 lines, has what `DistributionVector` has: in float64, where that sums in float32."""
+    code = blocks_of(ROOT / "docs" / "formats.md")[0].code
+    assert len([line for line in code.splitlines() if line]) <= 60
+    assert set(re.findall(r"^(?:import|from) (\S+)", code.replace("import hashlib, json, math", ""), re.MULTILINE)) == {
+        "pathlib", "torch", "safetensors.torch",
+    }  # fmt: skip
+    reader: dict[str, Any] = {}
+    exec(code, reader)
+    models, (codec, options) = zoo.models(family), CODECS[name]
+    vector = DistributionVector.extract(models.base, models.low if name in ("lora", "auto") else models.full, codec=codec, **options)
+    deltas = reader["read_vector"](vector.folder, load_file(models.base / "model.safetensors"))
+    assert vector.config is not None and set(deltas) == set(vector.config.tensors) and len(deltas) >= 8
+    for key, delta in deltas.items():
+        expected = vector.decode(key, models.base)
+        torch.testing.assert_close(delta.float(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_the_configs_of_the_page(zoo: Zoo, tmp_path: Path) -> None:
+    """The JSON that formats.md shows has the keys that are written, and is read."""
+    shown, recipe = (json.loads(block.code) for block in blocks_of(ROOT / "docs" / "formats.md") if block.language == "json")
+    written = json.loads((zoo.vector("llama-tied") / "vector_config.json").read_text())
+    assert shown.keys() == written.keys() and shown["base"].keys() == written["base"].keys()
+    assert {frozenset(record) for record in (shown | written)["tensors"].values()} == {frozenset(shown["tensors"]["model.norm.weight"])}
+    read = DEMConfig.from_dict(recipe, "formats.md")
+    assert json.loads(json.dumps(read.to_dict())) == recipe
 
 
 def make_trainer(folder: Path) -> Any:
