@@ -12,10 +12,9 @@ from pathlib import Path
 
 from dem_hub.errors import ConfigError
 from dem_hub.files import write_text
-from dem_hub.merged import MergedModel
+from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, preview
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import write_shard
 from dem_hub.unfinished import Unfinished, unfinished, unfinished_folder, written_before
 
 
@@ -90,8 +89,9 @@ def _write_weights(model: MergedModel, work: Unfinished) -> None:
     begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
     placed = list(zip(model.shards, begins, strict=False))
     start = work.written if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed) else 0
-    blocks = model.blocks(start)
-    for shard, before in placed:
-        there = min(max(0, start - before), shard.nbytes)
-        for written in write_shard(work.folder / shard.name, shard, blocks, there):
-            work.note(before + written)
+    with merging_bar(model.nbytes, start) as bar:
+        for shard, before in placed:
+            there = min(max(0, start - before), shard.nbytes)
+            for written in model.write(work.folder / shard.name, shard, there):
+                bar.update(before + written - bar.n)
+                work.note(before + written)

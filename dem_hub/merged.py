@@ -4,12 +4,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.architecture import read_config
@@ -17,11 +16,13 @@ from dem_hub.checkpoint import CODES
 from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.errors import ConfigError
 from dem_hub.hub import SIDE_FILES
-from dem_hub.index import Index, count_elements, full_index, index_shape
+from dem_hub.index import count_elements, full_index, index_shape
 from dem_hub.merging import Merge
-from dem_hub.parallel import in_order
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import Outline, Shard, plan_shards, shard_index
+from dem_hub.shards import Block, Outline, Shard, plan_shards, shard_index, write_shard
+
+if TYPE_CHECKING:
+    from huggingface_hub.utils import tqdm
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CPU = torch.device("cpu")
@@ -94,29 +95,22 @@ class MergedModel:
         decides = [self.opened.recipe.to_dict(), base, vectors, self.dtype, files, __version__, torch.__version__]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
-    def jobs(self, start: int = 0) -> list[tuple[str, Index]]:
-        """The blocks that its tensors are made in, from a byte on that a block begins at."""
-        found, position = [], 0
-        for outline in (outline for shard in self.shards for outline in shard.outlines):
-            itemsize = outline.nbytes // max(1, count_elements(outline.shape))
-            for part in self.merge.parts(outline.name, full_index(outline.shape), _CPU):
-                if position >= start:
-                    found.append((outline.name, part))
-                position += itemsize * count_elements(index_shape(part))
-        return found
-
-    def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Its tensors in the order of the files, in blocks of rows, from a byte on that a block begins at.
+    def write(self, file: Path, shard: Shard, start: int = 0) -> Iterator[int]:
+        """Merge one file of the weights and write it, from a byte on that a block begins at; see [`write_shard`].
 
         Raises:
             `CheckpointError`: NaN or inf in the base or after the merge.
         """
-        from huggingface_hub.utils import tqdm
+        return write_shard(file, shard, self._blocks(shard, start), start)
 
-        jobs = self.jobs(start)
-        total = len(jobs) if start == 0 else len(self.jobs())
-        merged = in_order(lambda job: self.merge.tensor(*job, _CPU, self.torch_dtype), jobs)
-        yield from tqdm(merged, total=total, initial=total - len(jobs), desc="Merging", unit="block", delay=1)
+    def _blocks(self, shard: Shard, start: int) -> Iterator[Block]:
+        position = 0
+        for outline in shard.outlines:
+            itemsize = outline.nbytes // max(1, count_elements(outline.shape))
+            for part in self.merge.parts(outline.name, full_index(outline.shape), _CPU):
+                if position >= start:
+                    yield position, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
+                position += itemsize * count_elements(index_shape(part))
 
     def texts(self, folder: Path | None = None) -> dict[str, str]:
         """Its config and its recipe, in which paths of this machine are written relative to the folder that it is for."""
@@ -136,6 +130,13 @@ class MergedModel:
             owner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
             owner["vocab_size"] = self.merge.vocabulary
         return config
+
+
+def merging_bar(nbytes: int, start: int = 0) -> "tqdm":
+    """Progress through the bytes of a model's tensors, of which the first are there."""
+    from huggingface_hub.utils import tqdm
+
+    return tqdm(total=nbytes, initial=start, desc="Merging", unit="B", unit_scale=True, delay=1)
 
 
 def _json(data: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from dem_hub.checkpoint import CODES, DTYPES
 from dem_hub.errors import CheckpointError
 from dem_hub.index import count_elements
+from dem_hub.parallel import in_order
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", re.IGNORECASE)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -126,6 +127,9 @@ class Outline:
         return DTYPES[self.dtype].itemsize * count_elements(self.shape)
 
 
+Block = tuple[int, Callable[[], Tensor]]
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file to come: its name, and its tensors in the order in which they come."""
@@ -176,31 +180,40 @@ def plan_shards(outlines: Iterable[Outline], stem: str = "model", max_shard_size
     return [Shard(name, tuple(group)) for name, group in zip(_shard_names(stem, len(groups)), groups, strict=True)]
 
 
-def write_shard(file: Path, shard: Shard, blocks: Iterator[Tensor], start: int = 0) -> Iterator[int]:
-    """Write a file whose header is known in advance: every byte once, straight to its place.
+def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 0) -> Iterator[int]:
+    """Write a file whose header is known in advance: every byte once, straight to its place, from all cores.
+
+    The header is put down last. Until then the file may have its full length, and no reader takes it for whole.
 
     Args:
         file (`Path`): the file.
         shard ([`Shard`]): what comes.
-        blocks (`Iterator[Tensor]`): the tensors' elements in order, in consecutive blocks of rows; more than the shard's are left alone.
-        start (`int`): how many bytes of the tensors are in the file already.
+        blocks (`Iterable[Block]`): where each block of the tensors begins, in bytes after the header, and what makes it.
+        start (`int`): how many bytes of the tensors are in the file already; the first block begins there.
 
     Yields:
-        `int`: how many bytes of the tensors are in the file, after each block.
+        `int`: up to which byte of the tensors all are in the file, after each block.
     """
-    position = start
+    header = shard.header
     with file.open("r+b" if start else "wb") as stream:
-        stream.write(shard.header)
-        stream.seek(start, os.SEEK_CUR)
-        stream.truncate()
-        while position < shard.nbytes:
-            data = _as_bytes(next(blocks))
+        stream.write(bytes(len(header)))
+        stream.truncate(len(header) + start)
+
+    def write(block: Block) -> int:
+        begin, make = block
+        data = _as_bytes(make())
+        with file.open("r+b") as stream:  # of this thread alone, so that it stands where this thread put it
+            stream.seek(len(header) + begin)
             stream.write(data.numpy().data)
-            stream.flush()
-            position += data.numel()
-            yield position
-    if position != shard.nbytes:
-        raise AssertionError(f"{shard.name}: {position} bytes for {shard.nbytes}")
+        return begin + data.numel()
+
+    written = start
+    for written in in_order(write, blocks):
+        yield written
+    if written != shard.nbytes:
+        raise AssertionError(f"{shard.name}: {written} bytes for {shard.nbytes}")
+    with file.open("r+b") as stream:
+        stream.write(header)
 
 
 def shard_index(shards: Sequence[Shard]) -> dict[str, str]:

@@ -12,10 +12,9 @@ from dem_hub.card import recipe_card, render
 from dem_hub.catalog import licences
 from dem_hub.config import PROVENANCE_CONFIG, DEMConfig
 from dem_hub.errors import VectorNotFoundError
-from dem_hub.merged import MergedModel
+from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, preview
 from dem_hub.push import CARD, Change, Content, Head, PushOptions, push, upload
-from dem_hub.shards import write_shard
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -74,12 +73,11 @@ def push_merged(model: MergedModel, repo_id: str, **options: Unpack[PushOptions]
 
 def _upload_weights(model: MergedModel, head: Head, options: PushOptions) -> dict[str, Content]:
     uploaded: dict[str, Content] = {}
-    blocks = model.blocks()
-    with TemporaryDirectory(prefix="dem_hub-") as folder:
+    with TemporaryDirectory(prefix="dem_hub-") as folder, merging_bar(model.nbytes) as bar:
         for shard in model.shards:
-            file = Path(folder, shard.name)
-            for _ in write_shard(file, shard, blocks):
-                pass
+            file, before = Path(folder, shard.name), bar.n
+            for written in model.write(file, shard):
+                bar.update(before + written - bar.n)
             uploaded[shard.name] = upload(head, shard.name, file, options)
             file.unlink()
     return uploaded

@@ -54,13 +54,13 @@ def test_the_files_that_a_folder_gives(hub: Hub, model: MergedModel, tmp_path: P
 
 def test_one_file_at_a_time(hub: Hub, model: MergedModel, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than one lies on the disk, and each is on the Hub before the next is begun."""
-    seen, real = [], dem_hub.shards.write_shard
+    seen, real = [], MergedModel.write
 
-    def watched(file: Path, *rest: Any) -> Any:
+    def watched(self: MergedModel, *where: Any) -> Any:
         seen.append((len(list(scratch.rglob("*.safetensors"))), len(hub.requests("PUT", "/upload/"))))
-        return real(file, *rest)
+        return real(self, *where)
 
-    monkeypatch.setattr("dem_hub.upload.write_shard", watched)
+    monkeypatch.setattr(MergedModel, "write", watched)
     push_merged(model, "ann/one")
     assert seen == [(0, done) for done in range(6)]
     assert list(scratch.iterdir()) == []
