@@ -123,7 +123,7 @@ def test_the_configs_of_the_page(zoo: Zoo, tmp_path: Path) -> None:
     shown, recipe = (json.loads(block.code) for block in blocks_of(ROOT / "docs" / "formats.md") if block.language == "json")
     written = json.loads((zoo.vector("llama-tied") / "vector_config.json").read_text())
     assert shown.keys() == written.keys() and shown["base"].keys() == written["base"].keys()
-    assert {frozenset(record) for record in (shown | written)["tensors"].values()} == {frozenset(shown["tensors"]["model.norm.weight"])}
+    assert {frozenset(record) for record in written["tensors"].values()} == {frozenset(shown["tensors"]["model.norm.weight"])}
     read = DEMConfig.from_dict(recipe, "formats.md")
     assert json.loads(json.dumps(read.to_dict())) == recipe
 
