@@ -90,7 +90,7 @@ class MergedModel:
     @cached_property
     def purpose(self) -> str:
         """A hash of all that decides about its bytes: the recipe, what base and vectors turned out to be, files, and libraries."""
-        base, vectors = self.opened.base.fingerprint, [vector.sha256 for vector in self.opened.vectors]
+        base, vectors = self.opened.base.record.fingerprint, [vector.sha256 for vector in self.opened.vectors]
         files = {shard.name: len(shard.outlines) for shard in self.shards}
         decides = [self.opened.recipe.to_dict(), base, vectors, self.dtype, files, __version__, torch.__version__]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
