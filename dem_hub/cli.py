@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dem_hub._version import __version__
 from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.eval_command import add_eval
 from dem_hub.search_command import add_search
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -98,18 +99,6 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
     parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
     parser.set_defaults(run=_export)
-
-
-def _add_eval(commands: Any) -> None:
-    parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts")
-    parser.add_argument("model", help="Hub id or folder of a model or a recipe")
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat")
-    parser.add_argument("--dtype", default="auto", help="of the model (default: its own)")
-    parser.add_argument("--device-map", help="as in transformers, for instance auto")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_eval)
 
 
 def _add_push(commands: Any) -> None:
@@ -202,35 +191,6 @@ def _merge(options: argparse.Namespace) -> None:
         print(target)
         if repo_id is not None:
             print(push_export(target, repo_id, private=options.private).commit_url)
-
-
-def _eval(options: argparse.Namespace) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from dem_hub.report import table
-    from dem_hub.search.data import Reader
-    from dem_hub.search.objective import evaluate
-
-    if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
-        raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
-
-    def load_tokenizer() -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(options.model)
-        except ValueError as error:
-            raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
-
-    files = dict(split_pair(text) for text in options.data)
-    reader = Reader(load_tokenizer, options.max_length)
-    data = {name: reader.windows(Path(file)) for name, file in files.items()}
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
-    scores = evaluate(model, data, options.batch_size)
-    if options.json:
-        print(json.dumps({name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in scores.items()}))
-        return
-    rows = [(name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in scores.items()]
-    print(table(("data", "perplexity", "loss", "tokens"), rows))
 
 
 def _demo(options: argparse.Namespace) -> None:

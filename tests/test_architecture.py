@@ -16,11 +16,11 @@ LONGEST = 350  # lines of a module
 LAYERS = [
     "_version", "errors", "records", "files", "unfinished", "integrity", "transport", "hub", "stubs", "push", "catalog", "vector_config", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "parallel", "shards", "fingerprint", "scratch", "rounding", "codecs", "architecture",
     "adapter", "adapter_writer", "contents", "base", "identity", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "merged", "preview", "export", "upload", "sharing", "concatenation", "remerging", "loading", "search",
-    "callback", "report", "demo", "registration", "arguments", "search_command", "cli", "__init__",
+    "callback", "report", "demo", "registration", "arguments", "search_command", "evaluation", "eval_command", "cli", "__init__",
 ]  # fmt: skip
 
 # Loaded when first needed, or never.
-HEAVY = ["accelerate", "bitsandbytes", "matplotlib", "optuna", "peft", "scipy", "torch", "transformers"]
+HEAVY = ["accelerate", "bitsandbytes", "lm_eval", "matplotlib", "optuna", "peft", "scipy", "torch", "transformers"]
 
 MODULES = [pytest.param(path, id=path.relative_to(PACKAGE).as_posix()) for path in sorted(PACKAGE.rglob("*.py"))]
 
