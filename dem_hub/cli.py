@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
 from dem_hub.arguments import number, split_pair
-from dem_hub.errors import DemHubError
+from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.eval_command import add_eval
 from dem_hub.search_command import add_search
 
@@ -79,7 +79,9 @@ def _add_merge(commands: Any) -> None:
     parser = commands.add_parser("merge", help="write the merged model as an ordinary transformers folder")
     parser.add_argument("model", help="a base (with --vector) or a recipe")
     parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
-    parser.add_argument("-o", "--output", required=True, help="folder for the model")
+    parser.add_argument("-o", "--output", help="folder for the model")
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="push it there; without -o file by file, with the disk of one file")
+    parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the recipe's, or the base's own)")
     parser.add_argument("--rounding", choices=("stochastic", "nearest"), help="default: stochastic, unbiased")
     parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
@@ -166,17 +168,29 @@ def _export(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     from dem_hub.export import export, preview_export
+    from dem_hub.merged import MergedModel
+    from dem_hub.upload import preview_push, push_export, push_merged
 
+    repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
     opened = _open(options, check_base=not options.allow_base_mismatch)
     changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
     opened = replace(opened, recipe=replace(opened.recipe, **changes))
-    target, details = Path(options.output), {"dtype": options.dtype, "allow_base_mismatch": options.allow_base_mismatch}
+    details = {name: getattr(options, name) for name in ("dtype", "max_shard_size", "allow_base_mismatch")}
     announce = partial(print, file=sys.stderr)
-    if options.dry_run:
+    if target is None and repo_id is None:
+        raise ConfigError("There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both.")
+    if target is None:
+        model = MergedModel.plan(opened, **details)
+        announce(preview_push(model))
+        if not options.dry_run:
+            print(push_merged(model, repo_id, private=options.private).commit_url)
+    elif options.dry_run:
         announce(preview_export(opened, target, **details))
     else:
-        export(opened, target, max_shard_size=options.max_shard_size, announce=announce, **details)
-        print(options.output)
+        export(opened, target, announce=announce, **details)
+        print(target)
+        if repo_id is not None:
+            print(push_export(target, repo_id, private=options.private).commit_url)
 
 
 def _demo(options: argparse.Namespace) -> None:

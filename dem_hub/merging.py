@@ -28,7 +28,7 @@ from dem_hub.index import Index, full_index, index_shape, normalize_index, row_b
 from dem_hub.parallel import one_core
 from dem_hub.rounding import Noise, round_into
 from dem_hub.scratch import scratch
-from dem_hub.vector import DistributionVector
+from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 _SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
@@ -73,10 +73,10 @@ class Merge:
             `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`]; buffers that two vectors disagree on.
         """
         terms = []
-        for vector, coefficient in vectors:
+        found = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
+        for (vector, coefficient), deltas in zip(vectors, found, strict=True):
             if not math.isfinite(coefficient):
                 raise CoefficientError(f"Vector '{vector.name}' has coefficient {coefficient}; it must be a finite number.")
-            deltas = vector.deltas(base, allow_base_mismatch=allow_base_mismatch)
             terms.append(Term(vector.name, vector.sha256, float(coefficient), deltas))
         terms.sort(key=lambda term: (term.sha256, term.name))
         merge = cls(base.checkpoint, tuple(terms), rounding, seed, base.twins if terms else {})

@@ -10,7 +10,9 @@ import torch
 from dem_hub.checkpoint import DTYPES
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import DiskSpaceError
-from dem_hub.merging import BLOCK, Merge
+from dem_hub.merged import MergedModel
+from dem_hub.merging import BLOCK
+from dem_hub.unfinished import unfinished_folder
 
 
 @dataclass(frozen=True)
@@ -23,40 +25,41 @@ class Preview:
     writes: int
     memory: int
     free: int
+    written: int = 0
 
     def __str__(self) -> str:
+        there = f", {_text(self.written)} of which are there already" if self.written else ""
         return (
-            f"{self.changed} of {self.tensors} tensors change; reads {_text(self.reads)}, writes {_text(self.writes)} "
+            f"{self.changed} of {self.tensors} tensors change; reads {_text(self.reads)}, writes {_text(self.writes)}{there} "
             f"({_text(self.free)} free), about {_text(self.memory)} of memory beyond the libraries"
         )
 
 
-def preview(merge: Merge, target: Path, dtype: torch.dtype | None = None) -> Preview:
+def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Preview:
     """Look at the headers of a merge.
 
     Args:
-        merge ([`Merge`]): the sum; names, shapes and identity were checked as it was made.
-        target (`Path`): where it shall be written.
-        dtype (`torch.dtype`, *optional*): of float tensors; each tensor's own by default.
+        model ([`MergedModel`]): what comes; names, shapes and identity were checked as it was planned.
+        place (`Path`): the folder that it is written to.
+        room (`int`): how many bytes are there at once.
+        written (`int`): how many an earlier run left, which are not written again.
 
     Raises:
         `DiskSpaceError`: less is free there than it takes.
     """
-    writes = reads = changed = 0
+    merge, reads, changed = model.merge, 0, 0
     for name, info in merge.base.items():
-        writes += merge.dtype(name, dtype).itemsize * math.prod(merge.shape(name))
-        reads += info.nbytes
         active = merge.active(name)
         changed += bool(active)
-        reads += sum(_bytes(stored) for _, stored in active)
-    place = target.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if writes > free:
-        raise DiskSpaceError(f"The merged model takes {_text(writes)} in '{target}', and {_text(free)} are free there. Make room first.")
+        reads += info.nbytes + sum(_bytes(stored) for _, stored in active)
+    there = place.resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in unfinished_folder(place).glob("*"))  # used again, or removed
+    if room > free:
+        raise DiskSpaceError(f"The merged model takes {_text(room)} in '{place}', and {_text(free)} are free there. Make room first.")
     in_flight = torch.get_num_threads() + 2  # blocks that `in_order` holds
-    return Preview(len(merge.base), changed, reads, writes, 8 * BLOCK * in_flight, free)
+    return Preview(len(merge.base), changed, reads, model.nbytes, 8 * BLOCK * in_flight, free, written)
 
 
 def _bytes(stored: StoredDelta) -> int:
