@@ -64,7 +64,7 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
             seed=settings.seed,
             store=folder / f"store {label}",
         )
-        result.save_pretrained(folder / label)
+        result.save_pretrained(folder / label, with_logits=label == FOUND)  # with which one more vector costs little
         result.plot(folder / f"{label}.png")
         return _record(result, first)
 
