@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-STUDY = Path(__file__).parents[1] / "examples" / "study"
+STUDY = Path(__file__).parents[2] / "examples" / "study"
 REPORT = STUDY / "report"
 
 
