@@ -1,7 +1,7 @@
 """The models that the study trains: one for each distribution, and for each mixture one on as many tokens as those together.
 
-A fine-tune sees the first documents of its distribution once. The uniform mixture sees exactly what the single fine-tunes see between
-them, in one shuffled run; another mixture takes more of one and less of the others.
+A fine-tune sees the first documents of its distribution once. The uniform mixture sees, up to a document of each, what the single
+fine-tunes see between them, in one shuffled run; another mixture takes more of one and less of the others.
 """
 
 from collections.abc import Mapping

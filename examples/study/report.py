@@ -77,7 +77,7 @@ def _head(data: dict[str, Any]) -> str:
         "# DEM against data mixing, on SmolLM2-135M\n\n"
         f"Written by `python examples/study/run.py`; every number is computed from `report.json`. Seed {settings['seed']}, {machine}.\n\n"
         f"Four distributions ({', '.join(NAMES)}), {settings['steps']} steps of {data['tokens_per_step']} tokens each; a mixture of the four has "
-        f"as many tokens as the four fine-tunes together, and the uniform one the same text. Coefficients are chosen on "
+        f"as many tokens as the four fine-tunes together, and the uniform one sees the same documents. Coefficients are chosen on "
         f"{settings['validation_tokens']} tokens of validation text of each, everything is reported on {settings['test_tokens']} tokens of test "
         "text of each, from other documents. Losses are in nats a token, evaluated in float32.\n\n"
         f"**In a line:** DEM with searched coefficients is {verdict} uniform averaging (by {gain:.4f}, {low:.4f} to {high:.4f})."

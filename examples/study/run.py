@@ -133,7 +133,13 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    data = study(folder, SMOKE if options.smoke else FULL)
+    settings = SMOKE if options.smoke else FULL
+    kept = keep(folder / "settings.json", settings.to_dict)
+    if kept != json.loads(json.dumps(settings.to_dict())):
+        parser.error(
+            f"'{folder}' was begun with other settings ({folder / 'settings.json'}), and what is done is kept. Name another folder."
+        )
+    data = study(folder, settings)
     target = (options.report or folder / "report").resolve()
     target.mkdir(parents=True, exist_ok=True)
     write_text(target / "report.json", json.dumps(data, indent=1) + "\n")
