@@ -42,7 +42,7 @@ def mean_interval(
     Example:
 
     ```python
-    >>> from examples.study.bootstrap import mean_interval
+    >>> from bootstrap import mean_interval
     >>> mean, low, high = mean_interval([3.0, 2.0, 4.0], [2.5, 1.5, 3.5])
     >>> (mean, low, high)
     (0.5, 0.5, 0.5)

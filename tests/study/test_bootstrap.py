@@ -4,8 +4,7 @@ import math
 from random import Random
 
 import pytest
-
-from examples.study.bootstrap import mean_interval
+from bootstrap import mean_interval
 
 
 def normal(count: int, mean: float, spread: float, seed: int) -> list[float]:

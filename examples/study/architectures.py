@@ -1,0 +1,352 @@
+"""The study on an encoder-decoder and on a mixture of experts: small models, pretrained briefly here, the whole method, honest intervals.
+
+    python examples/study/architectures.py encoder-decoder texts folder            # some minutes on two idle cores
+    python examples/study/architectures.py mixture-of-experts texts folder --smoke
+
+`texts` holds `<name>.<side>.jsonl` as `dem_hub.demo.texts` writes it. Even documents of the training side pretrain the base, odd ones
+fine-tune it, so that no fine-tune sees again what its base has seen. Training and scoring cut documents alike: windows of 128 tokens, of which
+an encoder-decoder reads the first half and writes the second. Each stage is a folder or a file and is reused as it is, so that a run
+that was killed goes on, and another budget needs another folder.
+
+The mixture is trained from the base on exactly the sequences of all fine-tunes, shuffled: equal tokens, uniform weights.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from bootstrap import mean_interval
+
+from dem_hub import DistributionVector, search_coefficients
+from dem_hub.errors import ConfigError
+from dem_hub.files import atomic_folder, write_text
+from dem_hub.loading import DEMModel
+from dem_hub.search import SearchResult
+from dem_hub.search.data import Reader, Window, read_rows
+from dem_hub.search.forward import scored_tokens, totals
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["encoder-decoder", "mixture-of-experts"]
+
+PRETRAINED_ON = ("gsm", "code", "reference", "tasks")
+NAMES = ("gsm", "code", "reference")  # a vector each
+WINDOW = 128  # tokens
+BATCH_SIZE = 16  # windows of a step
+SEED = 0
+DEM, UNIFORM, COMMON, MIXTURE = "DEM", "1/N", "common", "mixture"
+
+PRETRAINING_RATES: Mapping[str, float] = {"encoder-decoder": 3e-3, "mixture-of-experts": 3e-3}
+RATES: Mapping[str, float] = {"encoder-decoder": 1e-3, "mixture-of-experts": 1e-3}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each part may take, in steps of `BATCH_SIZE` windows, and in documents of each distribution."""
+
+    pretraining_steps: int
+    steps: int
+    validation_documents: int
+    test_documents: int
+
+
+# A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of the other takes 1.2.
+FULL: Mapping[str, Budget] = {"encoder-decoder": Budget(160, 24, 24, 60), "mixture-of-experts": Budget(80, 12, 24, 60)}
+SMOKE: Mapping[str, Budget] = dict.fromkeys(get_args(Kind), Budget(5, 2, 6, 8))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's losses on the test documents of each distribution, in nats a token."""
+
+    losses: dict[str, float]
+    mean: float
+    documents: dict[str, list[float]]
+
+
+def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budget: Budget) -> dict[str, Any]:
+    """Pretrain, fine-tune, take the vectors, search, and score everything worth comparing on test documents.
+
+    Args:
+        kind (`str`): `encoder-decoder` (a T5 of 7 M parameters) or `mixture-of-experts` (a Mixtral of 10 M, 8 experts of which 2 are used).
+        texts (`Path`): the folder with `<name>.<side>.jsonl`.
+        folder (`Path`): for models, vectors and the search; what is there is reused.
+        tokenizer_folder (`Path`): the folder of a model whose tokenizer is used.
+        budget (`Budget`): `FULL[kind]` or `SMOKE[kind]`.
+
+    Returns:
+        `dict[str, Any]`: JSON data: losses by model and distribution, per-document losses, coefficients, intervals, tokens and seconds.
+    """
+    from transformers import AutoTokenizer
+
+    if kind not in get_args(Kind):
+        raise ConfigError(f"kind is {kind!r}; it must be one of {', '.join(get_args(Kind))}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_budget(folder / "budget.json", {"kind": kind, **asdict(budget)})
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    seconds = Clock(folder / "seconds.json")
+    train = {name: full_windows(tokenizer, texts / f"{name}.train.jsonl", kind) for name in PRETRAINED_ON}
+    pretraining = taken([w for part in train.values() for w in part if w.document % 2 == 0], budget.pretraining_steps * BATCH_SIZE)
+    sequences = {name: taken([w for w in train[name] if w.document % 2], budget.steps * BATCH_SIZE) for name in NAMES}
+    together = taken([window for part in sequences.values() for window in part], sum(map(len, sequences.values())))
+
+    def fit(name: str, start: Callable[[], "PreTrainedModel"], windows: Sequence[Window], rate: float) -> Path:
+        with seconds.of(name):
+            return trained(start, windows, folder / name, tokenizer, rate)
+
+    base = fit("base", lambda: build(kind, len(tokenizer)), pretraining, PRETRAINING_RATES[kind])
+    finetunes = {name: fit(name, lambda: load(base), windows, RATES[kind]) for name, windows in sequences.items()}
+    mixture = fit(MIXTURE, lambda: load(base), together, RATES[kind])
+    with seconds.of("vectors"):
+        vectors = {name: extracted(base, finetuned, folder / "vectors" / name) for name, finetuned in finetunes.items()}
+    validation = {name: first_windows(tokenizer, texts / f"{name}.validation.jsonl", kind, budget.validation_documents) for name in NAMES}
+    with seconds.of("search"):
+        result = searched(base, vectors, validation, folder / "search")
+    test = {name: first_windows(tokenizer, texts / f"{name}.test.jsonl", kind, budget.test_documents) for name in NAMES}
+    points = points_of(result)
+    with seconds.of("test"):
+        scores = score_points(base, vectors, points, test) | {MIXTURE: score(load(mixture), test)}
+    counts = {name: scored_tokens(windows, seq2seq=is_seq2seq(kind)) for name, windows in test.items()}
+    parts = {"pretraining": pretraining, **sequences, MIXTURE: together}
+    return {
+        "kind": kind,
+        "parameters": sum(parameter.numel() for parameter in load(base).parameters()),
+        "chance": float(torch.tensor(float(len(tokenizer))).log()),
+        "budget": asdict(budget),
+        "seed": SEED,
+        "losses": {label: {**one.losses, "mean": one.mean} for label, one in scores.items()},
+        "documents": {label: one.documents for label, one in scores.items()},
+        "coefficients": {label: dict(zip(NAMES, point, strict=True)) for label, point in points.items()},
+        "intervals": {f"{other} minus {DEM}": interval(scores[other], scores[DEM], counts) for other in (UNIFORM, COMMON, MIXTURE)},
+        "training_tokens": {name: sum(map(size_of(kind), windows)) for name, windows in parts.items()},
+        "forward_tokens": forward_tokens(kind, result, validation, test, len(scores)),
+        "num_forward": {"search": result.num_forward, "held_out": result.num_forward_held_out},
+        "accepted": result.acceptance.chosen if result.acceptance is not None else None,
+        "seconds": seconds.all,
+        "notes": list(result.notes),
+    }
+
+
+def check_budget(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that was begun with other settings: its models would be reused as if they were of these."""
+    if path.is_file() and (found := json.loads(path.read_text("utf-8"))) != settings:
+        raise ConfigError(f"{path.parent} was begun with {found}, and this is {dict(settings)}. Give another folder.")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+class Clock:
+    """Seconds of each stage, kept in a file; a stage that is only reused keeps the time that it took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.all: dict[str, float] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    def of(self, stage: str) -> "Stage":
+        """A context to do the stage in."""
+        return Stage(self, stage)
+
+
+@dataclass
+class Stage:
+    """One stage, timed; the longest time is kept, since a reused stage takes none."""
+
+    clock: Clock
+    name: str
+    began: float = 0.0
+
+    def __enter__(self) -> None:
+        logger.info("%s ...", self.name)
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        taken_now = round(time.monotonic() - self.began, 1)
+        self.clock.all[self.name] = max(taken_now, self.clock.all.get(self.name, 0.0))
+        write_text(self.clock.path, json.dumps(self.clock.all, indent=2) + "\n")
+
+
+def is_seq2seq(kind: Kind) -> bool:
+    """Whether labels are another sequence than the input."""
+    return kind == "encoder-decoder"
+
+
+def size_of(kind: Kind) -> Callable[[Window], int]:
+    """Tokens that a window runs through the model: an encoder-decoder reads some and writes others."""
+    return lambda window: len(window.input_ids) + is_seq2seq(kind) * len(window.labels)
+
+
+def full_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind) -> list[Window]:
+    """Every whole window of every document; training needs no padding then."""
+    windows = Reader(lambda: tokenizer, WINDOW).windows(path)
+    return [shaped(window, kind) for window in windows if len(window) == WINDOW]
+
+
+def first_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind, documents: int) -> list[Window]:
+    """The beginning of each of the first documents, so that a window is a document."""
+    rows = read_rows(path)[:documents]
+    beginnings = {window.document: window for window in reversed(Reader(lambda: tokenizer, WINDOW).windows(rows)) if len(window) > 3}
+    return [shaped(beginnings[document], kind) for document in sorted(beginnings)]
+
+
+def shaped(window: Window, kind: Kind) -> Window:
+    """As the model is given it: an encoder-decoder reads the first half and writes the second."""
+    if not is_seq2seq(kind):
+        return window
+    half = len(window) // 2
+    return Window(window.input_ids[:half], window.input_ids[half:], window.document)
+
+
+def taken(windows: Sequence[Window], count: int) -> list[Window]:
+    """So many windows in random order, each once before any comes again."""
+    if not windows:
+        raise ConfigError(f"No training document has {WINDOW} tokens. Give longer ones.")
+    generator = torch.Generator().manual_seed(SEED)
+    found: list[Window] = []
+    while len(found) < count:
+        found += [windows[place] for place in torch.randperm(len(windows), generator=generator).tolist()]
+    return found[:count]
+
+
+def build(kind: Kind, vocabulary: int) -> "PreTrainedModel":
+    """A small model with random weights."""
+    from transformers import MixtralConfig, MixtralForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
+
+    set_seed(SEED)
+    ids = {"vocab_size": vocabulary, "pad_token_id": 2, "eos_token_id": 2}
+    if kind == "encoder-decoder":
+        sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4}
+        options = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0, "initializer_factor": 0.3}
+        return T5ForConditionalGeneration(T5Config(**ids, **sizes, **options))
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "output_router_logits": True}  # the loss that keeps experts in balance
+    config = MixtralConfig(**ids, **sizes, **experts, bos_token_id=1, max_position_embeddings=2 * WINDOW, tie_word_embeddings=True)
+    return MixtralForCausalLM(config)
+
+
+def load(folder: Path) -> "PreTrainedModel":
+    """A model of this study, by the class that its config names."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
+
+
+def trained(
+    start: Callable[[], "PreTrainedModel"], windows: Sequence[Window], target: Path, tokenizer: "PreTrainedTokenizerBase", rate: float
+) -> Path:
+    """Train on these windows, each once, and save in float32; a folder that exists is reused."""
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    if target.is_dir():
+        return target
+    set_seed(SEED)
+    model = start()
+    rows = [{"input_ids": torch.tensor(window.input_ids), "labels": torch.tensor(window.labels)} for window in windows]
+    with atomic_folder(target) as temporary:
+        arguments = TrainingArguments(
+            output_dir=str(temporary), num_train_epochs=1, per_device_train_batch_size=BATCH_SIZE, learning_rate=rate,
+            lr_scheduler_type="constant_with_warmup", warmup_steps=4, seed=SEED, use_cpu=True, dataloader_pin_memory=False,
+            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        Trainer(model=model, args=arguments, train_dataset=rows).train()
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return target
+
+
+def extracted(base: Path, finetuned: Path, target: Path) -> Path:
+    """The vector of a fine-tune, whole: what is compared is the method, not a codec."""
+    if not target.is_dir():
+        DistributionVector.extract(base, finetuned, codec="dense", dtype="float32").save_pretrained(target)
+    return target
+
+
+def searched(base: Path, vectors: Mapping[str, Path], validation: Mapping[str, list[Window]], target: Path) -> SearchResult:
+    """Coefficients by Gauss-Newton; a search that is done is read."""
+    if not target.is_dir():
+        names = [str(vectors[name]) for name in NAMES]
+        result = search_coefficients(base, names, validation, method="gauss_newton", seed=SEED, logit_bytes=1 << 30)
+        with atomic_folder(target) as temporary:
+            result.save_pretrained(temporary)
+    return SearchResult.from_pretrained(target)
+
+
+def points_of(result: SearchResult) -> dict[str, tuple[float, ...]]:
+    """The coefficients worth comparing: the base, each vector alone, equal shares, the best common one, and what was found."""
+    count = len(NAMES)
+    points = {"base": (0.0,) * count}
+    points |= {f"{name} alone": tuple(float(name == other) for other in NAMES) for name in NAMES}
+    assert result.acceptance is not None
+    return points | {
+        UNIFORM: (1 / count,) * count,
+        COMMON: tuple(result.acceptance.contenders[COMMON].coefficients),
+        DEM: tuple(result.best.coefficients),
+    }
+
+
+def score_points(
+    base: Path, vectors: Mapping[str, Path], points: Mapping[str, tuple[float, ...]], test: Mapping[str, list[Window]]
+) -> dict[str, Score]:
+    """One model, merged anew for each point."""
+    model = DEMModel.from_pretrained(base, vectors={str(vectors[name]): 0.0 for name in NAMES}, dtype="float32")
+    found = {}
+    for label, point in points.items():
+        model.dem.set_coefficients({str(vectors[name]): value for name, value in zip(NAMES, point, strict=True)})
+        found[label] = score(model, test)
+    return found
+
+
+def score(model: "PreTrainedModel", test: Mapping[str, list[Window]]) -> Score:
+    """Losses a token, of distributions and of documents."""
+    losses, documents = {}, {}
+    for name, windows in test.items():
+        counts = torch.tensor(scored_tokens(windows, seq2seq=model.config.is_encoder_decoder), dtype=torch.float64)
+        found = totals(model.eval(), windows)
+        losses[name], documents[name] = float(found.sum() / counts.sum()), (found / counts).tolist()
+    return Score(losses, sum(losses.values()) / len(losses), documents)
+
+
+def interval(other: Score, ours: Score, counts: Mapping[str, list[int]]) -> dict[str, float]:
+    """The difference of two models' mean losses and its 95 % interval, over documents in pairs; above 0 where ours is better."""
+    flat = [[value for name in counts for value in one.documents[name]] for one in (other, ours)]
+    weights = [count for name in counts for count in counts[name]]
+    groups = [name for name in counts for _ in counts[name]]
+    return dict(zip(("mean", "low", "high"), mean_interval(*flat, weights=weights, groups=groups, seed=SEED), strict=True))
+
+
+def forward_tokens(
+    kind: Kind, result: SearchResult, validation: Mapping[str, list[Window]], test: Mapping[str, list[Window]], models: int
+) -> dict[str, int]:
+    """Tokens that were run through a model to search, held-out ones included, and to report."""
+    validated, tested = (sum(size_of(kind)(w) for part in data.values() for w in part) for data in (validation, test))
+    held = round(validated * 0.25)
+    search = round(result.num_forward * (validated - held) + result.num_forward_held_out * held)
+    return {"search": search, "test": models * tested}
+
+
+def main() -> None:
+    """Run one study and print its result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("kind", choices=get_args(Kind))
+    parser.add_argument("texts", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model with the tokenizer")
+    parser.add_argument("--smoke", action="store_true", help="a quick look whether everything works")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    budget = (SMOKE if options.smoke else FULL)[options.kind]
+    found = study(options.kind, options.texts, options.folder, tokenizer_folder=options.tokenizer, budget=budget)
+    write_text(options.folder / "result.json", json.dumps(found, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in found.items() if key != "documents"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

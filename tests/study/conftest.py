@@ -1,0 +1,6 @@
+"""The study's modules are imported as its scripts import them, by their bare names."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "study"))
