@@ -196,15 +196,18 @@ def _downstream(data: dict[str, Any]) -> str:
 
 def _architectures(data: dict[str, Any]) -> str:
     parts = []
-    for kind, found in (data.get("architectures") or {}).items():
-        names = list(next(iter(found["test"].values())))
-        rows = [
-            [label, *(f"{losses[name]:.4f}" for name in names), f"{sum(losses.values()) / len(losses):.4f}"]
-            for label, losses in found["test"].items()
-        ]
-        notes = [f"{label} minus DEM: {mean:+.4f} ({low:+.4f} to {high:+.4f})." for label, (mean, low, high) in found["intervals"].items()]
-        parts.append(f"### {kind}\n\n{found['about']}\n\n" + _table(["model", *names, "mean"], rows) + "\n\n" + " ".join(notes))
-    return "## 8. Encoder-decoder and mixture of experts\n\n" + "\n\n".join(parts) if parts else ""
+    for kind, found in data["architectures"].items():
+        names = [name for name in found["losses"]["DEM"] if name != "mean"]
+        rows = [[label, *(f"{value:.4f}" for value in losses.values())] for label, losses in found["losses"].items()]
+        notes = [f"{label}: {one['mean']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})" for label, one in found["intervals"].items()]
+        point = ", ".join(f"{name} {value:.2f}" for name, value in found["coefficients"]["DEM"].items())
+        about = (
+            f"{found['parameters'] / 1e6:.1f} million parameters, random at first, pretrained on {found['training_tokens']['pretraining']:,} tokens "
+            f"of all texts, then fine-tuned on {found['training_tokens'][names[0]]:,} of each. DEM: {point}, in {found['num_forward']['search']:.0f} "
+            "forward passes. Test losses in nats a token:"
+        )
+        parts.append(f"### {kind.capitalize()}\n\n{about}\n\n" + _table(["model", *names, "mean"], rows) + f"\n\n{'; '.join(notes)}.")
+    return "## 8. Encoder-decoder and mixture of experts\n\n" + "\n\n".join(parts)
 
 
 def _reading(data: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import architectures
 import torch
 from coefficients import COMMON, FOUND, GROWN, search_all
 from downstream import accuracies, write_tasks
@@ -103,6 +104,7 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
             if label != "DEM"
         },
         "with_later": ["base", LATER, "DEM", "1/N of five", "DEM of five", mixtures[0], RETRAINED],
+        "architectures": {kind: _architecture(kind, texts, folder / kind, base, settings) for kind in architectures.FULL},
         "later_interval": difference(scores[RETRAINED], scores["DEM of five"], counts, FIVE, settings.seed),
     }
 
@@ -110,6 +112,12 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
 def _parameters(models: Models) -> int:
     with models.opened("base") as model:
         return int(model.num_parameters())
+
+
+def _architecture(kind: Any, texts: Path, folder: Path, tokenizer: Path, settings: Settings) -> dict[str, Any]:
+    budget = (architectures.SMOKE if settings.architectures == "smoke" else architectures.FULL)[kind]
+    found = keep(folder / "result.json", lambda: architectures.study(kind, texts, folder, tokenizer_folder=tokenizer, budget=budget))
+    return {name: value for name, value in found.items() if name != "documents"}
 
 
 def _answers(models: Models, label: str, tokenizer: Any, tasks: Path) -> dict[str, Any]:
