@@ -15,13 +15,15 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from bootstrap import mean_interval
+from small_models import BATCH_SIZE, KINDS, PRETRAINING_RATE, RATE, SEED, WINDOW, Kind, build, is_seq2seq, load, trained
 
 from dem_hub import DistributionVector, search_coefficients
 from dem_hub.errors import ConfigError
@@ -36,17 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["encoder-decoder", "mixture-of-experts"]
-
 PRETRAINED_ON = ("gsm", "code", "reference", "tasks")
 NAMES = ("gsm", "code", "reference")  # a vector each
-WINDOW = 128  # tokens
-BATCH_SIZE = 16  # windows of a step
-SEED = 0
 DEM, UNIFORM, COMMON, MIXTURE = "DEM", "1/N", "common", "mixture"
-
-PRETRAINING_RATES: Mapping[str, float] = {"encoder-decoder": 3e-3, "mixture-of-experts": 3e-3}
-RATES: Mapping[str, float] = {"encoder-decoder": 1e-3, "mixture-of-experts": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Budget:
 
 # A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of the other takes 1.2.
 FULL: Mapping[str, Budget] = {"encoder-decoder": Budget(160, 24, 24, 60), "mixture-of-experts": Budget(80, 12, 24, 60)}
-SMOKE: Mapping[str, Budget] = dict.fromkeys(get_args(Kind), Budget(5, 2, 6, 8))
+SMOKE: Mapping[str, Budget] = dict.fromkeys(KINDS, Budget(5, 2, 6, 8))
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
     """
     from transformers import AutoTokenizer
 
-    if kind not in get_args(Kind):
-        raise ConfigError(f"kind is {kind!r}; it must be one of {', '.join(get_args(Kind))}.")
+    if kind not in KINDS:
+        raise ConfigError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
     folder.mkdir(parents=True, exist_ok=True)
     check_budget(folder / "budget.json", {"kind": kind, **asdict(budget)})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -103,9 +97,9 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
         with seconds.of(name):
             return trained(start, windows, folder / name, tokenizer, rate)
 
-    base = fit("base", lambda: build(kind, len(tokenizer)), pretraining, PRETRAINING_RATES[kind])
-    finetunes = {name: fit(name, lambda: load(base), windows, RATES[kind]) for name, windows in sequences.items()}
-    mixture = fit(MIXTURE, lambda: load(base), together, RATES[kind])
+    base = fit("base", lambda: build(kind, len(tokenizer)), pretraining, PRETRAINING_RATE)
+    finetunes = {name: fit(name, lambda: load(base), windows, RATE) for name, windows in sequences.items()}
+    mixture = fit(MIXTURE, lambda: load(base), together, RATE)
     with seconds.of("vectors"):
         vectors = {name: extracted(base, finetuned, folder / "vectors" / name) for name, finetuned in finetunes.items()}
     validation = {name: first_windows(tokenizer, texts / f"{name}.validation.jsonl", kind, budget.validation_documents) for name in NAMES}
@@ -143,39 +137,26 @@ def check_budget(path: Path, settings: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
 class Clock:
-    """Seconds of each stage, kept in a file; a stage that is only reused keeps the time that it took."""
+    """Seconds of each stage, kept in a file; the longest time counts, since a stage that is only reused takes none."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.all: dict[str, float] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path: Path
 
-    def of(self, stage: str) -> "Stage":
-        """A context to do the stage in."""
-        return Stage(self, stage)
+    @property
+    def all(self) -> dict[str, float]:
+        """By stage."""
+        found: dict[str, float] = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
+        return found
 
-
-@dataclass
-class Stage:
-    """One stage, timed; the longest time is kept, since a reused stage takes none."""
-
-    clock: Clock
-    name: str
-    began: float = 0.0
-
-    def __enter__(self) -> None:
-        logger.info("%s ...", self.name)
-        self.began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        taken_now = round(time.monotonic() - self.began, 1)
-        self.clock.all[self.name] = max(taken_now, self.clock.all.get(self.name, 0.0))
-        write_text(self.clock.path, json.dumps(self.clock.all, indent=2) + "\n")
-
-
-def is_seq2seq(kind: Kind) -> bool:
-    """Whether labels are another sequence than the input."""
-    return kind == "encoder-decoder"
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Time what is done within."""
+        logger.info("%s ...", stage)
+        began = time.monotonic()
+        yield
+        taken_now = round(time.monotonic() - began, 1)
+        write_text(self.path, json.dumps({**self.all, stage: max(taken_now, self.all.get(stage, 0.0))}, indent=2) + "\n")
 
 
 def size_of(kind: Kind) -> Callable[[Window], int]:
@@ -213,53 +194,6 @@ def taken(windows: Sequence[Window], count: int) -> list[Window]:
     while len(found) < count:
         found += [windows[place] for place in torch.randperm(len(windows), generator=generator).tolist()]
     return found[:count]
-
-
-def build(kind: Kind, vocabulary: int) -> "PreTrainedModel":
-    """A small model with random weights."""
-    from transformers import MixtralConfig, MixtralForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
-
-    set_seed(SEED)
-    ids = {"vocab_size": vocabulary, "pad_token_id": 2, "eos_token_id": 2}
-    if kind == "encoder-decoder":
-        sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4}
-        options = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0, "initializer_factor": 0.3}
-        return T5ForConditionalGeneration(T5Config(**ids, **sizes, **options))
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
-    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "output_router_logits": True}  # the loss that keeps experts in balance
-    config = MixtralConfig(**ids, **sizes, **experts, bos_token_id=1, max_position_embeddings=2 * WINDOW, tie_word_embeddings=True)
-    return MixtralForCausalLM(config)
-
-
-def load(folder: Path) -> "PreTrainedModel":
-    """A model of this study, by the class that its config names."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    return getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32)
-
-
-def trained(
-    start: Callable[[], "PreTrainedModel"], windows: Sequence[Window], target: Path, tokenizer: "PreTrainedTokenizerBase", rate: float
-) -> Path:
-    """Train on these windows, each once, and save in float32; a folder that exists is reused."""
-    from transformers import Trainer, TrainingArguments, set_seed
-
-    if target.is_dir():
-        return target
-    set_seed(SEED)
-    model = start()
-    rows = [{"input_ids": torch.tensor(window.input_ids), "labels": torch.tensor(window.labels)} for window in windows]
-    with atomic_folder(target) as temporary:
-        arguments = TrainingArguments(
-            output_dir=str(temporary), num_train_epochs=1, per_device_train_batch_size=BATCH_SIZE, learning_rate=rate,
-            lr_scheduler_type="constant_with_warmup", warmup_steps=4, seed=SEED, use_cpu=True, dataloader_pin_memory=False,
-            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-        )  # fmt: skip
-        Trainer(model=model, args=arguments, train_dataset=rows).train()
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    return target
 
 
 def extracted(base: Path, finetuned: Path, target: Path) -> Path:
@@ -335,7 +269,7 @@ def forward_tokens(
 def main() -> None:
     """Run one study and print its result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=get_args(Kind))
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("texts", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a model with the tokenizer")

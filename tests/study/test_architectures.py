@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from architectures import WINDOW, Kind, Score, check_budget, first_windows, full_windows, interval, shaped, size_of, taken
+from architectures import Clock, Score, check_budget, first_windows, full_windows, interval, shaped, size_of, taken
+from small_models import WINDOW, Kind
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.data import Window
@@ -76,3 +77,11 @@ def test_a_folder_keeps_its_budget(tmp_path: Path) -> None:
     check_budget(file, {"steps": 1})
     with pytest.raises(ConfigError, match=r"begun with \{'steps': 1\}, and this is \{'steps': 2\}"):
         check_budget(file, {"steps": 2})
+
+
+def test_a_reused_stage_keeps_its_time(tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "seconds.json")
+    clock.path.write_text('{"base": 12.5}')
+    with clock.of("base"):
+        pass
+    assert clock.all == {"base": 12.5}
