@@ -30,8 +30,9 @@ from dem_hub.errors import ConfigError
 from dem_hub.files import atomic_folder, write_text
 from dem_hub.loading import DEMModel
 from dem_hub.search import SearchResult
-from dem_hub.search.data import Reader, Window, read_rows
+from dem_hub.search.data import Reader, Window, read_rows, split
 from dem_hub.search.forward import scored_tokens, totals
+from dem_hub.search.study import HELD_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -260,9 +261,11 @@ def forward_tokens(
     kind: Kind, result: SearchResult, validation: Mapping[str, list[Window]], test: Mapping[str, list[Window]], models: int
 ) -> dict[str, int]:
     """Tokens that were run through a model to search, held-out ones included, and to report."""
-    validated, tested = (sum(size_of(kind)(w) for part in data.values() for w in part) for data in (validation, test))
-    held = round(validated * 0.25)
-    search = round(result.num_forward * (validated - held) + result.num_forward_held_out * held)
+    size = size_of(kind)
+    parts = [split(windows, HELD_OUT, SEED) for windows in validation.values()]  # as the search does
+    searched_on, held_out = (sum(size(window) for part in parts for window in part[side]) for side in (0, 1))
+    search = round(result.num_forward * searched_on + result.num_forward_held_out * held_out)
+    tested = sum(size(window) for windows in test.values() for window in windows)
     return {"search": search, "test": models * tested}
 
 
