@@ -25,25 +25,24 @@ _HEX = re.compile(r"[0-9a-f]+")
 def digest(file: str | os.PathLike[str]) -> str:
     """The sha256 of a file, 64 hex digits.
 
-        Example:
+    Example:
 
-        ```python
-        >>> import tempfile
-        >>> from pathlib import Path
-    from types import MappingProxyType
-        >>> from dem_hub.integrity import digest
-        >>> path = Path(tempfile.mkdtemp()) / "empty"
-        >>> path.touch()
-        >>> digest(path)[:16]
-        'e3b0c44298fc1c14'
+    ```python
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from dem_hub.integrity import digest
+    >>> path = Path(tempfile.mkdtemp()) / "empty"
+    >>> path.touch()
+    >>> digest(path)[:16]
+    'e3b0c44298fc1c14'
 
-        ```
+    ```
     """
     return _remembered(Path(file), _sha256)
 
 
 def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Check the files of a folder against their recorded sha256; of files that are not here their hash may be known all the same.
+    """Check the files of a folder against their recorded sha256; of files that are not here it may be known all the same.
 
     Raises:
         `CheckpointError`: lists every file that is missing or altered, with both digests.
