@@ -50,7 +50,7 @@ def resolve_headers(source: VectorSource, files: Iterable[str], options: HubOpti
         return resolve(source, files, options)
     remote = Remote(pinned, options, missing)
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    for path in light.folder.iterdir():
+    for path in light.folder.glob("*"):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     with ThreadPoolExecutor() as pool:
