@@ -113,6 +113,8 @@ class MergedModel:
         """
         from huggingface_hub.utils import tqdm
 
+        if self.opened.remotes:
+            raise AssertionError(f"'{self.opened.base}' was opened for its headers only")
         jobs = self.jobs(start)
         total = len(jobs) if start == 0 else len(self.jobs())
         merged = in_order(lambda job: self.merge.tensor(*job, _CPU, self.torch_dtype), jobs)
