@@ -15,7 +15,7 @@ from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.cli import main
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, DiskSpaceError
-from dem_hub.export import preview_export
+from dem_hub.export import export, preview_export
 from dem_hub.hub import MODEL_FILES, resolve
 from dem_hub.recipe import open_recipe
 from dem_hub.records import VectorSource
@@ -74,6 +74,23 @@ def test_headers_are_those_of_the_files(hub: Hub, large: str, tmp_path: Path) ->
 
 def _small(hub: Hub, repo_id: str) -> int:
     return min(len(data) for name, data in hub.files(repo_id).items() if name.endswith(".safetensors"))
+
+
+def test_files_that_are_here_already(hub: Hub, large: str, tmp_path: Path) -> None:
+    """As after a download that was interrupted: they are no part of what comes down."""
+    file = HfApi().hf_hub_download(large, "model-00001-of-00002.safetensors")
+    hub.forget_requests()
+    stubs = resolve_headers(VectorSource(large), MODEL_FILES, scratch=tmp_path)
+    assert stubs.remote is not None
+    assert list(stubs.remote.files) == ["model-00002-of-00002.safetensors"]
+    assert Checkpoint(stubs.folder).keys() == Checkpoint(resolve(VectorSource(large), MODEL_FILES).folder).keys()
+    assert (stubs.folder / "model-00001-of-00002.safetensors").samefile(file)
+
+
+def test_headers_are_not_merged(hub: Hub, published: Published, tmp_path: Path) -> None:
+    opened = open_recipe(VectorSource(RECIPE), headers_only=True)
+    with pytest.raises(AssertionError, match="'org/base.*' was opened for its headers only"):
+        export(opened, tmp_path / "merged")
 
 
 def test_a_header_longer_than_what_is_asked_for_at_first(hub: Hub, published: Published, tmp_path: Path) -> None:
