@@ -7,7 +7,7 @@ in memory is no module's weight at all. Needs transformers; nothing else below `
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +18,11 @@ from dem_hub.records import parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 Kind = Literal["linear", "conv1d", "embedding"]
+# A parameter that is several matrices on disk: their keys, expert by expert, in each of the parts that lie one below the other.
+Fused = tuple[tuple[str, ...], ...]
 
 # Decoders whose tensors have the same names on disk and in memory, all linear layers but the norms and one embedding.
 PLAIN = {
@@ -55,7 +58,8 @@ class Architecture:
     """The modules and buffers behind the keys of one checkpoint.
 
     `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
-    `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one.
+    `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one;
+    `fused` are parameters that are experts' matrices put together in memory, by their names there.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Architecture:
     parameters: Mapping[str, str]
     buffers: frozenset[str]
     tied: frozenset[str]
+    fused: Mapping[str, Fused] = field(default_factory=dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"), _silence():
         model = model_class(config, trust_remote_code=trust_remote_code)(config)
-    names = memory_names(model, keys)
+    names, fused = _names(model, keys)
     modules: dict[str, Module] = {}
     buffers = {name for name, _ in model.named_buffers()}
     by_name = dict(model.named_modules())
@@ -161,26 +166,46 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}
-    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied)
+    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied, fused)
 
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
     """The name in memory of each key on disk, for those that are one tensor in both; fused and unknown keys are left out."""
+    return _names(model, keys)[0]
+
+
+def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str], dict[str, Fused]]:
+    """The names of keys that are one tensor in memory, and the parameters that others are fused to."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names = {}
-    for key in keys:
+    names: dict[str, str] = {}
+    parts: dict[str, dict[str, list[str]]] = {}
+    for key in sorted(keys, key=dot_natural_key):  # the order in which the loader puts experts together
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
         if name not in state and key in state:
             name, pattern = key, None
         if pattern is None and name in state:
             names[key] = name
-    return names
+        elif pattern is not None and name in state:
+            parts.setdefault(name, {}).setdefault(pattern, []).append(key)
+    order = {pattern: (number, _stacks(entry)) for entry in converters for number, pattern in enumerate(entry.source_patterns)}
+    fused = {}
+    for name, found in parts.items():
+        counts = {len(keys) for keys in found.values()}
+        if len(counts) == 1 and all(order[pattern][1] for pattern in found):
+            fused[name] = tuple(tuple(found[pattern]) for pattern in sorted(found, key=lambda pattern: order[pattern][0]))
+    return names, fused
+
+
+def _stacks(converter: "WeightConverter") -> bool:
+    """Whether a converter lays experts side by side, and below that their parts one below the other, and does nothing more."""
+    operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
+    return operations in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
 
 
 def _kind(module: torch.nn.Module | None) -> Kind | None:

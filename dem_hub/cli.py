@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +143,7 @@ def _extract(options: argparse.Namespace) -> None:
         print(f"auto: {vector.config.choice}")
 
 
-def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRecipe":
+def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only: bool = False) -> "OpenedRecipe":
     """The model and vectors that a command names."""
     from dem_hub.recipe import open_base_and_vectors, open_recipe
     from dem_hub.records import VectorSource
@@ -153,7 +152,9 @@ def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRec
     vectors = {
         VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
     }
-    return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
+    if vectors:
+        return open_base_and_vectors(source, vectors, check_base=check_base, headers_only=headers_only)
+    return open_recipe(source, check_base=check_base, headers_only=headers_only)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -172,25 +173,30 @@ def _merge(options: argparse.Namespace) -> None:
     from dem_hub.upload import preview_push, push_export, push_merged
 
     repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
-    opened = _open(options, check_base=not options.allow_base_mismatch)
-    changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
-    opened = replace(opened, recipe=replace(opened.recipe, **changes))
-    details = {name: getattr(options, name) for name in ("dtype", "max_shard_size", "allow_base_mismatch")}
-    announce = partial(print, file=sys.stderr)
     if target is None and repo_id is None:
         raise ConfigError("There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both.")
+    details = {name: getattr(options, name) for name in ("dtype", "max_shard_size", "allow_base_mismatch")}
+
+    def opened(*, headers_only: bool = False) -> "OpenedRecipe":
+        found = _open(options, check_base=not options.allow_base_mismatch, headers_only=headers_only)
+        changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
+        return replace(found, recipe=replace(found.recipe, **changes))
+
+    seen = opened(headers_only=True)
+    plan = preview_push(MergedModel.plan(seen, **details)) if target is None else preview_export(seen, target, **details)
+    print(plan, file=sys.stderr)
+    if options.dry_run:
+        return
+    recipe = opened() if seen.remotes else seen
     if target is None:
-        model = MergedModel.plan(opened, **details)
-        announce(preview_push(model))
-        if not options.dry_run:
-            print(push_merged(model, repo_id, private=options.private).commit_url)
-    elif options.dry_run:
-        announce(preview_export(opened, target, **details))
+        info = push_merged(MergedModel.plan(recipe, **details), repo_id, private=options.private)
     else:
-        export(opened, target, announce=announce, **details)
+        export(recipe, target, **details)
         print(target)
-        if repo_id is not None:
-            print(push_export(target, repo_id, private=options.private).commit_url)
+        if repo_id is None:
+            return
+        info = push_export(target, repo_id, private=options.private)
+    print(info.commit_url)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ last byte is; an export that was killed goes on where it stopped.
 """
 
 import shutil
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,7 +24,6 @@ def export(
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
     allow_base_mismatch: bool = False,
-    announce: Callable[[Preview], object] | None = None,
 ) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
 
@@ -37,7 +35,6 @@ def export(
         dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
         max_shard_size (`int` or `str`): where to begin another file.
         allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
-        announce (*optional*): called with what it will take, once all is checked and before anything is written.
 
     Raises:
         `ConfigError`: an unknown dtype, or the base's own folder as the target.
@@ -47,9 +44,7 @@ def export(
     """
     _refuse_base(opened, target)
     model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
-    seen = _preview(model, target)
-    if announce is not None:
-        announce(seen)
+    _preview(model, target)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
         for name, file in model.copies.items():
             shutil.copyfile(file, work.folder / name)

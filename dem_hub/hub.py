@@ -68,6 +68,13 @@ class Remote:
         return sum(size for size, _ in self.files.values())
 
     @property
+    def cache(self) -> Path:
+        """Where it would come to."""
+        from huggingface_hub import constants
+
+        return Path(self.options.cache_dir or constants.HF_HUB_CACHE)
+
+    @property
     def hashes(self) -> dict[str, str]:
         """The sha256 of each file, by its name."""
         return {Path(path).name: sha256 for path, (_, sha256) in self.files.items() if sha256}

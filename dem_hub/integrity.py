@@ -45,7 +45,7 @@ def digest(file: str | os.PathLike[str]) -> str:
 
 
 def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Check the files of a folder against their recorded sha256; of files that are not here their hash may be known all the same.
+    """Check the files of a folder against their recorded sha256; of files that are not here it may be known all the same.
 
     Raises:
         `CheckpointError`: lists every file that is missing or altered, with both digests.

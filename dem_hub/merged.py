@@ -101,6 +101,8 @@ class MergedModel:
         Raises:
             `CheckpointError`: NaN or inf in the base or after the merge.
         """
+        if self.opened.remotes:
+            raise AssertionError(f"'{self.opened.base}' was opened for its headers only")
         return write_shard(file, shard, self._blocks(shard, start), start)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig, VectorRecord, is_recipe
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
-from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, resolve
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
 from dem_hub.merging import Merge
 from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.stubs import resolve_headers
@@ -28,9 +28,9 @@ class OpenedRecipe:
     vectors: tuple[DistributionVector, ...]
 
     @property
-    def missing(self) -> int:
-        """Bytes of weights that are still on the Hub; it can be planned with, and not merged."""
-        return sum(remote.nbytes for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None)
+    def remotes(self) -> list[Remote]:
+        """Weights that are still on the Hub; with any there, it can be planned with, and not merged."""
+        return [remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None]
 
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""

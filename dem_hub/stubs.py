@@ -45,14 +45,14 @@ def resolve_headers(source: VectorSource, files: Iterable[str], options: HubOpti
     with contact(*looking(source)):
         found = hub_api().model_info(source.repo_id, revision=light.commit, files_metadata=True, token=options.token).siblings or ()
     names = {one.rfilename: (one.size or 0, one.lfs.sha256 if one.lfs else "") for one in found if one.rfilename.endswith(".safetensors")}
-    missing = {name: names[name] for name in wanted_names(source, names, files)}
+    missing = {name: names[name] for name in wanted_names(source, names, files) if not (light.folder / Path(name).name).is_file()}
     if not missing:  # nothing but pickles, perhaps, of which `resolve` tells
         return resolve(source, files, options)
     remote = Remote(pinned, options, missing)
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    for path in light.folder.iterdir():
+    for path in light.folder.glob("*"):
         if path.is_file():
-            shutil.copyfile(path, folder / path.name)
+            _link(path.resolve(), folder / path.name)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda path: _make_stub(remote, path, folder), missing))
     return Resolved(source, folder, light.commit, remote)
@@ -67,6 +67,13 @@ def _is_here(source: VectorSource, files: Iterable[str], options: HubOptions) ->
     except FileNotFoundError:
         return False
     return any(found.folder.glob("*.safetensors"))
+
+
+def _link(file: Path, link: Path) -> None:
+    try:
+        link.symlink_to(file)
+    except OSError:  # a system that does not let everybody make links
+        shutil.copyfile(file, link)
 
 
 def _make_stub(remote: Remote, path: str, folder: Path) -> None:

@@ -48,9 +48,8 @@ class Unfinished:
 
     def _note(self, written: int) -> None:
         for path in self.folder.iterdir():
-            if path.name != _JOURNAL:
-                with path.open("r+b") as stream:
-                    os.fsync(stream.fileno())
+            with suppress(FileNotFoundError), path.open("r+b") as stream:  # small files take their names meanwhile
+                os.fsync(stream.fileno())
         write_text(self.folder / _JOURNAL, json.dumps({"purpose": self._purpose, "written": written}))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from dem_hub.search.likelihoods import Likelihoods, Point
 from dem_hub.search.objective import Objective
+from dem_hub.search.solve import Region, common_bounds
 from dem_hub.search.table import BASE, standard_error
 
 FOUND, UNIFORM, COMMON, BEFORE = "found", "1/N", "common", "before"
@@ -64,6 +65,20 @@ def rivals(names: Sequence[str], common: Point | None, before: Point | None = No
     if before is not None:
         points[BEFORE] = before
     return points
+
+
+def common_of(held_out: Likelihoods, objective: Objective, region: Region) -> Point:
+    """The best common coefficient where no statistics say it: of a parabola through three, scored on the held-out data itself."""
+    count = len(held_out.names)
+    low, high = common_bounds(region)
+    levels = [low + (high - low) * share for share in (0.0, 0.5, 1.0)]
+    base = held_out.losses((0.0,) * count) if objective.kind == "improvement" else None
+    values = [objective.value(held_out.losses((level,) * count), base) for level in levels]
+    bend = values[0] - 2 * values[1] + values[2]
+    lowest = levels[min(range(3), key=values.__getitem__)]
+    if bend > 0:  # not where one of them is not finite, either
+        lowest = min(max(levels[1] - (values[2] - values[0]) / bend * (high - low) / 4, low), high)
+    return (lowest,) * count
 
 
 def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Mapping[str, Point]) -> Acceptance:

@@ -66,6 +66,10 @@ class Reader:
         Raises:
             `ConfigError`: rows of another kind; names them.
         """
+        return self.cut(self.documents(data))
+
+    def documents(self, data: Any) -> list[Window]:
+        """The rows of a dataset, whole; see [`Reader.windows`]."""
         rows = read_rows(data) if isinstance(data, (str, Path)) else list(data)
         documents, faults = [], []
         for number, row in enumerate(rows):
@@ -76,9 +80,20 @@ class Reader:
         if faults:
             more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
             refuse(ConfigError, f"{len(faults)} of {len(rows)} rows cannot be read.", [*faults[:_SHOWN], *more])
+        return documents
+
+    def cut(self, documents: Sequence[Window]) -> list[Window]:
+        """Documents as windows, packed where that is asked for."""
         if self.packing and not self.is_seq2seq:
             documents = self._packed(documents)
         return [window for document in documents for window in self._cut(document) if is_scored(window, is_seq2seq=self.is_seq2seq)]
+
+    def split(self, documents: Sequence[Window], share: float, seed: int) -> tuple[list[Window], list[Window]]:
+        """Documents as the windows of two parts; several are told apart before they are packed, which lets them share windows."""
+        if self.packing and len(documents) > 1:
+            first, second = split(documents, share, seed)
+            return self.cut(first), self.cut(second)
+        return split(self.cut(documents), share, seed)
 
     def _document(self, row: Any, number: int) -> Window:
         """A row, whole."""
@@ -208,16 +223,20 @@ def read_and_split(
     reader: Reader, datasets: Mapping[str, Any], held_out: float | Mapping[str, Any], seed: int
 ) -> tuple[dict[str, list[Window]], dict[str, list[Window]]]:
     """Windows to search on and to accept on, by distribution; everything wrong with the data in one error."""
-    faults, data, held = [], {}, {}
+    data, held = {}, {}
+    faults = [
+        f"'{name}': held out, and not searched on" for name in (held_out if isinstance(held_out, Mapping) else ()) if name not in datasets
+    ]
     for name, rows in datasets.items():
         try:
-            windows = reader.windows(rows)
+            documents = reader.documents(rows)
+            windows = reader.cut(documents)
             if not windows:
                 faults.append(f"'{name}': there is nothing to score: it is empty, or no row has a token that is predicted from others")
             elif isinstance(held_out, Mapping):
                 data[name], held[name] = windows, reader.windows(held_out.get(name, []))
             else:
-                data[name], held[name] = split(windows, held_out, seed)
+                data[name], held[name] = reader.split(documents, held_out, seed)
         except ConfigError as error:
             faults.append(f"'{name}': {error}")
     if faults:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dem_hub.errors import CoefficientError
 from dem_hub.search import processes
+from dem_hub.search.coordinates import Coordinates
 from dem_hub.search.data import Window, digest
 from dem_hub.search.forward import is_seq2seq, scored_tokens, totals
 from dem_hub.search.gradients import CoefficientGradient
@@ -49,28 +50,24 @@ class Likelihoods:
         logit_bytes: int = LOGIT_BYTES,
     ) -> None:
         self.model, self.data, self.store, self.batch_size, self.logit_bytes = model, dict(data), store, batch_size, logit_bytes
-        self.names = tuple(model.dem.coefficients)
-        self.keys = _unique([str(record.sha256 or record.repo_id)[:16] for record in model.dem.config.vectors])
+        self.coordinates = Coordinates(model)
         self.digests = {name: digest(windows) for name, windows in self.data.items()}
         seq2seq = is_seq2seq(model)
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
         self.run = 0  # tokens through the model so far, a backward pass counting as two forward passes
         self._gradient: CoefficientGradient | None = None
         self._paid: set[str] = set()
-        config = model.dem.config
-        self._place = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
         self._sizes = {name: sum(len(w.input_ids) + seq2seq * len(w.labels) for w in windows) for name, windows in self.data.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the coordinates of a point are called."""
+        return self.coordinates.names
 
     @property
     def num_forward(self) -> float:
         """The cost so far, in forward passes over all the data."""
         return self.run / max(1, sum(self._sizes.values()))
-
-    def move_to(self, point: Sequence[float]) -> None:
-        """Merge the model for this point."""
-        wanted = dict(zip(self.names, map(float, point), strict=True))
-        if self.model.dem.coefficients != wanted:
-            self.model.dem.set_coefficients(wanted)
 
     def is_known(self, point: Sequence[float]) -> bool:
         """Whether a point's losses have been measured, so that they cost nothing."""
@@ -80,7 +77,7 @@ class Likelihoods:
         """The negative log-likelihood of each window of each distribution, float64; runs the model over what is not known yet."""
         missing = [name for name in self.data if self._score_key(name, point) not in self.store]
         if missing:
-            self.move_to(point)
+            self.coordinates.move_to(point)
         for name in missing:
             part = totals(self.model, list(processes.mine(self.data[name])), self.batch_size)
             self._put_totals(name, point, part)
@@ -108,7 +105,7 @@ class Likelihoods:
         columns = [(0.0,) * count, *(tuple(float(i == j) for j in range(count)) for i in range(count))]
         for number, point in enumerate(tqdm(columns, desc="Cross-loss table", unit="model", delay=1)):
             for name in self.data:
-                self._keep_cell(name, point, self.keys[number - 1] if number else None)
+                self._keep_cell(name, point, self.coordinates.keys[number - 1] if number else None)
             wrong = [name for name, loss in self.losses(point).items() if not torch.isfinite(torch.tensor(loss))]
             if wrong:
                 who = f"The base with 1.0 of '{self.names[number - 1]}'" if number else "The base"
@@ -117,12 +114,12 @@ class Likelihoods:
 
     def _keep_cell(self, name: str, point: Point, vector: str | None) -> None:
         """One model on one distribution, with its logits; nothing where both are known."""
-        key = f"{self._place} {self.digests[name]}"
+        key = f"{self.coordinates.place} {self.digests[name]}"
         block = self.store.block(key)
         scored = self._score_key(name, point) in self.store
         if block is not None and scored and (vector is None or vector in block.moves):
             return
-        self.move_to(point)
+        self.coordinates.move_to(point)
         windows = list(processes.mine(self.data[name]))
         if vector is None:
             limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // len(self.data) // processes.world_size()
@@ -139,12 +136,12 @@ class Likelihoods:
 
     def from_logits(self, point: Sequence[float]) -> LocalModel:
         """Losses around a point, as the kept logits have them; no forward pass."""
-        offsets = dict(zip(self.keys, point, strict=True))
+        offsets = dict(zip(self.coordinates.keys, point, strict=True))
         parts = {}
         for name in self.data:
-            block = self.store.block(f"{self._place} {self.digests[name]}")
+            block = self.store.block(f"{self.coordinates.place} {self.digests[name]}")
             assert block is not None, "keep_table comes first"
-            sums = block.sums(self.keys, offsets, 1.0, self.model.device)
+            sums = block.sums(self.coordinates.keys, offsets, 1.0, self.model.device)
             parts[name] = Sums(processes.total(sums.values, self.model.device)).quadratic()
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
@@ -154,7 +151,7 @@ class Likelihoods:
         Source: the derivative of the logits after a coefficient is (logits(point + h e_i) - logits(point)) / h; with it,
         see [`Sums.add`].
         """
-        key = f"statistics {self._point_key(point)} {' '.join(self.keys)} {' '.join(self.digests.values())} {self._place}"
+        key = f"statistics {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
         if key not in self.store:
             self.store.put(key, self._measured(point).to_dict())
         self._pay(key, (1 + len(self.names)) * sum(self._sizes.values()))
@@ -170,18 +167,20 @@ class Likelihoods:
         from huggingface_hub.utils import tqdm
 
         for part in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
-            self.move_to(point)
+            self.coordinates.move_to(point)
             blocks: dict[str, Block] = {}
             chosen = {name: [processes.mine(self.data[name])[place] for place in places] for name, places in part.items()}
             for name, windows in chosen.items():
                 values, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
                 found[name][part[name]] = values
-            for vector, other in zip(self.keys, moved, strict=True):
-                self.move_to(other)
+            for vector, other in zip(self.coordinates.keys, moved, strict=True):
+                self.coordinates.move_to(other)
                 for name, windows in chosen.items():
                     blocks[name].moves[vector] = blocks[name].move(self.model, windows, self.batch_size)[1]
             for name, block in blocks.items():
-                sums[name].values += block.sums(self.keys, dict.fromkeys(self.keys, 0.0), 1 / step, self.model.device).values
+                sums[name].values += block.sums(
+                    self.coordinates.keys, dict.fromkeys(self.coordinates.keys, 0.0), 1 / step, self.model.device
+                ).values
         for name in self.data:
             self._put_totals(name, point, found[name])
         parts = {name: Sums(processes.total(value.values, self.model.device)).quadratic() for name, value in sums.items()}
@@ -201,11 +200,11 @@ class Likelihoods:
 
     def gradient(self, point: Sequence[float]) -> dict[str, Tensor]:
         """The derivative of each distribution's loss after the coefficients, (N,), from a forward and a backward pass."""
-        key = f"gradient {self._point_key(point)} {' '.join(self.keys)} {' '.join(self.digests.values())} {self._place}"
+        key = f"gradient {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
         if key not in self.store:
             if self._gradient is None:
                 self._gradient = CoefficientGradient(self.model)
-            self.move_to(point)
+            self.coordinates.move_to(point)
             slopes = {}
             for name, windows in self.data.items():
                 found, slope = self._gradient(list(processes.mine(windows)), self.batch_size)
@@ -231,16 +230,8 @@ class Likelihoods:
         whole[processes.rank() :: processes.world_size()] = mine
         self.store.put(self._score_key(name, point), processes.total(whole, self.model.device).tolist())
 
-    def _point_key(self, point: Sequence[float]) -> str:
-        return ",".join(sorted(f"{key}={float(value)!r}" for key, value in zip(self.keys, point, strict=True) if value))
-
     def _score_key(self, name: str, point: Sequence[float]) -> str:
-        return f"score {self._point_key(point)} {self.digests[name]} {self._place}"
+        return f"score {self.coordinates.key(point)} {self.digests[name]} {self.coordinates.place}"
 
     def _vocabulary(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
-
-
-def _unique(keys: Sequence[str]) -> tuple[str, ...]:
-    """The same vector named twice is two coordinates all the same."""
-    return tuple(f"{key}.{keys[:place].count(key)}" if key in keys[:place] else key for place, key in enumerate(keys))

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
+from dem_hub.search.coordinates import Coordinates
 from dem_hub.search.likelihoods import Likelihoods, Point
 from dem_hub.search.objective import Objective
 from dem_hub.search.quadratic import LocalModel
 from dem_hub.search.solve import Pull, Region
+from dem_hub.search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -147,24 +149,29 @@ class Problem:
 
 
 class Score:
-    """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better."""
+    """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
 
-    def __init__(self, model: Any, function: Callable[[Any], float], *, maximise: bool) -> None:
-        self.model, self.function, self.sign = model, function, -1.0 if maximise else 1.0
-        self.names = tuple(model.dem.coefficients)
-        self.calls = 0
-        self._known: dict[Point, float] = {}
+    Scores are filed in a [`Store`] by the function's name: each function needs a store of its own, or a name of its own.
+    """
+
+    def __init__(self, model: Any, function: Callable[[Any], float], store: Store, *, maximise: bool) -> None:
+        self.model, self.function, self.store, self.sign = model, function, store, -1.0 if maximise else 1.0
+        self.coordinates = Coordinates(model)
+        self.names = self.coordinates.names
+        self._label = getattr(function, "__qualname__", type(function).__qualname__)
+        self._paid: set[str] = set()
 
     @property
     def num_forward(self) -> float:
-        """Calls of the score."""
-        return float(self.calls)
+        """Calls of the score, whether made now or before a kill; an earlier search's are free."""
+        return float(len(self._paid))
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """The score there; the same point is not scored twice."""
-        place = tuple(map(float, point))
-        if place not in self._known:
-            self.model.dem.set_coefficients(dict(zip(self.names, place, strict=True)))
-            self._known[place] = self.sign * float(self.function(self.model))
-            self.calls += 1
-        return {"score": self._known[place]}
+        key = f"call {self._label} {self.coordinates.key(point)} {self.coordinates.place}"
+        if key not in self.store:
+            self.coordinates.move_to(point)
+            self.store.put(key, float(self.function(self.model)))
+        if not self.store.is_free(key):
+            self._paid.add(key)
+        return {"score": self.sign * self.store[key]}

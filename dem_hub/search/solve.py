@@ -38,7 +38,7 @@ class Region:
         low, high = torch.tensor(bounds, dtype=torch.float64).reshape(-1, 2).T
         if not bool((low <= high).all()) or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise ConfigError(f"bounds are {list(bounds)}; each must be a finite (lower, upper) pair.")
-        if max_sum is not None and float(low.sum()) > max_sum:
+        if max_sum is not None and not float(low.sum()) <= max_sum:
             raise ConfigError(f"max_sum is {max_sum}, and the lower bounds sum to {float(low.sum())}. Allow a larger sum.")
         return cls(low, high, max_sum)
 
@@ -188,12 +188,16 @@ def common_point(model: LocalModel, objective: Objective, region: Region, base_l
     count = len(model.names)
     ones = torch.ones(count, dtype=torch.float64)
     line = LocalModel(("all",), (0.0,), {name: _along(part, model, ones) for name, part in model.parts.items()})
-    low, high = float(region.low.max()), float(region.high.min())
-    if region.max_sum is not None:
-        high = min(high, region.max_sum / count)
+    low, high = common_bounds(region)
     if high < low:
         return region.clip(ones * low)
     return ones * float(best_point(line, objective, Region.of([(low, high)]), base_losses)[0])
+
+
+def common_bounds(region: Region) -> tuple[float, float]:
+    """Between which all coefficients may be the same; the upper below the lower where they may not."""
+    low, high = float(region.low.max()), float(region.high.min())
+    return low, high if region.max_sum is None else min(high, region.max_sum / len(region.low))
 
 
 def _along(part: Quadratic, model: LocalModel, direction: Tensor) -> Quadratic:

@@ -5,6 +5,7 @@ than what anyone would have tried is decided on the other.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dem_hub.comparison import Comparison, compare
-from dem_hub.errors import ConfigError, refuse
+from dem_hub.errors import CoefficientError, ConfigError, refuse
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
-from dem_hub.search.acceptance import Acceptance, accept, expected_excess, rivals
+from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
 from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
 from dem_hub.search.forward import is_seq2seq
 from dem_hub.search.growth import Before, Earlier
@@ -25,7 +26,7 @@ from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
 from dem_hub.search.result import SearchResult
-from dem_hub.search.solve import Region, common_point
+from dem_hub.search.solve import Region, common_bounds, common_point
 from dem_hub.search.store import Store
 from dem_hub.search.strategies import choose
 from dem_hub.search.table import BASE, CrossLoss, geometry_flags
@@ -77,7 +78,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
         objective (`str` or [`Objective`]): `mean`, `worst` or `improvement`.
         weights (`Mapping[str, float]`, *optional*): by distribution.
-        score (`Callable`, *optional*): any other score of a model, in place of losses.
+        score (`Callable`, *optional*): any other score of a model, in place of losses. A `store` knows it by its name.
         direction (`str`): whether a `score` is to `maximize` or `minimize`.
         bounds: of all coefficients, or a pair for each.
         max_sum (`float`, *optional*): the most that the coefficients may sum to.
@@ -116,7 +117,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
     began = time.monotonic()
-    _check(vectors, eval_datasets, score, direction, n_trials)
+    _check(vectors, eval_datasets, score, direction, n_trials, held_out)
     if weights and isinstance(objective, Objective):
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
@@ -132,7 +133,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
     if score is not None:
-        measure: Score | Likelihoods = Score(model, score, maximise=direction == "maximize")
+        measure: Score | Likelihoods = Score(model, score, kept, maximise=direction == "maximize")
     else:
         reader = Reader(_tokenizer(tokenizer, base), max_length, is_seq2seq(model), packing)
         data, held = read_and_split(reader, eval_datasets or {}, held_out, seed)
@@ -148,9 +149,11 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     if judge is None:
         for point in rivals(measure.names, None).values():  # the best of all trials is what is found
             problem.evaluate(point)
+    _refuse_nothing_finite(problem)
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
     table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
-    problem.notes += [*(table.flags() if table is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
+    known = table if judge is None or (table is not None and len(table.cells) > len(vectors)) else CrossLoss.of(judge)
+    problem.notes += [*(known.flags() if known is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
     for note in problem.notes:
         logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
     recipe = model.dem.config.with_coefficients(dict(zip(measure.names, best.coefficients, strict=True)))
@@ -175,7 +178,14 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
 
 
-def _check(vectors: Sequence[Any], data: Mapping[str, Any] | None, score: Any, direction: str, n_trials: float | None) -> None:
+def _check(
+    vectors: Sequence[Any],
+    data: Mapping[str, Any] | None,
+    score: Any,
+    direction: str,
+    n_trials: float | None,
+    held_out: float | Mapping[str, Any],
+) -> None:
     """Refuse what needs no loading to be seen."""
     faults = []
     if not vectors or not (data or score):
@@ -184,6 +194,8 @@ def _check(vectors: Sequence[Any], data: Mapping[str, Any] | None, score: Any, d
         faults.append("there are eval_datasets and a score; one of them is what is looked for")
     if n_trials is not None and not n_trials >= 1:
         faults.append(f"n_trials is {n_trials}; it must be 1 or more")
+    if not isinstance(held_out, Mapping) and not 0 <= held_out < 1:
+        faults.append(f"held_out is {held_out}; it must be a share of the documents, from 0 to less than 1")
     if direction not in ("maximize", "minimize"):
         faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
     if faults:
@@ -231,6 +243,15 @@ def _warn_of_few(problem: Problem) -> None:
         )
 
 
+def _refuse_nothing_finite(problem: Problem) -> None:
+    """There is no best of trials that all diverged."""
+    if not math.isfinite(problem.best.value):
+        raise CoefficientError(
+            f"None of {len(problem.trials)} trials is finite, not even with the coefficients {list(problem.best.coefficients)}: "
+            f"{dict(problem.best.losses)}. Use another dtype, another base, or vectors that did not diverge."
+        )
+
+
 def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial, Acceptance | None]:
     """The trial to use, and the comparison on held-out data where there is any of each distribution."""
     missing = [name for name, windows in judge.data.items() if not windows]
@@ -238,8 +259,13 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
         problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(map(repr, missing))}. The search's word is all.")
         return problem.best, None
     common = None
-    if problem.model is not None and problem.count > 1:
-        common = tuple(common_point(problem.model, problem.objective, problem.region, problem.base_losses).tolist())
+    low, high = common_bounds(problem.region)
+    if problem.count > 1 and low <= high:
+        common = (
+            tuple(common_point(problem.model, problem.objective, problem.region, problem.base_losses).tolist())
+            if problem.model is not None
+            else common_of(judge, problem.objective, problem.region)
+        )
     obvious = rivals(problem.measure.names, common, before.unchanged(problem.measure.names))
     others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}
     accepted = accept(judge, problem.objective, problem.best.coefficients, others)

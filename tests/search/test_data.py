@@ -109,6 +109,15 @@ def test_packing_fills_windows(tokenizer: Any) -> None:
     assert [window.document for window in found] == [0, 1, 2]
 
 
+def test_packed_documents_are_split_before_they_are_packed(tokenizer: Any) -> None:
+    """Of a document that ends in another's window, too, no piece is on the other side."""
+    texts = [f"w{number} w{number} w{number}" for number in range(12)]
+    reader = Reader(lambda: tokenizer, 8, packing=True)
+    data, held = read_and_split(reader, {"words": texts}, 0.25, seed=0)
+    first, second = ({token for window in side["words"] for token in window.input_ids} - {tokenizer.eos_token_id} for side in (data, held))
+    assert (len(first), len(second), first & second) == (9, 3, set())
+
+
 def test_seq2seq_rows(tokenizer: Any) -> None:
     found = Reader(lambda: tokenizer, is_seq2seq=True).windows(
         [{"prompt": "w1 w2", "completion": "w3"}, {"input_ids": [5], "labels": [6, 7]}]

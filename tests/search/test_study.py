@@ -1,6 +1,8 @@
 """The search as a whole: what it finds, what it costs, what it refuses, that it goes on, grows, and is read again."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,10 @@ from counters import STEPS, Counters, counting
 from models import Models, Zoo, load_tensors, reshard
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
-from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, VectorNotFoundError
 from dem_hub.search import Grid, Optuna, Trial
 from dem_hub.search.objective import Objective, evaluate
+from dem_hub.search.quadratic import LocalModel, Quadratic
 
 
 @pytest.fixture(scope="module")
@@ -145,28 +148,112 @@ def test_resolving_for_other_wishes(result: SearchResult, counters: Counters) ->
         result.resolve(without=["other"])
 
 
+def test_resolving_without_negative_coefficients(result: SearchResult) -> None:
+    """Of losses whose minimum is known, and below 0 for one vector."""
+    best, matrix = torch.tensor([0.5, -0.3, 0.4], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    bowl = Quadratic(1.0 + float(best @ best) / 2, -best, matrix)
+    known = replace(result, model=LocalModel(tuple(result.coefficients), (0.0, 0.0, 0.0), {"up": bowl}))
+    assert list(known.resolve(bounds=(-1.0, 1.0)).coefficients.values()) == pytest.approx([0.5, -0.3, 0.4])
+    assert list(known.resolve(bounds=(0.0, 1.0)).coefficients.values()) == pytest.approx([0.5, 0.0, 0.4])
+
+
+def test_resolving_for_what_is_gained(result: SearchResult) -> None:
+    """Against a brute force over the same quadratics."""
+    assert result.table is not None
+    assert result.model is not None
+    base = {name: cell.loss for name, cell in result.table.cells["base"].items()}
+    gained = result.resolve("improvement")
+    axis = torch.linspace(0, 1.5, 16).tolist()
+    points = [(x, y, z) for x in axis for y in axis for z in axis]
+    assert gained.value <= min(Objective("improvement").value(result.model.losses(point), base) for point in points) + 1e-9
+
+
 def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
     found = search(method="uniform", n_trials=3)
     with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
         found.resolve()
 
 
-class KilledError(Exception):
-    pass
+KILLED = """
+import json, os, signal, sys
+from dem_hub import search_coefficients
+from dem_hub.search import Optuna
+request = json.loads(sys.argv[1])
+def kill(number, trial):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+for method in request.pop("methods"):
+    pid = os.fork()  # the libraries are loaded once
+    if not pid:
+        kept = os.path.join(request["store"], method)
+        search_coefficients(**{**request, "store": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+"""
+RESUMED = ["gauss_newton", "quadratic", "gradient", "optuna"]
 
 
-@pytest.mark.parametrize("method", ["gauss_newton", "quadratic", Optuna("tpe")], ids=str)
-def test_a_killed_search_goes_on(search: Callable[..., SearchResult], tmp_path: Path, method: Any) -> None:
-    def kill(number: int, trial: Trial) -> None:
-        if number == 5:
-            raise KilledError
+@pytest.fixture(scope="module")
+def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stores of searches that were killed, by the kernel, after four trials."""
+    store = tmp_path_factory.mktemp("killed")
+    request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "n_trials": 12}
+    content = json.dumps({**request, "store": str(store), "methods": RESUMED})
+    done = subprocess.run([sys.executable, "-c", KILLED, content], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return store
 
-    with pytest.raises(KilledError):
-        search(method=method, n_trials=12, store=tmp_path / "store", callback=kill)
-    whole, rest = search(method=method, n_trials=12), search(method=method, n_trials=12, store=tmp_path / "store")
+
+@pytest.mark.parametrize("method", RESUMED)
+def test_a_killed_search_goes_on(search: Callable[..., SearchResult], killed: Path, method: str) -> None:
+    """It finds the same, and measures nothing that it had measured."""
+    lines = killed / method / "measured.jsonl"
+    before = lines.read_text().splitlines()
+    way = Optuna("tpe") if method == "optuna" else method
+    whole, rest = search(method=way, n_trials=12), search(method=way, n_trials=12, store=killed / method)
     assert rest.trials == whole.trials
     assert rest.coefficients == whole.coefficients
     assert rest.num_forward == whole.num_forward
+    after = lines.read_text().splitlines()
+    assert len(before) >= 3 * 3
+    assert after[: len(before)] == before
+    assert len({json.loads(line)[0] for line in after}) == len(after)
+
+
+def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
+    """Scores are dear, and are filed like losses; an earlier search's cost nothing."""
+    calls = []
+
+    def length(model: Any) -> float:
+        calls.append(1)
+        return float(model.model.embed_tokens.weight.detach().norm())
+
+    def search(**options: Any) -> SearchResult:
+        vectors = [counters.vectors["up"], counters.vectors["down"]]
+        return search_coefficients(counters.base, vectors, score=length, direction="minimize", n_trials=10, **options)
+
+    first = search(store=tmp_path)
+    assert len(calls) == first.num_forward
+    again = search(store=tmp_path)
+    assert (again.trials, again.num_forward, len(calls)) == (first.trials, first.num_forward, first.num_forward)
+    grown = search(earlier=first)
+    assert grown.num_forward == len(calls) - first.num_forward
+
+
+def test_a_score_that_counts(counters: Counters) -> None:
+    """An accuracy, as an evaluation harness gives one: in steps, with no slope."""
+    vectors = [counters.vectors[name] for name in STEPS]
+
+    def accuracy(model: Any) -> float:
+        rows = torch.tensor([row for rows in counters.data.values() for row in rows])
+        with torch.no_grad():
+            told = model(rows).logits[:, :-1].argmax(-1)
+        return float((told == rows[:, 1:]).float().mean())
+
+    found = search_coefficients(counters.base, vectors, score=accuracy, method=Optuna("random"), n_trials=12)
+    assert -found.loss == max(-trial.value for trial in found.trials)
+    assert -found.loss > -found.trials[0].value  # the base
+    assert -found.loss == accuracy(DEMModel.from_pretrained(counters.base, vectors=found.coefficients, dtype="float32"))
 
 
 def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
@@ -248,17 +335,18 @@ def test_any_score(counters: Counters, direction: str) -> None:
     assert found.notes[0].startswith("auto: quadratic, for a score")
 
 
-def test_two_vectors_that_are_the_same(counters: Counters, search: Callable[..., SearchResult], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["gauss_newton", "quadratic", "gradient"])
+def test_two_vectors_that_are_the_same(counters: Counters, tmp_path: Path, method: str) -> None:
     """The singular case: they share what one of them would have had, and it is said."""
     twin = tmp_path / "up-twin"
     twin.mkdir()
     for path in Path(counters.vectors["up"]).iterdir():
         (twin / path.name).write_bytes(path.read_bytes())
     data = {"up": counters.data["up"]}
-    both = search_coefficients(counters.base, [counters.vectors["up"], str(twin)], data, held_out=0)
+    both = search_coefficients(counters.base, [counters.vectors["up"], str(twin)], data, held_out=0, method=method)
     alone = search_coefficients(counters.base, [counters.vectors["up"]], data, held_out=0, bounds=(0, 3))
     first, second = both.coefficients.values()
-    assert first == pytest.approx(second, abs=1e-3)
+    assert first == pytest.approx(second, abs=1e-3 if method != "quadratic" else 0.5)
     assert both.loss == pytest.approx(alone.loss, abs=5e-3)
     assert any("have cosine 1.00: near-duplicates" in note for note in both.notes)
 
@@ -275,8 +363,9 @@ def test_a_harmful_vector(counters: Counters, tmp_path: Path, low: float, method
     found = search_coefficients(counters.base, vectors, {"up": counting(1, 60, 4)}, bounds=(low, 1.0), method=method)
     assert found.coefficients[vectors[1]] == pytest.approx(low, abs=1e-6)
     assert found.coefficients[vectors[0]] == pytest.approx(1.0, abs=1e-6)
-    if method == "gauss_newton":
-        assert any("bad' is dead: on 'up'" in note for note in found.notes)
+    assert any("bad' is dead: on 'up'" in note for note in found.notes)
+    assert found.acceptance is not None
+    assert "common" in found.acceptance.contenders
 
 
 def test_a_wrong_answer_is_not_accepted(search: Callable[..., SearchResult], counters: Counters) -> None:
@@ -287,6 +376,53 @@ def test_a_wrong_answer_is_not_accepted(search: Callable[..., SearchResult], cou
     assert found.held_out_loss == min(one.value for one in found.acceptance.contenders.values())
     assert any("is better than what was found" in note for note in found.notes)
     assert tuple(found.coefficients.values()) == found.acceptance.contenders[found.acceptance.chosen].coefficients
+
+
+@pytest.mark.parametrize("method", ["gradient", "grid", "optuna"])
+def test_the_common_coefficient_is_a_rival_of_every_method(search: Callable[..., SearchResult], counters: Counters, method: str) -> None:
+    """As good as the best of a fine line, but for the parabola."""
+    found = search("up", "down", method=method, n_trials=9, held_out=counters.test)
+    common = found.baselines["common"]
+    line = [mean(fresh(counters, dict.fromkeys(found.coefficients, level / 10), counters.test)) for level in range(16)]
+    assert common == pytest.approx(min(line), abs=0.03)
+    assert common < min(line[0], line[15])
+
+
+def test_a_vector_that_is_much_longer(counters: Counters, tmp_path: Path) -> None:
+    base, up = (load_tensors(folder) for folder in (counters.base, counters.base.parent / "full-up"))
+    longer = {name: base[name] + 8 * (up[name] - base[name]) for name in base}
+    reshard(counters.base, tmp_path / "full", change=lambda tensors: tensors.update(longer))
+    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "long")
+    vectors = [counters.vectors["down"], counters.vectors["threes"], str(tmp_path / "long")]
+    found = search_coefficients(counters.base, vectors, {"up": counters.data["up"]}, method=Grid((0.0, 0.1)), n_trials=2)
+    assert [note for note in found.notes if "has norm" in note and f"'{tmp_path / 'long'}'" in note]
+
+
+def test_the_fewer_the_tokens_the_more_alike_the_coefficients(counters: Counters) -> None:
+    vectors = [counters.vectors[name] for name in ("up", "down")]
+
+    def apart(rows: int) -> float:
+        data = {"up": counters.data["up"][:rows]}
+        found = search_coefficients(counters.base, vectors, data, held_out=0, bounds=(-1.0, 1.5))
+        first, second = found.coefficients.values()
+        return abs(first - second)
+
+    assert apart(2) < apart(24)
+
+
+def test_nothing_that_is_finite(counters: Counters) -> None:
+    """No trial is called the best where all of them diverged."""
+    vectors = [counters.vectors["up"]]
+    with pytest.raises(CoefficientError, match="None of 12 trials is finite, not even with the coefficients"):
+        search_coefficients(counters.base, vectors, score=lambda model: float("nan"), method="uniform")
+
+
+def test_packing_shares_windows_and_no_documents(search: Callable[..., SearchResult], counters: Counters) -> None:
+    """Documents of 20 tokens and their ends, in windows of 64: 18 to search on, 6 held out."""
+    found = search("up", data={"up": counters.data["up"]}, packing=True, max_length=64)
+    assert found.acceptance is not None
+    assert found.tokens == {"up": 18 * 21 - 6}  # of each window, all but the first
+    assert found.acceptance.tokens == {"up": 6 * 21 - 2}
 
 
 def test_nothing_held_out(search: Callable[..., SearchResult]) -> None:
@@ -354,6 +490,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "magic"}, "method is 'magic'"),
     "objective": ({"objective": "best"}, "objective is 'best'"),
     "weights": ({"weights": {"other": 1.0}}, "weights name 'other'; the distributions are 'maths'"),
+    "share": ({"held_out": 1.5}, "held_out is 1.5; it must be a share"),
     "data and a score": ({"score": float}, "there are eval_datasets and a score"),
     "two weights": ({"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}}, "the objective has weights of its own"),
     "bounds": ({"bounds": [(0, 1), (0, 1)]}, "give one \\(lower, upper\\) pair, or one for each of 1 vectors"),
@@ -370,6 +507,11 @@ def test_refused_before_anything_is_loaded(changes: dict[str, Any], message: str
 def test_a_distribution_with_nothing_to_score(search: Callable[..., SearchResult], counters: Counters) -> None:
     with pytest.raises(ConfigError, match="'empty': there is nothing to score(.|\n)*'short': there is nothing to score"):
         search(data={**counters.data, "empty": [], "short": [[1]]})
+
+
+def test_held_out_data_of_another_distribution(search: Callable[..., SearchResult], counters: Counters) -> None:
+    with pytest.raises(ConfigError, match="'upp': held out, and not searched on"):
+        search("up", held_out={"upp": counters.data["up"]})
 
 
 def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult], counters: Counters) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dem_hub.search.problem import Problem
+from dem_hub.search.solve import common_bounds
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,6 @@ class Uniform:
         from huggingface_hub.utils import tqdm
 
         count = max(2, int(problem.budget(11)))
-        low, high = (max(low for low, _ in problem.bounds()), min(high for _, high in problem.bounds()))
-        if problem.region.max_sum is not None:
-            high = min(high, problem.region.max_sum / problem.count)
+        low, high = common_bounds(problem.region)
         for number in tqdm(range(count), desc="One coefficient", unit="point", delay=1):
             problem.evaluate([low + (high - low) * number / (count - 1)] * problem.count)
