@@ -12,6 +12,11 @@ from dem_hub.files import write_text
 logger = logging.getLogger(__name__)
 
 
+def file_of(folder: Path, label: str) -> Path:
+    """Where a labelled result lies: `1/N` is no folder."""
+    return folder / f"{label.replace('/', '-')}.json"
+
+
 def keep(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON data of a file; made first, and timed in the log, where it is not there."""
     if not path.is_file():

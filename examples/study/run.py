@@ -20,7 +20,7 @@ import architectures
 import torch
 from coefficients import COMMON, FOUND, GROWN, search_all
 from downstream import accuracies, write_tasks
-from kept import keep
+from kept import file_of, keep
 from models import RETRAINED, STEP, mixture_name, train_all
 from report import to_markdown, write_pictures
 from scores import Models, difference, distribution_loss, mean_loss, score_all, tokens_of
@@ -74,8 +74,7 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
     if not tasks.is_dir():
         write_tasks(texts, tasks, settings.items, settings.seed)
     answers = {
-        label: keep(folder / "downstream" / f"{label}.json", lambda label=label: _answers(models, label, tokenizer, tasks))
-        for label in asked
+        label: keep(file_of(folder / "downstream", label), lambda label=label: _answers(models, label, tokenizer, tasks)) for label in asked
     }
     main = ["base", *NAMES, "1/N", "best common coefficient", "DEM", *dict.fromkeys((mixtures[0], tuned))]
     return {

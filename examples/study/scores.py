@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from bootstrap import mean_interval
-from kept import keep
+from kept import file_of, keep
 from transformers import AutoModelForCausalLM
 
 from dem_hub import DEMModel
@@ -46,7 +46,7 @@ class Models:
 
 def score_all(models: Models, labels: Sequence[str], data: Mapping[str, Sequence[Window]], folder: Path) -> dict[str, Losses]:
     """The losses of each model's documents."""
-    return {label: keep(folder / f"{label}.json", lambda label=label: _score(models, label, data)) for label in labels}
+    return {label: keep(file_of(folder, label), lambda label=label: _score(models, label, data)) for label in labels}
 
 
 def tokens_of(data: Mapping[str, Sequence[Window]]) -> dict[str, list[int]]:
