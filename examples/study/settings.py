@@ -25,7 +25,7 @@ class Settings:
     grid: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     grid_scored: int = 10  # of the grid's points, the best by the statistics of `gauss_newton`
     trials: int = 30  # of Optuna's sampler
-    items: int = 100  # of each downstream task
+    items: int = 60  # of each downstream task
     architectures: str = "full"
     seed: int = 0
 
