@@ -5,6 +5,7 @@ A trial's losses come from a [`Likelihoods`] or from a caller's `score`; strateg
 
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -151,14 +152,16 @@ class Problem:
 class Score:
     """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
 
-    Scores are filed in a [`Store`] by the function's name: each function needs a store of its own, or a name of its own.
+    Scores are filed in a [`Store`] by the function's name, so that a killed search goes on: each function needs a store of its own, or a
+    name of its own. What has no name (a lambda, a partial) is filed for this search alone.
     """
 
     def __init__(self, model: Any, function: Callable[[Any], float], store: Store, *, maximise: bool) -> None:
         self.model, self.function, self.store, self.sign = model, function, store, -1.0 if maximise else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
-        self._label = getattr(function, "__qualname__", type(function).__qualname__)
+        name = getattr(function, "__qualname__", "")
+        self._label = name if name and "<lambda>" not in name else uuid.uuid4().hex
         self._paid: set[str] = set()
 
     @property

@@ -441,6 +441,20 @@ def test_batches_do_not_matter(search: Callable[..., SearchResult], result: Sear
     assert search(batch_size=3).best.coefficients == pytest.approx(result.best.coefficients, abs=1e-4)
 
 
+def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp_path: Path) -> None:
+    """All lambdas are called alike, and what one found is nothing to the next."""
+    vectors = [counters.vectors["up"]]
+    for wanted in (1.0, 0.0):
+        found = search_coefficients(
+            counters.base,
+            vectors,
+            score=lambda model, wanted=wanted: -abs(next(iter(model.dem.coefficients.values())) - wanted),
+            method=Grid((0.0, 1.0)),
+            store=tmp_path / "store",
+        )
+        assert list(found.coefficients.values()) == [wanted]
+
+
 def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:
     seen: list[tuple[int, Trial]] = []
     found = search(method=Grid((0.0, 1.0)), n_trials=3, held_out=0, callback=lambda number, trial: seen.append((number, trial)))
