@@ -7,14 +7,14 @@ in memory is no module's weight at all. Needs transformers; nothing else below `
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from dem_hub.errors import CheckpointError
-from dem_hub.records import parse_json
+from dem_hub.records import ATTENTION, EMBEDDING, MLP, OTHER, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -55,7 +55,8 @@ class Architecture:
     """The modules and buffers behind the keys of one checkpoint.
 
     `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
-    `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one.
+    `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one;
+    `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and what is outside the layers).
     """
 
     name: str
@@ -63,6 +64,7 @@ class Architecture:
     parameters: Mapping[str, str]
     buffers: frozenset[str]
     tied: frozenset[str]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -128,7 +130,8 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
     kinds: dict[str, Kind] = {name: "embedding" if name == "model.embed_tokens.weight" else "linear" for name in matrices}
     modules = {name: Module(name.removesuffix(".weight"), kind) for name, kind in kinds.items()}
     ends = frozenset({"model.embed_tokens", "lm_head"}) if tied else frozenset[str]()
-    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends)
+    groups = {name: _plain_group(name) for name in names}
+    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends, groups)
 
 
 def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
@@ -161,7 +164,9 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}
-    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied)
+    output = model.get_output_embeddings()
+    groups = {key: _group(names.get(key, key), by_name, output) for key in keys}
+    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied, groups)
 
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
@@ -181,6 +186,25 @@ def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str
         if pattern is None and name in state:
             names[key] = name
     return names
+
+
+def _plain_group(name: str) -> str:
+    if "norm" in name:
+        return OTHER
+    return ATTENTION if ".self_attn." in name else MLP if ".mlp." in name else EMBEDDING
+
+
+def _group(name: str, modules: Mapping[str, torch.nn.Module], output: torch.nn.Module | None) -> str:
+    """From the classes of the modules that a tensor lies in; what is in a layer, and no attention or norm, is of its MLP."""
+    parts = name.split(".")
+    owners = [modules[path] for path in (".".join(parts[:end]) for end in range(1, len(parts))) if path in modules]
+    if not owners or "Norm" in type(owners[-1]).__name__:
+        return OTHER
+    if any("Attention" in type(owner).__name__ for owner in owners):
+        return ATTENTION
+    if isinstance(owners[-1], torch.nn.Embedding) or owners[-1] is output:
+        return EMBEDDING
+    return MLP if any(isinstance(owner, torch.nn.ModuleList) for owner in owners) else OTHER
 
 
 def _kind(module: torch.nn.Module | None) -> Kind | None:

@@ -15,7 +15,7 @@ LONGEST = 350  # lines of a module
 # A module imports only from those before it, also inside functions. A package is one layer.
 LAYERS = [
     "_version", "errors", "records", "files", "integrity", "transport", "hub", "push", "catalog", "vector_config", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "shards", "fingerprint", "scratch", "rounding", "parallel", "codecs", "architecture",
-    "adapter", "adapter_writer", "contents", "base", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "preview", "recipe", "export", "sharing", "concatenation", "remerging", "loading", "search",
+    "adapter", "adapter_writer", "contents", "base", "groups", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "preview", "recipe", "export", "sharing", "concatenation", "remerging", "loading", "search",
     "callback", "report", "demo", "registration", "arguments", "search_command", "cli", "__init__",
 ]  # fmt: skip
 

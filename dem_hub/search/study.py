@@ -10,12 +10,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
 from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import CoefficientError, ConfigError, refuse
+from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
 from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
@@ -25,6 +26,7 @@ from dem_hub.search.growth import Before, Earlier
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
+from dem_hub.search.refinement import refine
 from dem_hub.search.result import SearchResult
 from dem_hub.search.solve import Region, common_bounds, common_point
 from dem_hub.search.store import Store
@@ -63,6 +65,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_length: int = MAX_LENGTH,
     packing: bool = False,
     logit_bytes: int = LOGIT_BYTES,
+    granularity: Granularity = "model",
     dtype: str | None = "float32",
     callback: Callable[[int, Trial], None] | None = None,
     **model_kwargs: Any,
@@ -90,6 +93,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         tokenizer (*optional*): the base's own by default.
         batch_size, max_length (`int`), packing (`bool`): windows in a batch, tokens in a window, whether documents share windows.
         logit_bytes (`int`): memory for logits.
+        granularity (`str`): `model`, one coefficient a vector; `group`, then also one for each of its embeddings, attention, MLPs and the
+            rest; `block`, one for each of four runs of layers and the rest. They are kept where they are better on the held-out data.
         dtype (`str`): of the model searched on; the recipe merges into the base's own whatever this is. 16 bits round away part of what
             small steps change, so that float32 is the default; `None` is the base's own.
         callback (*optional*): called with the number of each trial and the trial.
@@ -118,6 +123,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     """
     began = time.monotonic()
     _check(vectors, eval_datasets, score, direction, n_trials, held_out)
+    _check_granularity(granularity, score, held_out, max_sum)
     if weights and isinstance(objective, Objective):
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
@@ -151,12 +157,17 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             problem.evaluate(point)
     _refuse_nothing_finite(problem)
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
+    refined = None
+    if judge is not None and accepted is not None and granularity != "model":
+        refined = refine(problem, judge, best, granularity)
     table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
     known = table if judge is None or (table is not None and len(table.cells) > len(vectors)) else CrossLoss.of(judge)
     problem.notes += [*(known.flags() if known is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
     for note in problem.notes:
         logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
-    recipe = model.dem.config.with_coefficients(dict(zip(measure.names, best.coefficients, strict=True)))
+    problem.notes += [refined.note()] if refined is not None else []
+    plain = measure.coordinates.coefficients(best.coefficients)
+    recipe = model.dem.config.with_coefficients(refined.coefficients if refined is not None and refined.is_kept else plain)
     result = SearchResult(
         config=recipe,
         method=strategy.name,
@@ -164,7 +175,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         trials=tuple(problem.trials),
         objective=goal,
         bounds=tuple(problem.bounds()),
-        num_forward=problem.num_forward,
+        num_forward=problem.num_forward + (refined.num_forward if refined is not None else 0.0),
         seconds=time.monotonic() - began,
         tokens={name: sum(counts) for name, counts in measure.tokens.items()} if isinstance(measure, Likelihoods) else {},
         max_sum=max_sum,
@@ -172,6 +183,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         table=table,
         acceptance=accepted,
         model=problem.model,
+        refinement=refined,
         notes=tuple(problem.notes),
         store=kept,
     )
@@ -200,6 +212,17 @@ def _check(
         faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
     if faults:
         refuse(ConfigError, "This search cannot begin.", faults)
+
+
+def _check_granularity(granularity: str, score: Any, held_out: Any, max_sum: float | None) -> None:
+    """Refuse what a search by groups does not do."""
+    if granularity not in get_args(Granularity):
+        raise ConfigError(f"granularity is {granularity!r}; it must be one of {', '.join(get_args(Granularity))}.")
+    faults = ["a score, which has no held-out part"] if score is not None else []
+    faults += ["held_out=0, and such coefficients are kept only where held-out data says so"] if held_out == 0 else []
+    faults += [f"max_sum={max_sum}, which is of one coefficient a vector; use bounds"] if max_sum is not None else []
+    if granularity != "model" and faults:
+        refuse(ConfigError, f"granularity='{granularity}' does not go with everything that was given.", faults)
 
 
 def _load(
@@ -302,8 +325,14 @@ def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
         "num_forward": round(result.num_forward, 3),
         "objective": result.objective.kind,
         "tokens": dict(result.tokens),
-        "losses": dict(result.best.losses),
+        "losses": dict(result.chosen.losses),
     }
+    if result.refinement is not None:
+        data["granularity"] = {
+            "of": result.refinement.granularity,
+            "kept": result.refinement.is_kept,
+            "gain": result.refinement.one.difference,
+        }
     if result.table is not None and BASE in result.table.cells:
         data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
     if result.acceptance is not None:
