@@ -170,7 +170,7 @@ def report(records: dict[str, Any]) -> list[str]:
         total = entry["num_forward"]
         reached = (
             (f"{total:g}" if best["value"] <= target else "never")
-            if name == "gauss_newton"
+            if name in ("gauss_newton", *GROUPS)
             else forwards_to(entry["trials"], target, total)
         )
         print(f"| {name} | {point} | {total:g} | {reached} | {best['value']:.4f} | {entry['test']['found']:.4f} |")
@@ -214,26 +214,28 @@ def report_groups(records: dict[str, Any]) -> None:
 
 def report_tokens(output: Path, names: Sequence[str]) -> None:
     """From how many validation tokens on `gauss_newton` is better on test text than what takes no search or one coefficient."""
-    runs = {}
-    for folder in output.glob(f"{'-'.join(names)}-*"):
+    runs, stem = {}, f"{'-'.join(names)}-"
+    for folder in output.glob(f"{stem}*"):
         paths = {name: folder / f"{name}.json" for name in ("gauss_newton", "uniform")}
-        if folder.name.rpartition("-")[2].isdigit() and paths["gauss_newton"].is_file():
+        if folder.name.removeprefix(stem).isdigit() and paths["gauss_newton"].is_file():
             tests = {name: json.loads(path.read_text())["test"] for name, path in paths.items() if path.is_file()}
             common = tests["uniform"]["found"] if "uniform" in tests else None
-            runs[int(folder.name.rpartition("-")[2])] = (tests["gauss_newton"]["found"], tests["gauss_newton"]["1/N"], common)
+            runs[int(folder.name.removeprefix(stem))] = (tests["gauss_newton"]["found"], tests["gauss_newton"]["1/N"], common)
     if len(runs) < 2:
         return
-    print(
-        "\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better than both |\n|---|---|---|---|---|"
-    )
+    print("\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n|---|---|---|---|---|")
     needed = None
     for tokens, (found, share, common) in sorted(runs.items()):
-        better = found < share and (common is None or found < common)
+        if common is None:
+            print(f"| {tokens} | {found:.4f} | {share:.4f} | not run | {'than 1/N' if found < share else 'no'} |")
+            continue
+        better = found < min(share, common)
         needed = (needed or tokens) if better else None  # from here on, at all that were tried
-        print(f"| {tokens} | {found:.4f} | {share:.4f} | {'' if common is None else f'{common:.4f}'} | {'yes' if better else 'no'} |")
-    print(
-        f"\ntokens needed: {f'{needed} or fewer' if needed == min(runs) else needed or f'more than {max(runs)}'}, of {', '.join(map(str, sorted(runs)))}"
-    )
+        print(f"| {tokens} | {found:.4f} | {share:.4f} | {common:.4f} | {'than both' if better else 'no'} |")
+    whole = sorted(tokens for tokens, (_, _, common) in runs.items() if common is not None)
+    if whole:
+        fewest = f"more than {whole[-1]}" if needed is None else f"{needed} or fewer" if needed == whole[0] else str(needed)
+        print(f"\ntokens needed: {fewest} (tried: {', '.join(map(str, whole))})")
 
 
 def main() -> None:
