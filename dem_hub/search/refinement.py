@@ -32,6 +32,7 @@ class Refinement:
     best: Trial
     trials: tuple[Trial, ...]
     num_forward: float
+    num_forward_held_out: float
     acceptance: Acceptance
 
     @property
@@ -102,6 +103,7 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
     finer = Problem(measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start)
     finer.evaluate(start)
     strategy.search(finer)
+    problem.notes += finer.notes
     point = finer.best.coefficients
     accepted = accept(held_out, problem.objective, point, {ONE: start})
     return Refinement(
@@ -112,5 +114,6 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
         finer.best,
         tuple(finer.trials),
         measured.num_forward,
+        held_out.num_forward,
         accepted,
     )

@@ -26,7 +26,7 @@ from dem_hub.search.growth import Before, Earlier
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
-from dem_hub.search.refinement import refine
+from dem_hub.search.refinement import Refinement, refine
 from dem_hub.search.result import SearchResult
 from dem_hub.search.solve import Region, common_bounds, common_point
 from dem_hub.search.store import Store
@@ -157,17 +157,11 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             problem.evaluate(point)
     _refuse_nothing_finite(problem)
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
-    refined = None
-    if judge is not None and accepted is not None and granularity != "model":
-        refined = refine(problem, judge, best, granularity)
+    refined = _refine(problem, judge, best, accepted, granularity)
     table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
-    known = table if judge is None or (table is not None and len(table.cells) > len(vectors)) else CrossLoss.of(judge)
-    problem.notes += [*(known.flags() if known is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
-    for note in problem.notes:
-        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
-    problem.notes += [refined.note()] if refined is not None else []
+    _tell(problem, table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge), model, reason)
     plain = measure.coordinates.coefficients(best.coefficients)
-    recipe = model.dem.config.with_coefficients(refined.coefficients if refined is not None and refined.is_kept else plain)
+    recipe = model.dem.config.with_coefficients(refined.coefficients if refined and refined.is_kept else plain)
     result = SearchResult(
         config=recipe,
         method=strategy.name,
@@ -175,11 +169,11 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         trials=tuple(problem.trials),
         objective=goal,
         bounds=tuple(problem.bounds()),
-        num_forward=problem.num_forward + (refined.num_forward if refined is not None else 0.0),
+        num_forward=problem.num_forward + (refined.num_forward if refined else 0.0),
         seconds=time.monotonic() - began,
         tokens={name: sum(counts) for name, counts in measure.tokens.items()} if isinstance(measure, Likelihoods) else {},
         max_sum=max_sum,
-        num_forward_held_out=judge.num_forward if judge is not None else 0.0,
+        num_forward_held_out=(judge.num_forward if judge else 0.0) + (refined.num_forward_held_out if refined else 0.0),
         table=table,
         acceptance=accepted,
         model=problem.model,
@@ -300,6 +294,28 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
         "and is what is returned."
     )
     return problem.evaluate(chosen.coefficients), accepted
+
+
+def _refine(
+    problem: Problem, judge: Likelihoods | None, best: Trial, accepted: Acceptance | None, granularity: Granularity
+) -> Refinement | None:
+    """The search by groups, where that is asked for, and there is held-out data to accept it on."""
+    if judge is None or granularity == "model":
+        return None
+    if accepted is None:
+        problem.notes.append(f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them.")
+        return None
+    refined = refine(problem, judge, best, granularity)
+    problem.notes += [refined.note()] if refined is not None else []
+    return refined
+
+
+def _tell(problem: Problem, table: CrossLoss | None, model: "MergedModel", reason: str) -> None:
+    """Add what the table and the vectors' geometry say to the notes, and log them."""
+    problem.notes += table.flags() if table is not None else []
+    problem.notes += geometry_flags(_geometry(model)) if problem.count > 1 else []
+    for note in problem.notes:
+        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
 
 
 def _geometry(model: "MergedModel") -> Comparison:

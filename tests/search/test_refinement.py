@@ -101,6 +101,7 @@ def test_the_cost(kept: SearchResult, search: Callable[..., SearchResult], count
     assert refined is not None
     assert refined.method == "gauss_newton"
     assert refined.num_forward <= 2 * 8 + 4
+    assert refined.num_forward_held_out == 1  # what was found; one coefficient a vector was accepted before
     assert kept.num_forward == search("up", "down", held_out=counters.test).num_forward + refined.num_forward
 
 
@@ -147,6 +148,12 @@ def test_growing_from_groups(kept: SearchResult, search: Callable[..., SearchRes
     grown = search("up", "down", earlier=tmp_path, n_trials=4)
     assert grown.trials[0].coefficients == pytest.approx([sum(value.values()) / 4 for value in kept.coefficients.values()])
     assert search("up", "down", earlier=kept, n_trials=4).trials[0].coefficients is not None
+
+
+def test_nothing_to_accept_it_on(search: Callable[..., SearchResult]) -> None:
+    found = search("up", data={"tiny": [[1, 2, 3]]}, granularity="group")
+    assert found.refinement is None
+    assert any("Coefficients by group were not looked for" in note for note in found.notes)
 
 
 class StopError(Exception):
