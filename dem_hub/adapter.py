@@ -6,7 +6,7 @@ a plain sum over the base's weights (DoRA, PiSSA's changed base, LoRA on a tied 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dem_hub.codecs.full import Full
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
 from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
+from dem_hub.experts import expert_factors, find_fused
 from dem_hub.records import parse_json
 from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -28,14 +29,13 @@ _HARMLESS = frozenset([
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
     "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size",
-    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "velora_config",
+    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config",
 ])  # fmt: skip
 _REASONS = {
     "use_dora": "DoRA rescales the base's weights themselves",
     "use_qalora": "QALoRA pools the input, which no change of a weight does",
     "lora_bias": "a bias in lora_B has no tensor of the base to go to",
     "trainable_token_indices": "trainable tokens are not stored as B @ A",
-    "target_parameters": "LoRA on parameters fused in memory is not supported yet",
     "layer_replication": "it has more layers than the base",
     "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
 }
@@ -95,7 +95,6 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
         `AdapterError`: tensors that the base has no place for, or of the wrong shape; lists all of them.
     """
     weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
-    key_of = {module.name: key for key, module in architecture.modules.items()}
     factors: dict[str, dict[str, LazyTensor]] = {}
     deltas: dict[str, StoredDelta] = {}
     faults: list[str] = []
@@ -103,13 +102,10 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
         match = _LORA.fullmatch(name.removeprefix(PREFIX))
         if match is None:
             _add_whole(name, weights, base, architecture, config, deltas, faults)
-        elif match["module"] not in key_of:
-            faults.append(f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})")
         else:
-            factors.setdefault(key_of[match["module"]], {})[match["factor"]] = weights.lazy(name)
-    for key, pair in sorted(factors.items()):
-        component = _component(key, pair, base, architecture, config, faults)
-        if component is not None:
+            factors.setdefault(match["module"], {})[match["factor"]] = weights.lazy(name)
+    for module, pair in sorted(factors.items()):
+        for key, component in _components(module, pair, base, architecture, config, faults):
             rest = deltas.get(key, StoredDelta())
             deltas[key] = StoredDelta((component, *rest.components), rest.rows)
     if faults:
@@ -117,39 +113,79 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
     return deltas
 
 
-def _component(
-    key: str,
+def _components(
+    module: str,
     pair: Mapping[str, LazyTensor],
     base: Checkpoint,
     architecture: Architecture,
     config: Mapping[str, Any],
     faults: list[str],
-) -> Component | None:
-    """B and A of one module as `left` and `right` in the orientation of the checkpoint, or a fault."""
-    module = architecture.modules[key]
-    if set(pair) != {"A", "B"}:
-        faults.append(f"'{module.name}' has only lora_{next(iter(pair))}")
-        return None
-    if _is_one_sided(module.name, architecture, config):
-        faults.append(f"'{module.name}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor")
-        return None
-    shapes = pair["A"].get_shape(), pair["B"].get_shape()
-    if any(len(shape) != 2 for shape in shapes):
-        faults.append(f"'{module.name}' has factors of shape {shapes[0]} and {shapes[1]}; only matrices are supported")
-        return None
-    left, right = pair["B"], pair["A"]
-    if module.transposed:
-        left, right = Transposed(pair["A"]), Transposed(pair["B"])
-    shape = (left.get_shape()[0], right.get_shape()[1])
-    if shape != base[key].shape or left.get_shape()[1] != right.get_shape()[0]:
+) -> Iterator[tuple[str, Component]]:
+    """B and A of one module as `left` and `right` of each tensor that they change, in the orientation of the checkpoint, or faults."""
+    letter = next(iter(pair))
+    if not _is_known(module, architecture, config):
         faults.append(
-            f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {shapes[0]}, B {shapes[1]})"
+            f"'{PREFIX}{module}.lora_{letter}.weight': the base has no single weight for a module '{module}' ({architecture.name})"
         )
-        return None
-    rank = shapes[0][0]
-    alpha = _pattern(config.get("alpha_pattern") or {}, module.name, config.get("lora_alpha", 8))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Component(LowRank(), {"left": left, "right": right}, shape, scale)
+        return
+    if set(pair) != {"A", "B"}:
+        faults.append(f"'{module}' has only lora_{letter}")
+        return
+    if _is_one_sided(module, architecture, config):
+        faults.append(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor")
+        return
+    first, second = (pair[letter].get_shape() for letter in "AB")
+    if len(first) != 2 or len(second) != 2:
+        faults.append(f"'{module}' has factors of shape {first} and {second}; only matrices are supported")
+        return
+    parameter, targets = _targets(module, pair["A"], pair["B"], base, architecture, config)
+    if not targets:
+        faults.append(
+            f"'{module}' has factors of shape {first} and {second}, which are for none of its experts' parameters, or for several"
+        )
+    for key, left, right in targets:
+        shape, rank = (left.get_shape()[0], right.get_shape()[1]), left.get_shape()[1]
+        if shape != base[key].shape or rank != right.get_shape()[0]:
+            faults.append(f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {first}, B {second})")
+            continue
+        alpha = _pattern(config.get("alpha_pattern") or {}, parameter, config.get("lora_alpha", 8))
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        yield key, Component(LowRank(), {"left": left, "right": right}, shape, scale)
+
+
+def _is_known(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether something in the base can be what A and B of a module are for."""
+    owner = _owner(module)
+    known = any(one.name == module for one in architecture.modules.values()) or _is_targeted(f"{owner}.weight", architecture, config)
+    return known or any(name.rpartition(".")[0] == owner for name in architecture.fused)
+
+
+def _is_targeted(parameter: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Whether a parameter of a module that is no linear layer, such as the router of experts, has a LoRA."""
+    return parameter in architecture.parameters and any(
+        f".{parameter}".endswith(f".{one}") for one in config.get("target_parameters") or ()
+    )
+
+
+def _owner(module: str) -> str:
+    """A module's own name: PEFT nests the LoRAs of several of its parameters."""
+    return module.replace(".base_layer", "")
+
+
+def _targets(
+    module: str, first: LazyTensor, second: LazyTensor, base: Checkpoint, architecture: Architecture, config: Mapping[str, Any]
+) -> tuple[str, list[tuple[str, LazyTensor, LazyTensor]]]:
+    """What patterns of the config call the target of A and B, and the keys that they change, each with its left and right factor."""
+    key = next((key for key, known in architecture.modules.items() if known.name == module), None)
+    if key is not None and architecture.modules[key].transposed:
+        return module, [(key, Transposed(first), Transposed(second))]
+    if key is not None:
+        return module, [(key, second, first)]
+    weight = f"{_owner(module)}.weight"
+    if _is_targeted(weight, architecture, config):
+        return weight, [(architecture.parameters[weight], second, first)]
+    fused = find_fused(_owner(module), architecture.fused, base, first.get_shape(), second.get_shape())
+    return (fused, list(expert_factors(architecture.fused[fused], base, first, second))) if fused is not None else (module, [])
 
 
 def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:

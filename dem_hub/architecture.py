@@ -18,8 +18,11 @@ from dem_hub.records import ATTENTION, EMBEDDING, MLP, OTHER, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 Kind = Literal["linear", "conv1d", "embedding"]
+# A parameter that is several matrices on disk: their keys, expert by expert, in each of the parts that lie one below the other.
+Fused = tuple[tuple[str, ...], ...]
 
 # Decoders whose tensors have the same names on disk and in memory, all linear layers but the norms and one embedding.
 PLAIN = {
@@ -56,6 +59,7 @@ class Architecture:
 
     `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
     `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one;
+    `fused` are parameters that are experts' matrices put together in memory, by their names there;
     `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and what is outside the layers).
     """
 
@@ -64,6 +68,7 @@ class Architecture:
     parameters: Mapping[str, str]
     buffers: frozenset[str]
     tied: frozenset[str]
+    fused: Mapping[str, Fused] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -131,7 +136,7 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
     modules = {name: Module(name.removesuffix(".weight"), kind) for name, kind in kinds.items()}
     ends = frozenset({"model.embed_tokens", "lm_head"}) if tied else frozenset[str]()
     groups = {name: _plain_group(name) for name in names}
-    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends, groups)
+    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends, groups=groups)
 
 
 def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
@@ -150,7 +155,7 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"), _silence():
         model = model_class(config, trust_remote_code=trust_remote_code)(config)
-    names = memory_names(model, keys)
+    names, fused = _names(model, keys)
     modules: dict[str, Module] = {}
     buffers = {name for name, _ in model.named_buffers()}
     by_name = dict(model.named_modules())
@@ -165,27 +170,49 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}
     output = model.get_output_embeddings()
-    groups = {key: _group(names.get(key, key), by_name, output) for key in keys}
-    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied, groups)
+    places = names | {key: name for name, parts in fused.items() for part in parts for key in part}
+    groups = {key: _group(places.get(key, key), by_name, output) for key in keys}
+    found = frozenset(key for key, name in names.items() if name in buffers)
+    return Architecture(type(model).__name__, modules, parameters, found, tied, fused, groups)
 
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
     """The name in memory of each key on disk, for those that are one tensor in both; fused and unknown keys are left out."""
+    return _names(model, keys)[0]
+
+
+def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str], dict[str, Fused]]:
+    """The names of keys that are one tensor in memory, and the parameters that others are fused to."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     state = model.state_dict()
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names = {}
-    for key in keys:
+    names: dict[str, str] = {}
+    parts: dict[str, dict[str, list[str]]] = {}
+    for key in sorted(keys, key=dot_natural_key):  # the order in which the loader puts experts together
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
         if name not in state and key in state:
             name, pattern = key, None
         if pattern is None and name in state:
             names[key] = name
-    return names
+        elif pattern is not None and name in state:
+            parts.setdefault(name, {}).setdefault(pattern, []).append(key)
+    order = {pattern: (number, _stacks(entry)) for entry in converters for number, pattern in enumerate(entry.source_patterns)}
+    fused = {}
+    for name, found in parts.items():
+        counts = {len(keys) for keys in found.values()}
+        if len(counts) == 1 and all(order[pattern][1] for pattern in found):
+            fused[name] = tuple(tuple(found[pattern]) for pattern in sorted(found, key=lambda pattern: order[pattern][0]))
+    return names, fused
+
+
+def _stacks(converter: "WeightConverter") -> bool:
+    """Whether a converter lays experts side by side, and below that their parts one below the other, and does nothing more."""
+    operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
+    return operations in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
 
 
 def _plain_group(name: str) -> str:

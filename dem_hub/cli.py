@@ -8,13 +8,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
 from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.eval_command import add_eval
 from dem_hub.search_command import add_search
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, _add_eval, _add_push, _add_list, _add_demo):
+    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, add_eval, _add_push, _add_list, _add_demo):
         add(commands)
     return parser
 
@@ -78,7 +78,9 @@ def _add_merge(commands: Any) -> None:
     parser = commands.add_parser("merge", help="write the merged model as an ordinary transformers folder")
     parser.add_argument("model", help="a base (with --vector) or a recipe")
     parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
-    parser.add_argument("-o", "--output", required=True, help="folder for the model")
+    parser.add_argument("-o", "--output", help="folder for the model")
+    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="push it there; without -o file by file, with the disk of one file")
+    parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the recipe's, or the base's own)")
     parser.add_argument("--rounding", choices=("stochastic", "nearest"), help="default: stochastic, unbiased")
     parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
@@ -96,18 +98,6 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
     parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
     parser.set_defaults(run=_export)
-
-
-def _add_eval(commands: Any) -> None:
-    parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts")
-    parser.add_argument("model", help="Hub id or folder of a model or a recipe")
-    parser.add_argument("--data", action="append", required=True, metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat")
-    parser.add_argument("--dtype", default="auto", help="of the model (default: its own)")
-    parser.add_argument("--device-map", help="as in transformers, for instance auto")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)")
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window (default 1024)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_eval)
 
 
 def _add_push(commands: Any) -> None:
@@ -153,7 +143,7 @@ def _extract(options: argparse.Namespace) -> None:
         print(f"auto: {vector.config.choice}")
 
 
-def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRecipe":
+def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only: bool = False) -> "OpenedRecipe":
     """The model and vectors that a command names."""
     from dem_hub.recipe import open_base_and_vectors, open_recipe
     from dem_hub.records import VectorSource
@@ -162,7 +152,9 @@ def _open(options: argparse.Namespace, *, check_base: bool = True) -> "OpenedRec
     vectors = {
         VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
     }
-    return open_base_and_vectors(source, vectors) if vectors else open_recipe(source, check_base=check_base)
+    if vectors:
+        return open_base_and_vectors(source, vectors, check_base=check_base, headers_only=headers_only)
+    return open_recipe(source, check_base=check_base, headers_only=headers_only)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -177,46 +169,34 @@ def _export(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     from dem_hub.export import export, preview_export
+    from dem_hub.merged import MergedModel
+    from dem_hub.upload import preview_push, push_export, push_merged
 
-    opened = _open(options, check_base=not options.allow_base_mismatch)
-    changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
-    opened = replace(opened, recipe=replace(opened.recipe, **changes))
-    target, details = Path(options.output), {"dtype": options.dtype, "allow_base_mismatch": options.allow_base_mismatch}
-    announce = partial(print, file=sys.stderr)
+    repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
+    if target is None and repo_id is None:
+        raise ConfigError("There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both.")
+    details = {name: getattr(options, name) for name in ("dtype", "max_shard_size", "allow_base_mismatch")}
+
+    def opened(*, headers_only: bool = False) -> "OpenedRecipe":
+        found = _open(options, check_base=not options.allow_base_mismatch, headers_only=headers_only)
+        changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
+        return replace(found, recipe=replace(found.recipe, **changes))
+
+    seen = opened(headers_only=True)
+    plan = preview_push(MergedModel.plan(seen, **details)) if target is None else preview_export(seen, target, **details)
+    print(plan, file=sys.stderr)
     if options.dry_run:
-        announce(preview_export(opened, target, **details))
-    else:
-        export(opened, target, max_shard_size=options.max_shard_size, announce=announce, **details)
-        print(options.output)
-
-
-def _eval(options: argparse.Namespace) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from dem_hub.report import table
-    from dem_hub.search.data import Reader
-    from dem_hub.search.objective import evaluate
-
-    if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
-        raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
-
-    def load_tokenizer() -> Any:
-        try:
-            return AutoTokenizer.from_pretrained(options.model)
-        except ValueError as error:
-            raise ConfigError(f"'{options.model}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
-
-    files = dict(split_pair(text) for text in options.data)
-    reader = Reader(load_tokenizer, options.max_length)
-    data = {name: reader.windows(Path(file)) for name, file in files.items()}
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
-    scores = evaluate(model, data, options.batch_size)
-    if options.json:
-        print(json.dumps({name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in scores.items()}))
         return
-    rows = [(name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in scores.items()]
-    print(table(("data", "perplexity", "loss", "tokens"), rows))
+    recipe = opened() if seen.remotes else seen
+    if target is None:
+        info = push_merged(MergedModel.plan(recipe, **details), repo_id, private=options.private)
+    else:
+        export(recipe, target, **details)
+        print(target)
+        if repo_id is None:
+            return
+        info = push_export(target, repo_id, private=options.private)
+    print(info.commit_url)
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -53,6 +53,10 @@ class DiskSpaceError(DemHubError, OSError):
     """There is less room on the disk than a result takes; found out before anything is written."""
 
 
+class BusyError(DemHubError, OSError):
+    """Another process is writing the same folder."""
+
+
 class MissingDependencyError(DemHubError, ImportError):
     """An optional package is needed; the message says how to install it."""
 

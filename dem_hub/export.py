@@ -1,40 +1,20 @@
 """A DEM written out as an ordinary transformers folder, which anything that reads one can use with no dem_hub installed.
 
-Base and vectors stream tensor by tensor into sharded safetensors, with the memory of a block of rows; no model is built and
-transformers is not imported. The recipe lies beside the weights as `dem_config.json`.
+Base and vectors stream block by block into sharded safetensors, with the memory of a few blocks of rows; no model is built and
+transformers is not imported. The recipe lies beside the weights as `dem_config.json`. Nothing that loads as a model is there before the
+last byte is; an export that was killed goes on where it stopped.
 """
 
-import json
 import shutil
-import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
-
-from dem_hub.architecture import read_config
-from dem_hub.card import recipe_card, render
-from dem_hub.catalog import licences
-from dem_hub.checkpoint import CODES
-from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig
-from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.files import atomic_folder, write_text
-from dem_hub.hub import copy_side_files
-from dem_hub.index import full_index
-from dem_hub.merging import Merge
-from dem_hub.parallel import in_order
+from dem_hub.errors import ConfigError
+from dem_hub.files import write_text
+from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, preview
-from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.recipe import OpenedRecipe
-from dem_hub.shards import Outline, write_outlined
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from dem_hub.unfinished import Unfinished, unfinished, unfinished_folder, written_before
 
 
 def export(
@@ -44,9 +24,10 @@ def export(
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
     allow_base_mismatch: bool = False,
-    announce: Callable[[Preview], object] | None = None,
 ) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
+
+    An export that was killed goes on where it stopped, if it is called again with the same arguments.
 
     Args:
         opened ([`OpenedRecipe`]): the recipe with its base and vectors.
@@ -54,100 +35,58 @@ def export(
         dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
         max_shard_size (`int` or `str`): where to begin another file.
         allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
-        announce (*optional*): called with what it will take, once all is checked and before anything is written.
 
     Raises:
         `ConfigError`: an unknown dtype, or the base's own folder as the target.
         `DiskSpaceError`: less is free there than it takes.
+        `BusyError`: another process is writing the same folder.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
-    from huggingface_hub.utils import tqdm
-
-    merge, wanted, chosen = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
-    seen = preview(merge, target, wanted)
-    if announce is not None:
-        announce(seen)
-    cpu = torch.device("cpu")
-    outlines = [Outline(name, CODES[merge.dtype(name, wanted)], merge.shape(name)) for name in sorted(merge.base)]
-    jobs = [(tensor.name, part) for tensor in outlines for part in merge.parts(tensor.name, full_index(tensor.shape), cpu)]
-    merged = in_order(lambda job: merge.tensor(*job, cpu, wanted), jobs)
-    blocks = iter(tqdm(merged, total=len(jobs), desc="Merging", unit="block", delay=1))
-    with atomic_folder(target) as folder:
-        names = {path.name for path in write_outlined(folder, outlines, blocks, max_shard_size=max_shard_size)}
-        config = _model_config(opened.base.folder, chosen, merge)
-        if config:
-            write_text(folder / RECIPE_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        copy_side_files(opened.base.folder, folder)
-        for code in opened.base.folder.glob("*.py"):  # a base with code of its own; it runs only if the user trusts it
-            shutil.copyfile(code, folder / code.name)
-        provenance = replace(opened.recipe, dtype=chosen).to_dict(target)
-        write_text(folder / PROVENANCE_CONFIG, json.dumps(provenance, indent=2, sort_keys=True) + "\n")
-        for path in [*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")]:
-            if path.name not in names:
-                path.unlink()  # of an older export, in other shards
+    _refuse_base(opened, target)
+    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    _preview(model, target)
+    with unfinished(target, model.purpose, model.nbytes, model.last) as work:
+        for name, file in model.copies.items():
+            shutil.copyfile(file, work.folder / name)
+        for name, text in model.texts(target).items():
+            write_text(work.folder / name, text)
+        _write_weights(model, work)  # whole with their last byte, or with the index of several files
+        for name, text in model.index.items():
+            write_text(work.folder / name, text)
+        for path in target.glob("model*.safetensors*"):  # of an older export: with files of both, another model would load
+            path.unlink()
 
 
-def preview_export(opened: OpenedRecipe, target: Path, *, dtype: str | None = None, allow_base_mismatch: bool = False) -> Preview:
-    """What [`export`] will do, and nothing done yet; takes and raises what that does, and `DiskSpaceError`."""
-    merge, wanted, _ = _prepare(opened, target, dtype, allow_base_mismatch=allow_base_mismatch)
-    return preview(merge, target, wanted)
+def preview_export(
+    opened: OpenedRecipe,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    allow_base_mismatch: bool = False,
+) -> Preview:
+    """What [`export`] will do, and nothing done yet; takes and raises what that does."""
+    _refuse_base(opened, target)
+    return _preview(MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch), target)
 
 
-def _prepare(
-    opened: OpenedRecipe, target: Path, dtype: str | None, *, allow_base_mismatch: bool
-) -> tuple[Merge, torch.dtype | None, str | None]:
-    """The merge, and the dtype that is wanted of it, once all that can be refused has been."""
-    chosen = dtype or opened.recipe.dtype
-    if chosen is not None and chosen not in _DTYPES:
-        raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+def _refuse_base(opened: OpenedRecipe, target: Path) -> None:
     if target.resolve() == opened.base.folder.resolve():
         raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
-    merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
-    return merge, _DTYPES[chosen] if chosen is not None else None, chosen
 
 
-def _model_config(base: Path, dtype: str | None, merge: Merge) -> dict[str, Any]:
-    """The base's `config.json`, with the merged dtype and the size of a grown vocabulary."""
-    config = read_config(base)
-    if not config:
-        return {}
-    if dtype is not None:
-        config.pop("torch_dtype", None)
-        config["dtype"] = dtype
-    if merge.vocabulary is not None:
-        owner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-        owner["vocab_size"] = merge.vocabulary
-    return config
+def _preview(model: MergedModel, target: Path) -> Preview:
+    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
-def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Push a merged model's folder, with a card, as one commit; the weights of an older one are replaced.
-
-    Args:
-        folder (`Path`): what [`export`] wrote.
-        repo_id (`str`): the repository; made where there is none.
-        options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
-
-    Raises:
-        `VectorNotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
-    """
-    if not (folder / PROVENANCE_CONFIG).is_file():
-        raise VectorNotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
-    recipe = DEMConfig.from_pretrained(folder)
-    sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
-    public = {str(replace(source, revision=None)): source for source in sources if not source.is_local}
-    own: dict[str, Path | str] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD}
-    if len(public) < len(sources):
-        names = ", ".join(f"'{source}'" for source in sources if source.is_local)
-        warnings.warn(f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.", stacklevel=2)
-        del own[PROVENANCE_CONFIG]
-    stated = licences(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
-    called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
-    shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
-
-    def compose(head: Head) -> Change:
-        card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
-        old = {path for path in head.files if fnmatch(path, "model*.safetensors*") and path not in own}
-        return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))
-
-    return push(repo_id, compose, options, "Push the merged model")
+def _write_weights(model: MergedModel, work: Unfinished) -> None:
+    """Write the shards, but for what is there already."""
+    begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
+    placed = list(zip(model.shards, begins, strict=False))
+    start = work.written if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed) else 0
+    with merging_bar(model.nbytes, start) as bar:
+        for shard, before in placed:
+            there = min(max(0, start - before), shard.nbytes)
+            for written in model.write(work.folder / shard.name, shard, there):
+                bar.update(before + written - bar.n)
+                work.note(before + written)

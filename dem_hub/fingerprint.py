@@ -6,7 +6,7 @@ full hash would read every byte of every base at every load; a fine-tune touches
 
 import hashlib
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Protocol
 
 from dem_hub.checkpoint import Checkpoint, TensorInfo
 
@@ -14,7 +14,14 @@ SAMPLES = 64  # places in a tensor
 SAMPLE_BYTES = 64  # bytes at each place
 
 
-def tensor_digest(info: TensorInfo, stream: BinaryIO) -> str:
+class Places(Protocol):
+    """A file of which single places are read."""
+
+    def seek(self, position: int, /) -> object: ...
+    def read(self, size: int, /) -> bytes: ...
+
+
+def tensor_digest(info: TensorInfo, stream: Places) -> str:
     """The digest of one tensor, 16 hex digits, from at most 4 kB of its bytes in its open file.
 
     Small tensors are read whole; of larger ones `SAMPLES` pieces of `SAMPLE_BYTES` are read, evenly spaced, both ends included.

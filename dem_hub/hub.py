@@ -7,7 +7,7 @@ and version.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -55,12 +55,58 @@ class HubOptions:
 
 
 @dataclass(frozen=True)
+class Remote:
+    """Weights that are still on the Hub: where, and the size and sha256 of each file, by its path in the repository."""
+
+    source: VectorSource
+    options: HubOptions
+    files: Mapping[str, tuple[int, str]]
+
+    @property
+    def nbytes(self) -> int:
+        """What would come down."""
+        return sum(size for size, _ in self.files.values())
+
+    @property
+    def cache(self) -> Path:
+        """Where it would come to."""
+        from huggingface_hub import constants
+
+        return Path(self.options.cache_dir or constants.HF_HUB_CACHE)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each file, by its name."""
+        return {Path(path).name: sha256 for path, (_, sha256) in self.files.items() if sha256}
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file, by a ranged request."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import SafetensorsParsingError
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        headers = build_hf_headers(token=self.options.token, library_name="dem-hub", library_version=__version__)
+        address = hf_hub_url(self.source.repo_id, path, revision=self.source.revision, endpoint=hub_api().endpoint)
+        with contact(*looking(self.source)):
+            response = get_session().get(address, headers={**headers, "range": f"bytes={start}-{stop - 1}"})
+            hf_raise_for_status(response)
+            found = bytes(response.content[: stop - start])
+            if len(found) < stop - start:
+                raise SafetensorsParsingError(f"{len(found)} bytes of {stop - start} of {path}")
+        return found
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A source found: its folder on this machine, and its commit (`None` for a folder that was always here)."""
+    """A source found: its folder on this machine, and its commit (`None` for a folder that was always here).
+
+    `remote` is set where weights are still on the Hub, and the folder has stubs of them (see `stubs`).
+    """
 
     source: VectorSource
     folder: Path
     commit: str | None
+    remote: Remote | None = None
 
 
 @cache
@@ -71,13 +117,14 @@ def hub_api() -> "HfApi":
     return HfApi(library_name="dem-hub", library_version=__version__)
 
 
-def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | None = None) -> Resolved:
+def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, without: tuple[str, ...] = ()) -> Resolved:
     """Find a source on this machine or fetch it from the Hub.
 
     Args:
         source ([`VectorSource`]): a folder or a Hub id.
         files (`Iterable[str]`): glob patterns of what is wanted; nothing else is downloaded.
         options ([`HubOptions`], *optional*): token, cache and so on.
+        without (`tuple[str, ...]`): patterns of what is not wanted all the same.
 
     Returns:
         [`Resolved`]: the folder (its subfolder, where one is named) and the commit it was read at.
@@ -95,17 +142,27 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):
         raise VectorNotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
-    snapshot = _download(source, tuple(files), options)
+    snapshot = _download(source, tuple(files), without, options)
     return Resolved(source, snapshot / source.subfolder, snapshot.name)
 
 
-def _download(source: VectorSource, files: tuple[str, ...], options: HubOptions) -> Path:
-    """The snapshot of a repository with all that is wanted of it; subfolders are repositories of their own to us."""
+def wanted_names(source: VectorSource, names: Iterable[str], files: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+    """Those of a repository's names that patterns ask for; subfolders are repositories of their own to us."""
     from huggingface_hub.utils import filter_repo_objects
 
+    wanted, ignored = _patterns(source, files, without)
+    return list(filter_repo_objects(names, allow_patterns=wanted, ignore_patterns=ignored))
+
+
+def _patterns(source: VectorSource, files: Iterable[str], without: Iterable[str]) -> tuple[list[str], list[str]]:
     prefix = f"{source.subfolder}/" if source.subfolder else ""
-    wanted, ignored = [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *TWINS)]
-    with contact(*_looking(source)):
+    return [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *TWINS, *without)]
+
+
+def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, ...], options: HubOptions) -> Path:
+    """The snapshot of a repository with all that is wanted of it."""
+    wanted, ignored = _patterns(source, files, without)
+    with contact(*looking(source)):
         found = hub_api().snapshot_download(
             source.repo_id,
             revision=source.revision,
@@ -118,10 +175,8 @@ def _download(source: VectorSource, files: tuple[str, ...], options: HubOptions)
         )
     snapshot = Path(found)
     here = sorted(path.relative_to(snapshot).as_posix() for path in (snapshot / source.subfolder).glob("*") if path.is_file())
-    verify_downloads(
-        source.repo_id, [snapshot / name for name in filter_repo_objects(here, allow_patterns=wanted, ignore_patterns=ignored)]
-    )
-    if any(name.endswith(".safetensors") for name in files) and not any(name.endswith(".safetensors") for name in here):
+    verify_downloads(source.repo_id, [snapshot / name for name in wanted_names(source, here, files, without)])
+    if any(name.endswith(".safetensors") for name in files) and not without and not any(name.endswith(".safetensors") for name in here):
         _refuse_pickles(source, snapshot.name, options)
     return snapshot
 
@@ -130,7 +185,7 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
     """Say so where a repository has weights, and all of them are pickled."""
     if options.local_files_only:
         return
-    with contact(*_looking(source)):
+    with contact(*looking(source)):
         names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
     pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if pickles:
@@ -142,22 +197,10 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
         )
 
 
-def _looking(source: VectorSource) -> tuple[str, str]:
+def looking(source: VectorSource) -> tuple[str, str]:
     """What [`contact`] says of a download."""
     what = f"'{source.repo_id}' is not a folder here, so it was looked for on the Hub."
     return what, "Nothing was loaded. Try again; files that came whole do not come again."
-
-
-def remote_sizes(source: VectorSource, files: Iterable[str], options: HubOptions | None = None) -> dict[str, dict[str, int]]:
-    """Bytes of each tensor of safetensors files on the Hub, by file: their headers are read, by ranged requests, and nothing else."""
-    token = (options or HubOptions()).token
-    found = {}
-    for name in files:
-        path = f"{source.subfolder}/{name}" if source.subfolder else name
-        with contact(*_looking(source)):
-            header = hub_api().parse_safetensors_file_metadata(source.repo_id, path, revision=source.revision, token=token)
-        found[name] = {key: info.data_offsets[1] - info.data_offsets[0] for key, info in header.tensors.items()}
-    return found
 
 
 def copy_side_files(source: VectorSource | Path, target: Path, options: HubOptions | None = None) -> None:

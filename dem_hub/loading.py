@@ -101,7 +101,7 @@ def load(
     place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
     source = replace(source, **{name: value for name, value in place.items() if value})
     if vectors is not None:
-        opened = open_base_and_vectors(source, vectors, options)
+        opened = open_base_and_vectors(source, vectors, options, check_base=not allow_base_mismatch)
     else:
         opened = open_recipe(source, options, check_base=not allow_base_mismatch)
     recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})

@@ -30,7 +30,7 @@ from dem_hub.parallel import one_core
 from dem_hub.records import Coefficient
 from dem_hub.rounding import Noise, round_into
 from dem_hub.scratch import scratch
-from dem_hub.vector import DistributionVector
+from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 _SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
@@ -75,8 +75,8 @@ class Merge:
             `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`]; buffers that two vectors disagree on.
         """
         terms = []
-        for vector, coefficient in vectors:
-            deltas = vector.deltas(base, allow_base_mismatch=allow_base_mismatch)
+        found = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
+        for (vector, coefficient), deltas in zip(vectors, found, strict=True):
             for name, number, part in _parts(vector.name, coefficient, deltas, base):
                 if not math.isfinite(number):
                     raise CoefficientError(f"Vector '{name}' has coefficient {number}; it must be a finite number.")

@@ -121,6 +121,15 @@ def _save(pyplot: Any, figure: Any, path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def require_matplotlib() -> None:
+    """Refuse now what could not be drawn after hours of work.
+
+    Raises:
+        `MissingDependencyError`: matplotlib is not installed.
+    """
+    _pyplot()
+
+
 def _pyplot() -> Any:
     """matplotlib, without a window."""
     try:

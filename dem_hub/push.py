@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.hub import hub_api
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
 CARD = "README.md"
+Content: TypeAlias = "Path | str | CommitOperationAdd"  # a file, a text, or what was uploaded before the commit
 _ATTEMPTS = 5
 
 
@@ -65,7 +66,7 @@ class Change:
     `merged` are the paths among them that were made from what the branch has, and so may have been changed by others in between.
     """
 
-    files: Mapping[str, Path | str]
+    files: Mapping[str, Content]
     removed: frozenset[str] = frozenset()
     merged: frozenset[str] = field(default=frozenset({CARD}))
 
@@ -117,6 +118,33 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
     ) from refusal
 
 
+def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOperationAdd":
+    """Upload a file for a commit to come; until that is made nobody sees it, and from now on the file may go.
+
+    Args:
+        head ([`Head`]): where it will be.
+        path (`str`): what it will be called there.
+        file (`Path`): the file. Where the Hub has these bytes already, nothing is sent.
+        options ([`PushOptions`]): the caller's.
+
+    Returns:
+        `CommitOperationAdd`: for [`Change`].
+
+    Raises:
+        `HubError`: the line or the Hub failed. `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    operation = CommitOperationAdd(path, file)
+    with _pushing(head.repo_id):
+        hub_api().preupload_lfs_files(
+            head.repo_id, [operation], token=head.token, revision=options.get("revision"), create_pr=options.get("create_pr")
+        )
+    if operation.path_or_fileobj != b"":  # which the repository keeps as a small file, and takes with the commit
+        operation.path_or_fileobj = file.read_bytes()
+    return operation
+
+
 def _pushing(repo_id: str) -> AbstractContextManager[None]:
     return contact(f"Files were pushed to '{repo_id}' on the Hub.", "Nothing of them is in the repository. Push again.")
 
@@ -154,7 +182,9 @@ def _arrived(head: Head, change: Change, options: PushOptions, message: str, err
     return CommitInfo(url, options.get("commit_message") or message, options.get("commit_description") or "", str(now.commit))
 
 
-def _has(head: Head, path: str, content: Path | str) -> bool:
+def _has(head: Head, path: str, content: Content) -> bool:
+    if not isinstance(content, Path | str):
+        return head.files.get(path) == content.upload_info.sha256.hex()
     return path in head.files and is_version(content, head.files[path])
 
 
@@ -189,7 +219,11 @@ def _operations(change: Change) -> "list[CommitOperationAdd | CommitOperationDel
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     written: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path, content if isinstance(content, Path) else io.BytesIO(content.encode()))
+        content if isinstance(content, CommitOperationAdd) else CommitOperationAdd(path, _bytes(content))
         for path, content in sorted(change.files.items())
     ]
     return written + [CommitOperationDelete(path) for path in sorted(change.removed)]
+
+
+def _bytes(content: Path | str) -> Path | io.BytesIO:
+    return content if isinstance(content, Path) else io.BytesIO(content.encode())

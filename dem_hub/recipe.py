@@ -1,18 +1,22 @@
 """A recipe opened: its base and its vectors found, fetched and known to be the ones it names, ready to be merged."""
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig, VectorRecord, is_recipe
-from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, VectorNotFoundError, refuse
-from dem_hub.hub import MODEL_FILES, HubOptions, resolve
+from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
 from dem_hub.merging import Merge
 from dem_hub.records import VectorCoefficients, VectorSource
-from dem_hub.vector import DistributionVector
+from dem_hub.stubs import resolve_headers
+from dem_hub.vector import DistributionVector, all_deltas
 
 
 @dataclass(frozen=True)
@@ -23,32 +27,41 @@ class OpenedRecipe:
     base: Base
     vectors: tuple[DistributionVector, ...]
 
+    @property
+    def remotes(self) -> list[Remote]:
+        """Weights that are still on the Hub; with any there, it can be planned with, and not merged."""
+        return [remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None]
+
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
         weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
         return Merge.of(self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch)
 
 
-def open_base_and_vectors(base: VectorSource, vectors: VectorCoefficients, options: HubOptions | None = None) -> OpenedRecipe:
+def open_base_and_vectors(
+    base: VectorSource,
+    vectors: VectorCoefficients,
+    options: HubOptions | None = None,
+    *,
+    check_base: bool = True,
+    headers_only: bool = False,
+) -> OpenedRecipe:
     """Open a base and vectors, and write down what they turned out to be.
 
     Args:
         base ([`VectorSource`]): the base.
         vectors (`Mapping[str, float]`): the coefficient of each vector, by id, folder or [`VectorSource`].
         options ([`HubOptions`], *optional*): how to reach the Hub.
+        check_base (`bool`): refuse vectors of another base before any weights are downloaded.
+        headers_only (`bool`): leave weights on the Hub that are not here: enough to plan a merge, and not to make it.
 
     Raises:
         `ConfigError`: the base is a recipe, or a coefficient is not a finite number.
         Everything that opening a base or a vector raises.
     """
-    options = options or HubOptions()
-    found = resolve(base, MODEL_FILES, options)
-    if is_recipe(found.folder):
-        raise ConfigError(f"'{base}' is a recipe and names its own vectors. Load it without vectors, or name its base.")
-    refuse_quantised(found.folder, "base")
-    opened = Base(found)
+    sources = [VectorSource.parse(name) for name in vectors]
+    opened, members = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
     records = []
-    members = _open_vectors((VectorSource.parse(name) for name in vectors), options)
     for vector, coefficient in zip(members, vectors.values(), strict=True):
         codec = vector.config.codec if vector.config is not None else "lora"
         source = vector.source
@@ -58,13 +71,16 @@ def open_base_and_vectors(base: VectorSource, vectors: VectorCoefficients, optio
     return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, members)
 
 
-def open_recipe(source: VectorSource, options: HubOptions | None = None, *, check_base: bool = True) -> OpenedRecipe:
+def open_recipe(
+    source: VectorSource, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
+) -> OpenedRecipe:
     """Read a recipe and open what it names, and nothing else under the same name.
 
     Args:
         source ([`VectorSource`]): a folder or repository with a recipe, or with a merged model made from one.
         options ([`HubOptions`], *optional*): how to reach the Hub.
         check_base (`bool`): refuse a base that is not the one recorded.
+        headers_only (`bool`): see [`open_base_and_vectors`].
 
     Raises:
         `VectorNotFoundError`: no recipe there.
@@ -77,21 +93,20 @@ def open_recipe(source: VectorSource, options: HubOptions | None = None, *, chec
             f"'{source}' is not a recipe. Say which vectors to add to it: DEMModel.from_pretrained('{source}', vectors={{...}})."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=found.commit or source.revision), **vars(options))
-    return open_config(recipe, options, check_base=check_base)
+    return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
 
 
-def open_config(recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True) -> OpenedRecipe:
+def open_config(
+    recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
+) -> OpenedRecipe:
     """Open what a recipe names; see [`open_recipe`]."""
-    options = options or HubOptions()
-    found = resolve(recipe.base.source, MODEL_FILES, options)
-    refuse_quantised(found.folder, "base")
-    base = Base(found)
-    if check_base and recipe.base.fingerprint not in (None, base.fingerprint):
+    sources = [record.source for record in recipe.vectors]
+    base, vectors = _open(recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
+    if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
         raise BaseMismatchError(
             f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
             f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass allow_base_mismatch=True."
         )
-    vectors = _open_vectors((record.source for record in recipe.vectors), options)
     faults = [
         f"'{vector.name}' has sha256 {vector.sha256[:16]}, the recipe says {record.sha256[:16]}"
         for record, vector in zip(recipe.vectors, vectors, strict=True)
@@ -102,7 +117,46 @@ def open_config(recipe: DEMConfig, options: HubOptions | None = None, *, check_b
     return OpenedRecipe(recipe, base, vectors)
 
 
-def _open_vectors(sources: Iterable[VectorSource], options: HubOptions) -> tuple[DistributionVector, ...]:
-    """Open vectors side by side: their files are fetched and hashed meanwhile."""
-    with ThreadPoolExecutor() as pool:
-        return tuple(pool.map(lambda source: DistributionVector.from_pretrained(source, **vars(options)), sources))
+def _open(
+    base: VectorSource, vectors: Sequence[VectorSource], options: HubOptions, *, check_base: bool, headers_only: bool
+) -> tuple[Base, tuple[DistributionVector, ...]]:
+    """Open a base and vectors side by side. Before weights come down, what their headers tell against it is refused."""
+    wanted = [(base, MODEL_FILES), *((vector, VECTOR_FILES) for vector in vectors)]
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
+        pool = stack.enter_context(ThreadPoolExecutor())
+        found = list(pool.map(lambda one: _look(one[0], one[1], options, scratch, headers_only=headers_only), wanted))
+        opened, members = _opened(found, pool)
+        if headers_only:
+            weakref.finalize(opened, stack.pop_all().close)
+        elif any(one.remote is not None for one in found):
+            all_deltas(members, opened, allow_base_mismatch=not check_base)
+            found = list(pool.map(lambda one, what: _fetch(one, what[1], options), found, wanted))
+            opened, members = _opened(found, pool)
+    return opened, members
+
+
+def _look(source: VectorSource, files: tuple[str, ...], options: HubOptions, scratch: Path, *, headers_only: bool) -> Resolved:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return resolve_headers(source, files, options, scratch=scratch)
+    except (HubError, HfHubHTTPError):
+        if headers_only:
+            raise
+        return resolve(source, files, options)  # which may find it on this machine, or tells what the matter is
+
+
+def _fetch(found: Resolved, files: tuple[str, ...], options: HubOptions) -> Resolved:
+    """With its weights, of the commit that was looked at."""
+    if found.remote is None:
+        return found
+    return replace(resolve(found.remote.source, files, options), source=found.source)
+
+
+def _opened(found: Sequence[Resolved], pool: Executor) -> tuple[Base, tuple[DistributionVector, ...]]:
+    base, *vectors = found
+    if is_recipe(base.folder):
+        raise ConfigError(f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base.")
+    refuse_quantised(base.folder, "base")
+    return Base(base), tuple(pool.map(lambda one: DistributionVector(one, verify=True), vectors))

@@ -54,10 +54,13 @@ def add_search(commands: Any) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    from dem_hub.plot import require_matplotlib
     from dem_hub.report import table
     from dem_hub.search import Optuna, search_coefficients
     from dem_hub.search.summary import cost_text, result_data, result_tables
 
+    if options.plot:
+        require_matplotlib()
     method = options.method
     if options.sampler or options.storage:
         if method not in ("auto", "optuna"):

@@ -8,10 +8,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from dem_hub.checkpoint import CODES, DTYPES
 from dem_hub.errors import CheckpointError
 from dem_hub.index import count_elements
+from dem_hub.parallel import in_order
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", re.IGNORECASE)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -91,7 +92,8 @@ class TensorWriter:
         files = [self._folder / name for name in names]
         if count > 1:
             weight_map = {tensor: name for name, tensors in zip(names, self._shards, strict=True) for tensor in tensors}
-            files.append(_write_index(self._folder, self._stem, weight_map, self._total))
+            files.append(self._folder / _index_name(self._stem))
+            files[-1].write_text(_index_text(weight_map, self._total), "utf-8")
         return files
 
     @property
@@ -125,57 +127,102 @@ class Outline:
         return DTYPES[self.dtype].itemsize * count_elements(self.shape)
 
 
-def write_outlined(
-    folder: Path, outlines: Sequence[Outline], blocks: Iterator[Tensor], stem: str = "model", max_shard_size: int | str = "5GB"
-) -> list[Path]:
-    """Write tensors that are known in advance: headers first, and every byte once, straight to its place.
+Block = tuple[int, Callable[[], Tensor]]
 
-    Args:
-        folder (`Path`): one that exists.
-        outlines (`Sequence[Outline]`): the tensors, in the order in which they come.
-        blocks (`Iterator[Tensor]`): their elements in that order, in consecutive blocks of rows; a block has parts of one tensor only.
-        stem (`str`): of the files: `<stem>.safetensors`, or shards and an index past `max_shard_size`.
-        max_shard_size (`int` or `str`): where to begin another file.
 
-    Returns:
-        `list[Path]`: the files, the index included.
+@dataclass(frozen=True)
+class Shard:
+    """One file to come: its name, and its tensors in the order in which they come."""
+
+    name: str
+    outlines: tuple[Outline, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(outline.nbytes for outline in self.outlines)
+
+    @property
+    def header(self) -> bytes:
+        """What comes before them."""
+        entries, position = {}, 0
+        for outline in self.outlines:
+            offsets = [position, position + outline.nbytes]
+            entries[outline.name] = {"dtype": outline.dtype, "shape": list(outline.shape), "data_offsets": offsets}
+            position += outline.nbytes
+        return encode_header(entries)
+
+    def holds(self, file: Path, nbytes: int) -> bool:
+        """Whether a file has as many bytes as its header and the first so many of its tensors'."""
+        return nbytes <= 0 or (file.is_file() and file.stat().st_size >= len(self.header) + min(nbytes, self.nbytes))
+
+
+def plan_shards(outlines: Iterable[Outline], stem: str = "model", max_shard_size: int | str = "5GB") -> list[Shard]:
+    """Divide tensors that are known in advance into files: `<stem>.safetensors`, or several past `max_shard_size`.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.shards import Outline, plan_shards
+    >>> [shard.name for shard in plan_shards([Outline(name, "F32", (250,)) for name in "abc"], max_shard_size="2KB")]
+    ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+
+    ```
     """
-    shards: list[list[Outline]] = [[]]
+    groups: list[list[Outline]] = [[]]
     limit, size = parse_size(max_shard_size), 0
     for outline in outlines:
-        if shards[-1] and size + outline.nbytes > limit:
-            shards.append([])
+        if groups[-1] and size + outline.nbytes > limit:
+            groups.append([])
             size = 0
-        shards[-1].append(outline)
+        groups[-1].append(outline)
         size += outline.nbytes
-    files = [folder / name for name in _shard_names(stem, len(shards))]
-    for file, shard in zip(files, shards, strict=True):
-        header, position = {}, 0
-        for outline in shard:
-            header[outline.name] = {
-                "dtype": outline.dtype,
-                "shape": list(outline.shape),
-                "data_offsets": [position, position + outline.nbytes],
-            }
-            position += outline.nbytes
-        with file.open("wb") as stream:
-            stream.write(encode_header(header))
-            for outline in shard:
-                _write_tensor(stream, outline, blocks)
-    if len(files) > 1:
-        weight_map = {outline.name: file.name for file, shard in zip(files, shards, strict=True) for outline in shard}
-        files.append(_write_index(folder, stem, weight_map, sum(outline.nbytes for outline in outlines)))
-    return files
+    return [Shard(name, tuple(group)) for name, group in zip(_shard_names(stem, len(groups)), groups, strict=True)]
 
 
-def _write_tensor(stream: BinaryIO, outline: Outline, blocks: Iterator[Tensor]) -> None:
-    left = outline.nbytes
-    while left > 0:
-        data = _as_bytes(next(blocks))
-        stream.write(data.numpy().data)
-        left -= data.numel()
-    if left:
-        raise AssertionError(f"{outline} came with {-left} bytes too many")
+def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 0) -> Iterator[int]:
+    """Write a file whose header is known in advance: every byte once, straight to its place, from all cores.
+
+    The header is put down last. Until then the file may have its full length, and no reader takes it for whole.
+
+    Args:
+        file (`Path`): the file.
+        shard ([`Shard`]): what comes.
+        blocks (`Iterable[Block]`): where each block of the tensors begins, in bytes after the header, and what makes it.
+        start (`int`): how many bytes of the tensors are in the file already; the first block begins there.
+
+    Yields:
+        `int`: up to which byte of the tensors all are in the file, after each block.
+    """
+    header = shard.header
+    with file.open("r+b" if start else "wb") as stream:
+        stream.write(bytes(len(header)))
+        stream.truncate(len(header) + start)
+
+    def write(block: Block) -> int:
+        begin, make = block
+        data = _as_bytes(make())
+        with file.open("r+b") as stream:  # of this thread alone, so that it stands where this thread put it
+            stream.seek(len(header) + begin)
+            stream.write(data.numpy().data)
+        return begin + data.numel()
+
+    written = start
+    for written in in_order(write, blocks):
+        yield written
+    if written != shard.nbytes:
+        raise AssertionError(f"{shard.name}: {written} bytes for {shard.nbytes}")
+    with file.open("r+b") as stream:
+        stream.write(header)
+
+
+def shard_index(shards: Sequence[Shard]) -> dict[str, str]:
+    """The name and text of the index of several shards; empty for a single one."""
+    if len(shards) == 1:
+        return {}
+    weight_map = {outline.name: shard.name for shard in shards for outline in shard.outlines}
+    stem = shards[0].name.rpartition("-00001-of-")[0]
+    return {_index_name(stem): _index_text(weight_map, sum(shard.nbytes for shard in shards))}
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
@@ -188,10 +235,12 @@ def _shard_names(stem: str, count: int) -> list[str]:
     return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _write_index(folder: Path, stem: str, weight_map: Mapping[str, str], total: int) -> Path:
-    index = folder / f"{stem}.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True))
-    return index
+def _index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+def _index_text(weight_map: Mapping[str, str], total: int) -> str:
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,21 +24,21 @@ from dem_hub.card import render, vector_card
 from dem_hub.catalog import licences
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import add_deltas
-from dem_hub.codecs.exact import Exact
-from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.companions import COMPANIONS, NORMS, companions_of, read_training
 from dem_hub.contents import part_sizes, read_contents, tensor_sizes
-from dem_hub.errors import AdapterError, BaseMismatchError, refuse
+from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, DemHubError, refuse
 from dem_hub.extraction import extract
 from dem_hub.files import atomic_folder
-from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, remote_sizes, resolve
+from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, resolve
+from dem_hub.identity import check_base
 from dem_hub.index import full_index
 from dem_hub.integrity import digest, verify_files
 from dem_hub.plan import Auto
 from dem_hub.publication import public_vector, stale
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.records import BaseRecord, VectorSource, check_inside
+from dem_hub.stubs import resolve_headers
 from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VectorConfig, contents_sha256
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ class DistributionVector:
     ```
     """
 
-    def __init__(self, found: Resolved, *, verify: bool, remote: HubOptions | None = None) -> None:
-        self.source, self.folder, self.commit = found.source, found.folder, found.commit
-        self._remote = remote  # of a vector whose tensors stayed on the Hub
+    def __init__(self, found: Resolved, *, verify: bool) -> None:
+        self.source, self.folder, self.commit, self.remote = found.source, found.folder, found.commit, found.remote
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
         self._put: Callable[[Path, Path], object] = shutil.copyfile
@@ -75,10 +74,9 @@ class DistributionVector:
         if path.is_file():
             self.config = VectorConfig.from_json(path.read_bytes(), str(path))
             if verify:
-                verify_files(self.folder, self.config.files)
+                verify_files(self.folder, self.config.files, self.remote.hashes if self.remote is not None else {})
         else:
             self._adapter_config = read_adapter_config(self.folder)
-        if self.config is None and remote is None:
             Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
 
     @classmethod
@@ -159,10 +157,10 @@ class DistributionVector:
     @classmethod
     def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":
         """Open a vector to look at its config and headers; tensors on the Hub stay there, and none are checked."""
-        source = VectorSource.parse(name_or_path)
-        if source.is_local:
-            return cls(resolve(source, VECTOR_FILES), verify=False)
-        return cls(resolve(source, (VECTOR_CONFIG, ADAPTER_CONFIG)), verify=False, remote=HubOptions())
+        scratch = Path(tempfile.mkdtemp(prefix="dem_hub-headers-"))
+        vector = cls(resolve_headers(VectorSource.parse(name_or_path), VECTOR_FILES, scratch=scratch), verify=False)
+        weakref.finalize(vector, shutil.rmtree, scratch, ignore_errors=True)
+        return vector
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the vector into a folder, which appears complete or not at all.
@@ -240,29 +238,20 @@ class DistributionVector:
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor files, in bytes (of tensors that stayed on the Hub, without the headers)."""
-        if self._remote is not None:
-            return sum(self._part_sizes.values())
+        """Size of its tensor files, in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
 
     def tensor_bytes(self) -> dict[str, int]:
         """Bytes of the parts of each tensor in the files, headers aside, by the base's key; of a plain adapter nothing."""
-        return tensor_sizes(self.config, self._part_sizes) if self.config is not None else {}
-
-    @cached_property
-    def _part_sizes(self) -> dict[str, int]:
-        if self._remote is not None:
-            names = [name for name in self.file_names if name.endswith(".safetensors")]
-            by_file = remote_sizes(replace(self.source, revision=self.commit), names, self._remote)
-            return {name: nbytes for sizes in by_file.values() for name, nbytes in sizes.items()}
-        return part_sizes(self.folder, self.config) if self.config is not None else {}
+        return tensor_sizes(self.config, part_sizes(self.folder, self.config)) if self.config is not None else {}
 
     @cached_property
     def sha256(self) -> str:
         """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
         if self.config is not None:
             return self.config.sha256
-        return contents_sha256({name: digest(self.folder / name) for name in self.file_names})
+        known = self.remote.hashes if self.remote is not None else {}
+        return contents_sha256({name: known.get(name) or digest(self.folder / name) for name in self.file_names})
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
         """The stored delta of each tensor that it changes, unread, once it is sure that they belong on this base.
@@ -277,7 +266,7 @@ class DistributionVector:
         """
         if self.config is None:
             return self._adapter_deltas(base)
-        _check_base(self, self.config, base, allow_mismatch=allow_base_mismatch)
+        check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
         return read_contents(self.folder, self.config)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
@@ -301,29 +290,17 @@ class DistributionVector:
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
 
 
-def _check_base(vector: DistributionVector, config: VectorConfig, base: Base, *, allow_mismatch: bool) -> None:
-    faults, tensors = [], base.checkpoint
-    for key, record in sorted(config.tensors.items()):
-        if key not in tensors:
-            faults.append(f"'{key}' {list(record.shape)} is not in this base")
-        elif tensors[key].shape != record.shape:
-            faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(tensors[key].shape)} in this base")
-        elif not tensors[key].torch_dtype.is_floating_point and record.codec != Replace.name:
-            faults.append(f"'{key}' is {tensors[key].dtype} in this base, and the vector has a delta for it ({record.codec})")
-    remedy = f"Put it on the base it was made from: '{config.base}'."
-    if faults:
-        refuse(BaseMismatchError, f"The vector '{vector.name}' does not fit the base '{base}'.", faults, remedy)
-    if allow_mismatch:
-        exact = [f"'{key}'" for key, record in config.tensors.items() if record.codec == Exact.name and base.digests[key] != record.base]
-        if exact:
-            refuse(BaseMismatchError, f"The codec 'exact' has only steps from its own base, and '{base}' is another.", exact, remedy)
-        return
-    if config.base.fingerprint == base.fingerprint:
-        return
-    different = next((key for key, record in sorted(config.tensors.items()) if base.digests[key] != record.base), None)
-    where = f"The first tensor that differs is '{different}'" if different else "A tensor that this vector does not change differs"
-    raise BaseMismatchError(
-        f"The vector '{vector.name}' was made from '{config.base}' (fingerprint {str(config.base.fingerprint)[:16]}), and this base is "
-        f"'{base}' (fingerprint {base.fingerprint[:16]}): another model, or another revision of it. {where}. {remedy} "
-        "To use it on this one all the same, pass allow_base_mismatch=True."
-    )
+def all_deltas(vectors: Sequence[DistributionVector], base: Base, *, allow_base_mismatch: bool = False) -> list[dict[str, StoredDelta]]:
+    """[`DistributionVector.deltas`] of several vectors; what is wrong with any of them is in one error."""
+    found: list[dict[str, StoredDelta]] = []
+    errors: list[DemHubError] = []
+    for vector in vectors:
+        try:
+            found.append(vector.deltas(base, allow_base_mismatch=allow_base_mismatch))
+        except (AdapterError, BaseMismatchError, CheckpointError, CodecError) as error:
+            errors.append(error)
+    if len(errors) > 1:
+        refuse(type(errors[0]), f"{len(errors)} of {len(vectors)} vectors cannot be put on '{base}'.", [str(error) for error in errors])
+    if errors:
+        raise errors[0]
+    return found

@@ -35,6 +35,9 @@ def build(family: str) -> Any:
         return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids))
     if family == "mixtral":
         return t.MixtralForCausalLM(t.MixtralConfig(**llama, num_local_experts=3, num_experts_per_tok=2))
+    if family == "qwen2-moe":
+        sizes = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+        return t.Qwen2MoeForCausalLM(t.Qwen2MoeConfig(**llama, **sizes, num_experts=11, num_experts_per_tok=2))
     bert = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     return t.BertForMaskedLM(t.BertConfig(vocab_size=VOCABULARY, **bert))
 

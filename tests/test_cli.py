@@ -11,6 +11,7 @@ import torch
 from hub.server import Hub
 from huggingface_hub import HfApi
 from models import Models, Zoo, edit_json, load_tensors, read_deltas, reshard
+from published import RECIPE, Published
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, __version__
 from dem_hub.cli import _parser, main
@@ -35,6 +36,8 @@ OPTIONS = {
         "model",
         "--vector",
         "--output",
+        "--push-to-hub",
+        "--private",
         "--dtype",
         "--rounding",
         "--rounding-seed",
@@ -69,7 +72,18 @@ OPTIONS = {
         "--json",
     ],
     "export": ["model", "--vector", "--output", "--peft", "--rank"],
-    "eval": ["model", "--data", "--dtype", "--device-map", "--batch-size", "--max-length", "--json"],
+    "eval": [
+        "model",
+        "--data",
+        "--tasks",
+        "--include-path",
+        "--limit",
+        "--dtype",
+        "--device-map",
+        "--batch-size",
+        "--max-length",
+        "--json",
+    ],
     "push": [
         "folder",
         "repo_id",
@@ -272,6 +286,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "is not NAME=VALUE"),
     "coefficient that is no number": (["merge", "{base}", "--vector", "{vector}=much", "-o", "out"], "is 'much', which is not a number"),
     "coefficient that is not finite": (["merge", "{base}", "--vector", "{vector}=nan", "-o", "out"], "must be a finite number"),
+    "nowhere to put it": (["merge", "{base}", "--vector", "{vector}=1"], "Give a folder (-o), a repository (--push-to-hub), or both"),
     "not a recipe": (["merge", "{base}", "-o", "out"], "is not a recipe"),
     "dtype": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", "--dtype", "int4"], "dtype is 'int4'; choose one of"),
     "shard size": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", "--max-shard-size", "big"], "'big' is not a size"),
@@ -354,3 +369,21 @@ def test_push_list_and_info_on_the_hub(hub: Hub, llama: Models, tmp_path: Path, 
     assert all("range" in seen.headers for seen in hub.requests("GET", r"/resolve/.*safetensors")), "only headers come down"
     assert main(["push", str(llama.base), "ann/x"]) == 2
     assert "no vector, store, recipe or merged model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["hub", "both", "dry"])
+def test_merge_onto_the_hub(published: Published, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+    arguments = ["merge", RECIPE, "--push-to-hub", "ann/merged", "--private", "--max-shard-size", "8KB"]
+    more = {"hub": [], "both": ["-o", tmp_path / "merged"], "dry": ["--dry-run"]}[where]
+    lines = run(capsys, *arguments, *more).splitlines()
+    if where == "dry":
+        assert (lines, ("models", "ann/merged") in hub.store.repos) == ([], False)
+        return
+    assert lines[-1].startswith(f"{hub.endpoint}/ann/merged/commit/")
+    assert lines[:-1] == ([str(tmp_path / "merged")] if where == "both" else [])
+    assert hub.store.repos["models", "ann/merged"].private
+    expected = DEMModel.from_pretrained(RECIPE).state_dict()
+    from transformers import AutoModelForCausalLM
+
+    found = AutoModelForCausalLM.from_pretrained("ann/merged").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -1,23 +1,27 @@
-"""Every example of a docstring, and every Python block of the README, runs and shows what it says."""
+"""Every example of a docstring, and every block of code of the README, of CONTRIBUTING and of the docs, runs."""
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import huggingface_hub
 import pytest
+import torch
 from hub.server import Hub
-from huggingface_hub import HfApi
-from models import Models
+from models import Zoo
+from pages import PAGES, ROOT, blocks_of, run, set_the_stage
+from safetensors.torch import load_file
+from test_callback import arguments, rows
 
 import dem_hub
+from dem_hub import DEMConfig, DistributionVector
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?P<mark><!-- (no-test|test: hub)[^\n]*-->\s*)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
-README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").is_file() else ""
 
 
 def modules() -> list[str]:
@@ -49,23 +53,83 @@ def test_docstring(example: doctest.DocTest, example_names: dict[str, str], capf
     assert runner.failures == 0, "".join(report)
 
 
-def test_readme(example_names: dict[str, str]) -> None:
-    """The blocks run in one namespace, as a reader would type them; those after `<!-- no-test -->` are left out."""
-    names = dict(example_names)
-    blocks = [match for match in BLOCK.finditer(README) if not match["mark"]]
-    for block in blocks:
-        line = README.count("\n", 0, block.start("code"))
-        exec(compile("\n" * line + block["code"], "README.md", "exec"), names)
+@pytest.fixture
+def stage(hub: Hub, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' Hub with the cast of every page, `me` logged in, and an empty cache."""
+    monkeypatch.setenv("HF_TOKEN", set_the_stage(hub, zoo, tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "read"))
 
 
-def test_readme_on_the_hub(hub: Hub, llama: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks after `<!-- test: hub -->` run on the tests' own Hub, by a user called `me`."""
-    monkeypatch.setenv("HF_TOKEN", hub.add_user("me", orgs=("org",)).token)
-    for repo_id, folder in (("org/base", llama.base), ("me/base-finetuned-on-maths", llama.low)):
-        HfApi().create_repo(repo_id)
-        HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
-    names: dict[str, object] = {}
-    blocks = [match["code"] for match in BLOCK.finditer(README) if "test: hub" in (match["mark"] or "")]
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+def test_page(page: Path, stage: None, tmp_path: Path) -> None:
+    """Every block runs, in order and in one namespace, but for those that say why they do not."""
+    run(page, {"trainer": make_trainer(tmp_path / "run")} if page.stem == "training" else None)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+def test_links(page: Path) -> None:
+    """What a page links to within the repository is there."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text("utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES if page.parent.name == "docs"])
+def test_shape(page: Path) -> None:
+    """A page of the docs is short, says first what it gives, and shows code before it explains."""
+    lines = page.read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    assert lines[0].startswith("# ") and lines[2] and not lines[2].startswith(("#", "```", "<"))
+    code = next(number for number, line in enumerate(lines) if line.startswith("```"))
+    assert code < 12
+
+
+CODECS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("dense", {}),
+    "dense-bfloat16": ("dense", {"dtype": "bfloat16"}),
+    "lora": ("lowrank", {"rank": 4}),
+    "lowrank-int8": ("lowrank", {"rank": 4, "dtype": "int8"}),
+    "lrsign": ("lrsign", {"rank": 4}),
+    "lrsign-some": ("lrsign", {"rank": 4, "density": 0.3}),
+    "sign": ("sign", {"density": 0.1}),
+    "random": ("random", {"density": 0.5, "bits": 8}),
+    "int4": ("int4", {}),
+    "int8": ("int8", {}),
+    "auto": ("auto", {"max_error": 0.5}),
+}
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])  # GPT-2's LoRA is transposed
+@pytest.mark.parametrize("name", CODECS)
+def test_the_reader_of_the_page(zoo: Zoo, name: str, family: str) -> None:
+    """The reader that formats.md shows, of 60 lines, has what `DistributionVector` has: in float64, where that sums in float32."""
+    code = blocks_of(ROOT / "docs" / "formats.md")[0].code
+    assert len([line for line in code.splitlines() if line]) <= 60
+    assert set(re.findall(r"^(?:import|from) (\S+)", code.replace("import hashlib, json, math", ""), re.MULTILINE)) == {
+        "pathlib", "torch", "safetensors.torch",
+    }  # fmt: skip
+    reader: dict[str, Any] = {}
+    exec(code, reader)
+    models, (codec, options) = zoo.models(family), CODECS[name]
+    vector = DistributionVector.extract(models.base, models.low if name in ("lora", "auto") else models.full, codec=codec, **options)
+    deltas = reader["read_vector"](vector.folder, load_file(models.base / "model.safetensors"))
+    assert vector.config is not None and set(deltas) == set(vector.config.tensors) and len(deltas) >= 8
+    for key, delta in deltas.items():
+        expected = vector.decode(key, models.base)
+        torch.testing.assert_close(delta.float(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_the_configs_of_the_page(zoo: Zoo, tmp_path: Path) -> None:
+    """The JSON that formats.md shows has the keys that are written, and is read."""
+    shown, recipe = (json.loads(block.code) for block in blocks_of(ROOT / "docs" / "formats.md") if block.language == "json")
+    written = json.loads((zoo.vector("llama-tied") / "vector_config.json").read_text())
+    assert shown.keys() == written.keys() and shown["base"].keys() == written["base"].keys()
+    assert {frozenset(record) for record in written["tensors"].values()} == {frozenset(shown["tensors"]["model.norm.weight"])}
+    read = DEMConfig.from_dict(recipe, "formats.md")
+    assert json.loads(json.dumps(read.to_dict())) == recipe
+
+
+def make_trainer(folder: Path) -> Any:
+    """A Trainer of the reader's own, on the base."""
+    from transformers import AutoModelForCausalLM, Trainer
+
+    return Trainer(AutoModelForCausalLM.from_pretrained("org/base"), arguments(folder), train_dataset=rows())

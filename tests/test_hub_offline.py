@@ -149,7 +149,7 @@ def test_header_of_a_vector(hub: Hub, published: Published, capsys: pytest.Captu
 
 
 def _large_vector(published: Published, folder: Path, weights: torch.Tensor) -> None:
-    """A vector with a megabyte of new rows that nothing reads, since `info` looks at headers only."""
+    """A vector with a tensor of more than a megabyte."""
     from models import edit_vector
     from safetensors.torch import load_file, save_file
 
@@ -157,7 +157,9 @@ def _large_vector(published: Published, folder: Path, weights: torch.Tensor) -> 
     tensors = load_file(folder / "vector_model.safetensors")
     name = next(name for name in tensors if name.endswith("::dense"))
     save_file({**tensors, name: weights}, folder / "vector_model.safetensors")
-    edit_vector(folder)
+    records = json.loads((folder / "vector_config.json").read_text())["tensors"]
+    records[name.removesuffix("::dense")]["shape"] = list(weights.shape)
+    edit_vector(folder, tensors=records)
     HfApi().create_repo("ann/large")
 
 

@@ -17,11 +17,12 @@ from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
 from dem_hub.catalog import list_vectors
 from dem_hub.config import HERE
 from dem_hub.errors import BaseMismatchError, ConfigError, PushConflictError, VectorNotFoundError
-from dem_hub.export import export, push_export
+from dem_hub.export import export
 from dem_hub.push import Change, push
 from dem_hub.recipe import open_recipe
 from dem_hub.records import VectorSource
 from dem_hub.sharing import push_folder
+from dem_hub.upload import push_export
 
 BASE = "org/base"
 

@@ -10,12 +10,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dem_hub.comparison import Comparison, compare
-from dem_hub.errors import CoefficientError, ConfigError, refuse
+from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
@@ -27,6 +27,7 @@ from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
 from dem_hub.search.refinement import Refinement, refine
+from dem_hub.search.request import check, check_granularity, pairs
 from dem_hub.search.result import SearchResult
 from dem_hub.search.solve import Region, common_bounds, common_point
 from dem_hub.search.store import Store
@@ -122,8 +123,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
     began = time.monotonic()
-    _check(vectors, eval_datasets, score, direction, n_trials, held_out)
-    _check_granularity(granularity, score, held_out, max_sum)
+    check(vectors, eval_datasets, score, direction, n_trials, held_out)
+    check_granularity(granularity, score, held_out, max_sum)
     if weights and isinstance(objective, Objective):
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
@@ -133,7 +134,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
     names = list(eval_datasets or {"score": None})
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
-    region = Region.of(_pairs(bounds, len(vectors)), max_sum)
+    region = Region.of(pairs(bounds, len(vectors)), max_sum)
     before = Before.of(earlier)
     kept = Store(store, before.store)
     model = _load(base, vectors, dtype, model_kwargs)
@@ -182,41 +183,6 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         store=kept,
     )
     return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
-
-
-def _check(
-    vectors: Sequence[Any],
-    data: Mapping[str, Any] | None,
-    score: Any,
-    direction: str,
-    n_trials: float | None,
-    held_out: float | Mapping[str, Any],
-) -> None:
-    """Refuse what needs no loading to be seen."""
-    faults = []
-    if not vectors or not (data or score):
-        faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
-    if data and score:
-        faults.append("there are eval_datasets and a score; one of them is what is looked for")
-    if n_trials is not None and not n_trials >= 1:
-        faults.append(f"n_trials is {n_trials}; it must be 1 or more")
-    if not isinstance(held_out, Mapping) and not 0 <= held_out < 1:
-        faults.append(f"held_out is {held_out}; it must be a share of the documents, from 0 to less than 1")
-    if direction not in ("maximize", "minimize"):
-        faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
-    if faults:
-        refuse(ConfigError, "This search cannot begin.", faults)
-
-
-def _check_granularity(granularity: str, score: Any, held_out: Any, max_sum: float | None) -> None:
-    """Refuse what a search by groups does not do."""
-    if granularity not in get_args(Granularity):
-        raise ConfigError(f"granularity is {granularity!r}; it must be one of {', '.join(get_args(Granularity))}.")
-    faults = ["a score, which has no held-out part"] if score is not None else []
-    faults += ["held_out=0, and such coefficients are kept only where held-out data says so"] if held_out == 0 else []
-    faults += [f"max_sum={max_sum}, which is of one coefficient a vector; use bounds"] if max_sum is not None else []
-    if granularity != "model" and faults:
-        refuse(ConfigError, f"granularity='{granularity}' does not go with everything that was given.", faults)
 
 
 def _load(
@@ -321,15 +287,6 @@ def _tell(problem: Problem, table: CrossLoss | None, model: "MergedModel", reaso
 def _geometry(model: "MergedModel") -> Comparison:
     opened = model.dem.open()
     return compare(opened.vectors, opened.base, tuple(model.dem.coefficients))
-
-
-def _pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
-    given: list[Any] = list(bounds)
-    if len(given) == 2 and all(isinstance(value, int | float) for value in given):
-        return [(float(given[0]), float(given[1]))] * count
-    if len(given) != count or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in given):
-        raise ConfigError(f"bounds are {bounds!r}; give one (lower, upper) pair, or one for each of {count} vectors.")
-    return [(float(low), float(high)) for low, high in given]
 
 
 def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:

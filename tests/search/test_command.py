@@ -1,6 +1,7 @@
 """`dem-hub search`: the same result as in Python, in a folder, in a table, in JSON."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys
         f"gauss_newton: {len(result.trials)} trials, {result.num_forward:.4g} forward passes over {2 * 18 * 19} tokens"
     )
     assert (tmp_path / "search.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_first(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*command, "--plot", str(tmp_path / "search.svg")]) == 2
+    assert "pip install 'dem-hub[plot]'" in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
 
 
 def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

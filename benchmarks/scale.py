@@ -1,0 +1,181 @@
+"""How the cost of exporting and loading grows: with the size of the model, the number of vectors, and their rank.
+
+Llama checkpoints of random bf16 weights are made one size after the other, wider as they grow, and PEFT LoRAs with random factors on all linear
+layers; each is deleted when it was measured. Exporting is the whole process, loading is timed inside (imports not counted, every tensor
+read once in float32); the runs take turns, the first of each warms the page cache, and medians count.
+
+    python benchmarks/scale.py                                              # Linux; 21 GB of disk, 24 GB of memory
+    python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
+
+Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
+is measured too: a model of 0.3 MB, and vectors whose coefficients are 0. All points together give
+
+    seconds = a + b * gigabytes + c * gigabytes * vectors * rank
+
+with the smallest relative residuals, and from that what 70B parameters with 8 vectors would take on this machine, had it the disk and memory.
+Bars: no slope above 1.1, and 32 vectors of rank 16 at less than 3 times 3 of them.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from processes import Run, run
+from synthetic import Size, make_adapter, make_checkpoint
+
+STEEPEST = 1.1
+TINY = Size(128, 256, 256, 1)
+LARGE = 140.0  # GB of bf16 in 70B parameters
+LOAD = """
+import sys, time
+from transformers import LlamaForCausalLM
+from dem_hub import DEMModel
+import dem_hub.loading  # imports are not counted
+base, coefficient, *vectors = sys.argv[1:]
+start = time.perf_counter()
+model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(vectors, float(coefficient)))
+sum(float(parameter.float().sum()) for parameter in model.parameters())
+print(time.perf_counter() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting, measured: gigabytes of the base, vectors that count, their rank, and the medians of its runs."""
+
+    gigabytes: float
+    vectors: int
+    rank: int
+    seconds: float
+    cpu: float
+    private: int
+
+    @property
+    def directions(self) -> int:
+        """Vectors times rank."""
+        return self.vectors * self.rank
+
+
+def shape_of(gigabytes: float) -> Size:
+    """A Llama of about that size in bf16, as wide as models of that size are."""
+    width = 1024 if gigabytes < 0.6 else 2048 if gigabytes < 3 else 4096
+    inner, vocabulary = width * 11 // 4, 32000
+    layers = (gigabytes * 1e9 / 2 - 2 * vocabulary * width) / (4 * width**2 + 3 * width * inner)
+    return Size(width, inner, vocabulary, max(1, round(layers)))
+
+
+def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repeat: int) -> dict[str, list[Point]]:
+    """Export and load a base of one size with (vectors, rank) of each setting; 0 vectors are one with the coefficient 0."""
+    base, out = make_checkpoint(folder / "base", size), folder / "out"
+    gigabytes = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e9
+    runs: dict[tuple[str, int, int], list[tuple[float, Run]]] = {}
+    for count, rank in settings:
+        loras = [make_adapter(folder / f"lora-{rank}-{seed}", base, rank, seed) for seed in range(max(count, 1))]
+        coefficient = 1 / count if count else 0.0
+        weighted = [word for lora in loras for word in ("--vector", f"{lora}={coefficient}")]
+        commands: dict[str, list[str | Path]] = {
+            "export": [sys.executable, "-m", "dem_hub.cli", "merge", base, *weighted, "-o", out],
+            "load": [sys.executable, "-c", LOAD, base, str(coefficient), *loras],
+        }
+        for turn in range(repeat + 1):
+            for kind, command in commands.items():
+                shutil.rmtree(out, ignore_errors=True)
+                found = run(command, folder)
+                seconds = float(found.output.split()[-1]) if kind == "load" else found.wall
+                if turn:
+                    runs.setdefault((kind, count, rank), []).append((seconds, found))
+                print(f"{gigabytes:.2f} GB, {count} of rank {rank}, {kind}: {seconds:.2f} s", file=sys.stderr)
+    points: dict[str, list[Point]] = {"export": [], "load": []}
+    for (kind, count, rank), timed in runs.items():
+        seconds, cpu, private = (
+            statistics.median(values) for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
+        )
+        points[kind].append(Point(gigabytes, count, rank, seconds, cpu, int(private)))
+    shutil.rmtree(folder)
+    return points
+
+
+def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, float]:
+    """Of log(seconds - floor) over log(size), by least squares, and the largest relative residual."""
+    logs = torch.tensor([(size, max(seconds - floor, 1e-3)) for size, seconds in pairs], dtype=torch.float64).log()
+    design = torch.stack([torch.ones(len(logs), dtype=torch.float64), logs[:, 0]], 1)
+    solution = torch.linalg.lstsq(design, logs[:, 1:]).solution
+    return float(solution[1]), float((design @ solution - logs[:, 1:]).expm1().abs().max())
+
+
+def fit(points: Sequence[Point]) -> tuple[list[float], float]:
+    """a, b and c of the docstring, and the largest relative residual."""
+    rows = torch.tensor([(1, p.gigabytes, p.gigabytes * p.directions) for p in points], dtype=torch.float64)
+    scale = 1 / torch.tensor([[p.seconds] for p in points], dtype=torch.float64)
+    solution = torch.linalg.lstsq(rows * scale, torch.ones_like(scale), driver="gelsd").solution
+    return solution[:, 0].tolist(), float((rows @ solution * scale - 1).abs().max())
+
+
+def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point]) -> list[str]:
+    """Print the table and the growth of one kind; returns the bars that are missed."""
+    print(f"\n{kind}\n\n| GB | vectors | rank | seconds | CPU, s | private, MB |\n|---|---|---|---|---|---|")
+    points = [tiny, *sizes, *(point for point in counts if point not in sizes)]
+    for p in points:
+        print(f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
+    missed = []
+    unchanged = next(p for p in counts if p.vectors == 0)
+    grown = {
+        "size": slope([(p.gigabytes, p.seconds) for p in sizes], tiny.seconds),
+        "vectors times rank": slope([(p.directions, p.seconds) for p in counts if p.vectors], unchanged.seconds),
+    }
+    print()
+    for what, (steepness, residual) in grown.items():
+        print(f"Growth with {what}: slope {steepness:.2f}, residual at most {residual:.0%}.")
+        missed += [f"{kind} grows with {what} by a slope of {steepness:.2f}"] * (steepness > STEEPEST)
+    (start, each, direction), residual = fit(points)
+    predicted = start + LARGE * (each + direction * 8 * 16)
+    print(f"{start:.2f} s + {each:.2f} s a GB + {1000 * direction:.2f} ms a GB, vector and rank; residual at most {residual:.0%}.")
+    print(f"70B with 8 vectors of rank 16: {predicted / 60:.1f} minutes.", flush=True)
+    seconds = {p.vectors: p.seconds for p in counts if p.rank == 16}
+    if {3, 32} <= seconds.keys():
+        times = seconds[32] / seconds[3]
+        print(f"32 vectors of rank 16 cost {times:.2f} times 3.", flush=True)
+        missed += [f"{kind} of 32 vectors costs {times:.2f} times 3"] * (times >= 3)
+    return missed
+
+
+def main() -> None:
+    """Measure, print tables, and state the growth."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, help="where to make checkpoints (default: a temporary folder)")
+    parser.add_argument("--sizes", type=float, nargs="+", default=[0.3, 1, 4, 8], help="GB of checkpoint, each with 3 vectors of rank 16")
+    parser.add_argument("--vectors", type=int, nargs="+", default=[1, 3, 8, 32], help="numbers of vectors, at the second of the sizes")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64], help="ranks, for each number of vectors")
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    if len(arguments.sizes) < 2 or len(set(arguments.vectors) - {0}) < 2:
+        parser.error("growth takes two sizes and two numbers of vectors at least")
+    usual = (3, 16)
+    counted = arguments.sizes[1]
+    varied = dict.fromkeys([usual, (0, 16), *((count, rank) for rank in arguments.ranks for count in arguments.vectors)])
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        at = Path(temporary)
+        print(f"{torch.get_num_threads()} threads, medians of {arguments.repeat}.", flush=True)
+        small = measure(at / "tiny", TINY, [usual], arguments.repeat)
+        found = {
+            size: measure(at / str(size), shape_of(size), list(varied) if size == counted else [usual], arguments.repeat)
+            for size in arguments.sizes
+        }
+    missed = []
+    for kind in small:
+        sizes = [next(p for p in points[kind] if (p.vectors, p.rank) == usual) for points in found.values()]
+        missed += judge(kind, small[kind][0], sizes, found[counted][kind])
+    if missed:
+        raise SystemExit("\nBars that are missed: " + "; ".join(missed))
+
+
+if __name__ == "__main__":
+    main()
