@@ -62,7 +62,8 @@ class Problem:
     """The search as a strategy sees it.
 
     `n_trials` is the budget in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
-    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough.
+    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `home` is where
+    coefficients are drawn to, their common one by default.
     """
 
     measure: Measure
@@ -73,6 +74,7 @@ class Problem:
     quick: bool = False
     seed: int = 0
     callback: Callable[[int, Trial], None] | None = None
+    home: Point | None = None
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     model: LocalModel | None = None  # the losses around the best point, where the strategy has them
@@ -114,12 +116,15 @@ class Problem:
         return float(usual if self.n_trials is None else self.n_trials)
 
     def pull(self) -> Pull:
-        """How strongly coefficients are drawn to their common one: a prior of width `SPREAD` against so many independent tokens.
+        """How strongly coefficients are drawn to their common one, or home: a prior of width `SPREAD` against so many independent tokens.
 
         Source: with T_eff tokens the loss of c fitted coefficients is c / (2 T_eff) above the best on average (Wilks).
         """
         tokens = sum(map(sum, self.likelihoods.tokens.values()))
-        return Pull(towards_common=INDEPENDENT / (SPREAD**2 * tokens))
+        strength = INDEPENDENT / (SPREAD**2 * tokens)
+        if self.home is None:
+            return Pull(towards_common=strength)
+        return Pull().towards_also(torch.tensor(self.home, dtype=torch.float64), torch.full((self.count,), strength, dtype=torch.float64))
 
     def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
         """Score a point; a point that was scored before costs nothing and is no new trial."""

@@ -1,6 +1,7 @@
 """The search as a whole: what it finds, what it costs, what it refuses, that it goes on, grows, and is read again."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,7 +200,8 @@ def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path
     store = tmp_path_factory.mktemp("killed")
     request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "n_trials": 12}
     content = json.dumps({**request, "store": str(store), "methods": RESUMED})
-    done = subprocess.run([sys.executable, "-c", KILLED, content], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
+    done = subprocess.run([sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return store
 
