@@ -8,7 +8,7 @@ read once in float32); the runs take turns, the first of each warms the page cac
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
 
 Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
-is measured too: a model of 0.3 MB, and vectors whose coefficients are 0. All points together give
+is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. All points together give
 
     seconds = a + b * gigabytes + c * gigabytes * vectors * rank
 
@@ -30,6 +30,7 @@ from processes import Run, run
 from synthetic import Size, make_adapter, make_checkpoint
 
 STEEPEST = 1.1
+NOISE = 0.05  # what stands out less from what takes no growth is left out of the slope
 TINY = Size(128, 256, 256, 1)
 LARGE = 140.0  # GB of bf16 in 70B parameters
 LOAD = """
@@ -101,9 +102,12 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
     return points
 
 
-def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, float]:
-    """Of log(seconds - floor) over log(size), by least squares, and the largest relative residual."""
-    logs = torch.tensor([(size, max(seconds - floor, 1e-3)) for size, seconds in pairs], dtype=torch.float64).log()
+def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, float] | None:
+    """Of log(seconds - floor) over log(size), by least squares, and the largest relative residual; of what stands out from the floor."""
+    grown = [(size, seconds - floor) for size, seconds in pairs if seconds - floor > NOISE * floor]
+    if len(grown) < 2:
+        return None
+    logs = torch.tensor(grown, dtype=torch.float64).log()
     design = torch.stack([torch.ones(len(logs), dtype=torch.float64), logs[:, 0]], 1)
     solution = torch.linalg.lstsq(design, logs[:, 1:]).solution
     return float(solution[1]), float((design @ solution - logs[:, 1:]).expm1().abs().max())
@@ -130,7 +134,11 @@ def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point
         "vectors times rank": slope([(p.directions, p.seconds) for p in counts if p.vectors], unchanged.seconds),
     }
     print()
-    for what, (steepness, residual) in grown.items():
+    for what, found in grown.items():
+        if found is None:
+            print(f"Growth with {what}: too little to measure.")
+            continue
+        steepness, residual = found
         print(f"Growth with {what}: slope {steepness:.2f}, residual at most {residual:.0%}.")
         missed += [f"{kind} grows with {what} by a slope of {steepness:.2f}"] * (steepness > STEEPEST)
     (start, each, direction), residual = fit(points)

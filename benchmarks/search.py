@@ -3,10 +3,13 @@
     python benchmarks/finetunes.py finetunes
     python benchmarks/search.py finetunes gsm code reference                 # 125 points of a grid, and everything else
     python benchmarks/search.py finetunes gsm code reference tasks --grid-best 60
+    python benchmarks/search.py finetunes gsm code reference --tokens 1000 --methods gauss_newton group block
 
 Every method is given the same validation tokens and a count of its own, and its best point is scored on test text from other documents.
 `--grid-best` scores only so many grid points, those that are best by the statistics of `gauss_newton`, of a grid too large to be scored
-whole. What is done is kept in the folder, method by method; a run that is killed goes on.
+whole. `group` and `block` are `gauss_newton` with coefficients for groups of tensors after it, accepted on as many validation tokens
+again. What is done is kept in the folder, method by method; a run that is killed goes on. Once there are runs with several `--tokens`, a
+second table says how many validation tokens it takes until `gauss_newton` is better on test text than 1/N and one common coefficient.
 
 Exits with an error where `gauss_newton` or `quadratic` needs more forward passes than promised, or is worse than the grid's best point, or
 where what `gauss_newton` chose is no better than 1/N and the best common coefficient on test text.
@@ -35,6 +38,7 @@ VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
 N_TRIALS = 40  # of Optuna's samplers
 GRID = "grid"
+GROUPS = ("group", "block")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,16 @@ def windows(tokenizer: Any, path: Path, tokens: int) -> list[Window]:
     return found
 
 
+def after(tokenizer: Any, folder: Path, names: Sequence[str], tokens: int) -> dict[str, list[Window]]:
+    """As many validation tokens again, from the documents after those that are searched on."""
+    found = {}
+    for name in names:
+        path = folder / "texts" / f"{name}.validation.jsonl"
+        first, both = (windows(tokenizer, path, count) for count in (tokens, 2 * tokens))
+        found[name] = both[len(first) :]
+    return found
+
+
 def methods(grid_best: int | None, first: SearchResult | None) -> dict[str, Strategy]:
     """By name; the grid last."""
     found: dict[str, Strategy] = {
@@ -69,6 +83,7 @@ def methods(grid_best: int | None, first: SearchResult | None) -> dict[str, Stra
         "quadratic": TrustRegion(),
         "uniform": Uniform(),
         **{f"optuna {name}": Optuna(name) for name in ("gp", "tpe", "cmaes")},
+        **{name: GaussNewton() for name in GROUPS},
         GRID: Grid(VALUES),
     }
     if grid_best is not None and first is not None and first.model is not None:
@@ -85,9 +100,9 @@ def forwards_to(trials: Sequence[dict[str, Any]], target: float, total: float) -
     return f"{min(reached[0], total):g}" if reached else "never"
 
 
-def run(folder: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], grid_best: int | None) -> dict[str, Any]:
+def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], grid_best: int | None) -> dict[str, Any]:
     """Everything that is not there yet; returns the records by method."""
-    base, work = folder / "base", folder / "search" / f"{'-'.join(names)}-{tokens}"
+    base, work = folder / "base", output / f"{'-'.join(names)}-{tokens}"
     vectors = [folder / "vectors" / name for name in names]
     for name, vector in zip(names, vectors, strict=True):
         if not vector.is_dir():
@@ -111,7 +126,8 @@ def run(folder: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], 
                 list(map(str, vectors)),
                 sides["validation"],
                 method=strategy,
-                held_out=0,
+                held_out=after(tokenizer, folder, names, tokens) if name in GROUPS else 0,
+                granularity=name if name in GROUPS else "model",
                 n_trials=count,
                 store=work / f"store {name}",
             )
@@ -124,11 +140,13 @@ def run(folder: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], 
 
 def record(result: SearchResult, model: Any, test: dict[str, list[Window]]) -> dict[str, Any]:
     """What a method found, and what that and the obvious points are worth on test text."""
-    count = len(result.coefficients)
-    points = {"found": result.best.coefficients, "base": (0.0,) * count, "1/N": (1 / count,) * count}
+    names = list(model.dem.coefficients)
+    points = {"found": dict(result.coefficients), "base": dict.fromkeys(names, 0.0), "1/N": dict.fromkeys(names, 1 / len(names))}
+    if result.refinement is not None:
+        points |= {"groups": dict(result.refinement.coefficients), "one": dict(zip(names, result.best.coefficients, strict=True))}
     losses = {}
     for label, point in points.items():
-        model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
+        model.dem.set_coefficients(point)
         scores = evaluate(model, test)
         losses[label] = sum(score.loss for score in scores.values()) / len(scores)
     trials = [{"coefficients": trial.coefficients, "value": trial.value} for trial in result.trials]
@@ -138,7 +156,7 @@ def record(result: SearchResult, model: Any, test: dict[str, list[Window]]) -> d
         "trials": trials,
         "best": trials[result.trials.index(result.best)],
         "test": losses,
-    }
+    } | ({"refinement": result.refinement.to_dict()} if result.refinement is not None else {})
 
 
 def report(records: dict[str, Any]) -> list[str]:
@@ -152,7 +170,7 @@ def report(records: dict[str, Any]) -> list[str]:
         total = entry["num_forward"]
         reached = (
             (f"{total:g}" if best["value"] <= target else "never")
-            if name == "gauss_newton"
+            if name in ("gauss_newton", *GROUPS)
             else forwards_to(entry["trials"], target, total)
         )
         print(f"| {name} | {point} | {total:g} | {reached} | {best['value']:.4f} | {entry['test']['found']:.4f} |")
@@ -176,18 +194,69 @@ def report(records: dict[str, Any]) -> list[str]:
     return faults
 
 
+def report_groups(records: dict[str, Any]) -> None:
+    """What coefficients by groups find and are worth, kept or not."""
+    found = {name: entry for name, entry in records.items() if "refinement" in entry}
+    if found:
+        print(
+            "\n| coefficients | number | more forward passes | validation loss | held out: gain (error) | test loss |\n|---|---|---|---|---|---|"
+        )
+    for name, entry in found.items():
+        refined = entry["refinement"]
+        (one,) = [contender for label, contender in refined["acceptance"]["contenders"].items() if label != "found"]
+        print(f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | {entry['test']['one']:.4f} |")
+        gain = f"{one['difference']:.4f} ({one['error']:.4f}), {'kept' if one['difference'] > one['error'] else 'not kept'}"
+        print(
+            f"| by {name} | {len(refined['coordinates'])} | {refined['num_forward']:g} | {refined['best']['value']:.4f} | {gain} | "
+            f"{entry['test']['groups']:.4f} |"
+        )
+
+
+def report_tokens(output: Path, names: Sequence[str]) -> None:
+    """From how many validation tokens on `gauss_newton` is better on test text than what takes no search or one coefficient."""
+    runs, stem = {}, f"{'-'.join(names)}-"
+    for folder in output.glob(f"{stem}*"):
+        paths = {name: folder / f"{name}.json" for name in ("gauss_newton", "uniform")}
+        if folder.name.removeprefix(stem).isdigit() and paths["gauss_newton"].is_file():
+            tests = {name: json.loads(path.read_text())["test"] for name, path in paths.items() if path.is_file()}
+            common = tests["uniform"]["found"] if "uniform" in tests else None
+            runs[int(folder.name.removeprefix(stem))] = (tests["gauss_newton"]["found"], tests["gauss_newton"]["1/N"], common)
+    if len(runs) < 2:
+        return
+    print("\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n|---|---|---|---|---|")
+    needed = None
+    for tokens, (found, share, common) in sorted(runs.items()):
+        if common is None:
+            print(f"| {tokens} | {found:.4f} | {share:.4f} | not run | {'than 1/N' if found < share else 'no'} |")
+            continue
+        better = found < min(share, common)
+        needed = (needed or tokens) if better else None  # from here on, at all that were tried
+        print(f"| {tokens} | {found:.4f} | {share:.4f} | {common:.4f} | {'than both' if better else 'no'} |")
+    whole = sorted(tokens for tokens, (_, _, common) in runs.items() if common is not None)
+    if whole:
+        fewest = f"more than {whole[-1]}" if needed is None else f"{needed} or fewer" if needed == whole[0] else str(needed)
+        print(f"\ntokens needed: {fewest} (tried: {', '.join(map(str, whole))})")
+
+
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="what benchmarks/finetunes.py made")
     parser.add_argument("names", nargs="+", help="distributions")
     parser.add_argument("--tokens", type=int, default=2_000, help="of each distribution, for validation and again for test (default 2000)")
-    parser.add_argument("--methods", nargs="+", default=list(methods(None, None)), help="default: all")
+    usual = [name for name in methods(None, None) if name not in GROUPS]
+    parser.add_argument("--methods", nargs="+", default=usual, help="default: all but group and block")
+    parser.add_argument("--output", type=Path, help="where the runs are kept (default: `search` in the folder)")
     parser.add_argument("--grid-best", type=int, help="score so many points of the grid only")
     parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    faults = report(run(options.folder.resolve(), options.names, options.tokens, options.methods, options.grid_best))
+    folder = options.folder.resolve()
+    output = (options.output or folder / "search").resolve()
+    records = run(folder, output, options.names, options.tokens, options.methods, options.grid_best)
+    faults = report(records)
+    report_groups(records)
+    report_tokens(output, options.names)
     sys.exit("\n".join(faults) if faults else 0)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dem_hub.errors import CheckpointError
-from dem_hub.records import parse_json
+from dem_hub.records import ATTENTION, EMBEDDING, MLP, OTHER, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -59,7 +59,8 @@ class Architecture:
 
     `modules` is keyed by checkpoint key; `parameters` maps a name in memory to its key on disk, for tensors that are one in both;
     `buffers` are checkpoint keys of what training does not move; `tied` names the input and the output embedding, where they are one;
-    `fused` are parameters that are experts' matrices put together in memory, by their names there.
+    `fused` are parameters that are experts' matrices put together in memory, by their names there;
+    `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and what is outside the layers).
     """
 
     name: str
@@ -68,6 +69,7 @@ class Architecture:
     buffers: frozenset[str]
     tied: frozenset[str]
     fused: Mapping[str, Fused] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
     kinds: dict[str, Kind] = {name: "embedding" if name == "model.embed_tokens.weight" else "linear" for name in matrices}
     modules = {name: Module(name.removesuffix(".weight"), kind) for name, kind in kinds.items()}
     ends = frozenset({"model.embed_tokens", "lm_head"}) if tied else frozenset[str]()
-    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends)
+    groups = {name: _plain_group(name) for name in names}
+    return Architecture(known, modules, {name: name for name in names}, frozenset(), ends, groups=groups)
 
 
 def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
@@ -166,7 +169,11 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     are_tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
     tied = frozenset(name for name, module in by_name.items() if are_tied and any(module is end for end in ends))
     parameters = {name: key for key, name in names.items()}
-    return Architecture(type(model).__name__, modules, parameters, frozenset(k for k, n in names.items() if n in buffers), tied, fused)
+    output = model.get_output_embeddings()
+    places = names | {key: name for name, parts in fused.items() for part in parts for key in part}
+    groups = {key: _group(places.get(key, key), by_name, output) for key in keys}
+    found = frozenset(key for key, name in names.items() if name in buffers)
+    return Architecture(type(model).__name__, modules, parameters, found, tied, fused, groups)
 
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
@@ -206,6 +213,25 @@ def _stacks(converter: "WeightConverter") -> bool:
     """Whether a converter lays experts side by side, and below that their parts one below the other, and does nothing more."""
     operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
     return operations in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
+
+
+def _plain_group(name: str) -> str:
+    if "norm" in name:
+        return OTHER
+    return ATTENTION if ".self_attn." in name else MLP if ".mlp." in name else EMBEDDING
+
+
+def _group(name: str, modules: Mapping[str, torch.nn.Module], output: torch.nn.Module | None) -> str:
+    """From the classes of the modules that a tensor lies in; what is in a layer, and no attention or norm, is of its MLP."""
+    parts = name.split(".")
+    owners = [modules[path] for path in (".".join(parts[:end]) for end in range(1, len(parts))) if path in modules]
+    if not owners or "Norm" in type(owners[-1]).__name__:
+        return OTHER
+    if any("Attention" in type(owner).__name__ for owner in owners):
+        return ATTENTION
+    if isinstance(owners[-1], torch.nn.Embedding) or owners[-1] is output:
+        return EMBEDDING
+    return MLP if any(isinstance(owner, torch.nn.ModuleList) for owner in owners) else OTHER
 
 
 def _kind(module: torch.nn.Module | None) -> Kind | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dem_hub.catalog import RECIPE_TAG, STORE_TAG, VECTOR_TAG
-from dem_hub.records import REPO_ID
+from dem_hub.records import REPO_ID, Coefficient, coefficient_text
 from dem_hub.vector_config import VectorConfig
 
 BEGIN = "<!-- dem-hub: from here to the next mark the text is written anew with each push -->"
@@ -134,7 +134,7 @@ def store_card(repo_id: str, base: str | None, members: Mapping[str, tuple[str, 
 def recipe_card(
     repo_id: str,
     base: str,
-    coefficients: Mapping[str, float],
+    coefficients: Mapping[str, Coefficient],
     search: Mapping[str, Any] | None,
     licences: Mapping[str, str],
     *,
@@ -142,7 +142,8 @@ def recipe_card(
 ) -> Card:
     """The card of a recipe, or of the model that was merged from one."""
     before, after = ({k: float(v) for k, v in dict((search or {}).get(name) or {}).items()} for name in ("base_losses", "losses"))
-    formula = "base + " + " + ".join(f"{value:g} * vector" for value in coefficients.values())
+    values = [f"({coefficient_text(value)})" if isinstance(value, Mapping) else f"{value:g}" for value in coefficients.values()]
+    formula = "base + " + " + ".join(f"{value} * vector" for value in values)
     text = [f"A distribution-edited model: {formula}.", _table(("", "coefficient"), _terms(base, coefficients))]
     if after:
         rows = [
@@ -175,8 +176,8 @@ def _vector_facts(config: VectorConfig) -> dict[str, str]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _terms(base: str, coefficients: Mapping[str, float]) -> list[tuple[str, str]]:
-    return [(_link(base), "base"), *((_link(name), f"{value:g}") for name, value in coefficients.items())]
+def _terms(base: str, coefficients: Mapping[str, Coefficient]) -> list[tuple[str, str]]:
+    return [(_link(base), "base"), *((_link(name), coefficient_text(value)) for name, value in coefficients.items())]
 
 
 def _result(name: str, loss: float) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from dem_hub.records import (
     FORMAT_VERSION,
     REPO_ID,
     BaseRecord,
+    Coefficient,
     VectorSource,
     as_mapping,
+    check_coefficient,
     check_inside,
     check_version,
     parse_json,
@@ -48,10 +50,10 @@ ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 @dataclass(frozen=True)
 class VectorRecord:
-    """One vector of a recipe: where it is, what it must be, and its coefficient."""
+    """One vector of a recipe: where it is, what it must be, and its coefficient, or one for each group of its tensors."""
 
     repo_id: str
-    coefficient: float
+    coefficient: Coefficient
     commit: str | None = None
     subfolder: str = ""
     sha256: str | None = None
@@ -60,8 +62,9 @@ class VectorRecord:
     def __post_init__(self) -> None:
         """Refuse what no merge could use."""
         check_inside(self.subfolder, f"subfolder of vector '{self.repo_id}'")
-        if isinstance(self.coefficient, bool) or not isinstance(self.coefficient, (int, float)) or not math.isfinite(self.coefficient):
-            raise ConfigError(f"Vector '{self.repo_id}' has coefficient {self.coefficient!r}; it must be a finite number.")
+        check_coefficient(self.coefficient, f"Vector '{self.repo_id}'")
+        if isinstance(self.coefficient, Mapping):
+            object.__setattr__(self, "coefficient", dict(self.coefficient))  # a copy, which the caller cannot change
         if self.commit is not None and not COMMIT.fullmatch(self.commit):
             raise ConfigError(f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit.")
 
@@ -111,11 +114,11 @@ class DEMConfig:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def coefficients(self) -> dict[str, Coefficient]:
         """The coefficient of each vector, by its name (`repo_id`, or `repo_id//subfolder`)."""
         return {str(VectorSource(v.repo_id, None, v.subfolder)): v.coefficient for v in self.vectors}
 
-    def with_coefficients(self, coefficients: Mapping[str, float]) -> "DEMConfig":
+    def with_coefficients(self, coefficients: Mapping[str, Coefficient]) -> "DEMConfig":
         """The same recipe with other coefficients; vectors that are not named keep theirs.
 
         Raises:

@@ -24,8 +24,10 @@ from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
+from dem_hub.groups import take_apart
 from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
 from dem_hub.parallel import one_core
+from dem_hub.records import Coefficient
 from dem_hub.rounding import Noise, round_into
 from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector, all_deltas
@@ -60,7 +62,7 @@ class Merge:
     def of(
         cls,
         base: Base,
-        vectors: Sequence[tuple[DistributionVector, float]],
+        vectors: Sequence[tuple[DistributionVector, Coefficient]],
         *,
         rounding: Rounding = "stochastic",
         seed: int = 0,
@@ -69,15 +71,16 @@ class Merge:
         """Check that the vectors belong on the base and put them in order.
 
         Raises:
-            `CoefficientError`: a coefficient that is not finite.
+            `CoefficientError`: a coefficient that is not finite; groups that leave out a tensor which their vector changes.
             `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`]; buffers that two vectors disagree on.
         """
         terms = []
         found = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
         for (vector, coefficient), deltas in zip(vectors, found, strict=True):
-            if not math.isfinite(coefficient):
-                raise CoefficientError(f"Vector '{vector.name}' has coefficient {coefficient}; it must be a finite number.")
-            terms.append(Term(vector.name, vector.sha256, float(coefficient), deltas))
+            for name, number, part in _parts(vector.name, coefficient, deltas, base):
+                if not math.isfinite(number):
+                    raise CoefficientError(f"Vector '{name}' has coefficient {number}; it must be a finite number.")
+                terms.append(Term(name, vector.sha256, float(number), part))
         terms.sort(key=lambda term: (term.sha256, term.name))
         merge = cls(base.checkpoint, tuple(terms), rounding, seed, base.twins if terms else {})
         merge._check_replacements()
@@ -227,6 +230,16 @@ class Merge:
                 faults,
                 "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
             )
+
+
+def _parts(
+    name: str, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
+) -> list[tuple[str, float, Mapping[str, StoredDelta]]]:
+    """A vector as the terms that it is: one, or one for each group with a coefficient of its own."""
+    if not isinstance(coefficient, Mapping):
+        return [(name, coefficient, deltas)]
+    taken = take_apart(deltas, tuple(coefficient), base, name)
+    return [(f"{name} [{group}]", number, taken[group]) for group, number in coefficient.items()]
 
 
 @dataclass(frozen=True)

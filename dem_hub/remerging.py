@@ -21,7 +21,7 @@ from dem_hub.index import Index, full_index
 from dem_hub.merging import Merge
 from dem_hub.parallel import in_order
 from dem_hub.recipe import OpenedRecipe, open_config, open_recipe
-from dem_hub.records import VectorSource
+from dem_hub.records import Coefficient, VectorSource
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -58,15 +58,16 @@ class AttachedRecipe:
         return f"{self.config.base}{terms}"
 
     @property
-    def coefficients(self) -> dict[str, float]:
-        """The coefficient of each vector, by name."""
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The coefficient of each vector, by name: a number, or one for each group of its tensors."""
         return self.config.coefficients
 
-    def set_coefficients(self, coefficients: Mapping[str, float]) -> None:
+    def set_coefficients(self, coefficients: Mapping[str, Coefficient]) -> None:
         """Merge again in place, on the devices where the weights are: the same bits as a fresh load there.
 
         Args:
-            coefficients (`Mapping[str, float]`): by vector name; vectors that are not named keep theirs.
+            coefficients (`Mapping[str, float]`): by vector name; vectors that are not named keep theirs. As in
+                [`DEMModel.from_pretrained`], each may be several, by group.
 
         Raises:
             `CoefficientError`: unknown names; a change of the vocabulary's size; weights that are quantised, offloaded or sharded.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -49,7 +49,9 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
 def recipe_text(path: str, recipe: DEMConfig) -> str:
     """A recipe in a few lines."""
     lines = [path, f"  base     {recipe.base}"]
-    lines += [f"  vector   {coefficient:+.4f} * {name}" for name, coefficient in recipe.coefficients.items()]
+    for name, value in recipe.coefficients.items():
+        groups = value.items() if isinstance(value, Mapping) else [("", value)]
+        lines += [f"  vector   {number:+.4f} * {name}" + (f" [{group}]" if group else "") for group, number in groups]
     lines.append(f"  dtype    {recipe.dtype or 'as the base'}, {recipe.rounding} rounding, seed {recipe.rounding_seed}")
     if recipe.search:
         lines.append(f"  search   {json.dumps(recipe.search, sort_keys=True)}")

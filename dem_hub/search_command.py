@@ -9,7 +9,7 @@ from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError
 
 _PASSED_ON = (
-    "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
+    "granularity", "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
 )  # fmt: skip
 
 
@@ -31,6 +31,12 @@ def add_search(commands: Any) -> None:
         "--bounds", nargs=2, type=float, default=(0.0, 1.5), metavar=("LOW", "HIGH"), help="of a coefficient (default 0 1.5)"
     )
     parser.add_argument("--max-sum", type=float, help="the most that the coefficients may sum to")
+    parser.add_argument(
+        "--granularity",
+        default="model",
+        choices=("model", "block", "group"),
+        help="coefficients of whole vectors (default), or also of runs of layers, or of attention, MLPs, embeddings; kept if better held out",
+    )
     parser.add_argument("--n-trials", type=float, help="forward passes over the data at most (default: what the method needs)")
     parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
     parser.add_argument("--earlier", help="folder of an earlier search or recipe to go on from")

@@ -1,6 +1,7 @@
 """The shape of the package: who may import whom, how large a module may be, and what importing it loads."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ LONGEST = 350  # lines of a module
 # A module imports only from those before it, also inside functions. A package is one layer.
 LAYERS = [
     "_version", "errors", "records", "files", "unfinished", "integrity", "transport", "hub", "stubs", "push", "catalog", "vector_config", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "parallel", "shards", "fingerprint", "scratch", "rounding", "codecs", "architecture",
-    "experts", "adapter", "adapter_writer", "contents", "base", "identity", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "merged", "preview", "export", "upload", "sharing", "concatenation", "remerging", "loading", "search",
+    "experts", "adapter", "adapter_writer", "contents", "base", "groups", "identity", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "merged", "preview", "export", "upload", "sharing", "concatenation", "remerging", "loading", "search",
     "callback", "report", "demo", "registration", "arguments", "search_command", "evaluation", "eval_command", "cli", "__init__",
 ]  # fmt: skip
 
@@ -80,6 +81,12 @@ def test_no_cycles() -> None:
         unrun = for_types_only(tree)
         graph[module_name(path)] = {name for node, name in imports(tree) if node not in unrun}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_contributing_has_the_modules_in_order() -> None:
+    rows = [line.split("|")[1] for line in (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)/?`", row) if name in LAYERS]
+    assert named == [name for name in LAYERS if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("path", MODULES)

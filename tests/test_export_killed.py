@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import Zoo
+import torch
+from models import Zoo, load_tensors, reshard
 from safetensors import SafetensorError
 
+import dem_hub.shards
 import dem_hub.unfinished
+from dem_hub import DistributionVector
 from dem_hub.errors import BusyError
 from dem_hub.export import export, preview_export
 from dem_hub.integrity import digest
@@ -271,3 +274,50 @@ def test_a_full_disk_counts_what_is_there(zoo: Zoo, tmp_path: Path, monkeypatch:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - there))
     assert preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE).free == needed
+
+
+def test_written_out_twins_stay_tied(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output embedding, written beside the input embedding it is tied to, rounds alike, also when the kill fell between the two."""
+
+    def write_out(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    models = zoo.models("llama-tied")
+    base, full = (reshard(folder, tmp_path / name, change=write_out) for name, folder in (("base", models.base), ("full", models.full)))
+    DistributionVector.extract(base, full, codec="dense").save_pretrained(tmp_path / "vector")
+    opened = open_base_and_vectors(VectorSource(str(base)), {str(tmp_path / "vector"): 0.3})
+    asked = stop_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        export(opened, tmp_path / "merged", max_shard_size=SIZE)
+    assert asked == ["lm_head.weight", "model.embed_tokens.weight"]
+    export(opened, tmp_path / "merged", max_shard_size=SIZE)
+    assert asked.count("lm_head.weight") == 1
+    merged = load_tensors(tmp_path / "merged")
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert not torch.equal(merged["lm_head.weight"], load_tensors(base)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_several_threads_and_a_full_disk(
+    zoo: Zoo, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Blocks that were under way are lost, and nothing else; what was written stays for the next run."""
+    real, written = dem_hub.shards._as_bytes, []
+
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        written.append(tensor)
+        if len(written) == 12:
+            raise OSError(28, "No space left on device")
+        return real(tensor)
+
+    monkeypatch.setattr(dem_hub.unfinished, "STRIDE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(dem_hub.shards, "_as_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    assert f"is kept in '{tmp_path / '.merged.partial'}', and the same command goes on" in caught.value.__notes__[0]
+    there = preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE).written
+    assert 0 < there < sum(path.stat().st_size for path in (tmp_path / ".merged.partial").glob("*.safetensors"))
+    export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    assert _but_paths(contents(tmp_path / "merged")) == _but_paths(whole)

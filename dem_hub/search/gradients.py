@@ -4,7 +4,7 @@ dL / dc_i = sum over parameters of <dL / d parameter, delta_i of that parameter>
 ready, and the gradient is dropped then, so that one parameter's gradient and delta are all that is held beside the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from dem_hub.architecture import memory_names
 from dem_hub.codecs.delta import Delta, inner
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import CoefficientError
+from dem_hub.groups import take_apart
 from dem_hub.index import full_index
 from dem_hub.search.data import Window
 from dem_hub.search.forward import batches, negative_log_likelihood, scored_logits
@@ -25,16 +26,19 @@ if TYPE_CHECKING:
 
 
 class CoefficientGradient:
-    """Knows which delta belongs to which parameter of a merged model.
+    """Knows which delta belongs to which parameter of a merged model, and to which coefficient: of a vector, or of one of its groups.
 
     Raises:
         `CoefficientError`: vectors that add rows, or change what is several tensors on disk and one in memory (fused experts).
     """
 
-    def __init__(self, model: "MergedModel") -> None:
+    def __init__(self, model: "MergedModel", groups: Sequence[str] = ()) -> None:
         opened = model.dem.open()
         self.model, self.base = model, opened.base.checkpoint
-        vectors = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
+        whole = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
+        vectors: list[Mapping[str, StoredDelta]] = []
+        for vector, deltas in zip(opened.vectors, whole, strict=True):
+            vectors += take_apart(deltas, groups, opened.base, vector.name).values() if groups else [deltas]
         self.count = len(vectors)
         names = memory_names(model, self.base)
         parameters = dict(model.named_parameters(remove_duplicate=False))

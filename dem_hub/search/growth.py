@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dem_hub.config import DEMConfig
+from dem_hub.records import level
 from dem_hub.search.likelihoods import Point
 from dem_hub.search.result import RESULT, SearchResult
 from dem_hub.search.store import Store
@@ -31,8 +32,9 @@ class Before:
             saved = (folder / RESULT).is_file()
             earlier = SearchResult.from_pretrained(folder) if saved else DEMConfig.from_pretrained(earlier)
         if isinstance(earlier, SearchResult):
-            return cls(earlier.coefficients, earlier.store, earlier.store.has_logits)
-        return cls(earlier.coefficients, Store())
+            known = dict(zip(earlier.coefficients, earlier.best.coefficients, strict=True))
+            return cls(known, earlier.store, earlier.store.has_logits)
+        return cls({name: level(value) for name, value in earlier.coefficients.items()}, Store())
 
     def start(self, names: Sequence[str]) -> Point | None:
         """The known coefficients; a new vector begins at their mean."""

@@ -5,6 +5,7 @@ through the model, divided by the tokens of the data; a backward pass counts two
 """
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,6 +64,12 @@ class Likelihoods:
     def names(self) -> tuple[str, ...]:
         """What the coordinates of a point are called."""
         return self.coordinates.names
+
+    def at(self, coordinates: Coordinates) -> "Likelihoods":
+        """The same data and store for points of other coordinates, with a count of its own, in which what is paid is paid."""
+        other = copy(self)
+        other.coordinates, other.run, other._gradient = coordinates, 0, None
+        return other
 
     @property
     def num_forward(self) -> float:
@@ -203,7 +210,7 @@ class Likelihoods:
         key = f"gradient {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
         if key not in self.store:
             if self._gradient is None:
-                self._gradient = CoefficientGradient(self.model)
+                self._gradient = CoefficientGradient(self.model, self.coordinates.groups)
             self.coordinates.move_to(point)
             slopes = {}
             for name, windows in self.data.items():

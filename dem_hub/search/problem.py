@@ -5,6 +5,7 @@ A trial's losses come from a [`Likelihoods`] or from a caller's `score`; strateg
 
 import logging
 import math
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class Problem:
     """The search as a strategy sees it.
 
     `n_trials` is the budget in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
-    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough.
+    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `home` is where
+    coefficients are drawn to, their common one by default.
     """
 
     measure: Measure
@@ -72,6 +74,7 @@ class Problem:
     quick: bool = False
     seed: int = 0
     callback: Callable[[int, Trial], None] | None = None
+    home: Point | None = None
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     model: LocalModel | None = None  # the losses around the best point, where the strategy has them
@@ -113,12 +116,15 @@ class Problem:
         return float(usual if self.n_trials is None else self.n_trials)
 
     def pull(self) -> Pull:
-        """How strongly coefficients are drawn to their common one: a prior of width `SPREAD` against so many independent tokens.
+        """How strongly coefficients are drawn to their common one, or home: a prior of width `SPREAD` against so many independent tokens.
 
         Source: with T_eff tokens the loss of c fitted coefficients is c / (2 T_eff) above the best on average (Wilks).
         """
         tokens = sum(map(sum, self.likelihoods.tokens.values()))
-        return Pull(towards_common=INDEPENDENT / (SPREAD**2 * tokens))
+        strength = INDEPENDENT / (SPREAD**2 * tokens)
+        if self.home is None:
+            return Pull(towards_common=strength)
+        return Pull().towards_also(torch.tensor(self.home, dtype=torch.float64), torch.full((self.count,), strength, dtype=torch.float64))
 
     def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
         """Score a point; a point that was scored before costs nothing and is no new trial."""
@@ -151,14 +157,16 @@ class Problem:
 class Score:
     """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
 
-    Scores are filed in a [`Store`] by the function's name: each function needs a store of its own, or a name of its own.
+    Scores are filed in a [`Store`] by the function's name, so that a killed search goes on: each function needs a store of its own, or a
+    name of its own. What has no name (a lambda, a partial) is filed for this search alone.
     """
 
     def __init__(self, model: Any, function: Callable[[Any], float], store: Store, *, maximise: bool) -> None:
         self.model, self.function, self.store, self.sign = model, function, store, -1.0 if maximise else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
-        self._label = getattr(function, "__qualname__", type(function).__qualname__)
+        name = getattr(function, "__qualname__", "")
+        self._label = name if name and "<lambda>" not in name else uuid.uuid4().hex
         self._paid: set[str] = set()
 
     @property

@@ -11,10 +11,11 @@ from dem_hub.config import DEMConfig
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.files import write_text
 from dem_hub.records import check_version, parse_json
-from dem_hub.search.acceptance import Acceptance
+from dem_hub.search.acceptance import FOUND, Acceptance
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import Trial
 from dem_hub.search.quadratic import LocalModel
+from dem_hub.search.refinement import Refinement
 from dem_hub.search.solve import Region, best_point
 from dem_hub.search.store import Store
 from dem_hub.search.table import BASE, Cell, CrossLoss
@@ -39,7 +40,8 @@ class SearchResult:
 
     `config` is the recipe; `best` the trial of its coefficients; `trials` all of them, in order; `table` the cross-loss table;
     `acceptance` the comparison on held-out data; `model` the losses around the best point; `num_forward` the cost in forward passes
-    over the search data, and `num_forward_held_out` over the held-out data; `notes` what a user should know.
+    over the search data, and `num_forward_held_out` over the held-out data; `notes` what a user should know. All of these are of one
+    coefficient a vector; `refinement` is what was looked for by groups of tensors, and where it is kept, the recipe has it.
     """
 
     config: DEMConfig
@@ -57,33 +59,41 @@ class SearchResult:
     acceptance: Acceptance | None = None
     model: LocalModel | None = None
     notes: tuple[str, ...] = ()
+    refinement: Refinement | None = None
     store: Store = field(default_factory=Store, compare=False, repr=False)
 
     @property
-    def coefficients(self) -> dict[str, float]:
-        """The coefficient of each vector, by name."""
+    def coefficients(self) -> dict[str, Any]:
+        """The coefficient of each vector, by name: a number, or a number for each group where those are kept."""
         return self.config.coefficients
 
     @property
     def loss(self) -> float:
         """The objective on the search data; of log-perplexities, in nats a token."""
-        return self.best.value
+        return self.chosen.value
+
+    @property
+    def chosen(self) -> Trial:
+        """The trial of the recipe's coefficients: `best`, or the best by groups where that is kept."""
+        return self.refinement.best if self.refinement is not None and self.refinement.is_kept else self.best
 
     @property
     def baselines(self) -> dict[str, float]:
         """The objective of everything else that was compared, on held-out data, where what was found has `held_out_loss`."""
         found = self.acceptance.contenders if self.acceptance is not None else {}
-        return {label: contender.value for label, contender in found.items() if label != "found"}
+        return {label: contender.value for label, contender in found.items() if label != FOUND}
 
     @property
     def held_out_loss(self) -> float | None:
         """The objective of the chosen coefficients on held-out data."""
+        if self.refinement is not None and self.refinement.is_kept:
+            return self.refinement.acceptance.contenders[FOUND].value
         return self.acceptance.contenders[self.acceptance.chosen].value if self.acceptance is not None else None
 
     @property
     def mixing_ratio(self) -> dict[str, float]:
         """The shares in which one would mix the vectors' data to train on it together: the coefficients, none below 0, in proportion."""
-        positive = {name: max(value, 0.0) for name, value in self.coefficients.items()}
+        positive = {name: max(value, 0.0) for name, value in zip(self.coefficients, self.best.coefficients, strict=True)}
         total = sum(positive.values())
         return {name: value / total for name, value in positive.items()} if total else {}
 
@@ -137,7 +147,7 @@ class SearchResult:
         from dem_hub.plot import plot_search
 
         before = self._base_losses() if self.table is not None and BASE in self.table.cells else None
-        return plot_search([trial.value for trial in self.trials], before, self.best.losses, path)
+        return plot_search([trial.value for trial in self.trials], before, self.chosen.losses, path)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, with_logits: bool = False) -> None:
         """Write the recipe, and beside it everything that the search has measured.
@@ -175,6 +185,7 @@ class SearchResult:
                 table=CrossLoss({m: {n: Cell(**c) for n, c in cells.items()} for m, cells in table.items()}) if table else None,
                 acceptance=Acceptance.from_dict(data["acceptance"]) if data["acceptance"] else None,
                 model=LocalModel.from_dict(data["model"]) if data["model"] else None,
+                refinement=Refinement.from_dict(data["refinement"]) if data.get("refinement") else None,
                 notes=tuple(data["notes"]),
                 store=Store(Path(folder) / MEASURED),
                 **{name: data[name] for name in _PLAIN},
@@ -193,6 +204,7 @@ class SearchResult:
             "acceptance": self.acceptance.to_dict() if self.acceptance is not None else None,
             "model": self.model.to_dict() if self.model is not None else None,
             "notes": list(self.notes),
+            **({"refinement": self.refinement.to_dict()} if self.refinement is not None else {}),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 

@@ -65,6 +65,14 @@ class Pull:
     towards: Tensor | None = None
     weights: Tensor | None = None
 
+    def towards_also(self, point: Tensor, weights: Tensor) -> "Pull":
+        """This and a penalty on the distance to another point, (N,), with (N,) weights; a constant is left out."""
+        if self.towards is None or self.weights is None:
+            return Pull(self.towards_common, point, weights)
+        total = self.weights + weights
+        mean = (self.weights * self.towards + weights * point) / total.clamp(min=1e-300)
+        return Pull(self.towards_common, mean, total)
+
     def __call__(self, point: Tensor) -> tuple[float, Tensor, Tensor]:
         """Its value, gradient and curvature."""
         count = len(point)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dem_hub.comparison import Comparison, compare
-from dem_hub.errors import CoefficientError, ConfigError, refuse
+from dem_hub.errors import CoefficientError, ConfigError
+from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
 from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
@@ -25,6 +26,8 @@ from dem_hub.search.growth import Before, Earlier
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
+from dem_hub.search.refinement import Refinement, refine
+from dem_hub.search.request import check, check_granularity, pairs
 from dem_hub.search.result import SearchResult
 from dem_hub.search.solve import Region, common_bounds, common_point
 from dem_hub.search.store import Store
@@ -63,6 +66,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_length: int = MAX_LENGTH,
     packing: bool = False,
     logit_bytes: int = LOGIT_BYTES,
+    granularity: Granularity = "model",
     dtype: str | None = "float32",
     callback: Callable[[int, Trial], None] | None = None,
     **model_kwargs: Any,
@@ -90,6 +94,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         tokenizer (*optional*): the base's own by default.
         batch_size, max_length (`int`), packing (`bool`): windows in a batch, tokens in a window, whether documents share windows.
         logit_bytes (`int`): memory for logits.
+        granularity (`str`): `model`, one coefficient a vector; `group`, then also one for each of its embeddings, attention, MLPs and the
+            rest; `block`, one for each of four runs of layers and the rest. They are kept where they are better on the held-out data.
         dtype (`str`): of the model searched on; the recipe merges into the base's own whatever this is. 16 bits round away part of what
             small steps change, so that float32 is the default; `None` is the base's own.
         callback (*optional*): called with the number of each trial and the trial.
@@ -117,7 +123,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
     began = time.monotonic()
-    _check(vectors, eval_datasets, score, direction, n_trials, held_out)
+    check(vectors, eval_datasets, score, direction, n_trials, held_out)
+    check_granularity(granularity, score, held_out, max_sum)
     if weights and isinstance(objective, Objective):
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
@@ -127,7 +134,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
     names = list(eval_datasets or {"score": None})
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
-    region = Region.of(_pairs(bounds, len(vectors)), max_sum)
+    region = Region.of(pairs(bounds, len(vectors)), max_sum)
     before = Before.of(earlier)
     kept = Store(store, before.store)
     model = _load(base, vectors, dtype, model_kwargs)
@@ -151,12 +158,11 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             problem.evaluate(point)
     _refuse_nothing_finite(problem)
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
+    refined = _refine(problem, judge, best, accepted, granularity)
     table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
-    known = table if judge is None or (table is not None and len(table.cells) > len(vectors)) else CrossLoss.of(judge)
-    problem.notes += [*(known.flags() if known is not None else []), *(geometry_flags(_geometry(model)) if len(vectors) > 1 else [])]
-    for note in problem.notes:
-        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
-    recipe = model.dem.config.with_coefficients(dict(zip(measure.names, best.coefficients, strict=True)))
+    _tell(problem, table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge), model, reason)
+    plain = measure.coordinates.coefficients(best.coefficients)
+    recipe = model.dem.config.with_coefficients(refined.coefficients if refined and refined.is_kept else plain)
     result = SearchResult(
         config=recipe,
         method=strategy.name,
@@ -164,42 +170,19 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         trials=tuple(problem.trials),
         objective=goal,
         bounds=tuple(problem.bounds()),
-        num_forward=problem.num_forward,
+        num_forward=problem.num_forward + (refined.num_forward if refined else 0.0),
         seconds=time.monotonic() - began,
         tokens={name: sum(counts) for name, counts in measure.tokens.items()} if isinstance(measure, Likelihoods) else {},
         max_sum=max_sum,
-        num_forward_held_out=judge.num_forward if judge is not None else 0.0,
+        num_forward_held_out=(judge.num_forward if judge else 0.0) + (refined.num_forward_held_out if refined else 0.0),
         table=table,
         acceptance=accepted,
         model=problem.model,
+        refinement=refined,
         notes=tuple(problem.notes),
         store=kept,
     )
     return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
-
-
-def _check(
-    vectors: Sequence[Any],
-    data: Mapping[str, Any] | None,
-    score: Any,
-    direction: str,
-    n_trials: float | None,
-    held_out: float | Mapping[str, Any],
-) -> None:
-    """Refuse what needs no loading to be seen."""
-    faults = []
-    if not vectors or not (data or score):
-        faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
-    if data and score:
-        faults.append("there are eval_datasets and a score; one of them is what is looked for")
-    if n_trials is not None and not n_trials >= 1:
-        faults.append(f"n_trials is {n_trials}; it must be 1 or more")
-    if not isinstance(held_out, Mapping) and not 0 <= held_out < 1:
-        faults.append(f"held_out is {held_out}; it must be a share of the documents, from 0 to less than 1")
-    if direction not in ("maximize", "minimize"):
-        faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
-    if faults:
-        refuse(ConfigError, "This search cannot begin.", faults)
 
 
 def _load(
@@ -279,18 +262,31 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
     return problem.evaluate(chosen.coefficients), accepted
 
 
+def _refine(
+    problem: Problem, judge: Likelihoods | None, best: Trial, accepted: Acceptance | None, granularity: Granularity
+) -> Refinement | None:
+    """The search by groups, where that is asked for, and there is held-out data to accept it on."""
+    if judge is None or granularity == "model":
+        return None
+    if accepted is None:
+        problem.notes.append(f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them.")
+        return None
+    refined = refine(problem, judge, best, granularity)
+    problem.notes += [refined.note()] if refined is not None else []
+    return refined
+
+
+def _tell(problem: Problem, table: CrossLoss | None, model: "MergedModel", reason: str) -> None:
+    """Add what the table and the vectors' geometry say to the notes, and log them."""
+    problem.notes += table.flags() if table is not None else []
+    problem.notes += geometry_flags(_geometry(model)) if problem.count > 1 else []
+    for note in problem.notes:
+        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
+
+
 def _geometry(model: "MergedModel") -> Comparison:
     opened = model.dem.open()
     return compare(opened.vectors, opened.base, tuple(model.dem.coefficients))
-
-
-def _pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
-    given: list[Any] = list(bounds)
-    if len(given) == 2 and all(isinstance(value, int | float) for value in given):
-        return [(float(given[0]), float(given[1]))] * count
-    if len(given) != count or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in given):
-        raise ConfigError(f"bounds are {bounds!r}; give one (lower, upper) pair, or one for each of {count} vectors.")
-    return [(float(low), float(high)) for low, high in given]
 
 
 def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
@@ -302,8 +298,14 @@ def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
         "num_forward": round(result.num_forward, 3),
         "objective": result.objective.kind,
         "tokens": dict(result.tokens),
-        "losses": dict(result.best.losses),
+        "losses": dict(result.chosen.losses),
     }
+    if result.refinement is not None:
+        data["granularity"] = {
+            "of": result.refinement.granularity,
+            "kept": result.refinement.is_kept,
+            "gain": result.refinement.one.difference,
+        }
     if result.table is not None and BASE in result.table.cells:
         data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
     if result.acceptance is not None:

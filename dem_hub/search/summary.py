@@ -1,5 +1,6 @@
 """A search's result for people and programs: rows of tables, and JSON data."""
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -26,7 +27,12 @@ def result_tables(result: SearchResult) -> list[Table]:
         ]
         tables.append((("held-out loss", *names, result.objective.kind, f"minus {FOUND} (error)"), rows))
     ratio = result.mixing_ratio
-    rows = [(name, f"{value:+.4f}", f"{ratio.get(name, 0.0):.3f}") for name, value in result.coefficients.items()]
+    rows = []
+    for name, value in result.coefficients.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name} [{group}]", f"{number:+.4f}", "") for group, number in value.items()]
+        else:
+            rows.append((name, f"{value:+.4f}", f"{ratio.get(name, 0.0):.3f}"))
     tables.append((("vector", "coefficient", "data mixing ratio"), rows))
     return tables
 
@@ -38,7 +44,8 @@ def cost_text(result: SearchResult) -> str:
     if result.num_forward_held_out:
         text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
     chosen = result.acceptance.chosen if result.acceptance is not None else FOUND
-    return f"{text}, {result.seconds:.1f} s; objective {result.loss:.5f}" + ("" if chosen == FOUND else f"; chosen: {_short(chosen)}")
+    text = f"{text}, {result.seconds:.1f} s; objective {result.loss:.5f}" + ("" if chosen == FOUND else f"; chosen: {_short(chosen)}")
+    return f"{text}\n{result.refinement.note()}" if result.refinement is not None else text
 
 
 def result_data(result: SearchResult) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def result_data(result: SearchResult) -> dict[str, Any]:
     return {
         "coefficients": result.coefficients,
         "loss": result.loss,
-        "losses": dict(result.best.losses),
+        "losses": dict(result.chosen.losses),
         "held_out_loss": result.held_out_loss,
         "baselines": result.baselines,
         "chosen": result.acceptance.chosen if result.acceptance is not None else FOUND,
@@ -57,6 +64,7 @@ def result_data(result: SearchResult) -> dict[str, Any]:
         "n_trials": len(result.trials),
         "tokens": dict(result.tokens),
         "mixing_ratio": result.mixing_ratio,
+        "refinement": result.refinement.to_dict() if result.refinement is not None else None,
         "notes": list(result.notes),
     }
 

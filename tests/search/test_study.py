@@ -1,6 +1,7 @@
 """The search as a whole: what it finds, what it costs, what it refuses, that it goes on, grows, and is read again."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,7 +200,8 @@ def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path
     store = tmp_path_factory.mktemp("killed")
     request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "n_trials": 12}
     content = json.dumps({**request, "store": str(store), "methods": RESUMED})
-    done = subprocess.run([sys.executable, "-c", KILLED, content], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
+    done = subprocess.run([sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return store
 
@@ -439,6 +441,20 @@ def test_few_tokens_are_warned_about(result: SearchResult, search: Callable[...,
 
 def test_batches_do_not_matter(search: Callable[..., SearchResult], result: SearchResult) -> None:
     assert search(batch_size=3).best.coefficients == pytest.approx(result.best.coefficients, abs=1e-4)
+
+
+def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp_path: Path) -> None:
+    """All lambdas are called alike, and what one found is nothing to the next."""
+    vectors = [counters.vectors["up"]]
+    for wanted in (1.0, 0.0):
+        found = search_coefficients(
+            counters.base,
+            vectors,
+            score=lambda model, wanted=wanted: -abs(next(iter(model.dem.coefficients.values())) - wanted),
+            method=Grid((0.0, 1.0)),
+            store=tmp_path / "store",
+        )
+        assert list(found.coefficients.values()) == [wanted]
 
 
 def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dem_hub.errors import ConfigError
 from dem_hub.search.problem import Problem, Trial
 from dem_hub.search.quadratic import LocalModel
-from dem_hub.search.solve import Pull, best_point
+from dem_hub.search.solve import best_point
 
 TOLERANCE = 1e-4  # nats; a step that promises less is not taken
 SURPRISE = 0.01  # nats by which a check may differ from what the kept logits promised
@@ -84,7 +84,7 @@ class GaussNewton:
         curvature = torch.stack([part.curvature.diagonal() for part in model.parts.values()]).mean(0)
         damping = 0.0
         while problem.num_forward + 1 <= limit + 1e-9:
-            pull = Pull(problem.pull().towards_common, point, damping * curvature)
+            pull = problem.pull().towards_also(point, damping * curvature)
             new = best_point(model, problem.objective, problem.region, problem.base_losses, pull)
             promised = here.value - problem.objective.value(model.losses(new.tolist()), problem.base_losses)
             if promised < TOLERANCE:

@@ -1,0 +1,119 @@
+"""Coefficients for groups of tensors, looked for from those of whole vectors, and kept only where they hold on data that nobody saw.
+
+Each vector's groups are coordinates like vectors. They start at the vector's one coefficient and are drawn to it, as strongly as
+the tokens are few: a dozen numbers are fitted sooner than they are known. What is found must be better on the held-out data than one
+coefficient a vector by more than the standard error of the difference; if not, one it stays.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dem_hub.groups import Granularity, groups_of
+from dem_hub.records import Coefficient
+from dem_hub.search.acceptance import Acceptance, Contender, accept
+from dem_hub.search.coordinates import Coordinates
+from dem_hub.search.likelihoods import Likelihoods
+from dem_hub.search.problem import Problem, Trial
+from dem_hub.search.solve import Region
+from dem_hub.search.strategies import choose
+
+ONE = "one coefficient a vector"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What a search by groups found, in `coordinates` such as `maths [attention]`; its cost; and whether it is kept."""
+
+    granularity: str
+    method: str
+    coordinates: tuple[str, ...]
+    coefficients: Mapping[str, Coefficient]
+    best: Trial
+    trials: tuple[Trial, ...]
+    num_forward: float
+    num_forward_held_out: float
+    acceptance: Acceptance
+
+    @property
+    def one(self) -> Contender:
+        """One coefficient a vector, on the held-out data; its `difference` is what groups gain."""
+        return self.acceptance.contenders[ONE]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what groups gain on held-out data is more than its standard error."""
+        return self.one.difference > self.one.error
+
+    def note(self) -> str:
+        """What came of it, for a user."""
+        verdict = "kept" if self.is_kept else "not kept, as that is no more than its error"
+        return (
+            f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on held-out data (standard error "
+            f"{self.one.error:.4f}) for {self.num_forward:.4g} forward passes: {verdict}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Refinement":
+        """Read what `to_dict` wrote."""
+        trials = tuple(Trial(tuple(entry["coefficients"]), entry["losses"], entry["value"]) for entry in data["trials"])
+        best = next(trial for trial in trials if list(trial.coefficients) == list(data["best"]["coefficients"]))
+        read = {
+            "coordinates": tuple(data["coordinates"]),
+            "best": best,
+            "trials": trials,
+            "acceptance": Acceptance.from_dict(data["acceptance"]),
+        }
+        return cls(**{**data, **read})
+
+
+def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Granularity) -> Refinement | None:
+    """Search by groups from what was found for whole vectors.
+
+    Args:
+        problem ([`Problem`]): the search so far; its bounds hold for every group of a vector.
+        judge ([`Likelihoods`]): on held-out data.
+        found ([`Trial`]): one coefficient a vector.
+        granularity (`str`): `block` or `group`.
+
+    Returns:
+        [`Refinement`] or `None`: `None` where `n_trials` leaves no room for a step.
+    """
+    model = problem.likelihoods.coordinates.model
+    opened = model.dem.open()
+    changed = {key for vector in opened.vectors for key in vector.deltas(opened.base, allow_base_mismatch=True)}  # checked when loaded
+    coordinates = Coordinates(model, groups_of(granularity, sorted(changed), opened.base))
+    each = len(coordinates.groups)
+    measured, held_out = problem.likelihoods.at(coordinates), judge.at(coordinates)
+    start = tuple(value for value in found.coefficients for _ in range(each))
+    bounds = [pair for pair in problem.bounds() for _ in range(each)]
+    left = problem.n_trials - problem.num_forward if problem.n_trials is not None else None
+    strategy, _ = choose("auto", len(start))
+    if left is not None and left < (len(start) + 2 if strategy.name == "gauss_newton" else 3):
+        problem.notes.append(
+            f"n_trials leaves {max(left, 0):g} forward passes, too few to look for {len(start)} coefficients by {granularity}."
+        )
+        return None
+    seen, told = len(problem.trials), problem.callback
+    callback = (lambda number, trial: told(seen + number, trial)) if told is not None else None
+    finer = Problem(measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start)
+    finer.evaluate(start)
+    strategy.search(finer)
+    problem.notes += finer.notes
+    point = finer.best.coefficients
+    accepted = accept(held_out, problem.objective, point, {ONE: start})
+    return Refinement(
+        granularity,
+        strategy.name,
+        coordinates.names,
+        coordinates.coefficients(point),
+        finer.best,
+        tuple(finer.trials),
+        measured.num_forward,
+        held_out.num_forward,
+        accepted,
+    )
