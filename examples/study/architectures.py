@@ -50,13 +50,14 @@ class Budget:
 
     pretraining_steps: int
     steps: int
+    training_documents: int
     validation_documents: int
     test_documents: int
 
 
 # A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of the other takes 1.2.
-FULL: Mapping[str, Budget] = {"encoder-decoder": Budget(160, 24, 24, 60), "mixture-of-experts": Budget(80, 12, 24, 60)}
-SMOKE: Mapping[str, Budget] = dict.fromkeys(KINDS, Budget(5, 2, 6, 8))
+FULL: Mapping[str, Budget] = {"encoder-decoder": Budget(160, 24, 1000, 24, 60), "mixture-of-experts": Budget(80, 12, 1000, 24, 60)}
+SMOKE: Mapping[str, Budget] = dict.fromkeys(KINDS, Budget(3, 1, 100, 6, 8))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
     check_budget(folder / "budget.json", {"kind": kind, **asdict(budget)})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     seconds = Clock(folder / "seconds.json")
-    train = {name: full_windows(tokenizer, texts / f"{name}.train.jsonl", kind) for name in PRETRAINED_ON}
+    train = {name: full_windows(tokenizer, texts / f"{name}.train.jsonl", kind, budget.training_documents) for name in PRETRAINED_ON}
     pretraining = taken([w for part in train.values() for w in part if w.document % 2 == 0], budget.pretraining_steps * BATCH_SIZE)
     sequences = {name: taken([w for w in train[name] if w.document % 2], budget.steps * BATCH_SIZE) for name in NAMES}
     together = taken([window for part in sequences.values() for window in part], sum(map(len, sequences.values())))
@@ -165,9 +166,9 @@ def size_of(kind: Kind) -> Callable[[Window], int]:
     return lambda window: len(window.input_ids) + is_seq2seq(kind) * len(window.labels)
 
 
-def full_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind) -> list[Window]:
-    """Every whole window of every document; training needs no padding then."""
-    windows = Reader(lambda: tokenizer, WINDOW).windows(path)
+def full_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind, documents: int) -> list[Window]:
+    """Every whole window of the first documents; training needs no padding then."""
+    windows = Reader(lambda: tokenizer, WINDOW).windows(read_rows(path)[:documents])
     return [shaped(window, kind) for window in windows if len(window) == WINDOW]
 
 

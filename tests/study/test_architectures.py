@@ -29,9 +29,9 @@ def path(tmp_path: Path) -> Path:
 
 def test_training_takes_whole_windows(path: Path) -> None:
     tokenizer: Any = words
-    found = full_windows(tokenizer, path, "mixture-of-experts")
+    found = full_windows(tokenizer, path, "mixture-of-experts", 3)
     assert [window.input_ids for window in found] == [tuple(range(WINDOW)), tuple(range(WINDOW, 2 * WINDOW))]
-    halves = full_windows(tokenizer, path, "encoder-decoder")
+    halves = full_windows(tokenizer, path, "encoder-decoder", 3)
     assert [(*window.input_ids, *window.labels) for window in halves] == [window.input_ids for window in found]
     assert all(len(window.input_ids) == len(window.labels) == WINDOW // 2 for window in halves)
 

@@ -10,7 +10,7 @@ from architectures import COMMON, DEM, MIXTURE, NAMES, PRETRAINED_ON, UNIFORM, B
 from models import save_tokenizer
 from small_models import BATCH_SIZE, KINDS, WINDOW, Kind
 
-BUDGET = Budget(pretraining_steps=4, steps=2, validation_documents=8, test_documents=6)
+BUDGET = Budget(pretraining_steps=4, steps=2, training_documents=8, validation_documents=8, test_documents=6)
 
 
 @pytest.fixture
