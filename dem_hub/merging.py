@@ -90,6 +90,10 @@ class Merge:
         """The terms that change this tensor; a coefficient of 0 is skipped, not multiplied."""
         return [(term.coefficient, term.deltas[name]) for term in self.terms if term.coefficient != 0 and name in term.deltas]
 
+    def coefficients(self, name: str) -> list[tuple[str, float]]:
+        """By which vectors, told by their hashes, this tensor is changed, and how much."""
+        return [(term.sha256, term.coefficient) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The merged shape: the base's, with the rows that vectors of a grown vocabulary add."""
         shape = self.base[name].shape

@@ -62,12 +62,13 @@ class AttachedRecipe:
         """The coefficient of each vector, by name: a number, or one for each group of its tensors."""
         return self.config.coefficients
 
-    def set_coefficients(self, coefficients: Mapping[str, Coefficient]) -> None:
+    def set_coefficients(self, coefficients: Mapping[str, Coefficient], *, only_changed: bool = False) -> None:
         """Merge again in place, on the devices where the weights are: the same bits as a fresh load there.
 
         Args:
             coefficients (`Mapping[str, float]`): by vector name; vectors that are not named keep theirs. As in
                 [`DEMModel.from_pretrained`], each may be several, by group.
+            only_changed (`bool`): leave tensors alone whose coefficients stay; right where nothing else has changed the weights.
 
         Raises:
             `CoefficientError`: unknown names; a change of the vocabulary's size; weights that are quantised, offloaded or sharded.
@@ -75,7 +76,7 @@ class AttachedRecipe:
         """
         recipe = self.config.with_coefficients(coefficients)
         self._check_in_place()
-        self._merge_again(self.open(), recipe)
+        self._merge_again(self.open(), recipe, only_changed=only_changed)
 
     def switch(self, recipe: str | os.PathLike[str] | VectorSource) -> None:
         """Become another recipe over the same base, in place: as a fresh load of it, but in this model's dtype and on its devices.
@@ -121,11 +122,13 @@ class AttachedRecipe:
             self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
         return self._opened
 
-    def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig) -> None:
+    def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig, *, only_changed: bool = False) -> None:
         """Put the sum of a recipe over these vectors in the place of the present one, or leave everything as it is."""
         old = self.open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
         new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
         names = [name for name in new.base if old.active(name) or new.active(name)]
+        if only_changed:
+            names = [name for name in names if old.coefficients(name) != new.coefficients(name)]
         for name in names:
             if old.shape(name) != new.shape(name):
                 raise CoefficientError(

@@ -124,6 +124,23 @@ def test_each_tensor_as_with_its_coefficient_alone(zoo: Zoo, tmp_path: Path, fam
     assert all(torch.equal(value, plain[key]) for key, value in changed.state_dict().items())
 
 
+def test_only_what_changes_is_merged_again(llama: Models, zoo: Zoo) -> None:
+    """What somebody wrote over a tensor shows which ones were."""
+    vector, before, after = str(zoo.vector("llama-tied")), {"attention": 0.5, "rest": 0.2}, {"attention": 0.3, "rest": 0.2}
+    model = DEMModel.from_pretrained(llama.base, vectors={vector: before})
+    fresh = DEMModel.from_pretrained(llama.base, vectors={vector: after}).state_dict()
+    model.dem.set_coefficients({vector: after}, only_changed=True)
+    assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.dem.set_coefficients({vector: {"attention": 0.4, "rest": 0.2}}, only_changed=True)
+    changed = {key for key, value in model.state_dict().items() if value.any()}
+    assert changed == {key for key in fresh if "self_attn" in key}
+    model.dem.set_coefficients({vector: after})
+    assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
+
+
 def test_provenance_info_and_card(llama: Models, zoo: Zoo, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vector, coefficients = str(zoo.vector("llama-tied")), {"attention": 0.25, "rest": -0.5}
     DEMModel.from_pretrained(llama.base, vectors={vector: coefficients}).dem.save_pretrained(tmp_path / "recipe")

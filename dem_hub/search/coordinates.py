@@ -38,7 +38,7 @@ class Coordinates:
         """Merge the model for this point."""
         wanted = self.coefficients(point)
         if self.model.dem.coefficients != wanted:
-            self.model.dem.set_coefficients(wanted)
+            self.model.dem.set_coefficients(wanted, only_changed=bool(self.groups))  # most groups stay as they are
 
     def key(self, point: Sequence[float]) -> str:
         """The point by the vectors' hashes, whatever their order; what has coefficient 0 is not in it."""

@@ -57,14 +57,13 @@ class Optuna:
         if isinstance(storage, str) and "://" not in storage:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
         points = [problem.inside(point).tolist() for point in first_points(problem.count)]
-        study = optuna.create_study(
-            sampler=self._sampler(optuna, problem.seed if storage is None else None, len(points)),
-            directions=["minimize"] * goals,
-            storage=storage,
-            study_name=self.study_name if storage is not None else None,
-            load_if_exists=True,
-        )
-        for point in points:
+        sampler = self._sampler(optuna, problem.seed if storage is None else None, len(points))
+        name = self.study_name if storage is not None else None
+        try:
+            study = optuna.create_study(sampler=sampler, directions=["minimize"] * goals, storage=storage, study_name=name)
+        except optuna.exceptions.DuplicatedStudyError:
+            return optuna.load_study(sampler=sampler, storage=storage, study_name=name)
+        for point in points:  # by whoever made the study alone: two processes at once would both ask for a point that is not there yet
             study.enqueue_trial({f"c{i}": value for i, value in enumerate(point)}, skip_if_exists=True)
         return study
 
