@@ -118,7 +118,10 @@ class MergedModel:
         jobs = self.jobs(start)
         total = len(jobs) if start == 0 else len(self.jobs())
         merged = in_order(lambda job: self.merge.tensor(*job, _CPU, self.torch_dtype), jobs)
-        yield from tqdm(merged, total=total, initial=total - len(jobs), desc="Merging", unit="block", delay=1)
+        with tqdm(total=total, initial=total - len(jobs), desc="Merging", unit="block", delay=1) as bar:
+            for block in merged:
+                bar.update()  # before it is taken: nobody asks for more than the last
+                yield block
 
     def texts(self, folder: Path | None = None) -> dict[str, str]:
         """Its config and its recipe, in which paths of this machine are written relative to the folder that it is for."""
