@@ -102,6 +102,8 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
         match = _LORA.fullmatch(name.removeprefix(PREFIX))
         if match is None:
             _add_whole(name, weights, base, architecture, config, deltas, faults)
+        elif not _is_known(match["module"], architecture, config):
+            faults.append(f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})")
         else:
             factors.setdefault(match["module"], {})[match["factor"]] = weights.lazy(name)
     for module, pair in sorted(factors.items()):
