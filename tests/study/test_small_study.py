@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from architectures import COMMON, DEM, MIXTURE, NAMES, PRETRAINED_ON, UNIFORM, Budget, study
+from architectures import COMMON, COMMON_VALUES, DEM, MIXTURE, NAMES, PRETRAINED_ON, UNIFORM, Budget, study
 from models import save_tokenizer
 from small_models import BATCH_SIZE, KINDS, WINDOW, Kind
 
@@ -43,6 +43,8 @@ def test_the_study(kind: Kind, texts: Path, tmp_path: Path) -> None:
     assert found["forward_tokens"]["test"] == 8 * len(NAMES) * 6 * WINDOW
     search = found["num_forward"]["search"] * 6 + found["num_forward"]["held_out"] * 2  # of 8 documents, 2 are held out
     assert found["forward_tokens"]["search"] == pytest.approx(search * len(NAMES) * WINDOW, abs=1)
+    assert found["forward_tokens"][COMMON] == len(COMMON_VALUES) * len(NAMES) * 8 * WINDOW
+    assert set(found["coefficients"][COMMON].values()) < set(COMMON_VALUES)
     models = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     again = run(kind, texts, tmp_path / "out")
     assert {**again, "seconds": None} == {**found, "seconds": None}
