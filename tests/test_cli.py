@@ -57,6 +57,7 @@ OPTIONS = {
         "--weight",
         "--bounds",
         "--max-sum",
+        "--granularity",
         "--n-trials",
         "--held-out",
         "--earlier",

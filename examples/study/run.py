@@ -21,11 +21,11 @@ import torch
 from coefficients import COMMON, FOUND, GROWN, search_all
 from downstream import accuracies, write_tasks
 from kept import file_of, keep
-from models import RETRAINED, STEP, mixture_name, train_all
 from report import to_markdown, write_pictures
 from scores import Models, difference, distribution_loss, mean_loss, score_all, tokens_of
 from settings import FULL, LATER, NAMES, SMOKE, Settings
 from texts import prepare_texts, read_texts, windows
+from training import RETRAINED, STEP, mixture_name, train_all
 from transformers import AutoTokenizer
 from vectors import equal_shares, extract_all, relate
 

@@ -1,26 +1,17 @@
 """The study's downstream tasks: items that really stand in the test texts, with one right answer each, the same ones every time."""
 
-import importlib
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import downstream
 import pytest
 from models import Models
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-STUDY = Path(__file__).parents[1] / "examples" / "study"
 TASKS = ["gsm_choice", "code_choice", "reference_choice"]
 WORDS = ["apple", "table", "chair", "garden", "window", "little", "yellow", "orange", "stone", "water", "river", "forest"]
-
-
-@pytest.fixture
-def downstream(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, imported as the study imports it."""
-    monkeypatch.syspath_prepend(STUDY)
-    return importlib.import_module("downstream")
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_same_every_time_and_other_ones_for_another_seed(downstream: ModuleType, texts: Path, tmp_path: Path) -> None:
+def test_the_same_every_time_and_other_ones_for_another_seed(texts: Path, tmp_path: Path) -> None:
     written = {}
     for folder, seed in (("first", 0), ("second", 0), ("third", 1)):
         assert downstream.write_tasks(texts, tmp_path / folder, items=8, seed=seed) == TASKS
@@ -50,7 +41,7 @@ def test_the_same_every_time_and_other_ones_for_another_seed(downstream: ModuleT
 
 
 @pytest.mark.parametrize("name", ["gsm", "code", "reference"])
-def test_the_right_continuation_and_no_other_is_in_the_texts(downstream: ModuleType, texts: Path, name: str) -> None:
+def test_the_right_continuation_and_no_other_is_in_the_texts(texts: Path, name: str) -> None:
     downstream.write_tasks(texts, texts / "tasks", items=8)
     documents = [document["text"] for document in read(texts / f"{name}.test.jsonl")]
     found = read(texts / "tasks" / f"{name}_choice.jsonl")
@@ -62,7 +53,7 @@ def test_the_right_continuation_and_no_other_is_in_the_texts(downstream: ModuleT
         assert there == [number == item["label"] for number in range(4)]
 
 
-def test_results_of_sums(downstream: ModuleType, texts: Path) -> None:
+def test_results_of_sums(texts: Path) -> None:
     """The right number is the sum, and the others differ in the last digit alone."""
     downstream.write_tasks(texts, texts / "tasks", items=8)
     for item in read(texts / "tasks" / "gsm_choice.jsonl"):
@@ -71,7 +62,7 @@ def test_results_of_sums(downstream: ModuleType, texts: Path) -> None:
         assert len({choice[:-1] for choice in item["choices"]}) == 1
 
 
-def test_each_document_has_its_turn(downstream: ModuleType, texts: Path) -> None:
+def test_each_document_has_its_turn(texts: Path) -> None:
     downstream.write_tasks(texts, texts / "tasks", items=8)
     documents = [document["text"] for document in read(texts / "reference.test.jsonl")]
     found = read(texts / "tasks" / "reference_choice.jsonl")
@@ -79,12 +70,12 @@ def test_each_document_has_its_turn(downstream: ModuleType, texts: Path) -> None
     assert {next(i for i, document in enumerate(documents) if text in document) for text in whole[:4]} == {0, 1, 2, 3}
 
 
-def test_too_few_places(downstream: ModuleType, texts: Path) -> None:
+def test_too_few_places(texts: Path) -> None:
     with pytest.raises(ValueError, match=r"gsm.test.jsonl' has places for 8 items, and 9 are asked for"):
         downstream.write_tasks(texts, texts / "tasks", items=9)
 
 
-def test_accuracies(downstream: ModuleType, llama: Models, texts: Path) -> None:
+def test_accuracies(llama: Models, texts: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(llama.base), AutoTokenizer.from_pretrained(llama.base)
     downstream.write_tasks(texts, texts / "tasks", items=8)
     found = downstream.accuracies(model, tokenizer, texts / "tasks", limit=6)
