@@ -33,6 +33,7 @@ from dem_hub.search import GaussNewton, Grid, Optuna, SearchResult, Strategy, Tr
 from dem_hub.search.data import Window
 from dem_hub.search.objective import evaluate
 from dem_hub.search.problem import Problem
+from dem_hub.search.refinement import ERRORS
 
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
@@ -205,7 +206,7 @@ def report_groups(records: dict[str, Any]) -> None:
         refined = entry["refinement"]
         (one,) = [contender for label, contender in refined["acceptance"]["contenders"].items() if label != "found"]
         print(f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | {entry['test']['one']:.4f} |")
-        gain = f"{one['difference']:.4f} ({one['error']:.4f}), {'kept' if one['difference'] > one['error'] else 'not kept'}"
+        gain = f"{one['difference']:.4f} ({one['error']:.4f}), {'kept' if one['difference'] > ERRORS * one['error'] else 'not kept'}"
         print(
             f"| by {name} | {len(refined['coordinates'])} | {refined['num_forward']:g} | {refined['best']['value']:.4f} | {gain} | "
             f"{entry['test']['groups']:.4f} |"

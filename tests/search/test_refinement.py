@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,18 @@ def test_what_does_not_hold_is_not_kept(search: Callable[..., SearchResult], cou
     assert not refined.is_kept
     assert found.loss == found.best.value
     assert tuple(found.coefficients.values()) == found.best.coefficients
-    assert any(note.endswith("not kept, as that is no more than its error.") for note in found.notes)
+    assert any(note.endswith("not kept, as that is not more than two errors.") for note in found.notes)
+
+
+@pytest.mark.parametrize(("gain", "is_kept"), [(0.021, True), (0.019, False), (-0.1, False)])
+def test_kept_for_more_than_two_errors(kept: SearchResult, gain: float, is_kept: bool) -> None:
+    assert kept.refinement is not None
+    accepted = kept.refinement.acceptance
+    one = replace(accepted.contenders[ONE], difference=gain, error=0.01)
+    refined = replace(kept.refinement, acceptance=replace(accepted, contenders={**accepted.contenders, ONE: one}))
+    assert refined.is_kept is is_kept
+    assert refined.note().endswith("kept." if is_kept else "two errors.")
+    assert replace(kept, refinement=refined).loss == (refined.best.value if is_kept else kept.best.value)
 
 
 def test_recipe_and_result_are_read_again(kept: SearchResult, tmp_path: Path) -> None:
