@@ -36,13 +36,13 @@ class Settings:
 
 FULL = Settings()
 SMOKE = Settings(
-    steps=2,
+    steps=1,
     mixtures=((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)),
-    validation_tokens=200,
-    test_tokens=300,
-    window=64,
+    validation_tokens=100,
+    test_tokens=150,
+    window=48,
     grid_scored=2,
-    trials=6,
+    trials=4,
     items=4,
     architectures="smoke",
 )
