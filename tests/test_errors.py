@@ -18,6 +18,7 @@ STANDARD = {
     "MissingDependencyError": ImportError,
     "PushConflictError": RuntimeError,
     "DiskSpaceError": OSError,
+    "BusyError": OSError,
     "HubError": OSError,
 }
 CLASSES = [
