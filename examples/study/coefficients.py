@@ -109,6 +109,6 @@ def _record(result: SearchResult, names: Sequence[str]) -> dict[str, Any]:
         "seconds": result.seconds,
         "trials": len(result.trials),
         "tokens": dict(zip(names, result.tokens.values(), strict=True)),
-        "mixing_ratio": dict(zip(names, result.mixing_ratio.values(), strict=True)),
+        "mixing_ratio": dict(zip(names, result.mixing_ratio.values(), strict=bool(result.mixing_ratio))),  # none where all are 0
         "notes": list(result.notes),
     }

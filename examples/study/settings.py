@@ -36,7 +36,7 @@ class Settings:
 
 FULL = Settings()
 SMOKE = Settings(
-    steps=1,
+    steps=2,
     mixtures=((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)),
     validation_tokens=100,
     test_tokens=150,
