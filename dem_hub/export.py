@@ -12,7 +12,7 @@ from pathlib import Path
 from dem_hub.errors import ConfigError
 from dem_hub.files import write_text
 from dem_hub.merged import MergedModel, merging_bar
-from dem_hub.preview import Preview, preview
+from dem_hub.preview import Preview, check_room, preview
 from dem_hub.recipe import OpenedRecipe
 from dem_hub.unfinished import Unfinished, unfinished, unfinished_folder, written_before
 
@@ -44,7 +44,7 @@ def export(
     """
     _refuse_base(opened, target)
     model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
-    _preview(model, target)
+    check_room(model, target, model.nbytes)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
         for name, file in model.copies.items():
             shutil.copyfile(file, work.folder / name)
@@ -67,16 +67,13 @@ def preview_export(
 ) -> Preview:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""
     _refuse_base(opened, target)
-    return _preview(MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch), target)
+    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
 def _refuse_base(opened: OpenedRecipe, target: Path) -> None:
     if target.resolve() == opened.base.folder.resolve():
         raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
-
-
-def _preview(model: MergedModel, target: Path) -> Preview:
-    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
 def _write_weights(model: MergedModel, work: Unfinished) -> None:

@@ -67,17 +67,21 @@ def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Pre
         size = math.prod(merge.base[name].shape)
         changed += size if deltas else 0
         directions += size * sum(map(_rank, deltas))
-    remotes = model.opened.remotes
-    downloads = sum(remote.nbytes for remote in remotes)
-    free = _check_room(place, room, remotes[0].cache if remotes else place, downloads)
+    free = check_room(model, place, room)
+    downloads = _downloads(model)
     threads = torch.get_num_threads()
     seconds = changed * _seconds_each(round(directions / max(changed, 1))) / threads
     memory = 8 * BLOCK * (threads + 2)  # blocks that `in_order` holds
     return Preview(len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written)
 
 
-def _check_room(place: Path, room: int, cache: Path, downloads: int) -> int:
-    """What is free where the model goes, once that and what comes down have room; what an earlier run wrote is used again, or removed."""
+def check_room(model: MergedModel, place: Path, room: int) -> int:
+    """What is free where a model goes, once that and what comes down have room; what an earlier run wrote is used again, or removed.
+
+    Raises:
+        `DiskSpaceError`: less is free there, or where downloads are kept, than it takes.
+    """
+    downloads, cache = _downloads(model), next((remote.cache for remote in model.opened.remotes), place)
     there, kept = _existing(place), _existing(cache)
     free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in unfinished_folder(place).glob("*"))
     together = there.stat().st_dev == kept.stat().st_dev
@@ -89,6 +93,10 @@ def _check_room(place: Path, room: int, cache: Path, downloads: int) -> int:
             f"{_text(downloads)} come down to '{cache}', and {_text(shutil.disk_usage(kept).free)} are free there. Make room first, or set HF_HOME."
         )
     return free
+
+
+def _downloads(model: MergedModel) -> int:
+    return sum(remote.nbytes for remote in model.opened.remotes)
 
 
 def _existing(place: Path) -> Path:

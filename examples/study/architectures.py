@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from bootstrap import mean_interval
+from scores import difference
 from small_models import BATCH_SIZE, KINDS, PRETRAINING_RATE, RATE, SEED, WINDOW, Kind, build, is_seq2seq, load, trained
 
 from dem_hub import DistributionVector, search_coefficients
@@ -257,10 +257,7 @@ def score(model: "PreTrainedModel", test: Mapping[str, list[Window]]) -> Score:
 
 def interval(other: Score, ours: Score, counts: Mapping[str, list[int]]) -> dict[str, float]:
     """The difference of two models' mean losses and its 95 % interval, over documents in pairs; above 0 where ours is better."""
-    flat = [[value for name in counts for value in one.documents[name]] for one in (other, ours)]
-    weights = [count for name in counts for count in counts[name]]
-    groups = [name for name in counts for _ in counts[name]]
-    return dict(zip(("mean", "low", "high"), mean_interval(*flat, weights=weights, groups=groups, seed=SEED), strict=True))
+    return dict(zip(("mean", "low", "high"), difference(other.documents, ours.documents, counts, list(counts), SEED), strict=True))
 
 
 def forward_tokens(
