@@ -1,7 +1,12 @@
 """Fine-tunes that the tests of the search share."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-from counters import Counters, make_counters
+from counters import STEPS, Counters, make_counters
+
+from dem_hub import SearchResult, search_coefficients
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +19,14 @@ def counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
 def gentle(tmp_path_factory: pytest.TempPathFactory) -> Counters:
     """Trained so briefly that the kept logits tell the whole truth."""
     return make_counters(tmp_path_factory.mktemp("gentle"), steps=8, learning_rate=4e-4)
+
+
+@pytest.fixture(scope="module")
+def search(counters: Counters) -> Callable[..., SearchResult]:
+    """A search of the counters: for vectors by name, all by default."""
+
+    def search(*names: str, data: Any = None, **options: Any) -> SearchResult:
+        vectors = [counters.vectors[name] for name in names or STEPS]
+        return search_coefficients(counters.base, vectors, data or counters.data, **options)
+
+    return search

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from counters import STEPS, Counters
+from counters import Counters
 
 from dem_hub import DEMConfig, DEMModel, SearchResult, search_coefficients
 from dem_hub.cli import main
@@ -23,15 +23,6 @@ from dem_hub.search.refinement import ONE
 from dem_hub.search.store import Store
 
 GROUPS = ("embedding", "attention", "mlp", "other")
-
-
-@pytest.fixture(scope="module")
-def search(counters: Counters) -> Callable[..., SearchResult]:
-    def search(*names: str, data: Any = None, **options: Any) -> SearchResult:
-        vectors = [counters.vectors[name] for name in names or STEPS]
-        return search_coefficients(counters.base, vectors, data or counters.data, **options)
-
-    return search
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,6 @@ from dem_hub.search.quadratic import LocalModel, Quadratic
 
 
 @pytest.fixture(scope="module")
-def search(counters: Counters) -> Callable[..., SearchResult]:
-    def search(*names: str, data: Any = None, **options: Any) -> SearchResult:
-        vectors = [counters.vectors[name] for name in names or STEPS]
-        return search_coefficients(counters.base, vectors, data or counters.data, **options)
-
-    return search
-
-
-@pytest.fixture(scope="module")
 def result(search: Callable[..., SearchResult]) -> SearchResult:
     return search()
 
