@@ -62,6 +62,11 @@ def costs_of(data: dict[str, Any]) -> dict[str, Cost]:
     }
 
 
+def _model(settings: dict[str, Any]) -> str:
+    layers = settings.get("layers")  # a report of before there was a choice has none
+    return "SmolLM2-135M" if layers is None else f"the first {layers} layers of SmolLM2-135M: a quick look, whose numbers mean nothing"
+
+
 def to_markdown(data: dict[str, Any]) -> str:
     """The page."""
     parts = [_head(data), _main_table(data), _strategies(data), _costs(data), _incremental(data), _compact(data), _vectors(data)]
@@ -74,7 +79,7 @@ def _head(data: dict[str, Any]) -> str:
     gain, low, high = data["intervals"]["1/N"]
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
     return (
-        "# DEM against data mixing, on SmolLM2-135M\n\n"
+        f"# DEM against data mixing, on {_model(settings)}\n\n"
         f"Written by `python examples/study/run.py`; every number is computed from `report.json`. Seed {settings['seed']}, {machine}.\n\n"
         f"Four distributions ({', '.join(NAMES)}), {settings['steps']} steps of {data['tokens_per_step']} tokens each; a mixture of the four has "
         f"as many tokens as the four fine-tunes together, and the uniform one sees the same documents. Coefficients are chosen on "

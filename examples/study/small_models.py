@@ -47,6 +47,20 @@ def build(kind: Kind, vocabulary: int) -> "PreTrainedModel":
     return MixtralForCausalLM(config)
 
 
+def first_layers(folder: Path, target: Path, count: int) -> Path:
+    """A model without its later layers, for a quick look: it speaks no more, and everything works as with the whole one."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not target.is_dir():
+        with atomic_folder(target) as temporary:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+            del model.model.layers[count:]
+            model.config.num_hidden_layers = len(model.model.layers)
+            model.save_pretrained(temporary)
+            AutoTokenizer.from_pretrained(folder).save_pretrained(temporary)
+    return target
+
+
 def load(folder: Path) -> "PreTrainedModel":
     """A model of this study, by the class that its config names."""
     import transformers
