@@ -5,6 +5,9 @@ whole process. The deviation is the share of elements of the result that are nei
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python benchmarks/peers.py --mergekit mergekit/bin/mergekit-yaml --folder peers         # 6 GB of disk; Linux
+    sudo python benchmarks/peers.py ... --folder peers-64 --layers 64 --cold --parts dense lora    # 20 GB
+
+`--cold` takes the disk into account: before each export the page cache is emptied, and what it wrote counts once it is on the disk.
 
 Bars: loading at most 2.5 times plain `from_pretrained` with every tensor read once in float32, and 5 times faster than PEFT; export 3 times
 faster than mergekit on dense vectors and 10 times on LoRAs, and at most 1.5 times reading all inputs and writing the output.
@@ -13,15 +16,17 @@ faster than mergekit on dense vectors and 10 times on LoRAs, and at most 1.5 tim
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from processes import Run, run
+from processes import Run, forget_files, run
 from safetensors import safe_open
 from synthetic import Size, make_adapter, make_checkpoint
 
@@ -104,13 +109,23 @@ class Row:
         return statistics.median(self.seconds)
 
 
-def take_turns(commands: Mapping[str, Sequence[str | Path]], folder: Path, repeat: int, *, inside: bool) -> dict[str, Row]:
+def run_cold(command: Sequence[str | Path], folder: Path) -> Run:
+    """Run with nothing in the page cache, until all that was written is on the disk."""
+    forget_files()
+    found, start = run(command, folder), time.perf_counter()
+    os.sync()
+    return replace(found, wall=found.wall + time.perf_counter() - start)
+
+
+def take_turns(
+    commands: Mapping[str, Sequence[str | Path]], folder: Path, repeat: int, *, inside: bool, cold: bool = False
+) -> dict[str, Row]:
     """Run each command so many times, one after the other; `inside` counts the seconds that it prints."""
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for turn in range(repeat + 1):
         for name, command in commands.items():
             shutil.rmtree(folder / "out", ignore_errors=True)
-            found = run(command, folder)
+            found = (run_cold if cold else run)(command, folder)
             if turn:  # the first turn fills the page cache
                 runs[name].append(found)
             print(f"{name}: {found.wall:.1f} s", file=sys.stderr)
@@ -177,7 +192,7 @@ def compare_loading(folder: Path, base: Path, loras: Sequence[Path], repeat: int
 
 
 def compare_export(
-    kind: str, folder: Path, base: Path, inputs: Mapping[str, Sequence[Path]], mergekit: Path | None, repeat: int
+    kind: str, folder: Path, base: Path, inputs: Mapping[str, Sequence[Path]], mergekit: Path | None, repeat: int, *, cold: bool
 ) -> list[str]:
     """Measure export of base + three of a kind; returns the bars that are missed."""
     ours, theirs = inputs["vectors" if kind == "dense" else "loras"], inputs["tuned" if kind == "dense" else "loras"]
@@ -192,7 +207,7 @@ def compare_export(
     if mergekit is not None:
         config = mergekit_config(folder, base, [str(path) if kind == "dense" else f"{base}+{path}" for path in theirs])
         commands["mergekit"] = [mergekit, config, out, "--lazy-unpickle", "--lora-merge-cache", out / "cache"]
-    rows = take_turns(commands, folder, repeat, inside=False)
+    rows = take_turns(commands, folder, repeat, inside=False, cold=cold)
     wrong = {}
     for name in commands.keys() - {"read and write"}:
         shutil.rmtree(out, ignore_errors=True)
@@ -211,26 +226,29 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for checkpoints, which are kept")
     parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; without it that tool is left out")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=SIZE.layers, help="of the model (default: %(default)s, 271 million parameters)")
+    parser.add_argument("--cold", action="store_true", help="exports: from the disk and to the disk, not the page cache (root)")
     parser.add_argument("--parts", nargs="+", choices=("load", "dense", "lora"), default=["load", "dense", "lora"])
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    base = make_checkpoint(folder / "base", SIZE)
+    size = replace(SIZE, layers=arguments.layers)
+    base = make_checkpoint(folder / "base", size)
     inputs = {
-        "tuned": [make_checkpoint(folder / f"tuned-{seed}", SIZE, "every", base, seed) for seed in range(3)],
+        "tuned": [make_checkpoint(folder / f"tuned-{seed}", size, "every", base, seed) for seed in range(3)],
         "loras": [make_adapter(folder / f"lora-{seed}", base, seed=seed) for seed in range(3)],
         "vectors": [folder / f"vector-{seed}" for seed in range(3)],
     }
     for path, finetuned in zip(inputs["vectors"], inputs["tuned"], strict=True):
         if not path.is_dir():
             DistributionVector.extract(base, finetuned, codec="dense").save_pretrained(path)
-    print(f"{SIZE}, {torch.get_num_threads()} threads, medians of {arguments.repeat}.")
+    print(f"{size}, {torch.get_num_threads()} threads, {'cold, ' * arguments.cold}medians of {arguments.repeat}.")
     missed = []
     for part in arguments.parts:
         if part == "load":
             missed += compare_loading(folder, base, inputs["loras"], arguments.repeat)
         else:
-            missed += compare_export(part, folder, base, inputs, arguments.mergekit, arguments.repeat)
+            missed += compare_export(part, folder, base, inputs, arguments.mergekit, arguments.repeat, cold=arguments.cold)
     if missed:
         raise SystemExit("\nBars that are missed: " + "; ".join(missed))
 

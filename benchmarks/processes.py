@@ -42,6 +42,12 @@ def run(command: Sequence[str | Path], scratch: Path) -> Run:
     return Run(wall, cpu, highest, log.read_text("utf-8"))
 
 
+def forget_files() -> None:
+    """Write out what is written, and empty the page cache: what is read next comes from the disk. Root only."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def private_memory(pid: int) -> int:
     """RssAnon of a process and all its children, in bytes."""
     total = 0
