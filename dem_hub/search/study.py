@@ -23,7 +23,7 @@ from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_ex
 from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
 from dem_hub.search.forward import is_seq2seq
 from dem_hub.search.growth import Before, Earlier
-from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
+from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods, Point
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
 from dem_hub.search.refinement import Refinement, refine
@@ -241,15 +241,7 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
     if missing:
         problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(map(repr, missing))}. The search's word is all.")
         return problem.best, None
-    common = None
-    low, high = common_bounds(problem.region)
-    if problem.count > 1 and low <= high:
-        common = (
-            tuple(common_point(problem.model, problem.objective, problem.region, problem.base_losses).tolist())
-            if problem.model is not None
-            else common_of(judge, problem.objective, problem.region)
-        )
-    obvious = rivals(problem.measure.names, common, before.unchanged(problem.measure.names))
+    obvious = rivals(problem.measure.names, _common(problem, judge), before.unchanged(problem.measure.names))
     others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}
     accepted = accept(judge, problem.objective, problem.best.coefficients, others)
     if accepted.is_found:
@@ -260,6 +252,18 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
         "and is what is returned."
     )
     return problem.evaluate(chosen.coefficients), accepted
+
+
+def _common(problem: Problem, judge: Likelihoods) -> Point | None:
+    """The best common coefficient on held-out data, looked for from what the search's statistics say; `None` where there is none."""
+    low, high = common_bounds(problem.region)
+    if problem.count < 2 or low > high:
+        return None
+    if problem.model is not None:
+        guess = float(common_point(problem.model, problem.objective, problem.region, problem.base_losses)[0])
+    else:
+        guess = sum(problem.best.coefficients) / problem.count
+    return common_of(judge, problem.objective, problem.region, guess)
 
 
 def _refine(
