@@ -46,12 +46,13 @@ class Refinement:
 
     @property
     def is_kept(self) -> bool:
-        """Whether what groups gain on held-out data is more than two of its standard errors."""
-        return self.one.difference > ERRORS * self.one.error
+        """Whether what groups gain on held-out data is more than two of its standard errors; never, where it has none."""
+        return self.one.difference > ERRORS * self.one.error > 0
 
     def note(self) -> str:
         """What came of it, for a user."""
-        verdict = "kept" if self.is_kept else "not kept, as that is not more than two errors"
+        doubt = "that is not more than two errors" if self.one.error else "one window of held-out text has no standard error"
+        verdict = "kept" if self.is_kept else f"not kept, as {doubt}"
         return (
             f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on held-out data (standard error "
             f"{self.one.error:.4f}) for {self.num_forward:.4g} forward passes: {verdict}."

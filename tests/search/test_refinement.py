@@ -184,15 +184,23 @@ def test_what_does_not_hold_is_not_kept(search: Callable[..., SearchResult], cou
     assert any(note.endswith("not kept, as that is not more than two errors.") for note in found.notes)
 
 
-@pytest.mark.parametrize(("gain", "is_kept"), [(0.021, True), (0.019, False), (-0.1, False)])
-def test_kept_for_more_than_two_errors(kept: SearchResult, gain: float, is_kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("gain", "error", "said"),
+    [
+        (0.021, 0.01, "kept."),
+        (0.019, 0.01, "not kept, as that is not more than two errors."),
+        (-0.1, 0.01, "not kept, as that is not more than two errors."),
+        (0.1, 0.0, "not kept, as one window of held-out text has no standard error."),
+    ],
+)
+def test_kept_for_more_than_two_errors(kept: SearchResult, gain: float, error: float, said: str) -> None:
     assert kept.refinement is not None
     accepted = kept.refinement.acceptance
-    one = replace(accepted.contenders[ONE], difference=gain, error=0.01)
+    one = replace(accepted.contenders[ONE], difference=gain, error=error)
     refined = replace(kept.refinement, acceptance=replace(accepted, contenders={**accepted.contenders, ONE: one}))
-    assert refined.is_kept is is_kept
-    assert refined.note().endswith("kept." if is_kept else "two errors.")
-    assert replace(kept, refinement=refined).loss == (refined.best.value if is_kept else kept.best.value)
+    assert refined.note().endswith(f"forward passes: {said}")
+    assert refined.is_kept is (said == "kept.")
+    assert replace(kept, refinement=refined).loss == (refined.best.value if refined.is_kept else kept.best.value)
 
 
 def test_recipe_and_result_are_read_again(kept: SearchResult, tmp_path: Path) -> None:
