@@ -116,6 +116,7 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
     seen, told = len(problem.trials), problem.callback
     callback = (lambda number, trial: told(seen + number, trial)) if told is not None else None
     finer = Problem(measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start)
+    finer.warn_of_few()
     finer.evaluate(start)
     strategy.search(finer)
     problem.notes += finer.notes

@@ -19,13 +19,13 @@ from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
-from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
+from dem_hub.search.acceptance import Acceptance, accept, common_of, rivals
 from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
 from dem_hub.search.forward import is_seq2seq
 from dem_hub.search.growth import Before, Earlier
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods, Point
 from dem_hub.search.objective import Objective
-from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
+from dem_hub.search.problem import Problem, Score, Strategy, Trial
 from dem_hub.search.refinement import Refinement, refine
 from dem_hub.search.request import check, check_granularity, pairs
 from dem_hub.search.result import SearchResult
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 BOUNDS = (0.0, 1.5)  # of a coefficient; their sum is free, and often above 1
 HELD_OUT = 0.25  # of the documents
-_EXCESS = 1e-3  # nats that the fitted coefficients may be expected to lose to chance before it is said
 
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
@@ -151,7 +150,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
     problem.notes += [reason] if reason else []
     if judge is not None:
-        _warn_of_few(problem)
+        problem.warn_of_few()
     strategy.search(problem)
     if judge is None:
         for point in rivals(measure.names, None).values():  # the best of all trials is what is found
@@ -214,16 +213,6 @@ def _tokenizer(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> C
         return loaded[0]
 
     return load
-
-
-def _warn_of_few(problem: Problem) -> None:
-    tokens = sum(map(sum, problem.likelihoods.tokens.values()))
-    excess = expected_excess(tokens, problem.count, INDEPENDENT)
-    if excess > _EXCESS:
-        problem.notes.append(
-            f"{tokens} tokens are few for {problem.count} coefficients: the loss they are fitted to is expected to be {excess:.4f} nats too "
-            f"good by chance. {int(problem.count * INDEPENDENT / (2 * _EXCESS))} or more, from many documents, are better."
-        )
 
 
 def _refuse_nothing_finite(problem: Problem) -> None:

@@ -109,6 +109,7 @@ def test_groups_that_are_better_are_kept(kept: SearchResult, counters: Counters)
     assert mean(fresh(counters, kept.coefficients, counters.data)) == pytest.approx(kept.loss, rel=1e-6)
     plain = dict(zip(kept.coefficients, kept.best.coefficients, strict=True))
     assert mean(fresh(counters, kept.coefficients, counters.test)) < mean(fresh(counters, plain, counters.test))
+    assert any("tokens are few for 8 coefficients" in note for note in kept.notes)
     assert any("8 coefficients by group gain" in note and note.endswith("kept.") for note in kept.notes)
 
 
