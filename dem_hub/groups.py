@@ -23,12 +23,16 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 def layer_number(key: str) -> int | None:
     """The layer that a tensor of a checkpoint is in: the first number in its name.
 
+    Each stack of a model counts its own, from 0: layer 3 of an encoder-decoder is one of the encoder and one of the decoder.
+
     Example:
 
     ```python
     >>> from dem_hub.groups import layer_number
     >>> layer_number("model.layers.3.mlp.experts.7.w1.weight"), layer_number("model.norm.weight")
     (3, None)
+    >>> layer_number("encoder.block.3.layer.0.SelfAttention.q.weight"), layer_number("decoder.block.3.layer.0.SelfAttention.q.weight")
+    (3, 3)
 
     ```
     """
@@ -75,6 +79,7 @@ def groups_of(granularity: Granularity, keys: Iterable[str], base: Base) -> tupl
 
     Args:
         granularity (`str`): `group`, by what tensors are for; `block`, by four runs of layers, and what is in no layer; `model`: none.
+            Runs are by number: of an encoder-decoder, each is of both, and of as many layers as the longer one has.
         keys (`Iterable[str]`): checkpoint keys.
         base ([`Base`]): whose architecture says what the tensors are for.
     """

@@ -59,7 +59,7 @@ class DEMModel:
             name_or_path (`str` or `os.PathLike`): Hub id or folder of a base (with `vectors`) or of a recipe (without).
             vectors (`Mapping[str, float]`, *optional*): the coefficient of each vector, by Hub id or folder, or [`VectorSource`]. In the
                 place of a number may be one for each group of tensors: `embedding`, `attention`, `mlp`, `other` and the `rest`, or runs
-                such as `layers 0-7` and the `rest`.
+                such as `layers 0-7` (of an encoder-decoder, of both) and the `rest`.
             rounding (`"stochastic"` or `"nearest"`, *optional*): how sums become bf16 or fp16; stochastic unless the recipe says else.
             rounding_seed (`int`, *optional*): of the stochastic rounding; 0 unless the recipe says else.
             allow_base_mismatch (`bool`): put vectors on a base they were not made from, where names and shapes agree.

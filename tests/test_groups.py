@@ -86,6 +86,31 @@ def test_the_layer_is_the_first_number() -> None:
     assert {key: layer_number(key) for key in keys} == keys
 
 
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "runs"),
+    [
+        (4, 4, ("layers 0-0", "layers 1-1", "layers 2-2", "layers 3-3")),
+        (2, 6, ("layers 0-0", "layers 1-2", "layers 3-3", "layers 4-5")),
+    ],
+)
+def test_layers_of_an_encoder_decoder(llama: Models, encoder: int, decoder: int, runs: tuple[str, ...]) -> None:
+    """Each stack counts its own, so that a run is of both, as far as both go."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2}
+    keys = T5ForConditionalGeneration(T5Config(**sizes, num_layers=encoder, num_decoder_layers=decoder)).state_dict()
+    groups = groups_of("block", keys, opened(llama.base))
+    assert groups == (*runs, "rest")
+    taken = take_apart(dict.fromkeys(keys), groups, opened(llama.base), "v")
+    for run in runs:
+        first, last = map(int, run.removeprefix("layers ").split("-"))
+        blocks = {(key.split(".")[0], int(key.split(".")[2])) for key in taken[run]}
+        assert blocks == {
+            (name, n) for name, count in (("encoder", encoder), ("decoder", decoder)) for n in range(first, last + 1) if n < count
+        }
+    assert {key.split(".")[1] for key in taken["rest"]} <= {"weight", "embed_tokens", "final_layer_norm"}
+
+
 COEFFICIENTS = [
     {"embedding": 0.1, "attention": 0.4, "mlp": 0.2, "other": 0.9},
     {"attention": 0.4, "rest": 0.0},

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dem_hub.search.likelihoods import Likelihoods, Point
+from dem_hub.search.line import lowest
 from dem_hub.search.objective import Objective
 from dem_hub.search.solve import Region, common_bounds
 from dem_hub.search.table import BASE, standard_error
@@ -67,18 +68,15 @@ def rivals(names: Sequence[str], common: Point | None, before: Point | None = No
     return points
 
 
-def common_of(held_out: Likelihoods, objective: Objective, region: Region) -> Point:
-    """The best common coefficient where no statistics say it: of a parabola through three, scored on the held-out data itself."""
+def common_of(held_out: Likelihoods, objective: Objective, region: Region, guess: float) -> Point:
+    """The best common coefficient, looked for on the held-out data itself: a rival is no rival where it is not at its best.
+
+    It is no worse there than the base, equal shares, all vectors at 1, and `guess`, as far as these are in the region.
+    """
     count = len(held_out.names)
-    low, high = common_bounds(region)
-    levels = [low + (high - low) * share for share in (0.0, 0.5, 1.0)]
     base = held_out.losses((0.0,) * count) if objective.kind == "improvement" else None
-    values = [objective.value(held_out.losses((level,) * count), base) for level in levels]
-    bend = values[0] - 2 * values[1] + values[2]
-    lowest = levels[min(range(3), key=values.__getitem__)]
-    if bend > 0:  # not where one of them is not finite, either
-        lowest = min(max(levels[1] - (values[2] - values[0]) / bend * (high - low) / 4, low), high)
-    return (lowest,) * count
+    starts = [0.0, 1 / count, 1.0, guess]  # the first two are rivals too, and are scored once
+    return (lowest(lambda level: _value(objective, held_out.losses((level,) * count), base), starts, *common_bounds(region)),) * count
 
 
 def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Mapping[str, Point]) -> Acceptance:
@@ -103,14 +101,17 @@ def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Ma
         totals = held_out.window_totals(point)
         errors = [standard_error(totals[name] - mine[name], held_out, name) for name in losses]
         error = math.sqrt(sum((factor * each) ** 2 for factor, each in zip(slope, errors, strict=True) if factor and not math.isnan(each)))
-        finite = all(map(math.isfinite, losses.values()))
-        value = objective.value(losses, base) if finite else math.inf
+        value = _value(objective, losses, base)
         contenders[label] = Contender(point, losses, value, value, error)
     reference = contenders[FOUND].value
     contenders = {label: _against(contender, reference) for label, contender in contenders.items()}
     better = [label for label, contender in contenders.items() if not contender.difference >= -contender.error]
     chosen = min(better, key=lambda label: contenders[label].value) if better else FOUND
     return Acceptance(chosen, contenders, {name: sum(tokens) for name, tokens in held_out.tokens.items()})
+
+
+def _value(objective: Objective, losses: Mapping[str, float], base: Mapping[str, float] | None) -> float:
+    return objective.value(losses, base) if all(map(math.isfinite, losses.values())) else math.inf
 
 
 def _against(contender: Contender, reference: float) -> Contender:

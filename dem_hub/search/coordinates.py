@@ -5,56 +5,62 @@ groups, so that what was measured for whole vectors is known.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from dem_hub.records import Coefficient
 
 if TYPE_CHECKING:
     from dem_hub.loading import MergedModel
 
+_Value = TypeVar("_Value")
+
 
 class Coordinates:
-    """The coefficients of a merged model, in order: of each vector, or of each of `groups` of each vector.
+    """The coefficients of a merged model, in order: of each vector, or of each group of it where there are `groups`, each vector's own.
 
     `keys` are the vectors' hashes, and `place` is all else that a merge depends on.
     """
 
-    def __init__(self, model: "MergedModel", groups: Sequence[str] = ()) -> None:
+    def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
         config = model.dem.config
-        self.model, self.groups = model, tuple(groups)
-        self.vectors = tuple(model.dem.coefficients)
+        self.model, self.vectors = model, tuple(model.dem.coefficients)
+        self.groups = tuple(map(tuple, groups)) or ((),) * len(self.vectors)
         self._hashes = _unique([str(record.sha256 or record.repo_id)[:16] for record in config.vectors])
         self.names, self.keys = self._each(self.vectors, " "), self._each(self._hashes)
         self.place = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
 
     def coefficients(self, point: Sequence[float]) -> dict[str, Coefficient]:
         """The point as a recipe has it."""
-        values = list(map(float, point))
-        if not self.groups:
-            return dict(zip(self.vectors, values, strict=True))
-        return {vector: dict(zip(self.groups, part, strict=True)) for vector, part in zip(self.vectors, self._parts(values), strict=True)}
+        each = zip(self.vectors, self.groups, self._parts(point), strict=True)
+        return {vector: dict(zip(groups, part, strict=True)) if groups else part[0] for vector, groups, part in each}
+
+    def spread(self, values: Sequence[_Value]) -> tuple[_Value, ...]:
+        """What each vector has, for each of its coordinates."""
+        return tuple(value for value, groups in zip(values, self.groups, strict=True) for _ in groups or ("",))
 
     def move_to(self, point: Sequence[float]) -> None:
         """Merge the model for this point."""
         wanted = self.coefficients(point)
         if self.model.dem.coefficients != wanted:
-            self.model.dem.set_coefficients(wanted, only_changed=bool(self.groups))  # most groups stay as they are
+            self.model.dem.set_coefficients(wanted, only_changed=any(self.groups))  # most groups stay as they are
 
     def key(self, point: Sequence[float]) -> str:
         """The point by the vectors' hashes, whatever their order; what has coefficient 0 is not in it."""
-        values, pairs = list(map(float, point)), []
-        for name, part in zip(self._hashes, self._parts(values), strict=True):
+        pairs: list[tuple[str, float]] = []
+        for name, groups, part in zip(self._hashes, self.groups, self._parts(point), strict=True):
             whole = len(set(part)) == 1
-            pairs += [(name, part[0])] if whole else [(f"{name}[{g}]", value) for g, value in zip(self.groups, part, strict=True)]
+            pairs += [(name, part[0])] if whole else [(f"{name}[{group}]", value) for group, value in zip(groups, part, strict=True)]
         return ",".join(sorted(f"{name}={value!r}" for name, value in pairs if value))
 
     def _each(self, names: Sequence[str], space: str = "") -> tuple[str, ...]:
-        return tuple(f"{name}{space}[{group}]" for name in names for group in self.groups) if self.groups else tuple(names)
+        each = ([f"{name}{space}[{group}]" for group in groups] or [name] for name, groups in zip(names, self.groups, strict=True))
+        return tuple(name for own in each for name in own)
 
-    def _parts(self, values: list[float]) -> list[list[float]]:
+    def _parts(self, point: Sequence[float]) -> list[list[float]]:
         """The values of each vector."""
-        size = len(self.groups) or 1
-        return [values[start : start + size] for start in range(0, len(values), size)]
+        values = iter(map(float, point))
+        return [list(islice(values, len(groups) or 1)) for groups in self.groups]
 
 
 def _unique(keys: Sequence[str]) -> tuple[str, ...]:

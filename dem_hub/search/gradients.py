@@ -32,13 +32,13 @@ class CoefficientGradient:
         `CoefficientError`: vectors that add rows, or change what is several tensors on disk and one in memory (fused experts).
     """
 
-    def __init__(self, model: "MergedModel", groups: Sequence[str] = ()) -> None:
+    def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
         opened = model.dem.open()
         self.model, self.base = model, opened.base.checkpoint
         whole = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
         vectors: list[Mapping[str, StoredDelta]] = []
-        for vector, deltas in zip(opened.vectors, whole, strict=True):
-            vectors += take_apart(deltas, groups, opened.base, vector.name).values() if groups else [deltas]
+        for vector, deltas, own in zip(opened.vectors, whole, groups or ((),) * len(whole), strict=True):
+            vectors += take_apart(deltas, own, opened.base, vector.name).values() if own else [deltas]
         self.count = len(vectors)
         names = memory_names(model, self.base)
         parameters = dict(model.named_parameters(remove_duplicate=False))

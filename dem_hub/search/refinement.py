@@ -1,15 +1,15 @@
 """Coefficients for groups of tensors, looked for from those of whole vectors, and kept only where they hold on data that nobody saw.
 
-Each vector's groups are coordinates like vectors. They start at the vector's one coefficient and are drawn to it, as strongly as
+The groups that a vector changes are coordinates like vectors. They start at the vector's one coefficient and are drawn to it, as strongly as
 the tokens are few: a dozen numbers are fitted sooner than they are known. What is found must be better on the held-out data than one
 coefficient a vector, by more than two standard errors of the difference: more numbers want more evidence. If not, one it stays.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dem_hub.groups import Granularity, groups_of
+from dem_hub.groups import Granularity, groups_of, take_apart
 from dem_hub.records import Coefficient
 from dem_hub.search.acceptance import Acceptance, Contender, accept
 from dem_hub.search.coordinates import Coordinates
@@ -17,6 +17,9 @@ from dem_hub.search.likelihoods import Likelihoods
 from dem_hub.search.problem import Problem, Trial
 from dem_hub.search.solve import Region
 from dem_hub.search.strategies import choose
+
+if TYPE_CHECKING:
+    from dem_hub.loading import MergedModel
 
 ONE = "one coefficient a vector"
 ERRORS = 2.0  # of the gain, that the gain must exceed; one let noise through on SmolLM2-135M at 250 tokens
@@ -43,12 +46,13 @@ class Refinement:
 
     @property
     def is_kept(self) -> bool:
-        """Whether what groups gain on held-out data is more than two of its standard errors."""
-        return self.one.difference > ERRORS * self.one.error
+        """Whether what groups gain on held-out data is more than two of its standard errors; never, where it has none."""
+        return self.one.difference > ERRORS * self.one.error > 0
 
     def note(self) -> str:
         """What came of it, for a user."""
-        verdict = "kept" if self.is_kept else "not kept, as that is not more than two errors"
+        doubt = "that is not more than two errors" if self.one.error else "one window of held-out text has no standard error"
+        verdict = "kept" if self.is_kept else f"not kept, as {doubt}"
         return (
             f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on held-out data (standard error "
             f"{self.one.error:.4f}) for {self.num_forward:.4g} forward passes: {verdict}."
@@ -72,6 +76,15 @@ class Refinement:
         return cls(**{**data, **read})
 
 
+def groups_of_each(model: "MergedModel", granularity: Granularity) -> list[tuple[str, ...]]:
+    """The groups of each vector of a merged model: of those of all vectors, so that runs of layers are the same, the ones that it changes."""
+    opened = model.dem.open()
+    deltas = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
+    groups = groups_of(granularity, sorted({key for each in deltas for key in each}), opened.base)
+    parts = [take_apart(each, groups, opened.base, vector.name) for vector, each in zip(opened.vectors, deltas, strict=True)]
+    return [tuple(group for group, tensors in each.items() if tensors) for each in parts]
+
+
 def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Granularity) -> Refinement | None:
     """Search by groups from what was found for whole vectors.
 
@@ -82,16 +95,17 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
         granularity (`str`): `block` or `group`.
 
     Returns:
-        [`Refinement`] or `None`: `None` where `n_trials` leaves no room for a step.
+        [`Refinement`] or `None`: `None` where `n_trials` leaves no room for a step, or no vector has two groups.
     """
     model = problem.likelihoods.coordinates.model
-    opened = model.dem.open()
-    changed = {key for vector in opened.vectors for key in vector.deltas(opened.base, allow_base_mismatch=True)}  # checked when loaded
-    coordinates = Coordinates(model, groups_of(granularity, sorted(changed), opened.base))
-    each = len(coordinates.groups)
+    coordinates = Coordinates(model, groups_of_each(model, granularity))
+    if len(coordinates.names) == len(coordinates.vectors):
+        problem.notes.append(
+            f"Coefficients by {granularity} were not looked for: no vector changes two groups, so that they are those of vectors."
+        )
+        return None
     measured, held_out = problem.likelihoods.at(coordinates), judge.at(coordinates)
-    start = tuple(value for value in found.coefficients for _ in range(each))
-    bounds = [pair for pair in problem.bounds() for _ in range(each)]
+    start, bounds = coordinates.spread(found.coefficients), coordinates.spread(problem.bounds())
     left = problem.n_trials - problem.num_forward if problem.n_trials is not None else None
     strategy, _ = choose("auto", len(start))
     if left is not None and left < (len(start) + 2 if strategy.name == "gauss_newton" else 3):
@@ -102,6 +116,7 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
     seen, told = len(problem.trials), problem.callback
     callback = (lambda number, trial: told(seen + number, trial)) if told is not None else None
     finer = Problem(measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start)
+    finer.warn_of_few()
     finer.evaluate(start)
     strategy.search(finer)
     problem.notes += finer.notes

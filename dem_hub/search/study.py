@@ -19,13 +19,13 @@ from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
-from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
+from dem_hub.search.acceptance import Acceptance, accept, common_of, rivals
 from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
 from dem_hub.search.forward import is_seq2seq
 from dem_hub.search.growth import Before, Earlier
-from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
+from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods, Point
 from dem_hub.search.objective import Objective
-from dem_hub.search.problem import INDEPENDENT, Problem, Score, Strategy, Trial
+from dem_hub.search.problem import Problem, Score, Strategy, Trial
 from dem_hub.search.refinement import Refinement, refine
 from dem_hub.search.request import check, check_granularity, pairs
 from dem_hub.search.result import SearchResult
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 BOUNDS = (0.0, 1.5)  # of a coefficient; their sum is free, and often above 1
 HELD_OUT = 0.25  # of the documents
-_EXCESS = 1e-3  # nats that the fitted coefficients may be expected to lose to chance before it is said
 
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
@@ -151,7 +150,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
     problem.notes += [reason] if reason else []
     if judge is not None:
-        _warn_of_few(problem)
+        problem.warn_of_few()
     strategy.search(problem)
     if judge is None:
         for point in rivals(measure.names, None).values():  # the best of all trials is what is found
@@ -216,16 +215,6 @@ def _tokenizer(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> C
     return load
 
 
-def _warn_of_few(problem: Problem) -> None:
-    tokens = sum(map(sum, problem.likelihoods.tokens.values()))
-    excess = expected_excess(tokens, problem.count, INDEPENDENT)
-    if excess > _EXCESS:
-        problem.notes.append(
-            f"{tokens} tokens are few for {problem.count} coefficients: the loss they are fitted to is expected to be {excess:.4f} nats too "
-            f"good by chance. {int(problem.count * INDEPENDENT / (2 * _EXCESS))} or more, from many documents, are better."
-        )
-
-
 def _refuse_nothing_finite(problem: Problem) -> None:
     """There is no best of trials that all diverged."""
     if not math.isfinite(problem.best.value):
@@ -241,15 +230,7 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
     if missing:
         problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(map(repr, missing))}. The search's word is all.")
         return problem.best, None
-    common = None
-    low, high = common_bounds(problem.region)
-    if problem.count > 1 and low <= high:
-        common = (
-            tuple(common_point(problem.model, problem.objective, problem.region, problem.base_losses).tolist())
-            if problem.model is not None
-            else common_of(judge, problem.objective, problem.region)
-        )
-    obvious = rivals(problem.measure.names, common, before.unchanged(problem.measure.names))
+    obvious = rivals(problem.measure.names, _common(problem, judge), before.unchanged(problem.measure.names))
     others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}
     accepted = accept(judge, problem.objective, problem.best.coefficients, others)
     if accepted.is_found:
@@ -260,6 +241,18 @@ def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial
         "and is what is returned."
     )
     return problem.evaluate(chosen.coefficients), accepted
+
+
+def _common(problem: Problem, judge: Likelihoods) -> Point | None:
+    """The best common coefficient on held-out data, looked for from what the search's statistics say; `None` where there is none."""
+    low, high = common_bounds(problem.region)
+    if problem.count < 2 or low > high:
+        return None
+    if problem.model is not None:
+        guess = float(common_point(problem.model, problem.objective, problem.region, problem.base_losses)[0])
+    else:
+        guess = sum(problem.best.coefficients) / problem.count
+    return common_of(judge, problem.objective, problem.region, guess)
 
 
 def _refine(

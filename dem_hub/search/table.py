@@ -99,14 +99,19 @@ def standard_error(totals: Tensor, measured: Likelihoods, name: str) -> float:
 
 
 def clustered_error(totals: Tensor, tokens: Sequence[int], windows: Sequence[Window]) -> float:
-    """The standard error of sum(totals) / sum(tokens), with documents as the independent units; nan for a single one.
+    """The standard error of sum(totals) / sum(tokens), with documents as the independent units, or the windows of a single one.
+
+    It is nan for a single window.
 
     Source: the ratio estimator of cluster sampling (Cochran, Sampling Techniques, 1977, section 6.3).
     """
     documents = {document: place for place, document in enumerate(sorted({window.document for window in windows}))}
-    if len(documents) < 2:
+    if len(windows) < 2:
         return math.nan
     owners = torch.tensor([documents[window.document] for window in windows])
+    units = len(documents)
+    if units < 2:  # one long text; its windows are more alike than documents are, and all there is
+        owners, units = torch.arange(len(windows)), len(windows)
     counts = torch.tensor(tokens, dtype=torch.float64)
-    residual = torch.zeros(len(documents), dtype=torch.float64).index_add(0, owners, totals - counts * (totals.sum() / counts.sum()))
-    return math.sqrt(len(documents) / (len(documents) - 1) * float((residual**2).sum())) / float(counts.sum())
+    residual = torch.zeros(units, dtype=torch.float64).index_add(0, owners, totals - counts * (totals.sum() / counts.sum()))
+    return math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(counts.sum())

@@ -220,7 +220,7 @@ def searched(base: Path, vectors: Mapping[str, Path], validation: Mapping[str, l
 
 
 def best_common(base: Path, vectors: Mapping[str, Path], validation: Mapping[str, list[Window]]) -> float:
-    """The best of a few common coefficients, measured: the search's own is read off a model of the losses around its best point."""
+    """The best of a few common coefficients, measured on all validation text: the search's own is the best of the text it held out."""
     scores = score_points(base, vectors, {str(value): (value,) * len(NAMES) for value in COMMON_VALUES}, validation)
     return min(COMMON_VALUES, key=lambda value: scores[str(value)].mean)
 

@@ -1,15 +1,17 @@
 """The answer is accepted on data the search did not see, or the best of the obvious is returned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.search.acceptance import Acceptance, accept, expected_excess, rivals
+from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
 from dem_hub.search.data import Window
+from dem_hub.search.line import SEEN
 from dem_hub.search.objective import Objective
+from dem_hub.search.solve import Region
 
 
 class HeldOut:
@@ -69,6 +71,57 @@ def test_differences_are_paired() -> None:
 def test_as_json() -> None:
     accepted = judged(2.0, 2.1)
     assert Acceptance.from_dict(accepted.to_dict()) == accepted
+
+
+class Along:
+    """Losses of two vectors with one coefficient for both, which counts how often it is asked for a new one."""
+
+    names = ("a", "b")
+
+    def __init__(self, **losses: Callable[[float], float]) -> None:
+        self.functions, self.seen = losses, set[float]()
+
+    def losses(self, point: Sequence[float]) -> dict[str, float]:
+        assert len(set(point)) == 1
+        self.seen.add(point[0])
+        return {name: function(point[0]) for name, function in self.functions.items()}
+
+
+ASK = Along(maths=lambda c: 2.0 + (c - 0.75) ** 2 + 4 * max(c - 0.9, 0) ** 2, chat=lambda c: 3.0 + (c - 0.75) ** 4)
+
+
+@pytest.mark.parametrize("guess", [0.2, 0.75, 1.1, 1.5])
+@pytest.mark.parametrize("kind", ["mean", "worst", "improvement"])
+def test_the_best_common_coefficient(kind: Any, guess: float) -> None:
+    """At 0.75, wherever the search's statistics see it; the base and 1/N are scored anyway."""
+    held: Any = Along(**ASK.functions)
+    objective = Objective(kind)
+    region = Region.of([(0.0, 1.5)] * 2)
+    common = common_of(held, objective, region, guess)
+    base = held.losses((0.0, 0.0))
+
+    def value(level: float) -> float:
+        return objective.value(held.losses((level, level)), base)
+
+    asked = len(held.seen)
+    assert set(common) == {common[0]}
+    assert value(common[0]) <= value(0.75) + 5 * SEEN
+    assert all(value(common[0]) <= value(level) for level in (0.0, 0.5, 1.0, guess))
+    assert asked <= 2 + 9
+
+
+def test_the_best_common_coefficient_of_a_region() -> None:
+    held: Any = Along(**ASK.functions)
+    assert common_of(held, Objective(), Region.of([(0.0, 1.5), (0.0, 0.5)]), 1.1) == (0.5, 0.5)
+    assert common_of(held, Objective(), Region.of([(0.0, 1.5)] * 2, max_sum=0.6), 1.1) == (0.3, 0.3)
+    assert common_of(held, Objective(), Region.of([(0.9, 1.5)] * 2), 1.1) == (0.9, 0.9)
+    assert max(held.seen) <= 1.5
+
+
+def test_a_common_coefficient_that_diverges() -> None:
+    """No number is worse than any, also where it is not the largest loss by its order."""
+    held: Any = Along(maths=lambda c: (c - 0.75) ** 2, chat=lambda c: 0.0 if c < 0.9 else float("nan"))
+    assert common_of(held, Objective("worst"), Region.of([(0.0, 1.5)] * 2), 1.1)[0] == pytest.approx(0.75, abs=0.02)
 
 
 def test_rivals() -> None:

@@ -17,23 +17,30 @@ import json, os, sys
 from dem_hub import search_coefficients
 from dem_hub.search import Optuna
 request = json.loads(sys.argv[1])
-methods = [Optuna("tpe", storage=request["storage"])] if request["storage"] else request["methods"]
+ways = [{"method": Optuna("tpe", storage=request["storage"])}] if request["storage"] else request["ways"]
 records = []
-for method in methods:
-    result = search_coefficients(request["base"], request["vectors"], request["data"], method=method, n_trials=request["n_trials"], batch_size=4)
+for way in ways:
+    result = search_coefficients(request["base"], request["vectors"], request["data"], batch_size=4, **request["options"], **way)
+    refined = result.refinement
     records.append({"coefficients": result.best.coefficients, "losses": dict(result.best.losses), "num_forward": result.num_forward,
-                    "held_out": result.held_out_loss, "trials": [list(trial.coefficients) for trial in result.trials]})
+                    "held_out": result.held_out_loss, "baselines": result.baselines,
+                    "trials": [list(trial.coefficients) for trial in result.trials],
+                    "groups": [refined.best.coefficients, refined.one.difference, refined.num_forward_held_out] if refined else []})
 with open(f"{request['output']}.{os.environ.get('RANK', request['storage'] and os.getpid())}", "w") as file:
     json.dump(records, file)
 """
 
 
-METHODS = ["gauss_newton", "gradient"]
+WAYS: list[dict[str, Any]] = [
+    {"method": "gauss_newton", "n_trials": 12},
+    {"method": "gradient", "n_trials": 12},
+    {"method": "gauss_newton", "granularity": "block"},
+]
 
 
 def request(counters: Counters, tmp_path: Path, **changes: object) -> str:
     vectors = list(counters.vectors.values())
-    content = {"base": str(counters.base), "vectors": vectors, "data": counters.data, "storage": "", "methods": METHODS, "n_trials": 12}
+    content = {"base": str(counters.base), "vectors": vectors, "data": counters.data, "storage": "", "ways": WAYS, "options": {}}
     return json.dumps(content | {"output": str(tmp_path / "result")} | changes)
 
 
@@ -65,19 +72,26 @@ def test_accelerate_launch(counters: Counters, tmp_path: Path, script: Path, env
     assert done.returncode == 0, done.stderr[-9000:]
     first, second = results(tmp_path)
     assert first == second
-    for method, record in zip(METHODS, first, strict=True):
-        alone = search_coefficients(counters.base, list(counters.vectors.values()), counters.data, method=method, n_trials=12, batch_size=4)
+    for way, record in zip(WAYS, first, strict=True):
+        alone = search_coefficients(counters.base, list(counters.vectors.values()), counters.data, batch_size=4, **way)
         assert record["coefficients"] == pytest.approx(alone.best.coefficients, abs=1e-4)
         assert record["losses"] == pytest.approx(alone.best.losses, rel=1e-5)
         assert record["num_forward"] == alone.num_forward
         assert record["held_out"] == pytest.approx(alone.held_out_loss, rel=1e-5)
+        assert record["baselines"] == pytest.approx(alone.baselines, rel=1e-5)
+        if (refined := alone.refinement) is not None:
+            points, gain, cost = record["groups"]
+            assert len(points) == 3 * 3
+            assert points == pytest.approx(refined.best.coefficients, abs=1e-3)
+            assert (gain, cost) == (pytest.approx(refined.one.difference, abs=1e-4), refined.num_forward_held_out)
+    assert [bool(record["groups"]) for record in first] == [False, False, True]
 
 
 @pytest.mark.slow
 def test_one_study_of_two_processes(counters: Counters, tmp_path: Path, script: Path, environment: dict[str, str]) -> None:
     """Both add to it; whoever ends last has seen all trials, and nobody scores what the other has."""
     journal = str(tmp_path / "journal.log")
-    command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, n_trials=8)]
+    command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, options={"n_trials": 8})]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)

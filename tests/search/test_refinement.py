@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from counters import Counters
+from models import load_tensors, reshard
 
-from dem_hub import DEMConfig, DEMModel, SearchResult, search_coefficients
+from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, search_coefficients
 from dem_hub.cli import main
 from dem_hub.errors import ConfigError
 from dem_hub.groups import groups_of
@@ -36,7 +37,18 @@ def finer(counters: Counters) -> Likelihoods:
     vectors = dict.fromkeys(list(counters.vectors.values())[:2], 0.0)
     model = DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32")
     data = {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
-    return Likelihoods(model, data, Store()).at(Coordinates(model, GROUPS))
+    return Likelihoods(model, data, Store()).at(Coordinates(model, (GROUPS, GROUPS)))
+
+
+@pytest.fixture(scope="module")
+def narrow(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What "down" has learnt in its attention alone, as most LoRAs do."""
+    root = tmp_path_factory.mktemp("narrow")
+    learnt = load_tensors(counters.base.parent / "full-down")
+    part = {name: tensor for name, tensor in learnt.items() if "self_attn" in name}
+    reshard(counters.base, root / "full", change=lambda tensors: tensors.update(part))
+    DistributionVector.extract(counters.base, root / "full", codec="dense", dtype="float32").save_pretrained(root / "attention")
+    return str(root / "attention")
 
 
 def fresh(counters: Counters, coefficients: Any, data: Any) -> dict[str, float]:
@@ -59,6 +71,19 @@ def test_coordinates(finer: Likelihoods, counters: Counters) -> None:
     assert place.key((0.3,) * 4 + (0.7,) * 4) == plain.key((0.3, 0.7))
     assert place.key((0.0,) * 8) == plain.key((0.0, 0.0)) == ""
     assert len({place.key(point), place.key(point[::-1]), place.key((*point[:7], 0.1))}) == 3
+
+
+def test_coordinates_of_groups_that_differ(finer: Likelihoods, counters: Counters) -> None:
+    up, down, _ = counters.vectors.values()
+    place = Coordinates(finer.coordinates.model, (GROUPS, ("mlp",)))
+    point = (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert place.names == (*(f"{up} [{group}]" for group in GROUPS), f"{down} [mlp]")
+    assert place.coefficients(point) == {up: dict(zip(GROUPS, point[:4], strict=True)), down: {"mlp": 0.5}}
+    assert place.spread(("a", "b")) == ("a", "a", "a", "a", "b")
+    assert place.key((0.3,) * 4 + (0.7,)) == Coordinates(place.model).key((0.3, 0.7))
+    half = Coordinates(place.model, (GROUPS, ()))
+    assert half.names == (*place.names[:4], down)
+    assert half.coefficients(point)[down] == 0.5
 
 
 def test_gradient_by_groups_is_the_finite_difference(finer: Likelihoods) -> None:
@@ -84,6 +109,7 @@ def test_groups_that_are_better_are_kept(kept: SearchResult, counters: Counters)
     assert mean(fresh(counters, kept.coefficients, counters.data)) == pytest.approx(kept.loss, rel=1e-6)
     plain = dict(zip(kept.coefficients, kept.best.coefficients, strict=True))
     assert mean(fresh(counters, kept.coefficients, counters.test)) < mean(fresh(counters, plain, counters.test))
+    assert any("tokens are few for 8 coefficients" in note for note in kept.notes)
     assert any("8 coefficients by group gain" in note and note.endswith("kept.") for note in kept.notes)
 
 
@@ -95,6 +121,32 @@ def test_the_cost(kept: SearchResult, search: Callable[..., SearchResult], count
     assert refined.num_forward <= 2 * 8 + 4
     assert refined.num_forward_held_out == 1  # what was found; one coefficient a vector was accepted before
     assert kept.num_forward == search("up", "down", held_out=counters.test).num_forward + refined.num_forward
+
+
+@pytest.mark.parametrize(("many", "method"), [(16, "gauss_newton"), (2, "gradient")])
+def test_only_groups_that_a_vector_changes(
+    counters: Counters, narrow: str, many: int, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no effect would cost a forward pass a step, and be told as if it were known."""
+    monkeypatch.setattr("dem_hub.search.strategies._MANY", many)
+    up = counters.vectors["up"]
+    found = search_coefficients(counters.base, [up, narrow], counters.data, held_out=counters.test, method=method, granularity="group")
+    refined = found.refinement
+    assert refined is not None
+    assert refined.method == method
+    assert refined.coordinates == (*(f"{up} [{group}]" for group in GROUPS), f"{narrow} [attention]")
+    assert [tuple(value) for value in refined.coefficients.values()] == [GROUPS, ("attention",)]
+    assert refined.num_forward <= 2 * (5 + 1) + 2 if method == "gauss_newton" else refined.num_forward == 3 * len(refined.trials)
+    assert refined.best.value < found.best.value
+    assert mean(fresh(counters, refined.coefficients, counters.data)) == pytest.approx(refined.best.value, rel=1e-6)
+    whole = mean(fresh(counters, dict(zip(found.coefficients, found.best.coefficients, strict=True)), counters.data))
+    assert refined.trials[0].value == pytest.approx(whole, rel=1e-6)
+
+
+def test_vectors_of_one_group_each(counters: Counters, narrow: str) -> None:
+    found = search_coefficients(counters.base, [narrow], counters.data, granularity="group")
+    assert found.refinement is None
+    assert any("by group were not looked for: no vector changes two groups" in note for note in found.notes)
 
 
 def test_blocks(search: Callable[..., SearchResult], counters: Counters) -> None:
@@ -133,15 +185,23 @@ def test_what_does_not_hold_is_not_kept(search: Callable[..., SearchResult], cou
     assert any(note.endswith("not kept, as that is not more than two errors.") for note in found.notes)
 
 
-@pytest.mark.parametrize(("gain", "is_kept"), [(0.021, True), (0.019, False), (-0.1, False)])
-def test_kept_for_more_than_two_errors(kept: SearchResult, gain: float, is_kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("gain", "error", "said"),
+    [
+        (0.021, 0.01, "kept."),
+        (0.019, 0.01, "not kept, as that is not more than two errors."),
+        (-0.1, 0.01, "not kept, as that is not more than two errors."),
+        (0.1, 0.0, "not kept, as one window of held-out text has no standard error."),
+    ],
+)
+def test_kept_for_more_than_two_errors(kept: SearchResult, gain: float, error: float, said: str) -> None:
     assert kept.refinement is not None
     accepted = kept.refinement.acceptance
-    one = replace(accepted.contenders[ONE], difference=gain, error=0.01)
+    one = replace(accepted.contenders[ONE], difference=gain, error=error)
     refined = replace(kept.refinement, acceptance=replace(accepted, contenders={**accepted.contenders, ONE: one}))
-    assert refined.is_kept is is_kept
-    assert refined.note().endswith("kept." if is_kept else "two errors.")
-    assert replace(kept, refinement=refined).loss == (refined.best.value if is_kept else kept.best.value)
+    assert refined.note().endswith(f"forward passes: {said}")
+    assert refined.is_kept is (said == "kept.")
+    assert replace(kept, refinement=refined).loss == (refined.best.value if refined.is_kept else kept.best.value)
 
 
 def test_recipe_and_result_are_read_again(kept: SearchResult, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_result(result: SearchResult, counters: Counters) -> None:
     assert list(result.coefficients) == list(counters.vectors.values())
     assert tuple(result.coefficients.values()) == result.best.coefficients
     assert result.num_forward <= 12
-    assert result.num_forward_held_out == pytest.approx(1 + 3 + 1 + 1 + 1)  # base, three alone, 1/N, common, found
+    assert 1 + 3 + 1 + 1 + 1 <= result.num_forward_held_out <= 1 + 3 + 1 + 6 + 1  # base, three alone, 1/N, common and its line, found
     assert result.loss == result.best.value == min(trial.value for trial in result.trials)
     assert list(result.baselines) == ["base", *(f"{name} alone" for name in result.coefficients), "1/N", "common"]
     assert result.held_out_loss is not None
@@ -277,7 +277,9 @@ def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
     known = {name: gentle.data[name] for name in ("up", "down")}
     grown = search_coefficients(gentle.base, vectors, gentle.data, earlier=search_coefficients(gentle.base, vectors, known))
     share = grown.tokens["threes"] / sum(grown.tokens.values())
-    assert grown.num_forward == pytest.approx(3 * share + 1)
+    assert grown.acceptance is not None
+    returned = int(not grown.acceptance.is_found)  # a rival's losses on the search data, where it is better on the held-out data
+    assert grown.num_forward == pytest.approx(3 * share + 1 + returned)
 
 
 def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
@@ -371,14 +373,20 @@ def test_a_wrong_answer_is_not_accepted(search: Callable[..., SearchResult], cou
     assert tuple(found.coefficients.values()) == found.acceptance.contenders[found.acceptance.chosen].coefficients
 
 
-@pytest.mark.parametrize("method", ["gradient", "grid", "optuna"])
-def test_the_common_coefficient_is_a_rival_of_every_method(search: Callable[..., SearchResult], counters: Counters, method: str) -> None:
-    """As good as the best of a fine line, but for the parabola."""
-    found = search("up", "down", method=method, n_trials=9, held_out=counters.test)
-    common = found.baselines["common"]
-    line = [mean(fresh(counters, dict.fromkeys(found.coefficients, level / 10), counters.test)) for level in range(16)]
-    assert common == pytest.approx(min(line), abs=0.03)
-    assert common < min(line[0], line[15])
+@pytest.fixture(scope="module")
+def line(counters: Counters) -> list[float]:
+    """The loss of two vectors on the test text, by their common coefficient, from 0 to 1.5 in steps of 0.1."""
+    vectors = [counters.vectors[name] for name in ("up", "down")]
+    return [mean(fresh(counters, dict.fromkeys(vectors, level / 10), counters.test)) for level in range(16)]
+
+
+@pytest.mark.parametrize("method", ["gauss_newton", "gradient", "grid", "optuna"])
+def test_the_common_coefficient_is_a_rival_of_every_method(
+    search: Callable[..., SearchResult], counters: Counters, line: list[float], method: str
+) -> None:
+    """As good as the best of a fine line, or better."""
+    common = search("up", "down", method=method, n_trials=9, held_out=counters.test).baselines["common"]
+    assert min(line) - 0.01 < common <= min(line) + 5e-4
 
 
 def test_a_vector_that_is_much_longer(counters: Counters, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_error_is_over_documents() -> None:
     one = clustered_error(means * 5, [5] * 40, once)
     assert clustered_error(means.repeat_interleave(10) * 5, [5] * 400, often) == pytest.approx(one)
     assert one == pytest.approx(float(means.std()) / math.sqrt(40), rel=1e-6)
+    assert clustered_error(means * 5, [5] * 40, [Window((), (), 7)] * 40) == one  # one long text, by its windows
     assert math.isnan(clustered_error(means[:1], [5], once[:1]))
 
 
