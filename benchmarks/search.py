@@ -38,6 +38,7 @@ from dem_hub.search.refinement import ERRORS
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
 N_TRIALS = 40  # of Optuna's samplers
+TEST_TOKENS = 2_000  # of each distribution, at the least: with fewer, one cannot tell what few validation tokens are worth
 GRID = "grid"
 GROUPS = ("group", "block")
 
@@ -109,11 +110,13 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
         if not vector.is_dir():
             DistributionVector.extract(base, folder / "full" / name).save_pretrained(vector)
     tokenizer = AutoTokenizer.from_pretrained(base)
+    counts = {"validation": tokens, "test": max(tokens, TEST_TOKENS)}
     sides = {
-        side: {name: windows(tokenizer, folder / "texts" / f"{name}.{side}.jsonl", tokens) for name in names}
-        for side in ("validation", "test")
+        side: {name: windows(tokenizer, folder / "texts" / f"{name}.{side}.jsonl", count) for name in names}
+        for side, count in counts.items()
     }
     work.mkdir(parents=True, exist_ok=True)
+    scores = output / f"{'-'.join(names)} test {counts['test']}.json"
     records: dict[str, Any] = {}
     model = DEMModel.from_pretrained(base, vectors={str(vector): 0.0 for vector in vectors}, dtype="float32")
     first = SearchResult.from_pretrained(work / "result gauss_newton") if (work / "result gauss_newton").is_dir() else None
@@ -134,22 +137,24 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
             )
             result.save_pretrained(work / f"result {name}")
             first = result if name == "gauss_newton" else first
-            path.write_text(json.dumps(record(result, model, sides["test"])))
+            path.write_text(json.dumps(record(result, model, sides["test"], scores)))
         records[name] = json.loads(path.read_text())
     return records
 
 
-def record(result: SearchResult, model: Any, test: dict[str, list[Window]]) -> dict[str, Any]:
-    """What a method found, and what that and the obvious points are worth on test text."""
+def record(result: SearchResult, model: Any, test: dict[str, list[Window]], scores: Path) -> dict[str, Any]:
+    """What a method found, and what that and the obvious points are worth on test text, whose losses are kept in a file."""
     names = list(model.dem.coefficients)
     points = {"found": dict(result.coefficients), "base": dict.fromkeys(names, 0.0), "1/N": dict.fromkeys(names, 1 / len(names))}
     if result.refinement is not None:
         points |= {"groups": dict(result.refinement.coefficients), "one": dict(zip(names, result.best.coefficients, strict=True))}
-    losses = {}
-    for label, point in points.items():
-        model.dem.set_coefficients(point)
-        scores = evaluate(model, test)
-        losses[label] = sum(score.loss for score in scores.values()) / len(scores)
+    known: dict[str, float] = json.loads(scores.read_text()) if scores.is_file() else {}
+    for point in points.values():
+        if str(point) not in known:
+            model.dem.set_coefficients(point)
+            known[str(point)] = sum(score.loss for score in evaluate(model, test).values()) / len(test)
+            scores.write_text(json.dumps(known))
+    losses = {label: known[str(point)] for label, point in points.items()}
     trials = [{"coefficients": trial.coefficients, "value": trial.value} for trial in result.trials]
     return {
         "num_forward": result.num_forward,
@@ -244,7 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="what benchmarks/finetunes.py made")
     parser.add_argument("names", nargs="+", help="distributions")
-    parser.add_argument("--tokens", type=int, default=2_000, help="of each distribution, for validation and again for test (default 2000)")
+    parser.add_argument(
+        "--tokens", type=int, default=2_000, help="of each distribution, for validation and, from 2000 on, for test (default 2000)"
+    )
     usual = [name for name in methods(None, None) if name not in GROUPS]
     parser.add_argument("--methods", nargs="+", default=usual, help="default: all but group and block")
     parser.add_argument("--output", type=Path, help="where the runs are kept (default: `search` in the folder)")
