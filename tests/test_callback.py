@@ -252,8 +252,9 @@ def test_qlora(llama: Models, tmp_path: Path) -> None:
 
 
 def other_methods() -> list[Any]:
-    from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig
+    from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OSFConfig, VBLoRAConfig
 
+    bank = VBLoRAConfig(r=2, num_vectors=4, vector_length=2, topk=2, target_modules=["q_proj"])  # shared by all layers
     return [
         pytest.param("llama-tied", LoraConfig(**LORA, use_dora=True), id="dora"),
         pytest.param("llama-untied", LoraConfig(**LORA, use_dora=True, modules_to_save=["lm_head"]), id="dora and a head"),
@@ -261,6 +262,9 @@ def other_methods() -> list[Any]:
         pytest.param("llama-tied", IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), id="ia3"),
         pytest.param("llama-tied", LoHaConfig(r=2, alpha=4, target_modules=["q_proj"]), id="loha"),
         pytest.param("llama-tied", LNTuningConfig(target_modules=["input_layernorm"]), id="norms"),
+        pytest.param("llama-tied", LoraConfig(**LORA, trainable_token_indices=[5, 6]), id="tokens"),
+        pytest.param("llama-tied", bank, id="a bank"),
+        pytest.param("llama-tied", OSFConfig(target_modules=["q_proj"]), id="one that cannot unmerge"),
     ]
 
 
@@ -274,7 +278,9 @@ class Bits(TrainerCallback):
         self.seen.append({name: value.detach().clone() for name, value in kwargs["model"].state_dict().items()})
 
 
-@pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:Unsupported layer type")  # PEFT's own doubts about rarer methods
+@pytest.mark.filterwarnings(
+    "ignore:Adapter 'default'", "ignore:Unsupported layer type", "ignore:OSF does not support"
+)  # PEFT's own doubts about rarer methods
 @pytest.mark.parametrize(("family", "config"), other_methods())
 def test_other_methods_are_merged(zoo: Zoo, tmp_path: Path, family: str, config: Any) -> None:
     """The vector is that of PEFT's own merge of a copy, and the model in training has the bits that it had."""
@@ -295,6 +301,21 @@ def test_one_side_of_a_tied_embedding(llama: Models, tmp_path: Path) -> None:
 
     model = adapted(llama.base, LoraConfig(**LORA, modules_to_save=["embed_tokens"]))
     with pytest.raises(CheckpointError, match="'lm_head.weight' .* is in the fine-tune only"):
+        begin(DEMCallback(), model, arguments(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize(
+    "changes",
+    [{"target_modules": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"layer_replication": [(0, 2), (1, 2)]}],
+    ids=str,
+)
+def test_one_tensor_that_is_changed_in_two_ways(llama: Models, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """PEFT's merge would change both sides alike, and the model in training does not."""
+    from peft import LoraConfig
+
+    model = adapted(llama.base, LoraConfig(**{**LORA, **changes}))
+    with pytest.raises(AdapterError, match="are one tensor of the base, and PEFT changes them differently"):
         begin(DEMCallback(), model, arguments(tmp_path))
 
 
