@@ -149,6 +149,37 @@ def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
     assert (tmp_path / "vector" / "norms.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("named", ["maths.jsonl", Path("maths.jsonl"), [Path("maths.jsonl")]], ids=repr)
+def test_datasets_by_hand(llama: Models, tmp_path: Path, named: Any) -> None:
+    callback = DEMCallback(datasets=named)
+    train(adapted(llama.base), callback, tmp_path, max_steps=1)
+    assert json.loads((tmp_path / "vector" / "dem_training.json").read_text())["training"]["datasets"] == ["maths.jsonl"]
+
+
+def test_facts_are_json(tmp_path: Path) -> None:
+    from transformers import TrainerState
+
+    from dem_hub.callback.facts import training_facts
+
+    state = TrainerState(global_step=3, log_history=[{"loss": float("nan"), "eval_loss": 2.5}])
+    facts = training_facts(arguments(tmp_path), state, [])
+    assert facts["eval_loss"] == 2.5 and "loss" not in facts
+
+
+def test_whatever_goes_wrong_does_not_end_the_run(llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Rows(list[Any]):
+        """A dataset that says of itself what nobody expects."""
+
+        info = type("Info", (), {"download_checksums": 5})
+
+    callback = DEMCallback()
+    trainer = Trainer(load(llama.base), arguments(tmp_path), train_dataset=Rows(rows()), callbacks=[callback])
+    trainer.train()
+    assert "No vector was taken at step 4" in caplog.text
+    with pytest.raises(TypeError):
+        _ = callback.vector
+
+
 def test_dataset_names() -> None:
     from datasets import Dataset, DatasetInfo
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ def training_facts(args: "TrainingArguments", state: "TrainerState", datasets: S
         "batch_size": effective,
         "seed": args.seed,
     }
-    return {name: value for name, value in facts.items() if value not in (None, [])}
+    return {name: value for name, value in facts.items() if value not in (None, []) and not _is_nan(value)}
 
 
 def library_versions() -> dict[str, str]:
@@ -61,6 +62,10 @@ def _hub_ids(sources: Iterable[str]) -> Iterable[str]:
         parts = urlsplit(source)
         if parts.scheme == "hf" and parts.netloc == "datasets":
             yield parts.path.strip("/").partition("@")[0]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)  # a loss, which JSON has no number for
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:

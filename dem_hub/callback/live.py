@@ -20,6 +20,7 @@ from dem_hub.errors import AdapterError
 from dem_hub.index import Index, count_elements
 
 _WRAPPED = "base_model.model."  # before the names of what PEFT wraps
+_LOOKED_AT = 16  # tensors, and rows of each
 _RECENT = 2  # fused tensors of which the parts are kept: a layer's experts have two, and their parts alternate
 
 
@@ -78,6 +79,18 @@ class LiveModel:
                 raise AdapterError(
                     f"PEFT cannot merge '{name}' ({kind.__name__}: {error}), so that its change of the weight is not known. Train a LoRA."
                 ) from error
+
+    def differing(self, base: Base) -> list[str]:
+        """Which tensors are not the base's in their dtype, of a few spread over the model, by the beginning of each."""
+        known = {name: info for name, info in base.checkpoint.items() if name in self._slots and self[name].shape == info.shape}
+        names = sorted(name for name, info in known.items() if info.shape and self._slots[name].name not in self._layers)
+        start = (slice(0, _LOOKED_AT),)
+        found = []
+        for name in names[:: max(1, len(names) // _LOOKED_AT)]:
+            tensor = self.read(name, start)
+            if not torch.equal(tensor, base.checkpoint.read(name, start).to(tensor)):
+                found.append(name)
+        return found
 
     def _tensor(self, name: str) -> Tensor:
         return self._gathering.tensors[name]

@@ -50,11 +50,23 @@ class Source:
         found = resolve(name, MODEL_FILES, options)
         refuse_quantised(found.folder, "base")
         base = Base(found)
+        logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)  # worked out now, and kept
         why = _why_no_adapter(gathering, base)
         if why is None:
             return cls(base, is_adapter=True)
         _check_whole(gathering, base, why)
         return cls(base, is_adapter=False)
+
+    def look_at_start(self, gathering: Gathering) -> None:
+        """Warn of a model that is not the base before its first step; which commit it was loaded from, transformers does not keep."""
+        differing = [] if _is_quantised(gathering.model) else LiveModel(gathering, self.base).differing(self.base)
+        if differing:
+            logger.warning(
+                "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what this run alone learns on "
+                "that base. If the model was loaded from another revision, name it: DEMCallback(base_model='org/base@REVISION').",
+                self.base,
+                differing[0],
+            )
 
     def open_others(self, recipe: VectorSource) -> list[DistributionVector]:
         """The vectors of a recipe, known to be on this base."""
@@ -146,6 +158,10 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
     return None
 
 
+def _is_quantised(model: Any) -> bool:
+    return getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
+
+
 def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
     """Refuse what looks like no change as long as it is not trained."""
     architecture = base.architecture
@@ -158,7 +174,7 @@ def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
     """Make sure that the difference of all weights can be taken."""
     model = gathering.model
     is_peft = hasattr(model, "get_base_model")
-    if getattr(model.get_base_model() if is_peft else model, "hf_quantizer", None) is not None:
+    if _is_quantised(model):
         raise CheckpointError(
             f"The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector ({why}). "
             "Train a plain LoRA on it, or the model in bf16, fp16 or fp32."
