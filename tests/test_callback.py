@@ -128,10 +128,15 @@ BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_
 @pytest.mark.parametrize(("when", "loaded"), [("end", True), ("save", True), ("best", False)])
 def test_the_best(llama: Models, tmp_path: Path, when: Any, loaded: bool) -> None:
     callback = DEMCallback(when=when, **DENSE)
-    trainer = train(load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, **BEST)
+    trainer = train(load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, include_num_input_tokens_seen="all", **BEST)
     best = trainer.state.best_model_checkpoint
     assert best is not None and trainer.state.best_global_step < 4
     assert_same_files(callback.vector, DistributionVector.extract(llama.base, best, **DENSE))
+    facts, step = callback.vector.config.training, trainer.state.best_global_step  # type: ignore[union-attr]
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert (facts["steps"], facts["loss"], facts["eval_loss"]) == (step, losses[step], evaluated[step])
+    assert (facts["epochs"], facts["tokens"]) == (round(step / 12, 4), step * 4 * 8)
 
 
 def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_facts_are_json(tmp_path: Path) -> None:
     from dem_hub.callback.facts import training_facts
 
     state = TrainerState(global_step=3, log_history=[{"loss": float("nan"), "eval_loss": 2.5}])
-    facts = training_facts(arguments(tmp_path), state, [])
+    facts = training_facts(arguments(tmp_path), state, [], 3)
     assert facts["eval_loss"] == 2.5 and "loss" not in facts
 
 
@@ -324,6 +329,17 @@ def test_other_methods_are_merged(zoo: Zoo, tmp_path: Path, family: str, config:
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged")
     assert_same_files(callback.vector, DistributionVector.extract(base, tmp_path / "merged", **DENSE))
+
+
+def test_weights_that_are_trained_beside_a_lora(llama: Models, tmp_path: Path) -> None:
+    """PEFT's checkpoint would lack them."""
+    model = adapted(llama.base)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    callback = DEMCallback(**DENSE)
+    train(model, callback, tmp_path / "run")
+    copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert_same_files(callback.vector, DistributionVector.extract(llama.base, tmp_path / "merged", **DENSE))
+    assert "model.norm.weight" in callback.vector.config.tensors  # type: ignore[union-attr]
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")

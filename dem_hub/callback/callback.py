@@ -175,13 +175,14 @@ class DEMCallback(TrainerCallback):
     def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Take the vector at a save that counts."""
         if self.when == "save" or (self.when == "best" and state.best_global_step == state.global_step):
-            self._take(args, state, kwargs)
+            self._take(args, state, kwargs, state.global_step)
 
     def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Take the last vector, and wait for the pushes."""
-        is_new = self._tried_at != state.global_step or args.load_best_model_at_end
-        if self.when == "end" or (self.when == "save" and is_new):
-            self._take(args, state, kwargs)
+        is_best_again = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        step = state.best_global_step if is_best_again and state.best_global_step else state.global_step
+        if self.when == "end" or (self.when == "save" and (is_best_again or self._tried_at != step)):
+            self._take(args, state, kwargs, step)
         self._finish_pushes()
 
     def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
@@ -264,10 +265,10 @@ class DEMCallback(TrainerCallback):
 
     # A vector
 
-    def _take(self, args: "TrainingArguments", state: "TrainerState", kwargs: Mapping[str, Any]) -> None:
-        """Take the vector of the model as it is, on all processes together."""
+    def _take(self, args: "TrainingArguments", state: "TrainerState", kwargs: Mapping[str, Any], step: int) -> None:
+        """Take the vector of the model as it is, on all processes together; it is as it was after `step`."""
         gathering = Gathering(kwargs["model"])
-        self._tried_at = state.global_step  # on every process, so that all agree on whether there is more to do
+        self._tried_at = step  # on every process, so that all agree on whether there is more to do
         if not state.is_world_process_zero:
             gathering.follow()
             return
@@ -275,13 +276,13 @@ class DEMCallback(TrainerCallback):
         try:
             with gathering.leading():
                 names = self.datasets or dataset_names(getattr(kwargs.get("train_dataloader"), "dataset", None))
-                measured = self._write(gathering, training_facts(args, state, names))
+                measured = self._write(gathering, training_facts(args, state, names, step))
         except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
             self._failure = error
-            logger.error("No vector was taken at step %d: %s. Training goes on.", state.global_step, error)
+            logger.error("No vector was taken at step %d: %s. Training goes on.", step, error)
             return
-        self._failure, self._taken_at = None, state.global_step
-        logger.info("Vector of step %d in '%s', %.1f s.", state.global_step, self.folder, time.monotonic() - start)
+        self._failure, self._taken_at = None, step
+        logger.info("Vector of step %d in '%s', %.1f s.", step, self.folder, time.monotonic() - start)
         self._log(state, measured)
         if self._uploader is not None:
             assert self.folder is not None

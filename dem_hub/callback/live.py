@@ -19,7 +19,7 @@ from dem_hub.checkpoint import CODES, TensorInfo
 from dem_hub.errors import AdapterError
 from dem_hub.index import Index, count_elements
 
-_WRAPPED = "base_model.model."  # before the names of what PEFT wraps
+WRAPPED = "base_model.model."  # before the names of what PEFT wraps
 _LOOKED_AT = 16  # tensors, and rows of each
 _RECENT = 2  # fused tensors of which the parts are kept: a layer's experts have two, and their parts alternate
 
@@ -163,7 +163,7 @@ class LiveModel:
         for name in self._gathering.tensors:
             owner = next((prefix for prefix in reversed(own) if name.startswith(prefix + ".")), None)  # the innermost
             if owner is None:
-                if name.startswith(_WRAPPED):  # and not a bank of vectors that all layers draw from
+                if name.startswith(WRAPPED):  # and not a bank of vectors that all layers draw from
                     yield name
                 continue
             rest = name.removeprefix(owner + ".")
@@ -177,7 +177,7 @@ class LiveModel:
         """A name as the transformers model has it without PEFT."""
         if not hasattr(self._model, "peft_config"):
             return name
-        name = name.removeprefix(_WRAPPED).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
+        name = name.removeprefix(WRAPPED).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
         return name.replace(f".modules_to_save.{self._model.active_adapter}.", ".")
 
 

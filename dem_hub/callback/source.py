@@ -13,7 +13,8 @@ from dem_hub.adapter import read_adapter_config, saves_one_side
 from dem_hub.architecture import refuse_quantised
 from dem_hub.base import Base
 from dem_hub.callback.gathering import Gathering
-from dem_hub.callback.live import LiveModel
+from dem_hub.callback.live import WRAPPED, LiveModel
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import Codec
 from dem_hub.companions import write_training
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
@@ -153,6 +154,7 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
         try:
             DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False).deltas(base)
             _refuse_one_side(read_adapter_config(folder), base)
+            _refuse_more(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
         except AdapterError as error:
             return str(error)
     return None
@@ -168,6 +170,15 @@ def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
     for module in architecture.tied if architecture is not None else ():
         if architecture is not None and saves_one_side(module, architecture, config):
             raise AdapterError(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save).")
+
+
+def _refuse_more(gathering: Gathering, saved: Checkpoint) -> None:
+    """Refuse weights of the base itself that are trained beside the adapter, and that PEFT does not save with it."""
+    known, adapter = {key.removeprefix(WRAPPED) for key in saved}, _active(gathering.model)
+    trained = [name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")]
+    missing = [name for name in trained if name.removeprefix(WRAPPED) not in known]
+    if missing:
+        raise AdapterError(f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it.")
 
 
 def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
