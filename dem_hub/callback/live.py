@@ -115,7 +115,8 @@ class LiveModel:
             names.setdefault(id(self._tensor(name)), []).append(name)
         slots: dict[str, _Slot] = {}
         for same in names.values():
-            self._refuse_unlike(same)
+            if len(same) > 1:
+                self._refuse_unlike(same)
             name = next((name for name in same if known.get(self._plain(name)) in base.checkpoint), same[0])
             key = known.get(self._plain(name))
             if key is not None:
