@@ -128,10 +128,15 @@ BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_
 @pytest.mark.parametrize(("when", "loaded"), [("end", True), ("save", True), ("best", False)])
 def test_the_best(llama: Models, tmp_path: Path, when: Any, loaded: bool) -> None:
     callback = DEMCallback(when=when, **DENSE)
-    trainer = train(load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, **BEST)
+    trainer = train(load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, include_num_input_tokens_seen="all", **BEST)
     best = trainer.state.best_model_checkpoint
     assert best is not None and trainer.state.best_global_step < 4
     assert_same_files(callback.vector, DistributionVector.extract(llama.base, best, **DENSE))
+    facts, step = callback.vector.config.training, trainer.state.best_global_step  # type: ignore[union-attr]
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert (facts["steps"], facts["loss"], facts["eval_loss"]) == (step, losses[step], evaluated[step])
+    assert (facts["epochs"], facts["tokens"]) == (round(step / 12, 4), step * 4 * 8)
 
 
 def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
@@ -147,6 +152,37 @@ def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
     }  # fmt: skip
     assert {"dem_hub", "torch", "transformers", "accelerate"} <= set(config.libraries)
     assert (tmp_path / "vector" / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("named", ["maths.jsonl", Path("maths.jsonl"), [Path("maths.jsonl")]], ids=repr)
+def test_datasets_by_hand(llama: Models, tmp_path: Path, named: Any) -> None:
+    callback = DEMCallback(datasets=named)
+    train(adapted(llama.base), callback, tmp_path, max_steps=1)
+    assert json.loads((tmp_path / "vector" / "dem_training.json").read_text())["training"]["datasets"] == ["maths.jsonl"]
+
+
+def test_facts_are_json(tmp_path: Path) -> None:
+    from transformers import TrainerState
+
+    from dem_hub.callback.facts import training_facts
+
+    state = TrainerState(global_step=3, log_history=[{"loss": float("nan"), "eval_loss": 2.5}])
+    facts = training_facts(arguments(tmp_path), state, [], 3)
+    assert facts["eval_loss"] == 2.5 and "loss" not in facts
+
+
+def test_whatever_goes_wrong_does_not_end_the_run(llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Rows(list[Any]):
+        """A dataset that says of itself what nobody expects."""
+
+        info = type("Info", (), {"download_checksums": 5})
+
+    callback = DEMCallback()
+    trainer = Trainer(load(llama.base), arguments(tmp_path), train_dataset=Rows(rows()), callbacks=[callback])
+    trainer.train()
+    assert "No vector was taken at step 4" in caplog.text
+    with pytest.raises(TypeError):
+        _ = callback.vector
 
 
 def test_dataset_names() -> None:
@@ -252,8 +288,9 @@ def test_qlora(llama: Models, tmp_path: Path) -> None:
 
 
 def other_methods() -> list[Any]:
-    from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig
+    from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OSFConfig, VBLoRAConfig
 
+    bank = VBLoRAConfig(r=2, num_vectors=4, vector_length=2, topk=2, target_modules=["q_proj"])  # shared by all layers
     return [
         pytest.param("llama-tied", LoraConfig(**LORA, use_dora=True), id="dora"),
         pytest.param("llama-untied", LoraConfig(**LORA, use_dora=True, modules_to_save=["lm_head"]), id="dora and a head"),
@@ -261,6 +298,9 @@ def other_methods() -> list[Any]:
         pytest.param("llama-tied", IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), id="ia3"),
         pytest.param("llama-tied", LoHaConfig(r=2, alpha=4, target_modules=["q_proj"]), id="loha"),
         pytest.param("llama-tied", LNTuningConfig(target_modules=["input_layernorm"]), id="norms"),
+        pytest.param("llama-tied", LoraConfig(**LORA, trainable_token_indices=[5, 6]), id="tokens"),
+        pytest.param("llama-tied", bank, id="a bank"),
+        pytest.param("llama-tied", OSFConfig(target_modules=["q_proj"]), id="one that cannot unmerge"),
     ]
 
 
@@ -274,7 +314,9 @@ class Bits(TrainerCallback):
         self.seen.append({name: value.detach().clone() for name, value in kwargs["model"].state_dict().items()})
 
 
-@pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:Unsupported layer type")  # PEFT's own doubts about rarer methods
+@pytest.mark.filterwarnings(
+    "ignore:Adapter 'default'", "ignore:Unsupported layer type", "ignore:OSF does not support"
+)  # PEFT's own doubts about rarer methods
 @pytest.mark.parametrize(("family", "config"), other_methods())
 def test_other_methods_are_merged(zoo: Zoo, tmp_path: Path, family: str, config: Any) -> None:
     """The vector is that of PEFT's own merge of a copy, and the model in training has the bits that it had."""
@@ -289,12 +331,38 @@ def test_other_methods_are_merged(zoo: Zoo, tmp_path: Path, family: str, config:
     assert_same_files(callback.vector, DistributionVector.extract(base, tmp_path / "merged", **DENSE))
 
 
+def test_weights_that_are_trained_beside_a_lora(llama: Models, tmp_path: Path) -> None:
+    """PEFT's checkpoint would lack them."""
+    model = adapted(llama.base)
+    model.get_base_model().model.norm.weight.requires_grad_(True)
+    callback = DEMCallback(**DENSE)
+    train(model, callback, tmp_path / "run")
+    copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert_same_files(callback.vector, DistributionVector.extract(llama.base, tmp_path / "merged", **DENSE))
+    assert "model.norm.weight" in callback.vector.config.tensors  # type: ignore[union-attr]
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_one_side_of_a_tied_embedding(llama: Models, tmp_path: Path) -> None:
     from peft import LoraConfig
 
     model = adapted(llama.base, LoraConfig(**LORA, modules_to_save=["embed_tokens"]))
     with pytest.raises(CheckpointError, match="'lm_head.weight' .* is in the fine-tune only"):
+        begin(DEMCallback(), model, arguments(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize(
+    "changes",
+    [{"target_modules": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"layer_replication": [(0, 2), (1, 2)]}],
+    ids=str,
+)
+def test_one_tensor_that_is_changed_in_two_ways(llama: Models, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """PEFT's merge would change both sides alike, and the model in training does not."""
+    from peft import LoraConfig
+
+    model = adapted(llama.base, LoraConfig(**{**LORA, **changes}))
+    with pytest.raises(AdapterError, match="are one tensor of the base, and PEFT changes them differently"):
         begin(DEMCallback(), model, arguments(tmp_path))
 
 

@@ -1,9 +1,10 @@
-"""Several processes: DDP in a real Trainer, and shards (FSDP2) that are put together one at a time. Only the main process writes."""
+"""Several processes: DDP and ZeRO-3 in a real Trainer, and shards (FSDP2) that are put together one at a time. Only the main process writes."""
 
 import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,29 @@ for kind in ("full", "lora"):
 distributed.barrier()
 """
 
+ZERO = """
+import sys, torch
+from peft import LoraConfig, get_peft_model
+from test_callback import DENSE, LORA, arguments, rows
+from transformers import AutoModelForCausalLM, Trainer
+from dem_hub import DEMCallback
+
+base, run = sys.argv[1:]
+zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
+own = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "train_micro_batch_size_per_gpu": "auto"}
+for kind in ("full", "lora"):
+    settings = arguments(f"{run}/{kind}", deepspeed={"zero_optimization": zero, **own})
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if kind == "lora":
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(**LORA))
+    callback = DEMCallback(base, when="save", **({} if kind == "lora" else DENSE))
+    trainer = Trainer(model, settings, train_dataset=rows(), callbacks=[callback])
+    trainer.train()
+    assert trainer.args.world_size == 2 and all(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    assert (callback.folder is None) == (not trainer.is_world_process_zero())
+"""
+
 
 def launch(script: str, folder: Path, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a script in two processes, as torchrun does."""
@@ -143,6 +167,18 @@ def test_fsdp2(llama: Models, tmp_path: Path) -> None:
     assert vector.sha256 == DistributionVector.extract(llama.base, full / "saved", **DENSE).sha256
     ours, saved = (load_tensors(lora / name, "adapter_model") for name in ("vector", "saved"))
     assert ours.keys() == saved.keys() and all(torch.equal(ours[name], saved[name]) for name in saved)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_zero3(llama: Models, tmp_path: Path) -> None:
+    done = launch(ZERO, tmp_path, llama.base, tmp_path / "run", environment={**os.environ, "DS_ACCELERATOR": "cpu"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    full, lora = tmp_path / "run" / "full", tmp_path / "run" / "lora"
+    expected = DistributionVector.extract(llama.base, full / "checkpoint-4", **DENSE)
+    assert DistributionVector.from_pretrained(full / "vector").sha256 == expected.sha256
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (lora / "vector" / name).read_bytes() == (lora / "checkpoint-4" / name).read_bytes()
 
 
 def test_what_no_process_can_read() -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ def test_the_trainers_own_repository_is_left_alone(hub: Hub, base: str, llama: M
 
 
 # What goes wrong, before training
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT's own look at the Hub
+@pytest.mark.parametrize("make", [load, adapted], ids=["full", "lora"])
+def test_a_model_of_another_revision(
+    hub: Hub, base: str, llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[..., Any]
+) -> None:
+    """The model has no record of its commit, so its weights tell."""
+    commit = HfApi().model_info(BASE).sha
+    HfApi().upload_folder(repo_id=BASE, folder_path=llama.full)
+    for name, told in ((f"{BASE}@{commit}", False), (BASE, True)):
+        caplog.clear()
+        train(make(BASE, revision=commit), DEMCallback(name), tmp_path / str(told), max_steps=1)
+        assert ("Before its first step the model is not the base" in caplog.text) == told
 
 
 def test_a_base_that_nobody_else_has(hub: Hub, llama: Models, tmp_path: Path) -> None:
@@ -231,6 +246,17 @@ def test_a_newer_vector_ends_the_attempts_at_an_older_one(tmp_path: Path, monkey
     uploader.submit(make(tmp_path / "v", "new"))
     assert uploader.finish() is None
     assert tried == ["old", "new"] and time.monotonic() - start < 10
+
+
+def test_no_snapshot(tmp_path: Path) -> None:
+    """It is told at the end, and does not end the run."""
+    pushed: list[Path] = []
+    uploader = Uploader(pushed.append, "ann/maths")
+    uploader.submit(tmp_path / "gone")
+    assert isinstance(uploader.finish(), OSError)
+    assert list(tmp_path.iterdir()) == []
+    uploader.submit(make(tmp_path / "v", "newer"))
+    assert uploader.finish() is None and len(pushed) == 1
 
 
 @pytest.mark.parametrize(("error", "attempts"), [(ConnectionError("away"), 4), (ConfigError("wrong"), 1)], ids=["passing", "lasting"])

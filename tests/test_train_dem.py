@@ -45,8 +45,13 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"n_trials": 7}, "distributions": {"up": entries["up"]},
     }  # fmt: skip
+    DistributionVector.extract(llama.base, llama.low).save_pretrained(
+        tmp_path / "dem" / "vectors" / "up"
+    )  # of a save, before it was killed
     run(config, tmp_path)
     first = DistributionVector.from_pretrained(tmp_path / "dem" / "vectors" / "up")
+    assert first.config is not None and first.config.training["steps"] == 4
+    assert first.config.training["tokens"] == 4 * 8 * 12
     config["distributions"] = entries
     again = run(config, tmp_path, processes=2)
     assert "up: done already" in again and "down: done already" not in again

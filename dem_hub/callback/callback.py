@@ -21,7 +21,7 @@ from dem_hub.callback.source import Source, base_name
 from dem_hub.callback.uploading import Uploader
 from dem_hub.companions import NORMS
 from dem_hub.comparison import compare, tensor_norms
-from dem_hub.errors import ConfigError, DemHubError, MissingDependencyError, VectorNotFoundError, refuse
+from dem_hub.errors import ConfigError, MissingDependencyError, VectorNotFoundError, refuse
 from dem_hub.files import atomic_folder
 from dem_hub.hub import VECTOR_FILES, HubOptions, Resolved, hub_api
 from dem_hub.plan import Auto
@@ -57,7 +57,7 @@ class DEMCallback(TrainerCallback):
         push_to_hub (`bool`): push each vector, in the background.
         hub_model_id (`str`, *optional*): the repository; by default the Trainer's name for its own, with `-vector` after it.
         hub_revision, hub_private_repo, hub_token (*optional*): as in `TrainingArguments`, whose values are the defaults of the last two.
-        datasets (`Sequence[str]`): what it is trained on, for the card; by default what the dataset says of itself.
+        datasets (`str` or `Sequence[str]`): what it is trained on, for the card; by default what the dataset says of itself.
         recipe (`str` or [`VectorSource`], *optional*): log the cosine to each of its vectors.
         device (`str`, *optional*): where to encode; the accelerator where there is one, by default.
 
@@ -96,14 +96,15 @@ class DEMCallback(TrainerCallback):
         hub_revision: str | None = None,
         hub_private_repo: bool | None = None,
         hub_token: str | bool | None = None,
-        datasets: Sequence[str] = (),
+        datasets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         recipe: str | os.PathLike[str] | VectorSource | None = None,
         device: str | torch.device | None = None,
         **codec_options: Any,
     ) -> None:
         if when not in get_args(When):
             raise ConfigError(f"when is {when!r}; it must be one of {', '.join(get_args(When))}.")
-        self.when, self.base_model, self.recipe, self.datasets, self.device = when, base_model, recipe, tuple(datasets), device
+        self.when, self.base_model, self.recipe, self.device = when, base_model, recipe, device
+        self.datasets = [str(name) for name in ([datasets] if isinstance(datasets, str | os.PathLike) else datasets)]
         self.codec: Codec | Auto = Auto.or_codec(codec, codec_options)
         self._is_default_codec = codec == Auto.name and not codec_options
         self._output_dir = Path(output_dir) if output_dir is not None else None
@@ -160,7 +161,7 @@ class DEMCallback(TrainerCallback):
         if state.is_world_process_zero:
             with gathering.leading():
                 try:
-                    self._prepare(args, gathering)
+                    self._prepare(args, state, gathering)
                 except Exception as found:  # noqa: BLE001  raised below, once the other processes know
                     error = found
         else:
@@ -174,13 +175,14 @@ class DEMCallback(TrainerCallback):
     def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Take the vector at a save that counts."""
         if self.when == "save" or (self.when == "best" and state.best_global_step == state.global_step):
-            self._take(args, state, kwargs)
+            self._take(args, state, kwargs, state.global_step)
 
     def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
         """Take the last vector, and wait for the pushes."""
-        is_new = self._tried_at != state.global_step or args.load_best_model_at_end
-        if self.when == "end" or (self.when == "save" and is_new):
-            self._take(args, state, kwargs)
+        is_best_again = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        step = state.best_global_step if is_best_again and state.best_global_step else state.global_step
+        if self.when == "end" or (self.when == "save" and (is_best_again or self._tried_at != step)):
+            self._take(args, state, kwargs, step)
         self._finish_pushes()
 
     def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
@@ -192,13 +194,15 @@ class DEMCallback(TrainerCallback):
 
     # Before
 
-    def _prepare(self, args: "TrainingArguments", gathering: Gathering) -> None:
+    def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering) -> None:
         self._check_when(args)
         own = Path(str(args.output_dir)) / ("_dem/vector" if args.push_to_hub else "vector")
         self.folder = (self._output_dir or own).resolve()
         token = self._token if self._token is not None else args.hub_token
         name = VectorSource.parse(self.base_model if self.base_model is not None else base_name(gathering.model))
         self._source = Source.of(name, gathering, HubOptions(token))
+        if state.global_step == 0:  # and not resumed
+            self._source.look_at_start(gathering)
         if self._source.is_adapter and not self._is_default_codec:
             logger.warning("The run trains a LoRA, which is stored as it is: the codec '%s' is not used.", self.codec.name)
         self._others = self._source.open_others(VectorSource.parse(self.recipe)) if self.recipe is not None else []
@@ -261,25 +265,24 @@ class DEMCallback(TrainerCallback):
 
     # A vector
 
-    def _take(self, args: "TrainingArguments", state: "TrainerState", kwargs: Mapping[str, Any]) -> None:
-        """Take the vector of the model as it is, on all processes together."""
+    def _take(self, args: "TrainingArguments", state: "TrainerState", kwargs: Mapping[str, Any], step: int) -> None:
+        """Take the vector of the model as it is, on all processes together; it is as it was after `step`."""
         gathering = Gathering(kwargs["model"])
-        self._tried_at = state.global_step  # on every process, so that all agree on whether there is more to do
+        self._tried_at = step  # on every process, so that all agree on whether there is more to do
         if not state.is_world_process_zero:
             gathering.follow()
             return
         start = time.monotonic()
-        names = self.datasets or dataset_names(getattr(kwargs.get("train_dataloader"), "dataset", None))
-        facts = training_facts(args, state, names)
         try:
             with gathering.leading():
-                measured = self._write(gathering, facts)
-        except (DemHubError, OSError, RuntimeError, ValueError) as error:
+                names = self.datasets or dataset_names(getattr(kwargs.get("train_dataloader"), "dataset", None))
+                measured = self._write(gathering, training_facts(args, state, names, step))
+        except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
             self._failure = error
-            logger.error("No vector was taken at step %d: %s. Training goes on.", state.global_step, error)
+            logger.error("No vector was taken at step %d: %s. Training goes on.", step, error)
             return
-        self._failure, self._taken_at = None, state.global_step
-        logger.info("Vector of step %d in '%s', %.1f s.", state.global_step, self.folder, time.monotonic() - start)
+        self._failure, self._taken_at = None, step
+        logger.info("Vector of step %d in '%s', %.1f s.", step, self.folder, time.monotonic() - start)
         self._log(state, measured)
         if self._uploader is not None:
             assert self.folder is not None

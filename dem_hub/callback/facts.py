@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -11,28 +12,33 @@ if TYPE_CHECKING:
 _LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "deepspeed", "bitsandbytes")
 
 
-def training_facts(args: "TrainingArguments", state: "TrainerState", datasets: Sequence[str]) -> dict[str, Any]:
-    """The facts of a run so far, flat, and only those that are known.
+def training_facts(args: "TrainingArguments", state: "TrainerState", datasets: Sequence[str], step: int) -> dict[str, Any]:
+    """The facts of a run up to a step, flat, and only those that are known.
 
     Args:
         args (`TrainingArguments`): of the run.
         state (`TrainerState`): as it is now.
         datasets (`Sequence[str]`): names of the training data.
+        step (`int`): whose weights the vector is of, the last one or an earlier one that was loaded again.
     """
+    is_last = step == state.global_step
+    history = [entry for entry in state.log_history if entry.get("step", 0) <= step]
+    epoch = state.epoch if is_last else _last(history, "epoch")
+    tokens = state.num_input_tokens_seen if is_last else _last(history, "num_input_tokens_seen")
     effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts = {
         "datasets": list(datasets),
-        "steps": state.global_step,
-        "epochs": round(state.epoch, 4) if state.epoch is not None else None,
-        "tokens": state.num_input_tokens_seen or _last(state.log_history, "num_tokens"),
-        "loss": _last(state.log_history, "loss"),
-        "eval_loss": _last(state.log_history, "eval_loss"),
+        "steps": step,
+        "epochs": round(epoch, 4) if epoch is not None else None,
+        "tokens": tokens or _last(history, "num_tokens"),
+        "loss": _last(history, "loss"),
+        "eval_loss": _last(history, "eval_loss"),
         "learning_rate": args.learning_rate,
         "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         "batch_size": effective,
         "seed": args.seed,
     }
-    return {name: value for name, value in facts.items() if value not in (None, [])}
+    return {name: value for name, value in facts.items() if value not in (None, []) and not _is_nan(value)}
 
 
 def library_versions() -> dict[str, str]:
@@ -61,6 +67,10 @@ def _hub_ids(sources: Iterable[str]) -> Iterable[str]:
         parts = urlsplit(source)
         if parts.scheme == "hf" and parts.netloc == "datasets":
             yield parts.path.strip("/").partition("@")[0]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not isfinite(value)  # a loss, which JSON has no number for
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:

@@ -87,9 +87,9 @@ def _whole(tensor: Any) -> Tensor:
     if hasattr(tensor, "full_tensor"):  # DTensor: FSDP2 and tensor parallelism
         return tensor.detach().full_tensor()  # type: ignore[no-any-return]
     if hasattr(tensor, "ds_id"):  # ZeRO-3
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):  # an attribute, and no module to import from
             return tensor.detach().clone()  # type: ignore[no-any-return]
     return tensor  # type: ignore[no-any-return]
 

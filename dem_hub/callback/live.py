@@ -5,7 +5,7 @@ what a PEFT method changes is merged for the moment of reading, into a copy of t
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from dem_hub.checkpoint import CODES, TensorInfo
 from dem_hub.errors import AdapterError
 from dem_hub.index import Index, count_elements
 
+WRAPPED = "base_model.model."  # before the names of what PEFT wraps
+_LOOKED_AT = 16  # tensors, and rows of each
 _RECENT = 2  # fused tensors of which the parts are kept: a layer's experts have two, and their parts alternate
 
 
@@ -78,6 +80,18 @@ class LiveModel:
                     f"PEFT cannot merge '{name}' ({kind.__name__}: {error}), so that its change of the weight is not known. Train a LoRA."
                 ) from error
 
+    def differing(self, base: Base) -> list[str]:
+        """Which tensors are not the base's in their dtype, of a few spread over the model, by the beginning of each."""
+        known = {name: info for name, info in base.checkpoint.items() if name in self._slots and self[name].shape == info.shape}
+        names = sorted(name for name, info in known.items() if info.shape and self._slots[name].name not in self._layers)
+        start = (slice(0, _LOOKED_AT),)
+        found = []
+        for name in names[:: max(1, len(names) // _LOOKED_AT)]:
+            tensor = self.read(name, start)
+            if not torch.equal(tensor, base.checkpoint.read(name, start).to(tensor)):
+                found.append(name)
+        return found
+
     def _tensor(self, name: str) -> Tensor:
         return self._gathering.tensors[name]
 
@@ -101,6 +115,8 @@ class LiveModel:
             names.setdefault(id(self._tensor(name)), []).append(name)
         slots: dict[str, _Slot] = {}
         for same in names.values():
+            if len(same) > 1:
+                self._refuse_unlike(same)
             name = next((name for name in same if known.get(self._plain(name)) in base.checkpoint), same[0])
             key = known.get(self._plain(name))
             if key is not None:
@@ -108,6 +124,17 @@ class LiveModel:
             elif self._plain(name) not in ignored:
                 slots |= self._unknown(name)
         return slots
+
+    def _refuse_unlike(self, same: Sequence[str]) -> None:
+        """Refuse one tensor of the base that PEFT makes into several: a tied embedding changed on one side, a layer used twice."""
+        changes = {name: _trained(self._layers.get(name)) for name in same}
+        other = next((name for name in same if changes[name] != changes[same[0]]), None)
+        if other is not None:
+            first, second = (self._plain(name).rpartition(".")[0] for name in (same[0], other))
+            raise AdapterError(
+                f"'{first}' and '{second}' are one tensor of the base, and PEFT changes them differently: there is no one difference to "
+                "the base. Train neither of them, or tied embeddings with ensure_weight_tying=True."
+            )
 
     def _unknown(self, name: str) -> dict[str, _Slot]:
         """The slots of a tensor that the base does not have as it is: fused in memory, or new."""
@@ -135,9 +162,10 @@ class LiveModel:
         kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
         own: dict[str, Any] = {name: module for name, module in self._model.named_modules() if isinstance(module, kinds)}
         for name in self._gathering.tensors:
-            owner = next((prefix for prefix in own if name.startswith(prefix + ".")), None)
+            owner = next((prefix for prefix in reversed(own) if name.startswith(prefix + ".")), None)  # the innermost
             if owner is None:
-                yield name
+                if name.startswith(WRAPPED):  # and not a bank of vectors that all layers draw from
+                    yield name
                 continue
             rest = name.removeprefix(owner + ".")
             if rest.startswith("base_layer."):
@@ -150,8 +178,16 @@ class LiveModel:
         """A name as the transformers model has it without PEFT."""
         if not hasattr(self._model, "peft_config"):
             return name
-        name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        name = name.removeprefix(WRAPPED).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
         return name.replace(f".modules_to_save.{self._model.active_adapter}.", ".")
+
+
+def _trained(layer: Any) -> set[int] | None:
+    """The memory that a PEFT layer trains, which tied layers share; `None` where there is no such layer."""
+    if layer is None:
+        return None
+    layer = getattr(layer, "tied_adapter", None) or layer
+    return {parameter.untyped_storage().data_ptr() for parameter in layer.parameters() if parameter.requires_grad}
 
 
 def merged_weight(layer: Any, attribute: str) -> Tensor:
@@ -169,6 +205,7 @@ def merged_weight(layer: Any, attribute: str) -> Tensor:
                 with warnings.catch_warnings():  # that it is inexact for some, which is why the originals are put back
                     warnings.simplefilter("ignore")
                     layer.unmerge()
+                layer.merged_adapters.clear()  # of a kind that cannot unmerge (OSF), and would be skipped from now on
             for parameter, original in zip(parameters, originals, strict=True):
                 parameter.data = original
 

@@ -13,7 +13,8 @@ from dem_hub.adapter import read_adapter_config, saves_one_side
 from dem_hub.architecture import refuse_quantised
 from dem_hub.base import Base
 from dem_hub.callback.gathering import Gathering
-from dem_hub.callback.live import LiveModel
+from dem_hub.callback.live import WRAPPED, LiveModel
+from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import Codec
 from dem_hub.companions import write_training
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
@@ -50,11 +51,23 @@ class Source:
         found = resolve(name, MODEL_FILES, options)
         refuse_quantised(found.folder, "base")
         base = Base(found)
+        logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)  # worked out now, and kept
         why = _why_no_adapter(gathering, base)
         if why is None:
             return cls(base, is_adapter=True)
         _check_whole(gathering, base, why)
         return cls(base, is_adapter=False)
+
+    def look_at_start(self, gathering: Gathering) -> None:
+        """Warn of a model that is not the base before its first step; which commit it was loaded from, transformers does not keep."""
+        differing = [] if _is_quantised(gathering.model) else LiveModel(gathering, self.base).differing(self.base)
+        if differing:
+            logger.warning(
+                "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what this run alone learns on "
+                "that base. If the model was loaded from another revision, name it: DEMCallback(base_model='org/base@REVISION').",
+                self.base,
+                differing[0],
+            )
 
     def open_others(self, recipe: VectorSource) -> list[DistributionVector]:
         """The vectors of a recipe, known to be on this base."""
@@ -141,9 +154,14 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
         try:
             DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False).deltas(base)
             _refuse_one_side(read_adapter_config(folder), base)
+            _refuse_more(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
         except AdapterError as error:
             return str(error)
     return None
+
+
+def _is_quantised(model: Any) -> bool:
+    return getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
 
 
 def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
@@ -154,11 +172,20 @@ def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
             raise AdapterError(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save).")
 
 
+def _refuse_more(gathering: Gathering, saved: Checkpoint) -> None:
+    """Refuse weights of the base itself that are trained beside the adapter, and that PEFT does not save with it."""
+    known, adapter = {key.removeprefix(WRAPPED) for key in saved}, _active(gathering.model)
+    trained = [name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")]
+    missing = [name for name in trained if name.removeprefix(WRAPPED) not in known]
+    if missing:
+        raise AdapterError(f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it.")
+
+
 def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
     """Make sure that the difference of all weights can be taken."""
     model = gathering.model
     is_peft = hasattr(model, "get_base_model")
-    if getattr(model.get_base_model() if is_peft else model, "hf_quantizer", None) is not None:
+    if _is_quantised(model):
         raise CheckpointError(
             f"The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector ({why}). "
             "Train a plain LoRA on it, or the model in bf16, fp16 or fp32."

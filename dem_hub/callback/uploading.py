@@ -31,7 +31,8 @@ class Uploader:
     """
 
     def __init__(self, push: Callable[[Path], Any], target: str) -> None:
-        self.failure: Exception | None = None  # of the newest vector; `None` once it is there
+        self.failure: Exception | None = None  # of the newest that was pushed; `None` once it is there
+        self._missed: Exception | None = None  # why there is no snapshot of a newer one
         self._push, self._target = push, target
         self._lock, self._newer = threading.Lock(), threading.Event()
         self._waiting: Path | None = None
@@ -40,7 +41,13 @@ class Uploader:
 
     def submit(self, folder: Path) -> None:
         """Push a folder as it is now, after the push in progress; one that still waits gives way."""
-        snapshot = _snapshot(folder)
+        self._missed = None
+        try:
+            snapshot = _snapshot(folder)
+        except OSError as error:
+            logger.warning("The push to '%s' failed: no snapshot of '%s' could be made: %s", self._target, folder, _summary(error))
+            self._missed = error
+            return
         with self._lock:
             older, self._waiting = self._waiting, snapshot
             self._newer.set()
@@ -55,7 +62,7 @@ class Uploader:
         if running is not None:
             logger.info("Waiting for the push to '%s' ...", self._target)
             running.result()
-        return self.failure
+        return self._missed or self.failure
 
     def _run(self) -> None:
         while True:
@@ -101,7 +108,11 @@ def _summary(error: Exception) -> str:
 def _snapshot(folder: Path) -> Path:
     """The folder's files under another name, which stay what they are: files are replaced there, and never written into."""
     place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
-    shutil.copytree(folder, place / folder.name, copy_function=_link)
+    try:
+        shutil.copytree(folder, place / folder.name, copy_function=_link)
+    except OSError:  # a disk that is full
+        shutil.rmtree(place, ignore_errors=True)
+        raise
     return place / folder.name
 
 

@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from dem_hub import DEMCallback, search_coefficients
+from dem_hub import DEMCallback, DistributionVector, search_coefficients
 from dem_hub.search.data import read_rows
 
 logger = logging.getLogger("train_dem")
@@ -54,11 +54,12 @@ def texts_of(name: str, split: str, template: str) -> list[str]:
 
 def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path) -> Path:
     """Train one distribution into its vector, or find that it is done."""
-    target = folder / "vectors" / name
-    if target.is_dir():
+    target, done = folder / "vectors" / name, folder / "vectors" / f"{name}.done"  # when="save" leaves a vector before that
+    if target.is_dir() and done.is_file():
         logger.info("%s: done already", name)
         return target
-    settings = {"report_to": "none", "lr_scheduler_type": "constant", "save_total_limit": 1} | config.get("training", {})
+    settings = {"report_to": "none", "lr_scheduler_type": "constant", "save_total_limit": 1, "include_num_input_tokens_seen": "non_padding"}
+    settings |= config.get("training", {})
     arguments = TrainingArguments(str(folder / "runs" / name), **{**settings, **entry.get("training", {})})
     set_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(config["base"])
@@ -80,9 +81,10 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path
     callback = DEMCallback(config["base"], output_dir=target, **options).attach(trainer)
     last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        logger.info("%s: %s", name, callback.vector.sha256)
+        logger.info("%s: %s", name, callback.vector.sha256)  # which raises where there is no vector
+        done.touch()
+    trainer.accelerator.wait_for_everyone()
     return target
 
 
@@ -90,7 +92,8 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], folder: Path) 
     """Look for the coefficients, unless the recipe is of just these vectors."""
     recipe, made_of = folder / "recipe", folder / "recipe.vectors.json"
     names = sorted(vectors)
-    if recipe.is_dir() and made_of.is_file() and json.loads(made_of.read_text()) == names:
+    contents = {name: DistributionVector.from_pretrained(vectors[name]).sha256 for name in names}
+    if recipe.is_dir() and made_of.is_file() and json.loads(made_of.read_text()) == contents:
         logger.info("recipe: done already")
         return
     validation = {}
@@ -99,7 +102,7 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], folder: Path) 
         validation[name] = texts_of(entry["validation"], split, template)
     result = search_coefficients(config["base"], [str(vectors[name]) for name in names], validation, **config.get("search", {}))
     result.config.save_pretrained(recipe)
-    made_of.write_text(json.dumps(names))
+    made_of.write_text(json.dumps(contents))
     for vector, coefficient in result.config.coefficients.items():
         print(f"{coefficient:.3f}  {vector}")
 
@@ -112,9 +115,8 @@ def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     folder = Path(config["output_dir"])
     vectors = {name: train(name, entry, config, folder) for name, entry in config["distributions"].items()}
-    if PartialState().is_main_process:
+    if PartialState().is_main_process:  # the others do not wait: a search may take longer than a barrier's timeout
         find_recipe(vectors, config, folder)
-    PartialState().wait_for_everyone()
 
 
 if __name__ == "__main__":
