@@ -54,7 +54,7 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("finetuned", help="Hub id or folder of the fine-tune")
     parser.add_argument("-o", "--output", required=True, help="folder for the vector")
     parser.add_argument("--codec", default="auto", help="auto (default), lrsign, sign, random, int4, int8, nf4, lowrank, exact or dense")
-    parser.add_argument("--max-bytes", help="auto: a number, or for instance 20MB, or 3%% of the delta in bf16 (default 8%%)")
+    parser.add_argument("--max-bytes", help="auto: a number, or for instance 20MB, or 3%% of the delta in bf16 (default 9%%)")
     parser.add_argument("--max-error", type=float, help="auto: or the largest relative error of a tensor")
     parser.add_argument("--rank", type=int, help="lowrank, lrsign: singular directions to keep (default 32)")
     parser.add_argument("--energy", type=float, help="lowrank: or the share of the squared norm to keep, 0 to 1")

@@ -27,7 +27,7 @@ from dem_hub.plan import Plan, most_signs, stored_bytes
 
 logger = logging.getLogger(__name__)
 
-RANKS = (2, 4, 8, 16, 32)  # weighed against more signs
+RANKS = (2, 4, 8, 16, 32, 48, 64)  # weighed against more signs
 GAUSSIAN = math.pi / 2
 LIMIT = 0.01  # noise, against the weights, from which it may show
 _ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank

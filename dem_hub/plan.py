@@ -24,9 +24,9 @@ from dem_hub.errors import CodecError
 from dem_hub.shards import parse_size
 from dem_hub.vector_config import TensorRecord
 
-DEFAULT_SHARE = 0.08  # of the delta in bf16
+DEFAULT_SHARE = 0.09  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
-_MOST_BITS = 1.5  # an element, of signs and a rank of 32 beside them in a matrix of 576 rows
+_MOST_BITS = 2.0  # an element, of signs and a rank of 64 beside them in a matrix of 576 rows
 _AMPLE = 0.8  # bits an element, of which embeddings get factors in 8 bits
 _NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
 _HEADER = 200  # bytes that a part takes in a safetensors header, at the most

@@ -96,7 +96,7 @@ class DistributionVector:
 
         Args:
             base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of safetensors checkpoints.
-            codec (`str`, *optional*, defaults to `"auto"`): how to store it. `"auto"` chooses for each tensor, within 8 % of the delta's
+            codec (`str`, *optional*, defaults to `"auto"`): how to store it. `"auto"` chooses for each tensor, within 9 % of the delta's
                 bytes in bf16, or `max_bytes` (a number, `"20MB"`, `"3%"`), or a relative `max_error`. Unbiased codecs: `"lrsign"`
                 (`rank`, `density`, `seed`), `"sign"` (`density`, `seed`), `"random"` (`density`, `bits`, `seed`), `"int8"`, `"int4"`,
                 `"nf4"`. A biased one: `"lowrank"` (`rank` or `energy`, `dtype`). Without loss: `"exact"`, `"dense"` (`dtype`).

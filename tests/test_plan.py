@@ -97,7 +97,7 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 
 def test_sizes_are_bytes_units_or_shares() -> None:
     assert [Auto(max_bytes=size).budget(1000) for size in (60, "60", "2kB", "3%")] == [60, 60, 2000, 60]
-    assert Auto().budget(1000) == 160
+    assert Auto().budget(1000) == 180
 
 
 def extract_pair(folder: Path, base: dict[str, Tensor], finetuned: dict[str, Tensor], **options: object) -> DistributionVector:
