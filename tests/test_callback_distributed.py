@@ -134,11 +134,11 @@ def launch(script: str, folder: Path, *arguments: object, environment: dict[str,
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", folder / "script.py"]
     return subprocess.run(
         [*map(str, [*command, *arguments])],
-        env={**(environment or os.environ), **threads, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**(environment or os.environ), **threads, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))},
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,  # a crowded machine takes minutes for it
     )
 
 

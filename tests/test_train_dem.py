@@ -20,7 +20,7 @@ def run(config: dict[str, Any], folder: Path, processes: int = 0) -> str:
     launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"] if processes else []
     command = [sys.executable, *launcher, str(SCRIPT), str(folder / "config.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
