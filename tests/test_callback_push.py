@@ -92,6 +92,9 @@ def test_the_trainers_own_repository_is_left_alone(hub: Hub, base: str, llama: M
         Trainer(
             load(llama.base), settings, train_dataset=rows(), callbacks=[DEMCallback(base, push_to_hub=True, hub_model_id="ann/model")]
         ).train()
+    inside = DEMCallback(base, output_dir=tmp_path / "run" / "mine")
+    with pytest.raises(ConfigError, match="which the Trainer pushes. Name a folder elsewhere"):
+        Trainer(load(llama.base), settings, train_dataset=rows(), callbacks=[inside]).train()
 
 
 # What goes wrong, before training

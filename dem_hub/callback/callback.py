@@ -196,8 +196,7 @@ class DEMCallback(TrainerCallback):
 
     def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering) -> None:
         self._check_when(args)
-        own = Path(str(args.output_dir)) / ("_dem/vector" if args.push_to_hub else "vector")
-        self.folder = (self._output_dir or own).resolve()
+        self.folder = self._choose_folder(args)
         token = self._token if self._token is not None else args.hub_token
         name = VectorSource.parse(self.base_model if self.base_model is not None else base_name(gathering.model))
         self._source = Source.of(name, gathering, HubOptions(token))
@@ -208,6 +207,16 @@ class DEMCallback(TrainerCallback):
         self._others = self._source.open_others(VectorSource.parse(self.recipe)) if self.recipe is not None else []
         if self._is_pushed:
             self._uploader = self._prepare_push(args, token=token)
+
+    def _choose_folder(self, args: "TrainingArguments") -> Path:
+        own = Path(str(args.output_dir)).resolve()
+        folder = (self._output_dir or own / ("_dem/vector" if args.push_to_hub else "vector")).resolve()
+        if args.push_to_hub and folder.is_relative_to(own) and not str(folder.relative_to(own)).startswith("_"):
+            raise ConfigError(
+                f"output_dir is '{folder}', in '{own}', which the Trainer pushes. Name a folder elsewhere, or leave output_dir out: it is "
+                f"'{own / '_dem' / 'vector'}' then, which the Trainer leaves out."
+            )
+        return folder
 
     def _check_when(self, args: "TrainingArguments") -> None:
         strategies = {name: str(getattr(getattr(args, name), "value", getattr(args, name))) for name in ("save_strategy", "eval_strategy")}

@@ -16,6 +16,7 @@ from dem_hub.search.solve import Region, common_bounds
 from dem_hub.search.table import BASE, standard_error
 
 FOUND, UNIFORM, COMMON, BEFORE = "found", "1/N", "common", "before"
+INDEPENDENT = 10  # tokens of text that count as one independent one; 10 to 20 were measured
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Ma
 
     Returns:
         [`Acceptance`]: what was found is chosen unless another is better by more than the standard error of the difference; then the
-            best of those is.
+            best of those is. The common coefficient, which was fitted to this very data, must be better by what that is expected to
+            gain as well.
     """
     base = held_out.losses((0.0,) * len(found)) if objective.kind == "improvement" else None
     mine = held_out.window_totals(found)
@@ -105,7 +107,10 @@ def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Ma
         contenders[label] = Contender(point, losses, value, value, error)
     reference = contenders[FOUND].value
     contenders = {label: _against(contender, reference) for label, contender in contenders.items()}
-    better = [label for label, contender in contenders.items() if not contender.difference >= -contender.error]
+    fitted = {COMMON: expected_excess(sum(map(sum, held_out.tokens.values())), 1)}
+    better = [
+        label for label, contender in contenders.items() if not contender.difference >= -(contender.error + fitted.get(label, 0.0))
+    ]
     chosen = min(better, key=lambda label: contenders[label].value) if better else FOUND
     return Acceptance(chosen, contenders, {name: sum(tokens) for name, tokens in held_out.tokens.items()})
 
@@ -119,9 +124,9 @@ def _against(contender: Contender, reference: float) -> Contender:
     return Contender(contender.coefficients, contender.losses, contender.value, difference, contender.error)
 
 
-def expected_excess(tokens: int, coefficients: int, independent: int) -> float:
-    """How far above the best the fitted coefficients' loss is on average, in nats.
+def expected_excess(tokens: int, coefficients: int) -> float:
+    """How far above the best the fitted coefficients' loss is on average, in nats; the loss that they are fitted to is as far below it.
 
-    Source: Wilks; half a degree of freedom per independent token, of which so many tokens make one.
+    Source: Wilks; half a degree of freedom per independent token, of which [`INDEPENDENT`] tokens make one.
     """
-    return coefficients * independent / (2 * max(tokens, 1))
+    return coefficients * INDEPENDENT / (2 * max(tokens, 1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
-from dem_hub.search.acceptance import expected_excess
+from dem_hub.search.acceptance import INDEPENDENT, expected_excess
 from dem_hub.search.coordinates import Coordinates
 from dem_hub.search.likelihoods import Likelihoods, Point
 from dem_hub.search.objective import Objective
@@ -24,7 +24,6 @@ from dem_hub.search.store import Store
 
 logger = logging.getLogger(__name__)
 
-INDEPENDENT = 10  # tokens of text that count as one independent one (notes 3.4: 10 to 20)
 _EXCESS = 1e-3  # nats that the fitted coefficients may be expected to lose to chance before it is said
 SPREAD = 0.5  # by which coefficients are expected to differ from their common one
 
@@ -131,7 +130,7 @@ class Problem:
     def warn_of_few(self) -> None:
         """Note that there are few tokens for so many coefficients, where that is so."""
         tokens = sum(map(sum, self.likelihoods.tokens.values()))
-        excess = expected_excess(tokens, self.count, INDEPENDENT)
+        excess = expected_excess(tokens, self.count)
         if excess > _EXCESS:
             self.notes.append(
                 f"{tokens} tokens are few for {self.count} coefficients: the loss they are fitted to is expected to be {excess:.4f} nats too "

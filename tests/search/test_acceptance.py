@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.search.acceptance import Acceptance, accept, common_of, expected_excess, rivals
+from dem_hub.search.acceptance import INDEPENDENT, Acceptance, accept, common_of, expected_excess, rivals
 from dem_hub.search.data import Window
 from dem_hub.search.line import SEEN
 from dem_hub.search.objective import Objective
@@ -66,6 +66,15 @@ def test_differences_are_paired() -> None:
     assert accepted.contenders["1/N"].error < 1e-9
     noisy = judged(2.0, 2.1, 0.5)
     assert noisy.contenders["1/N"].error == pytest.approx(0.5 * 2**0.5 / 50**0.5, rel=0.3)
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(0.4, "found"), (2.0, "common")])
+def test_what_was_fitted_to_the_data_must_be_better_by_more(gain: float, chosen: str) -> None:
+    """One coefficient fitted to 500 tokens is expected to look better by a hundredth of a nat; what was fitted to others is not."""
+    better = gain * expected_excess(500, 1)
+    held: Any = HeldOut({FOUND: 2.0, SINGLE: 2.0 - better})
+    assert accept(held, Objective(), FOUND, {"common": SINGLE}).chosen == chosen
+    assert accept(held, Objective(), FOUND, {"a alone": SINGLE}).chosen == "a alone"
 
 
 def test_as_json() -> None:
@@ -135,5 +144,4 @@ def test_expected_excess() -> None:
     """Wilks: fitted means of unit Gaussians are half a squared standard error each above the truth."""
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(2000, 4, 100, generator=generator).mean(-1)
-    assert expected_excess(100, 4, 1) == pytest.approx(float((means**2).sum(1).mean()) / 2, rel=0.1)
-    assert expected_excess(1000, 4, 10) == expected_excess(100, 4, 1)
+    assert expected_excess(100 * INDEPENDENT, 4) == pytest.approx(float((means**2).sum(1).mean()) / 2, rel=0.1)
