@@ -108,9 +108,7 @@ def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Ma
     reference = contenders[FOUND].value
     contenders = {label: _against(contender, reference) for label, contender in contenders.items()}
     fitted = {COMMON: expected_excess(sum(map(sum, held_out.tokens.values())), 1)}
-    better = [
-        label for label, contender in contenders.items() if not contender.difference >= -(contender.error + fitted.get(label, 0.0))
-    ]
+    better = [label for label, contender in contenders.items() if not contender.difference >= -(contender.error + fitted.get(label, 0.0))]
     chosen = min(better, key=lambda label: contenders[label].value) if better else FOUND
     return Acceptance(chosen, contenders, {name: sum(tokens) for name, tokens in held_out.tokens.items()})
 
