@@ -108,7 +108,7 @@ class DEMConfig:
         """Refuse unknown roundings and a vector named twice."""
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
-        names = [_canonical(name) for name in (str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors)]
+        names = [canonical_name(name) for name in (str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
@@ -125,8 +125,8 @@ class DEMConfig:
             `CoefficientError`: a name that is no vector of this recipe.
             `ConfigError`: a coefficient that is not finite.
         """
-        coefficients = {_canonical(name): value for name, value in coefficients.items()}
-        known = {_canonical(name): value for name, value in self.coefficients.items()}
+        coefficients = {canonical_name(name): value for name, value in coefficients.items()}
+        known = {canonical_name(name): value for name, value in self.coefficients.items()}
         unknown = sorted(set(coefficients) - set(known))
         if unknown:
             raise CoefficientError(
@@ -298,7 +298,7 @@ def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:
         plot_perplexities(table, folder / PICTURE, "Validation perplexity")
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """One spelling of a name: the same folder may be called by a relative path or an absolute one."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 

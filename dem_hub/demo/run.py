@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.config import DEMConfig
-from dem_hub.demo.model import prepare_base
-from dem_hub.demo.texts import Distribution, load_distributions, write_distributions
+from dem_hub.demo.model import find_gguf, prepare_base
+from dem_hub.demo.texts import Distribution, find_reasoning_gym, load_distributions, write_distributions
 from dem_hub.demo.training import train, train_lora
+from dem_hub.errors import MissingDependencyError
 from dem_hub.files import write_text
 from dem_hub.vector import DistributionVector
 
@@ -58,6 +59,7 @@ def run_demo(folder: Path) -> str:
     Raises:
         `MissingDependencyError`: a package of the extra `demo` is missing; names it.
     """
+    _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _stage("base"):
         base = prepare_base(folder / "base")
@@ -65,6 +67,18 @@ def run_demo(folder: Path) -> str:
         distributions = load_distributions()
         write_distributions(distributions, folder / "texts")
     return combine(base, distributions, folder)
+
+
+def _check_packages(folder: Path) -> None:
+    """Refuse before anything is made, and name all that is missing at once."""
+    missing = []
+    for find in (find_reasoning_gym,) if (folder / "base").is_dir() else (find_gguf, find_reasoning_gym):
+        try:
+            find()
+        except MissingDependencyError as error:
+            missing.append(str(error))
+    if missing:
+        raise MissingDependencyError(" ".join([*missing, "All but the model come with `pip install 'dem-hub[demo]'`."]))
 
 
 def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> str:

