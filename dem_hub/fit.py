@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RANKS = (2, 4, 8, 16, 32, 48, 64)  # weighed against more signs
 GAUSSIAN = math.pi / 2
+_STEPS = 2  # of the space that directions are looked for in: signs take up the half per cent that it misses
 LIMIT = 0.01  # noise, against the weights, from which it may show
 _ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank
 _WHITE = 1.15  # how far the largest direction of noise may stand above its law
@@ -71,7 +72,7 @@ def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Te
     signs = most_signs(shape, plan.bits[key])
     noise, codec, factors = squares * (one / signs.density - 1), signs, None
     if len(shape) == 2:
-        left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape))
+        left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape), steps=_STEPS)
         held = values.double().square().cumsum(0)
         for rank in [rank for rank in RANKS if rank <= len(values)]:
             candidate = most_signs(shape, plan.bits[key], rank)
