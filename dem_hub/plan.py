@@ -228,7 +228,7 @@ def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str
     if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
         ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
         return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
-    finer = "" if plan.explicit or share <= DEFAULT_SHARE else ", as small tensors and those that moved much are kept finer"
+    finer = "" if plan.explicit or share <= DEFAULT_SHARE else ", as small or narrow tensors and those that moved much are kept finer"
     return f"a full fine-tune: {text}{finer}"
 
 
