@@ -131,9 +131,11 @@ def _add_demo(commands: Any) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
+    from dem_hub.kinds import VECTOR, check_target
     from dem_hub.report import summary
     from dem_hub.vector import DistributionVector
 
+    check_target(Path(options.output), VECTOR)  # before hours of work
     chosen = {name: getattr(options, name) for name in _CODEC_OPTIONS if getattr(options, name) is not None}
     vector = DistributionVector.extract(options.base, options.finetuned, codec=options.codec, **chosen)
     vector.save_pretrained(options.output)
@@ -210,8 +212,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dem_hub.config import RECIPE_CONFIG, DEMConfig, is_recipe
+    from dem_hub.config import DEMConfig
     from dem_hub.hub import resolve
+    from dem_hub.kinds import RECIPE_CONFIG, is_recipe
     from dem_hub.records import VectorSource
     from dem_hub.report import comparison_text, recipe_text, vector_data, vector_text
     from dem_hub.vector import DistributionVector

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig, VectorRecord, is_recipe
+from dem_hub.config import DEMConfig, VectorRecord
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
+from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe
 from dem_hub.merging import Merge
 from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.stubs import resolve_headers
@@ -36,6 +37,11 @@ class OpenedRecipe:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
         weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
         return Merge.of(self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch)
+
+    def check_target(self, target: Path, kind: str) -> None:
+        """Refuse to write what comes of this over its base or a vector, or over something of another kind; see `kinds.check_target`."""
+        inputs = {"the base": self.base.folder, **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors}}
+        check_target(target, kind, inputs)
 
 
 def open_base_and_vectors(

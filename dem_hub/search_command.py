@@ -7,6 +7,7 @@ from typing import Any
 
 from dem_hub.arguments import number, split_pair
 from dem_hub.errors import ConfigError
+from dem_hub.kinds import RECIPE, check_target
 
 _PASSED_ON = (
     "granularity", "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
@@ -61,6 +62,7 @@ def _search(options: argparse.Namespace) -> None:
 
     if options.plot:
         require_matplotlib()
+    check_target(Path(options.output), RECIPE)  # before hours of work
     method = options.method
     if options.sampler or options.storage:
         if method not in ("auto", "optuna"):

@@ -301,6 +301,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "eval: batch size": (["eval", "{base}", "--data", "words={words}", "--batch-size", "0"], "batch_size is 0; it must be 1 or more"),
     "eval: window": (["eval", "{base}", "--data", "words={words}", "--max-length", "1"], "max_length is 1; it must be 2 or more"),
     "onto the base": (["merge", "{base}", "--vector", "{vector}=1", "-o", "{base}"], "is the base itself"),
+    "onto a fine-tune": (["merge", "{base}", "--vector", "{vector}=1", "-o", "{full}"], "'{full}' holds a model's weights, and a merged model is to be"),
+    "onto a fine-tune, dry": (["merge", "{base}", "--vector", "{vector}=1", "-o", "{full}", "--dry-run"], "'{full}' holds a model's weights"),
+    "onto the vector": (["merge", "{base}", "--vector", "{vector}=1", "-o", "{vector}"], "is the vector '{vector}' itself"),
+    "a vector onto the base": (["extract", "{base}", "{full}", "-o", "{base}"], "'{base}' holds a model's weights, and a vector is to be written"),
+    "a recipe onto a fine-tune": (["search", "absent", "--vector", "v", "--data", "a=b", "-o", "{full}"], "'{full}' holds a model's weights, and a recipe"),
     "eval: dtype": (["eval", "{base}", "--data", "words={words}", "--dtype", "float31"], "float31"),
     "eval: a vector": (["eval", "{vector}", "--data", "words={words}"], "is not a model or recipe with a tokenizer"),
 }  # fmt: skip
