@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
-from dem_hub.arguments import number, split_pair
+from dem_hub.arguments import number, split_pairs
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.eval_command import add_eval
 from dem_hub.search_command import add_search
@@ -151,9 +151,8 @@ def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only:
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
-    vectors = {
-        VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
-    }
+    given = split_pairs(options.vector, "--vector")
+    vectors = {VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in given.items()}
     if vectors:
         return open_base_and_vectors(source, vectors, check_base=check_base, headers_only=headers_only)
     return open_recipe(source, check_base=check_base, headers_only=headers_only)

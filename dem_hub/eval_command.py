@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.arguments import split_pair
+from dem_hub.arguments import split_pairs
 from dem_hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _eval(options: argparse.Namespace) -> None:
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
-    files = dict(split_pair(text) for text in options.data)
+    files = split_pairs(options.data, "--data")
     tasks = find_tasks(options.tasks, options.include_path) if options.tasks else None
     both = sorted(set(files) & set(tasks.names)) if tasks else []
     if both:
