@@ -284,6 +284,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "config.json that is broken": (["extract", "{broken}", "{full}", "-o", "out"], "config.json is not JSON"),
     "output is a file": (["extract", "{base}", "{full}", "-o", "{file}"], "{file}"),
     "no vector there": (["info", "{base}"], "it is not a distribution vector"),
+    "a fine-tune as a vector": (["merge", "{base}", "--vector", "{full}=0.4", "-o", "out"], "If it is a fine-tune, take its vector first: dem-hub extract BASE"),
     "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "is not NAME=VALUE"),
     "coefficient that is no number": (["merge", "{base}", "--vector", "{vector}=much", "-o", "out"], "is 'much', which is not a number"),
     "coefficient that is not finite": (["merge", "{base}", "--vector", "{vector}=nan", "-o", "out"], "must be a finite number"),
