@@ -50,6 +50,12 @@ def kind_of(folder: Path) -> str:
     return WEIGHTS if any(path.name.endswith(weights) for path in folder.iterdir()) else ""
 
 
+def lone_vector(folder: Path) -> str:
+    """`VECTOR` or `ADAPTER` where a folder holds that and no model; else empty."""
+    kind = kind_of(folder)
+    return kind if kind in (VECTOR, ADAPTER) and not (folder / RECIPE_CONFIG).is_file() else ""
+
+
 def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingProxyType({})) -> None:
     """Refuse a folder in which something would be lost, or mixed with something else, if a thing of some kind were written there.
 

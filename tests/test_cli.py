@@ -281,6 +281,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "rank and energy": (["extract", "{base}", "{full}", "-o", "out", "--codec", "lowrank", "--rank", "3", "--energy", "0.5"], "rank or energy, not both"),
     "quantised base": (["extract", "{quantised}", "{full}", "-o", "out"], "is quantised (awq)"),
     "another family": (["extract", "{base}", "{gpt2}", "-o", "out"], "is not a fine-tune of"),
+    "a LoRA as a fine-tune": (["extract", "{base}", "{adapter}", "-o", "out"], "'{adapter}' is a LoRA adapter already, which can be used as it is"),
+    "a vector as a fine-tune": (["extract", "{base}", "{vector}", "-o", "out"], "'{vector}' is a vector already, which can be used as it is"),
+    "a vector as a base": (["extract", "{vector}", "{full}", "-o", "out"], "'{vector}' is a vector, and a base is a model"),
     "config.json that is broken": (["extract", "{broken}", "{full}", "-o", "out"], "config.json is not JSON"),
     "output is a file": (["extract", "{base}", "{full}", "-o", "{file}"], "{file}"),
     "no vector there": (["info", "{base}"], "it is not a distribution vector"),
@@ -323,7 +326,7 @@ def places(zoo: Zoo, llama: Models, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "lines.jsonl").write_text('{"text": "w1 w2"}\n{"words": 3}\n')
     return {
         "base": llama.base, "full": llama.full, "gpt2": zoo.models("gpt2").base,
-        "vector": zoo.vector("llama-tied"), "file": tmp_path / "file.txt",
+        "vector": zoo.vector("llama-tied"), "adapter": zoo.adapter("llama-tied"), "file": tmp_path / "file.txt",
         "words": tmp_path / "words.txt", "latin": tmp_path / "latin.txt", "lines": tmp_path / "lines.jsonl",
         "broken": broken_json(llama, tmp_path / "broken"), "quantised": quantised(llama, tmp_path / "quantised"),
     }  # fmt: skip
