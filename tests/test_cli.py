@@ -314,7 +314,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a vector onto the base": (["extract", "{base}", "{full}", "-o", "{base}"], "'{base}' holds a model's weights, and a vector is to be written"),
     "a recipe onto a fine-tune": (["search", "absent", "--vector", "v", "--data", "a=b", "-o", "{full}"], "'{full}' holds a model's weights, and a recipe"),
     "eval: dtype": (["eval", "{base}", "--data", "words={words}", "--dtype", "float31"], "float31"),
-    "eval: a vector": (["eval", "{vector}", "--data", "words={words}"], "is not a model or recipe with a tokenizer"),
+    "eval: a vector": (["eval", "{vector}", "--data", "words={words}"], "'{vector}' is a vector, and no model without its base. A vector is evaluated on its base: dem-hub merge"),
+    "eval: no tokenizer": (["eval", "{full}", "--data", "words={words}"], "is not a model or recipe with a tokenizer"),
 }  # fmt: skip
 
 
