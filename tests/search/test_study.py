@@ -500,6 +500,12 @@ def test_sequence_to_sequence(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no vectors": ({"vectors": []}, "needs vectors and eval_datasets; it was given 0 and 1"),
     "no data": ({"eval_datasets": {}}, "it was given 1 and 0"),
+    "one vector, not in a list": ({"vectors": "chat-lora"}, "vectors is 'chat-lora', one name; give a list of names: \\['chat-lora'\\]"),
+    "data without a name": (
+        {"eval_datasets": "maths.jsonl"},
+        "eval_datasets is 'maths.jsonl'; give data by name: {'maths': 'maths.jsonl'}",
+    ),
+    "rows without a name": ({"eval_datasets": [[1, 2]]}, "eval_datasets is list; give data by name"),
     "no trials": ({"n_trials": 0}, "n_trials is 0; it must be 1 or more"),
     "direction": ({"direction": "up"}, "direction is 'up'"),
     "method": ({"method": "magic"}, "method is 'magic'"),
