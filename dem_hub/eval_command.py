@@ -40,7 +40,7 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from dem_hub.evaluation import find_tasks, score_tasks
-    from dem_hub.search.data import Reader
+    from dem_hub.search.data import Reader, check_files
     from dem_hub.search.objective import evaluate
 
     if not (options.data or options.tasks):
@@ -50,6 +50,7 @@ def _eval(options: argparse.Namespace) -> None:
     if kind_of(Path(options.model)) == VECTOR:
         raise ConfigError(f"'{options.model}' is a vector, and no model without its base. {_MERGE_FIRST}")
     files = split_pairs(options.data, "--data")
+    check_files(files)
     tasks = find_tasks(options.tasks, options.include_path) if options.tasks else None
     both = sorted(set(files) & set(tasks.names)) if tasks else []
     if both:

@@ -19,6 +19,7 @@ from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, Vec
 from dem_hub.search import Grid, Optuna, Trial
 from dem_hub.search.objective import Objective, evaluate
 from dem_hub.search.quadratic import LocalModel, Quadratic
+from dem_hub.search.summary import result_tables
 
 
 @pytest.fixture(scope="module")
@@ -539,7 +540,8 @@ def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult
     """It is scored as it is; one window cannot be held out, which is said."""
     found = search("up", data={"tiny": [[1, 2, 3]]})
     assert found.tokens == {"tiny": 2}
-    assert any("there is none of 'tiny'" in note for note in found.notes)
+    assert any("there is none of 'tiny' (2 tokens to search on)" in note for note in found.notes)
+    assert "(one window)" in str(result_tables(found)[0])
 
 
 def test_a_vector_of_another_base(zoo: Zoo, llama: Models, counters: Counters) -> None:
