@@ -278,7 +278,7 @@ def _public_vectors(
         files |= {f"{place}/{name}": content for name, content in vector.files.items()}
         records.append(replace(record, repo_id=HERE, commit=None, subfolder=place, sha256=vector.sha256))
     if faults:
-        remedy = "Push them first, and name them by their ids; or let them come along: include_vectors=True."
+        remedy = "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python include_vectors=True."
         refuse(ConfigError, "This recipe names vectors that are folders of this machine, which nobody else has.", faults, remedy)
     return tuple(records), files
 

@@ -96,7 +96,7 @@ def open_recipe(
     found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
     if not is_recipe(found.folder):
         raise VectorNotFoundError(
-            f"'{source}' is not a recipe. Say which vectors to add to it: DEMModel.from_pretrained('{source}', vectors={{...}})."
+            f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=found.commit or source.revision), **vars(options))
     return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
@@ -111,7 +111,8 @@ def open_config(
     if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
         raise BaseMismatchError(
             f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
-            f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass allow_base_mismatch=True."
+            f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
+            "in Python allow_base_mismatch=True."
         )
     faults = [
         f"'{vector.name}' has sha256 {vector.sha256[:16]}, the recipe says {record.sha256[:16]}"

@@ -226,7 +226,9 @@ def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"(?s)Vectors changed since the recipe was made.*has sha256 .*, the recipe says"):
         DEMModel.from_pretrained(tmp_path / "recipe")
     reshard(zoo.models("llama-tied").low, tmp_path / "base")
-    with pytest.raises(BaseMismatchError, match="another model, or another revision. Restore it, or pass allow_base_mismatch=True"):
+    with pytest.raises(
+        BaseMismatchError, match="another model, or another revision. Restore it, or pass --allow-base-mismatch, in Python allow_base"
+    ):
         DEMModel.from_pretrained(tmp_path / "recipe")
 
 
