@@ -54,7 +54,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise VectorNotFoundError(f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector.")
+        raise VectorNotFoundError(
+            f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is a fine-tune, take its "
+            "vector first: dem-hub extract BASE FINETUNED -o DIR, in Python DistributionVector.extract(base, finetuned)."
+        )
     if not (folder / ADAPTER_WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():
             raise CheckpointError(

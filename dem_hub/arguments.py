@@ -1,5 +1,7 @@
 """What is typed on a command line, read: pairs and numbers."""
 
+from collections.abc import Iterable
+
 from dem_hub.errors import ConfigError
 
 
@@ -13,6 +15,32 @@ def split_pair(text: str) -> tuple[str, str]:
     if not equals or not name or not value:
         raise ConfigError(f"'{text}' is not NAME=VALUE.")
     return name, value
+
+
+def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    """The values of an option that is repeated as `NAME=VALUE`, by name.
+
+    Raises:
+        `ConfigError`: see [`split_pair`]; or a name that comes twice, of which one would be lost.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.arguments import split_pairs
+    >>> split_pairs(["maths=a.jsonl", "chat=b.jsonl"], "--data")
+    {'maths': 'a.jsonl', 'chat': 'b.jsonl'}
+    >>> split_pairs(["maths=a.jsonl", "maths=b.jsonl"], "--data")
+    Traceback (most recent call last):
+    dem_hub.errors.ConfigError: --data has 'maths' named twice: a.jsonl and b.jsonl. Name each once.
+
+    ```
+    """
+    found: dict[str, str] = {}
+    for name, value in map(split_pair, texts):
+        if name in found:
+            raise ConfigError(f"{option} has '{name}' named twice: {found[name]} and {value}. Name each once.")
+        found[name] = value
+    return found
 
 
 def number(text: str, what: str) -> float:

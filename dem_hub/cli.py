@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
-from dem_hub.arguments import number, split_pair
+from dem_hub.arguments import number, split_pairs
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.eval_command import add_eval
 from dem_hub.search_command import add_search
@@ -131,9 +131,11 @@ def _add_demo(commands: Any) -> None:
 
 
 def _extract(options: argparse.Namespace) -> None:
+    from dem_hub.kinds import VECTOR, check_target
     from dem_hub.report import summary
     from dem_hub.vector import DistributionVector
 
+    check_target(Path(options.output), VECTOR)  # before hours of work
     chosen = {name: getattr(options, name) for name in _CODEC_OPTIONS if getattr(options, name) is not None}
     vector = DistributionVector.extract(options.base, options.finetuned, codec=options.codec, **chosen)
     vector.save_pretrained(options.output)
@@ -149,9 +151,8 @@ def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only:
     from dem_hub.records import VectorSource
 
     source = VectorSource.parse(options.model)
-    vectors = {
-        VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in (split_pair(text) for text in options.vector)
-    }
+    given = split_pairs(options.vector, "--vector")
+    vectors = {VectorSource.parse(name): number(value, f"coefficient of '{name}'") for name, value in given.items()}
     if vectors:
         return open_base_and_vectors(source, vectors, check_base=check_base, headers_only=headers_only)
     return open_recipe(source, check_base=check_base, headers_only=headers_only)
@@ -210,8 +211,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dem_hub.config import RECIPE_CONFIG, DEMConfig, is_recipe
+    from dem_hub.config import DEMConfig
     from dem_hub.hub import resolve
+    from dem_hub.kinds import RECIPE_CONFIG, is_recipe
     from dem_hub.records import VectorSource
     from dem_hub.report import comparison_text, recipe_text, vector_data, vector_text
     from dem_hub.vector import DistributionVector

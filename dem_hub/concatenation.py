@@ -22,6 +22,7 @@ from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files import atomic_folder
 from dem_hub.index import full_index
+from dem_hub.kinds import ADAPTER
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe
 
@@ -47,9 +48,11 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
 
     Raises:
         `AdapterError`: deltas that are no LoRA; lists all of them. With a `rank`: nothing that a LoRA could change.
+        `ConfigError`: a target that holds the base, one of the vectors, or anything but an adapter.
     """
     from huggingface_hub.utils import tqdm
 
+    opened.check_target(target, ADAPTER)
     merge = opened.merge(opened.recipe)
     ranks, left_out, squares, errors, faults = [], [], 0.0, 0.0, []
     with atomic_folder(target) as folder:

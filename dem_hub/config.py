@@ -18,6 +18,7 @@ from dem_hub.catalog import licences
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, VectorNotFoundError, refuse
 from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import HubOptions, copy_side_files, resolve
+from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE, RECIPE_CONFIG, check_target
 from dem_hub.plot import plot_perplexities
 from dem_hub.publication import public_base, public_vector
 from dem_hub.push import CARD, Change, Head, PushOptions, push
@@ -36,8 +37,6 @@ from dem_hub.records import (
     read_record,
 )
 
-RECIPE_CONFIG = "config.json"
-PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
 VECTORS = "vectors"  # where a recipe keeps vectors of its own
 HERE = "."  # the `repo_id` of a vector in the recipe's own repository
 
@@ -167,10 +166,13 @@ class DEMConfig:
         """Write the recipe as `config.json`, with the base's tokenizer, chat template and generation config beside it.
 
         Args:
-            save_directory (`str` or `os.PathLike`): the folder; made where there is none.
-        """
+            save_directory (`str` or `os.PathLike`): the folder; made where there is none, and a recipe that is there is replaced.
 
+        Raises:
+            `ConfigError`: the folder holds something else, see [`check_target`].
+        """
         folder = Path(save_directory)
+        check_target(folder, RECIPE)
         with atomic_folder(folder) as partial:
             if self.base.repo_id is not None:
                 copy_side_files(self.base.source, partial)
@@ -254,12 +256,6 @@ class DEMConfig:
         raise VectorNotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
 
 
-def is_recipe(folder: Path) -> bool:
-    """Whether the folder holds a recipe (a `config.json` with `model_type: "dem"`)."""
-    path = folder / RECIPE_CONFIG
-    return path.is_file() and parse_json(path.read_bytes(), str(path)).get("model_type") == "dem"
-
-
 def _public_vectors(
     vectors: Iterable[VectorRecord], base: str, *, include: bool, token: str | bool | None
 ) -> tuple[tuple[VectorRecord, ...], dict[str, Path | str]]:
@@ -282,7 +278,7 @@ def _public_vectors(
         files |= {f"{place}/{name}": content for name, content in vector.files.items()}
         records.append(replace(record, repo_id=HERE, commit=None, subfolder=place, sha256=vector.sha256))
     if faults:
-        remedy = "Push them first, and name them by their ids; or let them come along: include_vectors=True."
+        remedy = "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python include_vectors=True."
         refuse(ConfigError, "This recipe names vectors that are folders of this machine, which nobody else has.", faults, remedy)
     return tuple(records), files
 

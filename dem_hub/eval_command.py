@@ -7,12 +7,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.arguments import split_pair
+from dem_hub.arguments import split_pairs
 from dem_hub.errors import ConfigError
+from dem_hub.kinds import VECTOR, kind_of
 
 if TYPE_CHECKING:
     from dem_hub.evaluation import TaskScore
     from dem_hub.search.forward import Likelihood
+
+
+_MERGE_FIRST = "A vector is evaluated on its base: dem-hub merge BASE --vector ID=COEFFICIENT -o DIR, then dem-hub eval DIR."
 
 
 def add_eval(commands: Any) -> None:
@@ -36,14 +40,17 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from dem_hub.evaluation import find_tasks, score_tasks
-    from dem_hub.search.data import Reader
+    from dem_hub.search.data import Reader, check_files
     from dem_hub.search.objective import evaluate
 
     if not (options.data or options.tasks):
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")
     if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
-    files = dict(split_pair(text) for text in options.data)
+    if kind_of(Path(options.model)) == VECTOR:
+        raise ConfigError(f"'{options.model}' is a vector, and no model without its base. {_MERGE_FIRST}")
+    files = split_pairs(options.data, "--data")
+    check_files(files)
     tasks = find_tasks(options.tasks, options.include_path) if options.tasks else None
     both = sorted(set(files) & set(tasks.names)) if tasks else []
     if both:
@@ -64,7 +71,7 @@ def _tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except ValueError as error:
-        raise ConfigError(f"'{name}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(f"'{name}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}). {_MERGE_FIRST}") from error
 
 
 def _data(texts: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> dict[str, Any]:

@@ -9,8 +9,8 @@ import shutil
 from itertools import accumulate
 from pathlib import Path
 
-from dem_hub.errors import ConfigError
 from dem_hub.files import write_text
+from dem_hub.kinds import MERGED
 from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, check_room, preview
 from dem_hub.recipe import OpenedRecipe
@@ -37,12 +37,12 @@ def export(
         allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
 
     Raises:
-        `ConfigError`: an unknown dtype, or the base's own folder as the target.
+        `ConfigError`: an unknown dtype, or a target that holds the base, a vector, or anything but an older export.
         `DiskSpaceError`: less is free there than it takes.
         `BusyError`: another process is writing the same folder.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
-    _refuse_base(opened, target)
+    opened.check_target(target, MERGED)
     model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
     check_room(model, target, model.nbytes)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
@@ -66,14 +66,9 @@ def preview_export(
     allow_base_mismatch: bool = False,
 ) -> Preview:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""
-    _refuse_base(opened, target)
+    opened.check_target(target, MERGED)
     model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
     return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
-
-
-def _refuse_base(opened: OpenedRecipe, target: Path) -> None:
-    if target.resolve() == opened.base.folder.resolve():
-        raise ConfigError(f"'{target}' is the base itself, which the merged model would replace. Choose another folder.")
 
 
 def _write_weights(model: MergedModel, work: Unfinished) -> None:

@@ -38,6 +38,7 @@ from dem_hub.fit import encode_planned
 from dem_hub.hub import Resolved
 from dem_hub.index import full_index
 from dem_hub.integrity import digest
+from dem_hub.kinds import lone_vector
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
 from dem_hub.parallel import in_order
 from dem_hub.plan import Auto, Glance, explain, make_plan
@@ -71,9 +72,10 @@ def extract(
         [`VectorConfig`]: what was written.
 
     Raises:
-        `CheckpointError`: a quantised or pickled checkpoint, tensors that differ in shape or that one side lacks, NaN or inf.
+        `CheckpointError`: a vector or an adapter, a quantised or pickled checkpoint, tensors that differ in shape or that one side lacks, NaN or inf.
         `CodecError`: a budget that the vector does not fit in.
     """
+    _refuse_vectors(base, finetuned)
     refuse_quantised(base.folder, "base")
     refuse_quantised(finetuned.folder, "fine-tune")
     source = str(finetuned.source)
@@ -120,6 +122,17 @@ def extract_tensors(
     config = VectorConfig(base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries)
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
+
+
+def _refuse_vectors(base: Resolved, finetuned: Resolved) -> None:
+    """Two models have a difference; what is a vector already would be refused for every one of its tensors."""
+    if kind := lone_vector(finetuned.folder):
+        raise CheckpointError(
+            f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT "
+            "-o DIR, in Python vectors={...}."
+        )
+    if kind := lone_vector(base.folder):
+        raise CheckpointError(f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from.")
 
 
 @dataclass(frozen=True)

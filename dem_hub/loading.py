@@ -96,6 +96,8 @@ def load(
     allow_base_mismatch: bool = False,
 ) -> "MergedModel":
     """What [`DEMModel.from_pretrained`] does, for the head of any Auto class (`None`: the base's own architecture)."""
+    if vectors is not None and not isinstance(vectors, Mapping):
+        raise ConfigError(f"vectors is {vectors!r}; give the coefficient of each: vectors={{'maths-vector': 0.5}}.")
     options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
     source = VectorSource.parse(name_or_path)
     place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}

@@ -13,10 +13,10 @@ import torch
 from dem_hub._version import __version__
 from dem_hub.architecture import read_config
 from dem_hub.checkpoint import CODES
-from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.errors import ConfigError
 from dem_hub.hub import SIDE_FILES
 from dem_hub.index import count_elements, full_index, index_shape
+from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe
 from dem_hub.shards import Block, Outline, Shard, plan_shards, shard_index, write_shard

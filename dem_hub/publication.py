@@ -84,7 +84,7 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
     if base_model is None:
         raise ConfigError(
             f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
-            "base_model='org/base'."
+            "--base-model org/base, in Python base_model='org/base'."
         )
     with contact(f"The base '{base_model}' of the {what} was looked up on the Hub.", "Nothing was pushed. Try again."):
         return BaseRecord(base_model, hub_api().model_info(base_model, token=token).sha, fingerprint=base.fingerprint)

@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
-from dem_hub.config import PROVENANCE_CONFIG, RECIPE_CONFIG, DEMConfig, VectorRecord, is_recipe
+from dem_hub.config import DEMConfig, VectorRecord
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
+from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe
 from dem_hub.merging import Merge
 from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.stubs import resolve_headers
@@ -36,6 +37,11 @@ class OpenedRecipe:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
         weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
         return Merge.of(self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch)
+
+    def check_target(self, target: Path, kind: str) -> None:
+        """Refuse to write what comes of this over its base or a vector, or over something of another kind; see `kinds.check_target`."""
+        inputs = {"the base": self.base.folder, **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors}}
+        check_target(target, kind, inputs)
 
 
 def open_base_and_vectors(
@@ -90,7 +96,7 @@ def open_recipe(
     found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
     if not is_recipe(found.folder):
         raise VectorNotFoundError(
-            f"'{source}' is not a recipe. Say which vectors to add to it: DEMModel.from_pretrained('{source}', vectors={{...}})."
+            f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=found.commit or source.revision), **vars(options))
     return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
@@ -105,7 +111,8 @@ def open_config(
     if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
         raise BaseMismatchError(
             f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
-            f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass allow_base_mismatch=True."
+            f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
+            "in Python allow_base_mismatch=True."
         )
     faults = [
         f"'{vector.name}' has sha256 {vector.sha256[:16]}, the recipe says {record.sha256[:16]}"

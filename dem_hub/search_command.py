@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dem_hub.arguments import number, split_pair
+from dem_hub.arguments import number, split_pairs
 from dem_hub.errors import ConfigError
+from dem_hub.kinds import RECIPE, check_target
 
 _PASSED_ON = (
     "granularity", "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
@@ -61,6 +62,7 @@ def _search(options: argparse.Namespace) -> None:
 
     if options.plot:
         require_matplotlib()
+    check_target(Path(options.output), RECIPE)  # before hours of work
     method = options.method
     if options.sampler or options.storage:
         if method not in ("auto", "optuna"):
@@ -69,10 +71,10 @@ def _search(options: argparse.Namespace) -> None:
     result = search_coefficients(
         options.base,
         options.vector,
-        {name: Path(file) for name, file in (split_pair(text) for text in options.data)},
+        {name: Path(file) for name, file in split_pairs(options.data, "--data").items()},
         method=method,
         objective=options.objective,
-        weights={name: number(value, f"weight of '{name}'") for name, value in (split_pair(text) for text in options.weight)},
+        weights={name: number(value, f"weight of '{name}'") for name, value in split_pairs(options.weight, "--weight").items()},
         bounds=tuple(options.bounds),
         device_map=options.device_map,
         **{name: getattr(options, name) for name in _PASSED_ON},

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.config import PROVENANCE_CONFIG, DEMConfig, is_recipe
+from dem_hub.config import DEMConfig
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.hub import HubOptions, Resolved
+from dem_hub.kinds import PROVENANCE_CONFIG, STORE_CONFIG, is_recipe
 from dem_hub.records import VectorSource
-from dem_hub.store import STORE_CONFIG, VectorStore
+from dem_hub.store import VectorStore
 from dem_hub.upload import push_export
 from dem_hub.vector import DistributionVector
 from dem_hub.vector_config import ADAPTER_CONFIG, VECTOR_CONFIG

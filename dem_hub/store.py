@@ -20,6 +20,7 @@ from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
 from dem_hub.files import write_text
 from dem_hub.hub import MODEL_FILES, SIDE_FILES, HubOptions, Resolved, copy_side_files, resolve
+from dem_hub.kinds import STORE, STORE_CONFIG, check_target
 from dem_hub.publication import public_base, public_vector, stale
 from dem_hub.push import CARD, Change, Head, PushOptions, push
 from dem_hub.records import FORMAT_VERSION, BaseRecord, VectorSource, as_mapping, check_inside, check_version, parse_json, read_record
@@ -27,8 +28,6 @@ from dem_hub.vector import DistributionVector
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-STORE_CONFIG = "vector_store.json"
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,12 @@ class VectorStore(Mapping[str, DistributionVector]):
             base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
 
         Raises:
-            `ConfigError`: there is a store already.
+            `ConfigError`: there is a store already, or something else.
         """
         target = Path(folder)
         if (target / STORE_CONFIG).is_file():
             raise ConfigError(f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}').")
+        check_target(target, STORE)
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         target.mkdir(parents=True, exist_ok=True)
         copy_side_files(opened.folder, target)
@@ -163,7 +163,7 @@ class VectorStore(Mapping[str, DistributionVector]):
                 f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint {str(vector.base.fingerprint)[:16]}), and the store "
                 f"'{self.source}' is for '{self.base}' (fingerprint {str(self.base.fingerprint)[:16]}). Make a store for its base."
             )
-        vector.save_pretrained(folder)
+        vector.put(folder)
         codec = vector.config.codec if vector.config is not None else "lora"
         self._update({**self._reread(), name: Member(vector.sha256, codec, vector.nbytes)})
 

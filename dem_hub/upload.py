@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.card import recipe_card, render
 from dem_hub.catalog import licences
-from dem_hub.config import PROVENANCE_CONFIG, DEMConfig
+from dem_hub.config import DEMConfig
 from dem_hub.errors import VectorNotFoundError
+from dem_hub.kinds import PROVENANCE_CONFIG
 from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, preview
 from dem_hub.push import CARD, Change, Content, Head, PushOptions, push, upload

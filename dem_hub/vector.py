@@ -34,6 +34,7 @@ from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, resolve
 from dem_hub.identity import check_base
 from dem_hub.index import full_index
 from dem_hub.integrity import digest, verify_files
+from dem_hub.kinds import ADAPTER, VECTOR, check_target
 from dem_hub.plan import Auto
 from dem_hub.publication import public_vector, stale
 from dem_hub.push import CARD, Change, Head, PushOptions, push
@@ -167,8 +168,16 @@ class DistributionVector:
 
         Args:
             save_directory (`str` or `os.PathLike`): the folder; a vector that is there already is replaced.
+
+        Raises:
+            `ConfigError`: the folder holds something else, see [`check_target`].
         """
         target = Path(save_directory)
+        check_target(target, VECTOR if self.config is not None else ADAPTER)
+        self.put(target)
+
+    def put(self, target: Path) -> None:
+        """Write the vector into a folder that is for vectors, in place of the vector or adapter that is there."""
         if target.is_dir() and target.resolve() == self.folder.resolve():
             return
         put, self._put = self._put, shutil.copyfile  # from now on, somebody has the files

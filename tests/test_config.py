@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dem_hub import DEMConfig, VectorSource
-from dem_hub.config import VectorRecord, is_recipe
+from dem_hub.config import VectorRecord
 from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
+from dem_hub.kinds import is_recipe
 from dem_hub.records import BaseRecord
 from dem_hub.vector_config import TensorRecord, VectorConfig
 

@@ -210,6 +210,12 @@ def test_recipe_and_vectors_exclude_each_other(zoo: Zoo, tmp_path: Path) -> None
         DEMModel.from_pretrained(zoo.models("llama-tied").base)
 
 
+@pytest.mark.parametrize("vectors", [["maths-vector"], "maths-vector"], ids=str)
+def test_vectors_without_coefficients(llama: Models, vectors: Any) -> None:
+    with pytest.raises(ConfigError, match=r"vectors is .*maths-vector.*; give the coefficient of each: vectors=\{'maths-vector': 0\.5\}"):
+        DEMModel.from_pretrained(llama.base, vectors=vectors)
+
+
 def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
     base, first, _ = two(zoo, "llama-tied")
     shutil.copytree(base, tmp_path / "base")
@@ -220,7 +226,9 @@ def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"(?s)Vectors changed since the recipe was made.*has sha256 .*, the recipe says"):
         DEMModel.from_pretrained(tmp_path / "recipe")
     reshard(zoo.models("llama-tied").low, tmp_path / "base")
-    with pytest.raises(BaseMismatchError, match="another model, or another revision. Restore it, or pass allow_base_mismatch=True"):
+    with pytest.raises(
+        BaseMismatchError, match="another model, or another revision. Restore it, or pass --allow-base-mismatch, in Python allow_base"
+    ):
         DEMModel.from_pretrained(tmp_path / "recipe")
 
 

@@ -6,6 +6,7 @@ a split never puts two pieces of one document on two sides.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,21 @@ class Reader:
             return [Window(document.input_ids[: self.max_length], document.labels[: self.max_length], document.document)]
         parts = [slice(start, start + self.max_length) for start in range(0, len(document.input_ids), self.max_length)]
         return [Window(document.input_ids[part], document.labels[part], document.document) for part in parts]
+
+
+def check_files(datasets: Mapping[str, Any]) -> None:
+    """Refuse distributions whose file is not there, before anything is loaded for them.
+
+    Raises:
+        `ConfigError`: lists each, by its name.
+    """
+    # not Path's own, which raise where a text was taken for a path and is too long for one
+    is_file, is_dir = os.path.isfile, os.path.isdir
+    lost = {name: data for name, data in datasets.items() if isinstance(data, str | os.PathLike) and not is_file(data)}
+    if lost:
+        faults = [f"'{name}': '{str(file)[:200]}' is {'a folder' if is_dir(file) else 'not there'}" for name, file in lost.items()]
+        remedy = "Give the path of a text or of JSONL rows; in Python a text itself goes into a list."
+        refuse(ConfigError, f"{len(lost)} of {len(datasets)} distributions have no file.", faults, remedy)
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

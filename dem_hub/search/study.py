@@ -20,7 +20,7 @@ from dem_hub.groups import Granularity
 from dem_hub.records import VectorSource
 from dem_hub.search import processes
 from dem_hub.search.acceptance import Acceptance, accept, common_of, rivals
-from dem_hub.search.data import MAX_LENGTH, Reader, read_and_split
+from dem_hub.search.data import MAX_LENGTH, Reader, check_files, read_and_split
 from dem_hub.search.forward import is_seq2seq
 from dem_hub.search.growth import Before, Earlier
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods, Point
@@ -124,6 +124,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     began = time.monotonic()
     check(vectors, eval_datasets, score, direction, n_trials, held_out)
     check_granularity(granularity, score, held_out, max_sum)
+    for datasets in (eval_datasets, held_out):
+        check_files(datasets if isinstance(datasets, Mapping) else {})
     if weights and isinstance(objective, Objective):
         raise ConfigError(
             f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
@@ -226,9 +228,11 @@ def _refuse_nothing_finite(problem: Problem) -> None:
 
 def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial, Acceptance | None]:
     """The trial to use, and the comparison on held-out data where there is any of each distribution."""
-    missing = [name for name, windows in judge.data.items() if not windows]
+    missing = [
+        f"'{name}' ({sum(problem.likelihoods.tokens[name])} tokens to search on)" for name, windows in judge.data.items() if not windows
+    ]
     if missing:
-        problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(map(repr, missing))}. The search's word is all.")
+        problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all.")
         return problem.best, None
     obvious = rivals(problem.measure.names, _common(problem, judge), before.unchanged(problem.measure.names))
     others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}

@@ -1,11 +1,13 @@
 """A search's result for people and programs: rows of tables, and JSON data."""
 
+import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from dem_hub.search.acceptance import FOUND
 from dem_hub.search.result import SearchResult
+from dem_hub.search.table import Cell
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -16,7 +18,7 @@ def result_tables(result: SearchResult) -> list[Table]:
     if result.table is not None:
         names = tuple(result.best.losses)
         cells = result.table.cells
-        rows = [(_short(model), *(f"{row[name].loss:.4f} ({row[name].error:.4f})" for name in names)) for model, row in cells.items()]
+        rows = [(_short(model), *(_with_error(row[name]) for name in names)) for model, row in cells.items()]
         tables.append((("loss, 1 of each (error)", *names), rows))
     if result.acceptance is not None:
         names = tuple(result.best.losses)
@@ -67,6 +69,11 @@ def result_data(result: SearchResult) -> dict[str, Any]:
         "refinement": result.refinement.to_dict() if result.refinement is not None else None,
         "notes": list(result.notes),
     }
+
+
+def _with_error(cell: Cell) -> str:
+    """A loss and its standard error, or why there is none."""
+    return f"{cell.loss:.4f} ({'one window' if math.isnan(cell.error) else f'{cell.error:.4f}'})"
 
 
 def _short(label: str) -> str:

@@ -19,6 +19,7 @@ from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, Vec
 from dem_hub.search import Grid, Optuna, Trial
 from dem_hub.search.objective import Objective, evaluate
 from dem_hub.search.quadratic import LocalModel, Quadratic
+from dem_hub.search.summary import result_tables
 
 
 @pytest.fixture(scope="module")
@@ -500,6 +501,12 @@ def test_sequence_to_sequence(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no vectors": ({"vectors": []}, "needs vectors and eval_datasets; it was given 0 and 1"),
     "no data": ({"eval_datasets": {}}, "it was given 1 and 0"),
+    "one vector, not in a list": ({"vectors": "chat-lora"}, "vectors is 'chat-lora', one name; give a list of names: \\['chat-lora'\\]"),
+    "data without a name": (
+        {"eval_datasets": "maths.jsonl"},
+        "eval_datasets is 'maths.jsonl'; give data by name: {'maths': 'maths.jsonl'}",
+    ),
+    "rows without a name": ({"eval_datasets": [[1, 2]]}, "eval_datasets is list; give data by name"),
     "no trials": ({"n_trials": 0}, "n_trials is 0; it must be 1 or more"),
     "direction": ({"direction": "up"}, "direction is 'up'"),
     "method": ({"method": "magic"}, "method is 'magic'"),
@@ -533,7 +540,8 @@ def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult
     """It is scored as it is; one window cannot be held out, which is said."""
     found = search("up", data={"tiny": [[1, 2, 3]]})
     assert found.tokens == {"tiny": 2}
-    assert any("there is none of 'tiny'" in note for note in found.notes)
+    assert any("there is none of 'tiny' (2 tokens to search on)" in note for note in found.notes)
+    assert "(one window)" in str(result_tables(found)[0])
 
 
 def test_a_vector_of_another_base(zoo: Zoo, llama: Models, counters: Counters) -> None:
