@@ -31,8 +31,8 @@ class Settings:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON data."""
-        return asdict(self)
+        """As JSON data, without what is not set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 FULL = Settings()
