@@ -21,13 +21,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from processes import private_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from dem_hub import DEMCallback
+from dem_hub.callback.callback import When
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.demo.training import pack
 from dem_hub.search.data import read_rows
@@ -76,7 +77,7 @@ class Measured(DEMCallback):
             super().on_train_end(*positional, **named)
 
 
-def train(folder: Path, steps: int, save_steps: int, codec: str | None) -> dict[str, float]:
+def train(folder: Path, steps: int, save_steps: int, codec: str | None, when: When) -> dict[str, float]:
     """One run; returns its figures."""
     base = folder / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -87,7 +88,7 @@ def train(folder: Path, steps: int, save_steps: int, codec: str | None) -> dict[
             lr_scheduler_type="constant", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, seed=0, logging_steps=save_steps,
             bf16="AVX512" in torch.backends.cpu.get_cpu_capability(), use_cpu=True,
         )  # fmt: skip
-        callback = Measured(base, when="save", codec=codec) if codec else None
+        callback = Measured(base, when=when, codec=codec) if codec else None
         trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback] if callback else None)
         start = time.perf_counter()
         trainer.train()
@@ -105,15 +106,19 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--codec", default="auto")
+    parser.add_argument("--when", choices=get_args(When)[:2], default="save", help="a vector at each save (default), or at the end alone")
     parser.add_argument("--run", choices=("with", "without"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        print(json.dumps(train(options.folder, options.steps, options.save_steps, options.codec if options.run == "with" else None)))
+        codec = options.codec if options.run == "with" else None
+        print(json.dumps(train(options.folder, options.steps, options.save_steps, codec, options.when)))
         return
     base = Checkpoint(options.folder / "base")
     elements = [info.nbytes // info.torch_dtype.itemsize for info in base.values()]
     bound = (0.1 * 4 * sum(elements) + 3 * 4 * max(elements)) / MIB
-    print(f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec {options.codec}.")
+    print(
+        f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec {options.codec}, when={options.when}."
+    )
     print("\n| without, s | with, s | inside, s | inside / without | memory, MiB | bound, MiB |\n|---|---|---|---|---|---|", flush=True)
     for _ in range(options.pairs):
         found = {}

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 RANKS = (2, 4, 8, 16, 32, 48, 64)  # weighed against more signs
 GAUSSIAN = math.pi / 2
-_STEPS = 2  # of the space that directions are looked for in: signs take up the half per cent that it misses
+_STEPS = 1  # of the space that directions are looked for in: signs take up the per cent that it misses
 LIMIT = 0.01  # noise, against the weights, from which it may show
 _ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank
 _WHITE = 1.15  # how far the largest direction of noise may stand above its law
