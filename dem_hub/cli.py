@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dem_hub.recipe import OpenedRecipe
     from dem_hub.vector import DistributionVector
 
-_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "density", "bits", "dtype", "seed")
+_CODEC_OPTIONS = ("max_bytes", "max_error", "rank", "energy", "group", "density", "bits", "dtype", "seed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +58,8 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("--max-error", type=float, help="auto: or the largest relative error of a tensor")
     parser.add_argument("--rank", type=int, help="lowrank, lrsign: singular directions to keep (default 32)")
     parser.add_argument("--energy", type=float, help="lowrank: or the share of the squared norm to keep, 0 to 1")
-    parser.add_argument("--density", type=float, help="lrsign, sign, random: the share of elements to keep, 0 to 1")
+    parser.add_argument("--group", type=int, help="lrsign, sign: keep the sign of the largest of so many neighbours (default 1: of each)")
+    parser.add_argument("--density", type=float, help="random: the share of elements to keep, 0 to 1")
     parser.add_argument("--bits", type=int, help="random: 4 or 8")
     parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same, int8 or int4, of the factors")
     parser.add_argument("--seed", type=int, help="lrsign, sign, random: another draw (default 0)")

@@ -26,12 +26,10 @@ from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.factors import BITS
 from dem_hub.codecs.lowrank import LowRank
-from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.measure import measure, squared_norm
 from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
-from dem_hub.codecs.sign import Sign
 from dem_hub.errors import CheckpointError
 from dem_hub.files import write_text
 from dem_hub.fit import encode_planned
@@ -41,12 +39,13 @@ from dem_hub.integrity import digest
 from dem_hub.kinds import lone_vector
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
 from dem_hub.parallel import in_order
-from dem_hub.plan import Auto, Glance, explain, make_plan
+from dem_hub.plan import SMALL, Auto, Glance, explain, make_plan
 from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
 from dem_hub.vector_config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
 
 _SIDE_BY_SIDE = 1 << 24  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
+_GLANCED = 8  # rows, of which one is looked at before a budget is divided
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -149,11 +148,13 @@ class _Sides:
         floating = self.base.checkpoint[key].torch_dtype.is_floating_point
         return not floating or (architecture is not None and key in architecture.buffers)
 
-    def read(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """The base, and the fine-tune without its new rows."""
-        index = full_index(self.base.checkpoint[pair.base_key].shape)
-        old = self.base.checkpoint.read(pair.base_key).to(self.device)
-        new = self.finetuned.read(pair.finetuned_key, index).to(self.device)
+    def read(self, pair: Pair, step: int = 1) -> tuple[Tensor, Tensor]:
+        """The base, and the fine-tune without its new rows; one of every `step` rows."""
+        shape = self.base.checkpoint[pair.base_key].shape
+        old, new = self.base.checkpoint.read(pair.base_key), self.finetuned.read(pair.finetuned_key, full_index(shape))
+        if shape:
+            old, new = old[::step], new[::step]
+        old, new = old.to(self.device), new.to(self.device)
         _check_finite(old, self.base.folder, pair.base_key)
         _check_finite(new, self.finetuned.path, pair.finetuned_key)
         return old, new
@@ -190,7 +191,7 @@ def _encode_with(codec: Codec) -> _Encode:
 
     def encode(key: str, delta: Tensor, old: Tensor, new: Tensor) -> tuple[Codec, dict[str, Tensor]]:
         chosen = codec
-        if isinstance(codec, Random | Sign | LRSign):
+        if isinstance(codec, Random):
             chosen = replace(codec, seed=seed_of(key, new, codec.seed))
         if not isinstance(codec, Dense | Exact) and (delta.ndim < 2 or (delta.ndim > 2 and isinstance(codec, LowRank))):
             chosen = Dense()  # norms and biases are too small to save on
@@ -204,13 +205,16 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
     vocabulary = vocabulary_size(sides.base.folder)
     glances = {}
     for pair in _progress(pairs, "Looking"):
-        if not sides.is_replaced(pair.base_key):
-            old, new = sides.read(pair)
+        if sides.is_replaced(pair.base_key):
+            continue
+        shape = sides.base.checkpoint[pair.base_key].shape
+        for step in (_GLANCED, 1) if math.prod(shape) > SMALL else (1,):
+            old, new = sides.read(pair, step)
             delta = _subtract(new, old)
-            if delta.any():
-                shape = tuple(delta.shape)
+            if delta.any():  # as hardly ever, where any row changed, the others alone did
                 rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
                 glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
+                break
     return glances
 
 
@@ -303,7 +307,7 @@ def _encode_tensor(pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, si
             return None
         return _Encoded(key, replace(record, codec=Replace.name), Replace(), {"replace": new})
     delta = _subtract(new, old)
-    if not delta.any():
+    if torch.equal(new, old) if new.dtype == old.dtype else not delta.any():
         return _Encoded(key, record, None, {}, rows) if pair.rows else None
     codec, parts = encode(key, delta, old, new)
     norm, error, projection = measure(codec, parts, delta, old)

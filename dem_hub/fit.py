@@ -1,14 +1,13 @@
 """One tensor of `codec="auto"`, fitted to what the plan allows it: the rank that leaves signs the least to do, or the LoRA it was.
 
-    noise of signs = |delta - low rank|^2 * (one / density - 1),    one = n * sum(delta^2) / sum(|delta|)^2
+    noise of signs = |delta - low rank|^2 * (tail * (1 + noise of a group) - 1),    tail = 2 / pi * n * sum(delta^2) / sum(|delta|)^2
 
-`one` is pi / 2 where the delta is Gaussian, and large where few elements moved. Of a delta that LoRA training left, the low rank
+`tail` is 1 where the delta is Gaussian, and large where few elements moved. Of a delta that LoRA training left, the low rank
 is all, and the rest is what rounding the merged checkpoint to its dtype added: as white as noise, and as small.
 """
 
 import logging
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,15 +20,15 @@ from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.measure import measure, squared_norm
-from dem_hub.codecs.sampling import seed_of
+from dem_hub.codecs.sign import noise
 from dem_hub.codecs.svd import balance, truncated_svd
 from dem_hub.plan import Plan, most_signs, stored_bytes
 
 logger = logging.getLogger(__name__)
 
 RANKS = (2, 4, 8, 16, 32, 48, 64)  # weighed against more signs
-GAUSSIAN = math.pi / 2
 _STEPS = 1  # of the space that directions are looked for in: signs take up the per cent that it misses
+_VOCABULARY_STEPS = 2  # which find all but a few thousandths of what they could
 LIMIT = 0.01  # noise, against the weights, from which it may show
 _ADAPTER_RANKS = 4  # a LoRA has at most this part of the full rank
 _WHITE = 1.15  # how far the largest direction of noise may stand above its law
@@ -57,6 +56,10 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
         fits = stored_bytes(found[0], shape) <= allowed or not plan.explicit
         if fits and measure(*found, delta, base)[1] <= (plan.max_error or math.inf):
             return found
+    if isinstance(settled, LowRank):
+        assert settled.rank is not None
+        factors = balance(*truncated_svd(delta, rank=settled.rank, steps=_VOCABULARY_STEPS))
+        return settled, encode_factors(*factors, settled.dtype)
     if settled is not None:
         return settled, settled.encode(delta, base, finetuned)
     if plan.max_error is not None:
@@ -68,24 +71,23 @@ def _with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Te
     """Signs, and of a matrix the rank that leaves them the least noise, within its bits of the plan."""
     shape = tuple(delta.shape)
     squares, size = squared_norm(delta), squared_norm(base) ** 0.5
-    one = max(GAUSSIAN, delta.numel() * squares / float(delta.abs().sum(dtype=torch.float64)) ** 2)
-    signs = most_signs(shape, plan.bits[key])
-    noise, codec, factors = squares * (one / signs.density - 1), signs, None
+    tail = max(1.0, 2 / math.pi * delta.numel() * squares / float(delta.abs().sum(dtype=torch.float64)) ** 2)
+    codec, factors = most_signs(shape, plan.bits[key]), None
+    least = squares * (tail * (1 + noise(codec.group)) - 1)
     if len(shape) == 2:
         left, values, right = truncated_svd(delta, rank=min(RANKS[-1], *shape), steps=_STEPS)
         held = values.double().square().cumsum(0)
         for rank in [rank for rank in RANKS if rank <= len(values)]:
             candidate = most_signs(shape, plan.bits[key], rank)
-            its_noise = max(squares - float(held[rank - 1]), 0.0) * (one / candidate.density - 1)
-            if its_noise < noise and stored_bytes(candidate, shape) <= plan.bits[key] * delta.numel() / 8:
-                noise, codec = its_noise, candidate
+            left_over = max(squares - float(held[rank - 1]), 0.0) * (tail * (1 + noise(candidate.group)) - 1)
+            if left_over < least and stored_bytes(candidate, shape) <= plan.bits[key] * delta.numel() / 8:
+                least, codec = left_over, candidate
                 factors = balance(left[:, :rank], values[:rank], right[:rank])
-    if noise**0.5 > LIMIT * size:
+    if least**0.5 > LIMIT * size:
         if not plan.explicit:
             return _finer(delta, base, finetuned)
-        share = f"{100 * noise**0.5 / size:.1f} % of its weights" if size else "more than its weights, which are 0"
+        share = f"{100 * least**0.5 / size:.1f} % of its weights" if size else "more than its weights, which are 0"
         logger.warning("%s: max_bytes leaves it a noise of %s, which may show.", key, share)
-    codec = replace(codec, seed=seed_of(key, finetuned))
     if isinstance(codec, LRSign) and factors is not None:
         return codec, codec.encode_with(factors, delta)
     return codec, codec.encode(delta, base, finetuned)

@@ -19,7 +19,8 @@ from dem_hub.codecs.layout import layout_bytes
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.nf4 import NF4
-from dem_hub.codecs.sign import Sign
+from dem_hub.codecs.packing import packed_size
+from dem_hub.codecs.sign import Sign, code_bits
 from dem_hub.errors import CodecError
 from dem_hub.shards import parse_size
 from dem_hub.vector_config import TensorRecord
@@ -29,6 +30,10 @@ SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
 _MOST_BITS = 2.0  # an element, of signs and a rank of 64 beside them in a matrix of 576 rows
 _AMPLE = 0.8  # bits an element, of which embeddings get factors in 8 bits
 _NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
+# Groups of signs that take fewer bits an element than any smaller group does.
+_GROUPS = {
+    size: code_bits(size) for size in range(1, 129) if all(code_bits(size) * less < code_bits(less) * size for less in range(1, size))
+}
 _HEADER = 200  # bytes that a part takes in a safetensors header, at the most
 
 
@@ -156,10 +161,11 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> P
     if not explicit:  # norms would weigh on a small model
         budget += _taken({key: codecs[key] for key in whole}, glances)
     left = budget - _taken(codecs, glances) - (reserved if explicit else 0)
-    least = sum(_least(glance) for glance in shared.values())
-    if left < least and explicit:
-        raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {budget - left + least} at the least. Allow it that.")
-    bits = _share(left, shared)
+    least = {key: stored_bytes(most_signs(glance.shape, 0), glance.shape) for key, glance in shared.items()}
+    if left < sum(least.values()) and explicit:
+        taken = budget - left + sum(least.values())
+        raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {taken} at the least. Allow it that.")
+    bits = _share(left, shared, least)
     sizes = {key: stored_bytes(codec, glances[key].shape) for key, codec in codecs.items()}
     sizes |= {key: int(bits[key] * glance.elements / 8) for key, glance in shared.items()}
     _spend(left + _taken(codecs, glances) - sum(sizes.values()), sizes, matrices, codecs)
@@ -177,20 +183,14 @@ def _vocabulary(bits: float, shape: tuple[int, ...]) -> LowRank:
     return LowRank(rank=min(rank, *shape), dtype="int8" if bits >= _AMPLE else "int4")
 
 
-def _least(glance: Glance) -> int:
-    """Bytes of the fewest signs that a matrix can have."""
-    return stored_bytes(most_signs(glance.shape, 0), glance.shape)
-
-
-def _share(left: int, matrices: Mapping[str, Glance]) -> dict[str, float]:
-    """The bits an element of each matrix, in proportion to their weights, no more than signs and factors can use."""
-    bits = {key: 8 * _least(glance) / glance.elements for key, glance in matrices.items()}
+def _share(left: int, matrices: Mapping[str, Glance], least: Mapping[str, int]) -> dict[str, float]:
+    """The bits an element of each matrix, in proportion to their weights, no more than signs and factors can use and no less than `least`."""
+    fewest = {key: 8 * least[key] / glance.elements for key, glance in matrices.items()}
+    bits = fewest
     low, high = 0.0, 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
     for _ in range(60):
         middle = (low + high) / 2
-        tried = {
-            key: max(min(middle * glance.weight, _MOST_BITS), 8 * _least(glance) / glance.elements) for key, glance in matrices.items()
-        }
+        tried = {key: max(min(middle * glance.weight, _MOST_BITS), fewest[key]) for key, glance in matrices.items()}
         if sum(tried[key] * glance.elements / 8 for key, glance in matrices.items()) <= left:
             bits, low = tried, middle
         else:
@@ -239,9 +239,9 @@ def stored_bytes(codec: Codec, shape: tuple[int, ...]) -> int:
 
 
 def most_signs(shape: tuple[int, ...], bits: float, rank: int = 0) -> Sign | LRSign:
-    """The most signs, beside factors of a rank, that fit in so many bits an element; eight of each row at the least."""
+    """The most signs, beside factors of a rank, that fit in so many bits an element; one of each 128 at the least."""
     codec: Sign | LRSign = LRSign(rank=rank) if rank else Sign()
     rows, columns = math.prod(shape[:-1]), shape[-1]
-    fixed = stored_bytes(replace(codec, density=1e-9), shape) - rows
-    kept = 8 * int((bits * math.prod(shape) / 8 - fixed) // max(rows, 1))
-    return replace(codec, density=min(1.0, max(kept, 8) / max(columns, 1)))
+    fixed = stored_bytes(codec, shape) - rows * packed_size(columns, 1)
+    allowed = 8 * int((bits * math.prod(shape) / 8 - fixed) // max(rows, 1))  # bits of a row
+    return replace(codec, group=next((group for group, each in _GROUPS.items() if -(-columns // group) * each <= allowed), max(_GROUPS)))

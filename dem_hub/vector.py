@@ -99,7 +99,7 @@ class DistributionVector:
             base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of safetensors checkpoints.
             codec (`str`, *optional*, defaults to `"auto"`): how to store it. `"auto"` chooses for each tensor, within 9 % of the delta's
                 bytes in bf16, or `max_bytes` (a number, `"20MB"`, `"3%"`), or a relative `max_error`. Unbiased codecs: `"lrsign"`
-                (`rank`, `density`, `seed`), `"sign"` (`density`, `seed`), `"random"` (`density`, `bits`, `seed`), `"int8"`, `"int4"`,
+                (`rank`, `group`), `"sign"` (`group`), `"random"` (`density`, `bits`, `seed`), `"int8"`, `"int4"`,
                 `"nf4"`. A biased one: `"lowrank"` (`rank` or `energy`, `dtype`). Without loss: `"exact"`, `"dense"` (`dtype`).
             device (`str` or `torch.device`, *optional*): where to encode; the accelerator where there is one, by default.
             token, cache_dir, local_files_only: as in transformers.

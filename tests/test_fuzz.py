@@ -25,7 +25,7 @@ from dem_hub.records import VectorSource
 from dem_hub.shards import write_file
 
 ROUNDS = 400  # of each codec and each kind of damage: 9 codecs * 3 kinds * 400 = 10,800
-OPTIONS: dict[str, dict[str, Any]] = {"lrsign": {"rank": 2, "density": 0.5}, "lowrank": {"rank": 2}, "random": {"density": 0.5}}
+OPTIONS: dict[str, dict[str, Any]] = {"lrsign": {"rank": 2, "group": 3}, "lowrank": {"rank": 2}, "random": {"density": 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,8 @@ def lie_in_the_config(folder: Path, rng: random.Random) -> None:
             {},
             {"rank": 10**9},
             {"rank": -1},
+            {"group": 10**9},
+            {"group": 0},
             {"density": 1e-300},
             {"density": "x"},
             {"seed": -1},

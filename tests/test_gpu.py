@@ -80,7 +80,7 @@ def test_codecs_decode_to_the_same_delta(codec: str) -> None:
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(300, 500, generator=generator).bfloat16()
     finetuned = (base.float() + 1e-3 * torch.randn(300, 500, generator=generator)).bfloat16()
-    made = get_codec(codec, {"density": 0.3} if codec in ("sign", "lrsign", "random") else {})
+    made = get_codec(codec, {"sign": {"group": 6}, "lrsign": {"group": 6}, "random": {"density": 0.3}}.get(codec, {}))
     parts = {name: InMemory(part) for name, part in made.encode(finetuned.float() - base.float(), base, finetuned).items()}
     stored = Component(made, parts, (300, 500))
     index = (slice(17, 290), slice(33, 470))

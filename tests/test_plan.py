@@ -196,24 +196,12 @@ def test_unchanged_tensors_are_not_stored(weights: dict[str, Tensor], tmp_path: 
     assert set(records(extract_pair(tmp_path, weights | {"norm": torch.ones(384)}, moved))) == {"w0", "w2", "norm"}
 
 
-def test_two_vectors_drop_other_elements(weights: dict[str, Tensor], tmp_path: Path) -> None:
-    seeds = []
-    for number, scale in enumerate((1.0, 1.01)):
-        moved = {
-            name: weights.get(name, torch.ones(384)) + scale * (tensor - weights.get(name, torch.ones(384)))
-            for name, tensor in full(weights).items()
-        }
-        vector = extract_pair(tmp_path / str(number), weights | {"norm": torch.ones(384)}, moved, max_bytes="3%")
-        seeds.append([record.options["seed"] for record in records(vector).values() if "seed" in record.options])
-    assert len({seed for both in seeds for seed in both}) == 2 * len(weights)
-
-
 def test_most_signs_fit() -> None:
     for bits in (0.1, 0.3, 0.8, 1.0, 1.4):
         for rank in (0, 4, 16):
             codec = most_signs((576, 1536), bits, rank)
             assert isinstance(codec, LRSign) == bool(rank)
-            if codec.density > 8 / 1536:
+            if codec.group < 128:
                 assert stored_bytes(codec, (576, 1536)) <= bits * 576 * 1536 / 8
 
 

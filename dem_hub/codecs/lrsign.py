@@ -1,4 +1,4 @@
-"""`lrsign`: a low rank in 4 bits, and the signs of what is left of the delta, all of them or a share.
+"""`lrsign`: a low rank in 4 bits, and the signs of what is left of the delta, all of them or the largest of each group.
 
 A full fine-tune is neither: its leading directions carry much of what it learned, the long tail the rest, and truncation, which drops
 the tail, is biased. Signs with an unbiased scale keep the tail in the mean. The residual is taken after the factors were rounded, so
@@ -16,7 +16,7 @@ from dem_hub.checkpoint import InMemory, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout
-from dem_hub.codecs.sign import Sign, check_density, check_seed
+from dem_hub.codecs.sign import Sign, check_group
 from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, full_index
@@ -26,19 +26,17 @@ _BITS = "int4"
 
 @dataclass(frozen=True)
 class LRSign:
-    """Keep `rank` directions in 4 bits and a share `density` of the signs of the rest; a tensor that is no matrix has signs alone."""
+    """Keep `rank` directions in 4 bits, and of the rest what `sign` keeps; a tensor that is no matrix has signs alone."""
 
     name: ClassVar[str] = "lrsign"
     rank: int = 32
-    density: float = 1.0
-    seed: int = 0
+    group: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if type(self.rank) is not int or self.rank < 1:
             raise CodecError(f"codec 'lrsign' has rank={self.rank!r}; it must be a whole number from 1.")
-        check_density(self.name, self.density)
-        check_seed(self.name, self.seed)
+        check_group(self.name, self.group)
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """The parts of `sign`, and of a matrix its factors in 4 bits."""
@@ -74,4 +72,4 @@ class LRSign:
 
     @property
     def _signs(self) -> Sign:
-        return Sign(self.density, self.seed)
+        return Sign(self.group)

@@ -16,7 +16,6 @@ from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
 from dem_hub.codecs.sampling import count_kept, draw, scatter
-from dem_hub.codecs.sign import check_density, check_seed
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, as_rows, full_index, index_shape, row_blocks
 
@@ -34,10 +33,12 @@ class Random:
 
     def __post_init__(self) -> None:
         """Refuse shares and bits out of range."""
-        check_density(self.name, self.density)
-        check_seed(self.name, self.seed)
+        if not 0 < self.density <= 1:
+            raise CodecError(f"codec 'random' has density={self.density!r}; it must be above 0 and at most 1.")
+        if type(self.seed) is not int:
+            raise CodecError(f"codec 'random' has seed={self.seed!r}; it must be a whole number.")
         if type(self.bits) is not int or self.bits not in (4, 8):
-            raise CodecError(f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' with a density for 1.")
+            raise CodecError(f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' for 1 and less.")
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`values` (..., ceil(kept * bits / 8)) uint8, and `scale` (..., ceil(kept / 64)) bfloat16."""
