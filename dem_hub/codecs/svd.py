@@ -33,7 +33,7 @@ def balance(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor
 
 
 def truncated_svd(
-    matrix: Tensor, *, rank: int | None = None, energy: float | None = None, steps: int = KRYLOV_STEPS
+    matrix: Tensor, *, rank: int | None = None, energy: float | None = None, steps: int = KRYLOV_STEPS, width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular triplets of a matrix.
 
@@ -42,6 +42,8 @@ def truncated_svd(
         rank (`int`, *optional*): how many.
         energy (`float`, *optional*): or as few as hold this share of the squared Frobenius norm, 0 to 1.
         steps (`int`): of the Krylov space; fewer where something else takes up what is missed.
+        width (`int`, *optional*): directions that the space begins with; as many as are asked for and a few, by default. The space has
+            `width * (steps + 1)`, which must not be fewer than `rank`.
 
     Returns:
         `tuple[Tensor, Tensor, Tensor]`: (R, K), (K,) descending, and (K, C), float32.
@@ -61,15 +63,16 @@ def truncated_svd(
     full = min(matrix.shape)
     if rank is not None:
         rank = min(rank, full)
-        few = (rank + OVERSAMPLING) * (steps + 1) <= full // 2
-        return _krylov_svd(matrix, rank, steps) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
+        width = rank + OVERSAMPLING if width is None else width
+        few = width * (steps + 1) <= full // 2
+        return _krylov_svd(matrix, rank, width, steps) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
     assert energy is not None
     if full <= EXACT_SIZE:
         return _gram_svd(matrix, full, energy)
     target = energy * squared_norm(matrix)
     tried = DEFAULT_RANK
     while True:
-        left, values, right = _krylov_svd(matrix, tried, steps)
+        left, values, right = _krylov_svd(matrix, tried, tried + OVERSAMPLING, steps)
         held = values.double().square().cumsum(0)
         if held[-1] >= target or tried == full:
             count = min(int((held < target).sum()) + 1, len(values))
@@ -100,15 +103,14 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
     return left, values.float(), vectors.T.float()
 
 
-def _krylov_svd(matrix: Tensor, rank: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _krylov_svd(matrix: Tensor, rank: int, width: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best approximation within the span of X, (M'M)X, (M'M)^2 X ..., X = M' times random vectors of one seed."""
     rows, columns = matrix.shape
     if rows < columns:
-        right, values, left = _krylov_svd(matrix.T, rank, steps)
+        right, values, left = _krylov_svd(matrix.T, rank, width, steps)
         return left.T, values, right.T
-    start = torch.randn(rows, rank + OVERSAMPLING, generator=torch.Generator().manual_seed(0)).to(matrix.device)
-    size = start.shape[1]
-    enough = min(columns, (steps + 1) * size, max(columns // 2, 3 * size))  # past half of the columns all of them are cheaper
+    start = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    enough = min(columns, (steps + 1) * width, max(columns // 2, 3 * width))  # past half of the columns all of them are cheaper
     basis, image, block = matrix.new_zeros(columns, 0), matrix.new_zeros(rows, 0), matrix.T @ start  # image = matrix @ basis
     while True:
         block = block[:, : enough - basis.shape[1]]
