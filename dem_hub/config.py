@@ -122,8 +122,12 @@ class DEMConfig:
 
         Raises:
             `CoefficientError`: a name that is no vector of this recipe.
-            `ConfigError`: a coefficient that is not finite.
+            `ConfigError`: no mapping, or a coefficient that is not finite.
         """
+        if not isinstance(coefficients, Mapping):
+            raise ConfigError(
+                f"coefficients are given by vector, {{{next(iter(self.coefficients), 'name')!r}: 0.5, ...}}, not {coefficients!r}."
+            )
         coefficients = {canonical_name(name): value for name, value in coefficients.items()}
         known = {canonical_name(name): value for name, value in self.coefficients.items()}
         unknown = sorted(set(coefficients) - set(known))

@@ -226,6 +226,10 @@ class DistributionVector:
 
         return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
 
+    def __repr__(self) -> str:
+        codec = self.config.codec if self.config is not None else "lora"
+        return f"DistributionVector('{self.source}', base='{self.base}', codec='{codec}', {self.nbytes:,} bytes)"
+
     @property
     def name(self) -> str:
         """How a recipe and `set_coefficients` call it: its id or path, and subfolder."""

@@ -89,7 +89,8 @@ class Sign:
         if bits == 1:
             return found
         places = 1 << torch.arange(bits, device=found.device)
-        return (found.unflatten(1, (-1, bits)) * places).sum(dim=2)
+        numbers: Tensor = (found.unflatten(1, (-1, bits)) * places).sum(dim=2)
+        return numbers
 
 
 def code_bits(group: int) -> int:

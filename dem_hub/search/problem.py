@@ -129,11 +129,11 @@ class Problem:
 
     def warn_of_few(self) -> None:
         """Note that there are few tokens for so many coefficients, where that is so."""
-        tokens = sum(map(sum, self.likelihoods.tokens.values()))
+        tokens, plural = sum(map(sum, self.likelihoods.tokens.values())), "" if self.count == 1 else "s"
         excess = expected_excess(tokens, self.count)
         if excess > _EXCESS:
             self.notes.append(
-                f"{tokens} tokens are few for {self.count} coefficients: the loss they are fitted to is expected to be {excess:.4f} nats too "
+                f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be {excess:.4f} nats too "
                 f"good by chance. {int(self.count * INDEPENDENT / (2 * _EXCESS))} or more, from many documents, are better."
             )
 

@@ -62,6 +62,11 @@ class SearchResult:
     refinement: Refinement | None = None
     store: Store = field(default_factory=Store, compare=False, repr=False)
 
+    def __str__(self) -> str:
+        from dem_hub.search.summary import result_text  # which is written of results
+
+        return result_text(self)
+
     @property
     def coefficients(self) -> dict[str, Any]:
         """The coefficient of each vector, by name: a number, or a number for each group where those are kept."""

@@ -140,9 +140,7 @@ def test_unbiased_along_the_delta(variant: str) -> None:
     base, finetuned = pair((400, 500), torch.float32)
     delta = finetuned.double() - base.double()
     decoded = decode(variant, encode(variant, base, finetuned), base).double()
-    assert float((decoded * delta).sum() / delta.square().sum()) == pytest.approx(
-        1, abs=0.02 if "random" in variant else 2e-3
-    )
+    assert float((decoded * delta).sum() / delta.square().sum()) == pytest.approx(1, abs=0.02 if "random" in variant else 2e-3)
 
 
 def test_unbiased_in_the_mean_over_seeds() -> None:
