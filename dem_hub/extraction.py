@@ -154,10 +154,12 @@ class _Sides:
         old, new = self.base.checkpoint.read(pair.base_key), self.finetuned.read(pair.finetuned_key, full_index(shape))
         if shape:
             old, new = old[::step], new[::step]
-        old, new = old.to(self.device), new.to(self.device)
+        return old.to(self.device), new.to(self.device)
+
+    def check_finite(self, pair: Pair, old: Tensor, new: Tensor) -> None:
+        """Refuse a base or a fine-tune that diverged."""
         _check_finite(old, self.base.folder, pair.base_key)
         _check_finite(new, self.finetuned.path, pair.finetuned_key)
-        return old, new
 
     def read_rows(self, pair: Pair) -> Tensor | None:
         """The rows that the base lacks, if any."""
@@ -210,6 +212,7 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
         shape = sides.base.checkpoint[pair.base_key].shape
         for step in (_GLANCED, 1) if math.prod(shape) > SMALL else (1,):
             old, new = sides.read(pair, step)
+            sides.check_finite(pair, old, new)
             delta = _subtract(new, old)
             if delta.any():  # as hardly ever, where any row changed, the others alone did
                 rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
@@ -297,6 +300,7 @@ def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterat
 def _encode_tensor(pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode) -> _Encoded | None:
     """Encode one tensor; `None` where the fine-tune did not change it."""
     key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
+    sides.check_finite(pair, old, new)
     record = TensorRecord(info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows)
     if sides.is_replaced(key):  # whole numbers: float32 does not tell all of them apart
         if pair.rows:
