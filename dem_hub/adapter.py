@@ -19,6 +19,7 @@ from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
 from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
 from dem_hub.experts import expert_factors, find_fused
+from dem_hub.kinds import RECIPE, STORE, kind_of
 from dem_hub.records import parse_json
 from dem_hub.vector_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -53,6 +54,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         `AdapterError`: what it does is not a plain sum of deltas; lists every reason.
     """
     path = folder / ADAPTER_CONFIG
+    kind = kind_of(folder)
+    if kind in (RECIPE, STORE):
+        way = f"Name one of its vectors: {folder}//NAME." if kind == STORE else "It names a base and vectors; name those, or load it alone."
+        raise VectorNotFoundError(f"'{folder}' is {kind}, not a distribution vector. {way}")
     if not path.is_file():
         raise VectorNotFoundError(
             f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is a fine-tune, take its "

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from dem_hub.errors import ConfigError
 
 
-def split_pair(text: str) -> tuple[str, str]:
-    """`NAME=VALUE` as a pair; the name may have `=` in it.
+def split_pair(text: str, option: str) -> tuple[str, str]:
+    """What an option has as `NAME=VALUE`, as a pair; the name may have `=` in it.
 
     Raises:
         `ConfigError`: one of them is missing.
     """
     name, equals, value = text.rpartition("=")
     if not equals or not name or not value:
-        raise ConfigError(f"'{text}' is not NAME=VALUE.")
+        raise ConfigError(f"{option} '{text}' is not NAME=VALUE.")
     return name, value
 
 
@@ -36,7 +36,7 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     ```
     """
     found: dict[str, str] = {}
-    for name, value in map(split_pair, texts):
+    for name, value in (split_pair(text, option) for text in texts):
         if name in found:
             raise ConfigError(f"{option} has '{name}' named twice: {found[name]} and {value}. Name each once.")
         found[name] = value

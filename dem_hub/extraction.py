@@ -36,7 +36,7 @@ from dem_hub.fit import encode_planned
 from dem_hub.hub import Resolved
 from dem_hub.index import full_index
 from dem_hub.integrity import digest
-from dem_hub.kinds import lone_vector
+from dem_hub.kinds import is_recipe, lone_vector
 from dem_hub.pairing import Pair, match_tensors, vocabulary_size
 from dem_hub.parallel import in_order
 from dem_hub.plan import SMALL, Auto, Glance, explain, make_plan
@@ -130,6 +130,11 @@ def _refuse_vectors(base: Resolved, finetuned: Resolved) -> None:
             f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT "
             "-o DIR, in Python vectors={...}."
         )
+    for what, side in (("base", base), ("fine-tune", finetuned)):
+        if is_recipe(side.folder):
+            raise CheckpointError(
+                f"The {what} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} -o MODEL."
+            )
     if kind := lone_vector(base.folder):
         raise CheckpointError(f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from.")
 

@@ -65,7 +65,7 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
         inputs (`Mapping[str, Path]`): folders that are read meanwhile, by what they are.
 
     Raises:
-        `ConfigError`: it holds something else, or is an input.
+        `ConfigError`: it holds something else, or is an input, or a file.
 
     Example:
 
@@ -82,6 +82,8 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
     for what, folder in inputs.items():
         if target.resolve() == folder.resolve():
             raise ConfigError(f"'{target}' is {what} itself, which {kind} would replace. Choose another folder.")
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"'{target}' is a file, and {kind} is a folder. Choose another name.")
     found = kind_of(target)
     if found not in ("", kind):
         raise ConfigError(f"'{target}' holds {found}, and {kind} is to be written there. Choose another folder, or empty this one first.")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         dem: AttachedRecipe
 
 
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
@@ -98,6 +99,7 @@ def load(
     """What [`DEMModel.from_pretrained`] does, for the head of any Auto class (`None`: the base's own architecture)."""
     if vectors is not None and not isinstance(vectors, Mapping):
         raise ConfigError(f"vectors is {vectors!r}; give the coefficient of each: vectors={{'maths-vector': 0.5}}.")
+    _check_device(kwargs.get("device_map"))
     options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
     source = VectorSource.parse(name_or_path)
     place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
@@ -111,6 +113,18 @@ def load(
     model, loading_info, recipe = _from_merge(auto_class, recipe, opened.base, merge, kwargs)
     model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch=allow_base_mismatch)
     return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]  # as transformers has it
+
+
+def _check_device(device_map: Any) -> None:
+    """Refuse a device that this machine does not have, before anything is read."""
+    if isinstance(device_map, str) and device_map not in _MAPS:
+        try:
+            torch.empty(0, device=device_map)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"device_map is '{device_map}', which is no device of this machine ({reason}). Leave it out for 'cpu'."
+            ) from error
 
 
 def _from_merge(

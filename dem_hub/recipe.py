@@ -13,7 +13,7 @@ from dem_hub.base import Base
 from dem_hub.config import DEMConfig, VectorRecord
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
-from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe
+from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe, lone_vector
 from dem_hub.merging import Merge
 from dem_hub.records import VectorCoefficients, VectorSource
 from dem_hub.stubs import resolve_headers
@@ -94,6 +94,11 @@ def open_recipe(
     """
     options = options or HubOptions()
     found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
+    if kind := lone_vector(found.folder):
+        raise ConfigError(
+            f"'{source}' is {kind}, not a model. Name the base to put it on: dem-hub merge BASE --vector {source}=COEFFICIENT, in Python "
+            f"from_pretrained(base, vectors={{'{source}': 0.5}})."
+        )
     if not is_recipe(found.folder):
         raise VectorNotFoundError(
             f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
@@ -164,6 +169,8 @@ def _fetch(found: Resolved, files: tuple[str, ...], options: HubOptions) -> Reso
 def _opened(found: Sequence[Resolved], pool: Executor) -> tuple[Base, tuple[DistributionVector, ...]]:
     base, *vectors = found
     if is_recipe(base.folder):
-        raise ConfigError(f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base.")
+        raise ConfigError(
+            f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; a search goes on from it with --earlier."
+        )
     refuse_quantised(base.folder, "base")
     return Base(base), tuple(pool.map(lambda one: DistributionVector(one, verify=True), vectors))

@@ -289,14 +289,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "output is a file": (["extract", "{base}", "{full}", "-o", "{file}"], "{file}"),
     "no vector there": (["info", "{base}"], "it is not a distribution vector"),
     "a fine-tune as a vector": (["merge", "{base}", "--vector", "{full}=0.4", "-o", "out"], "If it is a fine-tune, take its vector first: dem-hub extract BASE"),
-    "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "is not NAME=VALUE"),
+    "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "--vector '{vector}' is not NAME=VALUE"),
     "coefficient that is no number": (["merge", "{base}", "--vector", "{vector}=much", "-o", "out"], "is 'much', which is not a number"),
     "coefficient that is not finite": (["merge", "{base}", "--vector", "{vector}=nan", "-o", "out"], "must be a finite number"),
     "nowhere to put it": (["merge", "{base}", "--vector", "{vector}=1"], "Give a folder (-o), a repository (--push-to-hub), or both"),
     "not a recipe": (["merge", "{base}", "-o", "out"], "is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python"),
     "dtype": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", "--dtype", "int4"], "dtype is 'int4'; choose one of"),
     "shard size": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", "--max-shard-size", "big"], "'big' is not a size"),
-    "another base": (["merge", "{full}", "--vector", "{vector}=1", "-o", "out"], "all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True"),
+    "a file as output": (["merge", "{base}", "--vector", "{vector}=1", "-o", "{file}"], "is a file, and a merged model is a folder"),
+    "a recipe as a fine-tune": (["extract", "{base}", "{recipe}", "-o", "out"], "is a recipe. Make the model of it first: dem-hub merge"),
+    "a recipe as a vector": (["merge", "{base}", "--vector", "{recipe}=1", "-o", "out"], "'{recipe}' is a recipe, not a distribution vector. It names"),
+    "a vector alone": (["merge", "{vector}", "-o", "out"], "is a vector, not a model. Name the base to put it on"),
+    "another base": (["merge", "{full}", "--vector", "{vector}=1", "-o", "out"], "all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search has no such"),
     "a base that others do not have": (["push", "{vector}", "me/maths"], "Say what the Hub calls it: --base-model org/base, in Python base_model="),
     "the same vector twice": (["merge", "{base}", "--vector", "{vector}=1", "--vector", "{vector}/=1", "-o", "out"], "named twice"),
     "another coefficient of the same vector": (["merge", "{base}", "--vector", "{vector}=0.4", "--vector", "{vector}=0.3", "-o", "out"], "--vector has '{vector}' named twice: 0.4 and 0.3"),
@@ -326,11 +330,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def places(zoo: Zoo, llama: Models, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "file.txt").write_text("")
     (tmp_path / "words.txt").write_text("w1 w2 w3 w4")
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "config.json").write_text('{"model_type": "dem"}')
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
     (tmp_path / "lines.jsonl").write_text('{"text": "w1 w2"}\n{"words": 3}\n')
     return {
         "base": llama.base, "full": llama.full, "gpt2": zoo.models("gpt2").base,
-        "vector": zoo.vector("llama-tied"), "adapter": zoo.adapter("llama-tied"), "file": tmp_path / "file.txt",
+        "vector": zoo.vector("llama-tied"), "adapter": zoo.adapter("llama-tied"), "file": tmp_path / "file.txt", "recipe": tmp_path / "recipe",
         "words": tmp_path / "words.txt", "latin": tmp_path / "latin.txt", "lines": tmp_path / "lines.jsonl",
         "broken": broken_json(llama, tmp_path / "broken"), "quantised": quantised(llama, tmp_path / "quantised"),
     }  # fmt: skip

@@ -232,6 +232,12 @@ def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
         DEMModel.from_pretrained(tmp_path / "recipe")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
+def test_a_device_that_is_not_there(zoo: Zoo) -> None:
+    with pytest.raises(ConfigError, match="device_map is 'cuda', which is no device of this machine"):
+        DEMModel.from_pretrained(zoo.models("llama-tied").base, vectors={zoo.vector("llama-tied"): 0.4}, device_map="cuda")
+
+
 def test_allow_base_mismatch(zoo: Zoo) -> None:
     other, first, _ = zoo.models("llama-tied").low, *two(zoo, "llama-tied")[1:]
     with pytest.raises(BaseMismatchError, match="allow_base_mismatch=True"):

@@ -4,6 +4,7 @@ Standard errors are over documents, since the tokens of one document are alike: 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -69,9 +70,9 @@ class CrossLoss:
 
 
 def own_distribution(vector: str, gains: Mapping[str, float]) -> str:
-    """The distribution that a vector was made for: the longest name that is in the vector's, else the one it helps most."""
+    """The distribution that a vector was made for: the longest name that is a word of the vector's, else the one it helps most."""
     stem = PurePath(vector).name
-    named = [name for name in gains if name in stem]
+    named = [name for name in gains if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", stem, re.IGNORECASE)]
     return max(named, key=len) if named else max(gains, key=lambda name: gains[name])
 
 

@@ -38,6 +38,8 @@ def test_own_distribution() -> None:
     gains = {"code": 0.5, "codeio": 0.1, "chat": 0.9}
     assert own_distribution("me/codeio-vector", gains) == "codeio"
     assert own_distribution("/tmp/code/vector", gains) == "chat"
+    assert own_distribution("me/Code_vector", gains) == "code"
+    assert own_distribution("me/encoder", gains) == "chat"  # not a word of it
 
 
 @pytest.mark.parametrize(
