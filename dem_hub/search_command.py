@@ -56,8 +56,9 @@ def add_search(commands: Any) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from dem_hub.plot import require_matplotlib
+    from dem_hub.report import table
     from dem_hub.search import Optuna, search_coefficients
-    from dem_hub.search.summary import result_data
+    from dem_hub.search.summary import cost_text, result_data, result_tables
 
     if options.plot:
         require_matplotlib()
@@ -84,4 +85,5 @@ def _search(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result_data(result)))
     else:
-        print(f"{result}\n{options.output}: the recipe and all that was measured")
+        texts = [*(table(head, rows) for head, rows in result_tables(result)), cost_text(result)]
+        print("\n\n".join(texts) + f"\n{options.output}: the recipe and all that was measured")

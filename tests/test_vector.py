@@ -34,6 +34,7 @@ def test_save_and_open(zoo: Zoo, tmp_path: Path, kind: str) -> None:
     copy = DistributionVector.from_pretrained(tmp_path / "deep" / "copy")
     assert copy.config == vector.config
     assert copy.sha256 == vector.sha256
+    assert str(copy.source) in repr(copy) and f"codec='{vector.config.codec if vector.config else 'lora'}'" in repr(copy)
     assert {path.name: digest(path) for path in source.iterdir()} == {path.name: digest(path) for path in copy.folder.iterdir()}
 
 

@@ -63,9 +63,8 @@ class SearchResult:
     store: Store = field(default_factory=Store, compare=False, repr=False)
 
     def __str__(self) -> str:
-        from dem_hub.search.summary import result_text  # which is written of results
-
-        return result_text(self)
+        found = [f"{self.config.base}", *(f"  + {value} * {name}" for name, value in self.coefficients.items())]
+        return "\n".join([*found, f"{self.method}: {self.objective.kind} {self.loss:.5f}, in {self.num_forward:.4g} forward passes"])
 
     @property
     def coefficients(self) -> dict[str, Any]:

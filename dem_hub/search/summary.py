@@ -5,17 +5,11 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from dem_hub.report import table
 from dem_hub.search.acceptance import FOUND
 from dem_hub.search.result import SearchResult
 from dem_hub.search.table import Cell
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
-
-
-def result_text(result: SearchResult) -> str:
-    """The tables, and how it was found."""
-    return "\n\n".join([*(table(head, rows) for head, rows in result_tables(result)), cost_text(result)])
 
 
 def result_tables(result: SearchResult) -> list[Table]:

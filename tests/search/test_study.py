@@ -86,6 +86,13 @@ def test_recipe_loads(result: SearchResult, tmp_path: Path) -> None:
     assert DEMModel.from_pretrained(tmp_path).dem.coefficients == result.coefficients
 
 
+def test_printed(result: SearchResult) -> None:
+    text = str(result)
+    assert text.splitlines()[0] == str(result.config.base)
+    assert all(f"+ {value} * {name}" in text for name, value in result.coefficients.items())
+    assert f"{result.method}: mean {result.loss:.5f}, in " in text
+
+
 def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
     result.save_pretrained(tmp_path / "found")
     again = SearchResult.from_pretrained(tmp_path / "found")
