@@ -5,6 +5,7 @@
 Everything that does not fit is found from the headers and reported in one error before a byte is written.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +45,10 @@ from dem_hub.records import BaseRecord
 from dem_hub.shards import TensorWriter
 from dem_hub.vector_config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
 
+logger = logging.getLogger(__name__)
+
 _SIDE_BY_SIDE = 1 << 24  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
+_UNLIKE = 0.5  # of the weights' norm; fine-tunes change a few hundredths of it
 _GLANCED = 8  # rows, of which one is looked at before a budget is divided
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -105,7 +109,9 @@ def extract_tensors(
     pairs = match_tensors(sides.base.checkpoint, sides.finetuned)
     plan = None
     if isinstance(codec, Auto):
-        plan = make_plan(codec, _glance(pairs, sides), _reserved(pairs, sides))
+        glances = _glance(pairs, sides)
+        _warn_if_unlike(glances, base, finetuned)
+        plan = make_plan(codec, glances, _reserved(pairs, sides))
         encode: _Encode = partial(encode_planned, plan)
     else:
         encode = _encode_with(codec)
@@ -224,6 +230,20 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
                 glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
                 break
     return glances
+
+
+def _warn_if_unlike(glances: Mapping[str, Glance], base: Base, finetuned: str | None) -> None:
+    """Say so where the delta is nearly as large as the weights: two models of one shape, trained apart, have a difference too."""
+    squares = [(glance.elements * glance.rms**2, glance.elements * glance.base_rms**2) for glance in glances.values()]
+    change, size = (math.sqrt(sum(side)) for side in zip(*squares, strict=True)) if squares else (0.0, 0.0)
+    if change > _UNLIKE * size:
+        logger.warning(
+            "The delta's norm is %.4g, and that of the weights it changes %.4g. Is '%s' a fine-tune of '%s', and of this revision of it?",
+            change,
+            size,
+            finetuned or "the model in training",
+            base,
+        )
 
 
 def _reserved(pairs: Sequence[Pair], sides: _Sides) -> int:

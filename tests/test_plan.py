@@ -191,6 +191,16 @@ def test_a_full_fine_tune_is_no_lora(weights: dict[str, Tensor], tmp_path: Path)
     assert {record.codec for record in found.values()} <= {"sign", "lrsign"}
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.1, False), (1.0, True)])
+def test_a_delta_as_large_as_its_base(
+    weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture, share: float, said: bool
+) -> None:
+    """Two models of one shape that have nothing to do with one another."""
+    others = {name: tensor + share * tensor.roll(1, 0) for name, tensor in weights.items()}
+    extract_pair(tmp_path, weights, others)
+    assert (f"Is '{tmp_path / 'finetuned'}' a fine-tune of '{tmp_path / 'base'}'" in caplog.text) is said
+
+
 def test_unchanged_tensors_are_not_stored(weights: dict[str, Tensor], tmp_path: Path) -> None:
     moved = full(weights) | {"w1": weights["w1"]}
     assert set(records(extract_pair(tmp_path, weights | {"norm": torch.ones(384)}, moved))) == {"w0", "w2", "norm"}
