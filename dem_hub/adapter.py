@@ -54,11 +54,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         `AdapterError`: what it does is not a plain sum of deltas; lists every reason.
     """
     path = folder / ADAPTER_CONFIG
-    kind = kind_of(folder)
-    if kind in (RECIPE, STORE):
-        way = f"Name one of its vectors: {folder}//NAME." if kind == STORE else "It names a base and vectors; name those, or load it alone."
-        raise VectorNotFoundError(f"'{folder}' is {kind}, not a distribution vector. {way}")
     if not path.is_file():
+        kind = kind_of(folder)
+        if kind in (RECIPE, STORE):
+            way = (
+                f"Name one of its vectors: {folder}//NAME."
+                if kind == STORE
+                else "It names a base and vectors; name those, or load it alone."
+            )
+            raise VectorNotFoundError(f"'{folder}' is {kind}, not a distribution vector. {way}")
         raise VectorNotFoundError(
             f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is a fine-tune, take its "
             "vector first: dem-hub extract BASE FINETUNED -o DIR, in Python DistributionVector.extract(base, finetuned)."

@@ -5,23 +5,11 @@ from collections.abc import Iterable
 from dem_hub.errors import ConfigError
 
 
-def split_pair(text: str, option: str) -> tuple[str, str]:
-    """What an option has as `NAME=VALUE`, as a pair; the name may have `=` in it.
-
-    Raises:
-        `ConfigError`: one of them is missing.
-    """
-    name, equals, value = text.rpartition("=")
-    if not equals or not name or not value:
-        raise ConfigError(f"{option} '{text}' is not NAME=VALUE.")
-    return name, value
-
-
 def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
-    """The values of an option that is repeated as `NAME=VALUE`, by name.
+    """The values of an option that is repeated as `NAME=VALUE`, by name; a name may have `=` in it.
 
     Raises:
-        `ConfigError`: see [`split_pair`]; or a name that comes twice, of which one would be lost.
+        `ConfigError`: a name or a value is missing; or a name comes twice, of which one would be lost.
 
     Example:
 
@@ -36,7 +24,10 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     ```
     """
     found: dict[str, str] = {}
-    for name, value in (split_pair(text, option) for text in texts):
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if not name or not value:
+            raise ConfigError(f"{option} '{text}' is not NAME=VALUE.")
         if name in found:
             raise ConfigError(f"{option} has '{name}' named twice: {found[name]} and {value}. Name each once.")
         found[name] = value

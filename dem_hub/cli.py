@@ -62,7 +62,7 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("--density", type=float, help="random: the share of elements to keep, 0 to 1")
     parser.add_argument("--bits", type=int, help="random: 4 or 8")
     parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same, int8 or int4, of the factors")
-    parser.add_argument("--seed", type=int, help="lrsign, sign, random: another draw (default 0)")
+    parser.add_argument("--seed", type=int, help="random: another draw (default 0)")
     parser.set_defaults(run=_extract)
 
 

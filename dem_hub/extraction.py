@@ -78,7 +78,7 @@ def extract(
         `CheckpointError`: a vector or an adapter, a quantised or pickled checkpoint, tensors that differ in shape or that one side lacks, NaN or inf.
         `CodecError`: a budget that the vector does not fit in.
     """
-    _refuse_vectors(base, finetuned)
+    _refuse_what_is_no_model(base, finetuned)
     refuse_quantised(base.folder, "base")
     refuse_quantised(finetuned.folder, "fine-tune")
     source = str(finetuned.source)
@@ -129,8 +129,8 @@ def extract_tensors(
     return config
 
 
-def _refuse_vectors(base: Resolved, finetuned: Resolved) -> None:
-    """Two models have a difference; what is a vector already would be refused for every one of its tensors."""
+def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
+    """Two models have a difference; a recipe, or what is a vector already, would be refused for something else, or for every tensor."""
     if kind := lone_vector(finetuned.folder):
         raise CheckpointError(
             f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT "
@@ -225,7 +225,7 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
             old, new = sides.read(pair, step)
             sides.check_finite(pair, old, new)
             delta = _subtract(new, old)
-            if delta.any():  # as hardly ever, where any row changed, the others alone did
+            if delta.any():  # else the rows that were left out may have changed, and all of them are looked at
                 rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
                 glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
                 break

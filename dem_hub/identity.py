@@ -47,7 +47,7 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
     raise BaseMismatchError(
         f"The vector '{name}' was made from '{config.base}' (fingerprint {str(config.base.fingerprint)[:16]}), and this base is "
         f"'{base}' ({seen}): another model, or another revision of it. {where}. {remedy} "
-        "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search has no such."
+        "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search takes no other base."
     )
 
 

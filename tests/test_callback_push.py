@@ -193,7 +193,9 @@ def test_a_slow_hub_does_not_hold_up_training(hub: Hub, base: str, llama: Models
     end = callback.on_train_end
 
     def answer_at_the_end(*args: Any, **kwargs: Any) -> None:
-        while not fault.hits:  # the push of the first save is on its way
+        latest = time.monotonic() + 60
+        while not fault.hits:  # until the push of the first save is on its way
+            assert time.monotonic() < latest, "nothing was pushed"
             time.sleep(0.01)
         trained.append(trainer.state.global_step)
         hub.journal.released.set()

@@ -300,7 +300,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a recipe as a fine-tune": (["extract", "{base}", "{recipe}", "-o", "out"], "is a recipe. Make the model of it first: dem-hub merge"),
     "a recipe as a vector": (["merge", "{base}", "--vector", "{recipe}=1", "-o", "out"], "'{recipe}' is a recipe, not a distribution vector. It names"),
     "a vector alone": (["merge", "{vector}", "-o", "out"], "is a vector, not a model. Name the base to put it on"),
-    "another base": (["merge", "{full}", "--vector", "{vector}=1", "-o", "out"], "all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search has no such"),
+    "another base": (["merge", "{full}", "--vector", "{vector}=1", "-o", "out"], "all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search takes no other base"),
     "a base that others do not have": (["push", "{vector}", "me/maths"], "Say what the Hub calls it: --base-model org/base, in Python base_model="),
     "the same vector twice": (["merge", "{base}", "--vector", "{vector}=1", "--vector", "{vector}/=1", "-o", "out"], "named twice"),
     "another coefficient of the same vector": (["merge", "{base}", "--vector", "{vector}=0.4", "--vector", "{vector}=0.3", "-o", "out"], "--vector has '{vector}' named twice: 0.4 and 0.3"),

@@ -15,6 +15,7 @@ DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 8
 KRYLOV_STEPS = 13  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
+_ENOUGH = 10  # steps, where half of the columns have no room for more; with fewer all of them are truer, and as cheap in so small a matrix
 ORTHOGONAL = 1e-5  # the most that two directions of the space may have in common
 _BLOCK = 1 << 22
 
@@ -65,7 +66,7 @@ def truncated_svd(
     if rank is not None:
         rank = min(rank, full)
         width = _width(rank) if width is None else width
-        few = min(width * (steps + 1), 4 * rank) <= full // 2
+        few = width * min(steps + 1, _ENOUGH) <= full // 2
         return _krylov_svd(matrix, rank, width, steps) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
     assert energy is not None
     if full <= EXACT_SIZE:
