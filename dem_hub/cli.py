@@ -4,9 +4,11 @@ A user's mistake is one readable message and exit status 2, never a traceback.
 """
 
 import argparse
+import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dem-hub {options.command}: {str(error).strip()}{notes}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import, and let no collection of garbage look at it, now or later: torch makes a million objects to stay, a third of its time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,8 +146,10 @@ def _add_demo(commands: Any) -> None:
 
 def _extract(options: argparse.Namespace) -> None:
     from dem_hub.kinds import VECTOR, check_target
-    from dem_hub.report import summary
-    from dem_hub.vector import DistributionVector
+
+    with _uncollected():
+        from dem_hub.report import summary
+        from dem_hub.vector import DistributionVector
 
     check_target(Path(options.output), VECTOR)  # before hours of work
     chosen = {name: getattr(options, name) for name in _CODEC_OPTIONS if getattr(options, name) is not None}
@@ -160,7 +175,8 @@ def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dem_hub.concatenation import export_adapter
+    with _uncollected():
+        from dem_hub.concatenation import export_adapter
 
     made = export_adapter(_open(options), Path(options.output), rank=options.rank)
     print(f"{options.output}: rank {min(made.ranks)} to {max(made.ranks)}, relative error {made.error:.3g}")
@@ -170,9 +186,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from dem_hub.export import export, preview_export
-    from dem_hub.merged import MergedModel
-    from dem_hub.upload import preview_push, push_export, push_merged
+    with _uncollected():
+        from dem_hub.export import export, preview_export
+        from dem_hub.merged import MergedModel
+        from dem_hub.upload import preview_push, push_export, push_merged
 
     repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
     if target is None and repo_id is None:

@@ -26,15 +26,15 @@ from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
 from dem_hub.groups import take_apart
 from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
+from dem_hub.noise import Noise
 from dem_hub.parallel import one_core
 from dem_hub.records import Coefficient
-from dem_hub.rounding import Noise, round_into
+from dem_hub.rounding import round_into
 from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 _SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
-DELTA_ERROR = 2.0**-22  # relative; the bits that a float32 delta lacks, which rounding to 16 bits puts right
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
 
@@ -169,18 +169,11 @@ class Merge:
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         summands = combine_factors(self.summands(name, index, device), wide)
         noise = Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
-        largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
         for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):
             total = scratch("total", tuple(part[rows].shape), wide, device).copy_(part[rows])
             add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in summands])
-            if total.numel():
-                low, high = torch.aminmax(total)
-                if not max(-low, high) <= largest:  # also where it is NaN
-                    raise self._not_finite(name, part)
-            if self.rounding == "nearest":
-                result[rows] = total
-            else:
-                round_into(result[rows], total, noise.part(rows, tuple(part.shape)))
+            if not round_into(result[rows], total, noise.part(rows, tuple(part.shape)) if self.rounding == "stochastic" else None):
+                raise self._not_finite(name, part)
 
     def _new_rows(self, name: str, index: Index) -> Tensor:
         """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""

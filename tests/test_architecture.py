@@ -15,13 +15,13 @@ LONGEST = 350  # lines of a module
 
 # A module imports only from those before it, also inside functions. A package is one layer.
 LAYERS = [
-    "_version", "errors", "records", "files", "unfinished", "integrity", "transport", "hub", "stubs", "push", "catalog", "vector_config", "kinds", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "parallel", "shards", "fingerprint", "scratch", "rounding", "codecs", "architecture",
+    "_version", "errors", "records", "files", "unfinished", "integrity", "transport", "hub", "stubs", "push", "catalog", "vector_config", "kinds", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "parallel", "shards", "fingerprint", "scratch", "kernels", "noise", "rounding", "codecs", "architecture",
     "experts", "adapter", "adapter_writer", "contents", "base", "groups", "identity", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "merged", "preview", "export", "upload", "sharing", "concatenation", "remerging", "loading", "search",
     "callback", "report", "demo", "registration", "arguments", "search_command", "evaluation", "eval_command", "cli", "__init__",
 ]  # fmt: skip
 
 # Loaded when first needed, or never.
-HEAVY = ["accelerate", "bitsandbytes", "lm_eval", "matplotlib", "optuna", "peft", "scipy", "torch", "transformers"]
+HEAVY = ["accelerate", "bitsandbytes", "lm_eval", "matplotlib", "numba", "optuna", "peft", "scipy", "torch", "transformers"]
 
 MODULES = [pytest.param(path, id=path.relative_to(PACKAGE).as_posix()) for path in sorted(PACKAGE.rglob("*.py"))]
 

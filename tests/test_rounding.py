@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dem_hub import rounding
 from dem_hub.index import Index, full_index, index_shape, row_blocks
-from dem_hub.rounding import Noise, random_bits, round_into, round_to
+from dem_hub.kernels import MARGIN
+from dem_hub.noise import Noise
+from dem_hub.rounding import round_by_torch, round_compiled, round_into, round_to
 
 HALVES = [torch.bfloat16, torch.float16]
 each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
@@ -36,7 +38,7 @@ def test_unbiased(dtype: torch.dtype, between: float, start: float) -> None:
     values = (low + between * step).float().expand(1000, count // 1000)
     away = float((rounded(values, dtype).double() != low).double().mean())
     # five standard deviations of a mean, and the values that the margin leaves out on fp16's 13 bits
-    assert abs(away - between) < 5 * math.sqrt(between * (1 - between) / count) + rounding.MARGIN * 2**-13
+    assert abs(away - between) < 5 * math.sqrt(between * (1 - between) / count) + MARGIN * 2**-13
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -97,11 +99,37 @@ def test_odd_shapes(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 
 @each_half
-def test_blocks_make_no_difference(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = floats((37, 101))
-    whole = rounded(values, dtype)
-    monkeypatch.setattr(rounding, "BLOCK", 24)
-    assert torch.equal(rounded(values, dtype), whole)
+@pytest.mark.parametrize("scale", [1e-6, 0.05, 1000.0], ids=str)
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("shape", "index"), PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("block", [24, rounding.BLOCK], ids=["blocks", "at once"])
+def test_a_cpu_rounds_as_an_accelerator(
+    dtype: torch.dtype, scale: float, wide: torch.dtype, shape: tuple[int, ...], index: Index, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "BLOCK", block)
+    part = floats(shape, scale)[index].to(wide)
+    here, there = (torch.empty(part.shape, dtype=dtype) for _ in range(2))
+    noise = Noise.of(3, "weight", index, shape, part.device)
+    if part.numel():
+        assert round_compiled(here, part, noise) == float(part.float().abs().max())
+        round_by_torch(there, part, noise)
+    assert torch.equal(here.view(torch.int16), there.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+@pytest.mark.parametrize("noisy", [True, False], ids=["stochastic", "nearest"])
+@pytest.mark.parametrize("column", [0, 1, 3, 6])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "beyond", "edge"], ids=str)
+def test_tells_what_is_beyond_the_range(dtype: torch.dtype, noisy: bool, column: int, first: int, value: float | str) -> None:
+    largest = torch.finfo(dtype).max
+    total = torch.zeros(3, 7, dtype=torch.float64)
+    total[1, column] = {"beyond": -largest * (1 + 2**-20), "edge": -largest}.get(value, value)  # type: ignore[arg-type]
+    noise = Noise.of(0, "weight", (slice(0, 3), slice(first, first + 7)), (3, 8), total.device) if noisy else None
+    result = torch.empty(total.shape, dtype=dtype)
+    assert round_into(result, total, noise) == (value == "edge")
+    if value == "edge":
+        assert torch.equal(result, total.to(dtype))
 
 
 @each_half
@@ -131,23 +159,6 @@ def test_a_sum_that_missed_a_value_by_two_ulps_is_that_value(dtype: torch.dtype,
 def test_wide_targets_are_rounded_to_nearest(dtype: torch.dtype) -> None:
     values = floats((10, 10)).double()
     assert torch.equal(rounded(values, dtype), values.to(dtype))
-
-
-def test_random_bits_are_frozen() -> None:
-    # The merged model of every recipe depends on them.
-    keys = rounding.row_keys(7, "model.embed_tokens.weight", torch.arange(2))
-    assert random_bits(keys, 0, 4).tolist() == [[13570, 11413, 36839, 38650], [30131, 34325, 19256, 29833]]
-
-
-def test_random_bits_are_uniform() -> None:
-    bits = random_bits(rounding.row_keys(0, "w", torch.arange(256)), 0, 1024)
-    counts = torch.bincount((bits >> 8).flatten(), minlength=256).double()
-    expected = bits.numel() / 256
-    chi_square = float(((counts - expected) ** 2 / expected).sum())
-    assert 150 < chi_square < 380  # 255 degrees of freedom: 5 standard deviations are 113
-    for other in (bits.roll(1, 0), bits.roll(1, 1), bits.roll(2, 1)):
-        pair = torch.corrcoef(torch.stack([bits.flatten().double(), other.flatten().double()]))[0, 1]
-        assert abs(float(pair)) < 5 / math.sqrt(bits.numel())
 
 
 @each_half

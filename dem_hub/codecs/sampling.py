@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.index import Index, rows_and_columns
-from dem_hub.rounding import random_bits, row_keys
+from dem_hub.noise import random_bits, row_keys
 
 
 def count_kept(columns: int, density: float) -> int:
