@@ -58,11 +58,9 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
     with atomic_folder(target) as folder:
         writer = AdapterWriter(folder, opened.base.architecture)
         for name in tqdm([name for name in merge.base if merge.active(name)], desc="Merging", unit="tensor", delay=1):
-            summands, module = (
-                combine_factors(merge.summands(name, full_index(merge.base[name].shape), CPU), torch.float32),
-                writer.module(name),
-            )
-            whole = all(delta.dense is None for _, delta in summands) and merge.shape(name) == merge.base[name].shape
+            summands, module = merge.summands(name, full_index(merge.base[name].shape), CPU), writer.module(name)
+            factors, dense = combine_factors(summands, torch.float32)
+            whole = factors is not None and not dense and merge.shape(name) == merge.base[name].shape
             if rank is None and (module is None or not whole):
                 faults.append(
                     f"'{name}' {list(merge.shape(name))}"
@@ -73,8 +71,9 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
                 lost = squared_norm(_sum(merge, name, summands))
                 squares, errors = squares + lost, errors + lost
             else:
-                left, right = summands[0][1].left, summands[0][1].right
-                if left is None or right is None or not whole or (rank is not None and left.shape[1] > rank):
+                if factors is not None and whole and (rank is None or factors[0].shape[1] <= rank):
+                    left, right = factors
+                else:
                     exact = _sum(merge, name, summands)
                     left, right = balanced_factors(exact, rank=rank)
                     lost = squared_norm(torch.addmm(exact, left, right, alpha=-1))

@@ -29,7 +29,7 @@ from dem_hub.index import Index, full_index, index_shape, normalize_index, row_b
 from dem_hub.noise import Noise
 from dem_hub.parallel import one_core
 from dem_hub.records import Coefficient
-from dem_hub.rounding import round_into
+from dem_hub.rounding import is_compiled, round_into
 from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector, all_deltas
 
@@ -167,12 +167,19 @@ class Merge:
         device = result.device
         part = self.base.read(name, index).to(device)
         wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        summands = combine_factors(self.summands(name, index, device), wide)
-        noise = Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
-        for rows in row_blocks(full_index(part.shape), _SUMMED if device.type == "cpu" else max(1, part.numel())):
-            total = scratch("total", tuple(part[rows].shape), wide, device).copy_(part[rows])
-            add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in summands])
-            if not round_into(result[rows], total, noise.part(rows, tuple(part.shape)) if self.rounding == "stochastic" else None):
+        factors, dense = combine_factors(self.summands(name, index, device), wide)
+        noise = None
+        if self.rounding == "stochastic":
+            noise = Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
+        straight = noise is not None and not dense and is_compiled(part.dtype, result.dtype, device)
+        at_once = _SUMMED if device.type == "cpu" and not straight else max(1, part.numel())
+        for rows in row_blocks(full_index(part.shape), at_once):
+            total = part[rows]
+            if not straight:
+                total = scratch("total", tuple(total.shape), wide, device).copy_(total)
+                add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in dense])
+            product = (factors[0][rows[0]], factors[1]) if factors is not None else None
+            if not round_into(result[rows], total, product, noise and noise.part(rows, tuple(part.shape))):
                 raise self._not_finite(name, part)
 
     def _new_rows(self, name: str, index: Index) -> Tensor:

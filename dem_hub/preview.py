@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from dem_hub.checkpoint import DTYPES
-from dem_hub.codecs.delta import Delta, add_deltas
 from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.index import full_index
 from dem_hub.merged import MergedModel
 from dem_hub.merging import BLOCK
+from dem_hub.noise import Noise
 from dem_hub.parallel import one_core
-from dem_hub.rounding import round_to
+from dem_hub.rounding import round_into
 from dem_hub.unfinished import unfinished_folder
 
 _TRIED = (512, 512)  # the sum that is done to see how long others will take
@@ -107,13 +107,14 @@ def _existing(place: Path) -> Path:
 
 def _seconds_each(directions: int) -> float:
     """What an element takes in one thread, by a sum of so many directions that is done here and now."""
-    left, right = torch.ones(_TRIED[0], directions, dtype=torch.float64), torch.ones(directions, _TRIED[1], dtype=torch.float64)
+    base, result = torch.zeros(_TRIED, dtype=torch.bfloat16), torch.empty(_TRIED, dtype=torch.bfloat16)
+    factors = torch.ones(_TRIED[0], directions, dtype=torch.float64), torch.ones(directions, _TRIED[1], dtype=torch.float64)
+    noise = Noise.of(0, "", full_index(_TRIED), _TRIED, base.device)
     taken = []
     with one_core():
         for _ in range(3):  # the first finds nothing ready
             start = time.perf_counter()
-            total = add_deltas(torch.zeros(_TRIED, dtype=torch.float64), [(1.0, Delta(left, right))])
-            round_to(total, torch.bfloat16, 0, "", full_index(_TRIED), _TRIED)
+            round_into(result, base, factors, noise)
             taken.append(time.perf_counter() - start)
     return min(taken) / math.prod(_TRIED)
 

@@ -5,18 +5,24 @@ probability in proportion keeps them in the mean (Croci et al., 2022, "Stochasti
 applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator a few operations of torch, with the same bits.
 """
 
+from typing import Any
+
 import numpy
 import torch
 from torch import Tensor
 
 from dem_hub.index import Index
-from dem_hub.kernels import MARGIN, round_to_bfloat16, round_to_float16
+from dem_hub.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, round_to_float16
 from dem_hub.noise import Noise, random_bits
 from dem_hub.scratch import scratch
 
 BLOCK = 1 << 26  # elements rounded at a time on an accelerator, for the sake of its memory
 DELTA_ERROR = 2.0**-22  # relative; the bits that a float32 delta lacks, which rounding to 16 bits puts right
-_COMPILED = {torch.bfloat16: round_to_bfloat16, torch.float16: round_to_float16}
+_COMPILED = {
+    (torch.bfloat16, torch.bfloat16): merge_bfloat16,
+    (torch.float64, torch.bfloat16): round_to_bfloat16,
+    (torch.float64, torch.float16): round_to_float16,
+}
 
 
 def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Index, shape: tuple[int, ...]) -> Tensor:
@@ -47,12 +53,19 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
     ```
     """
     result = torch.empty(total.shape, dtype=dtype, device=total.device)
-    round_into(result, total, Noise.of(seed, name, index, shape, total.device))
+    round_into(result, total, None, Noise.of(seed, name, index, shape, total.device))
     return result
 
 
-def round_into(result: Tensor, total: Tensor, noise: Noise | None) -> bool:
-    """Round a sum into a contiguous tensor of its shape, as [`round_to`] does, or to nearest where there is no noise.
+def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) -> bool:
+    """Whether a sum that begins with a tensor of this dtype is rounded to the target straight from there, without a copy in float64."""
+    return device.type == "cpu" and (source, target) in _COMPILED
+
+
+def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
+    """Round `total`, or total + left @ right, into a contiguous tensor, as [`round_to`] does; to nearest where there is no noise.
+
+    The factors, (R, K) and (K, C), have the dtype of the sum. Overwrites `total`, unless it [`is_compiled`].
 
     Returns:
         `bool`: whether all of the sum is finite and in the range of the target.
@@ -60,24 +73,33 @@ def round_into(result: Tensor, total: Tensor, noise: Noise | None) -> bool:
     if total.numel() == 0:
         return True
     largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
-    stochastic = noise is not None and result.dtype in _COMPILED
-    if noise is not None and stochastic and total.device.type == "cpu":
-        return round_compiled(result, total, noise) <= largest
+    if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
+        return round_compiled(result, total, factors, noise) <= largest
+    if factors is not None:
+        total.addmm_(*factors)
     low, high = torch.aminmax(total)
-    if noise is not None and stochastic:
+    if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
     else:
         result.copy_(total)
     return bool(max(-low, high) <= largest)  # not where it is NaN
 
 
-def round_compiled(result: Tensor, total: Tensor, noise: Noise) -> float:
+def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
     """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN."""
-    rows, start, stop = len(noise.keys), noise.columns.start, noise.columns.stop
-    wide = total if total.dtype == torch.float64 else scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
-    bits = result.view(torch.int16).view(rows, stop - start).numpy().view(numpy.uint16)
-    keys = noise.keys.numpy().view(numpy.uint32)
-    return float(_COMPILED[result.dtype](wide.reshape(rows, stop - start).numpy(), keys, start, bits))
+    shape = len(noise.keys), noise.columns.stop - noise.columns.start
+    if not is_compiled(total.dtype, result.dtype, total.device):
+        total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
+    compiled = _COMPILED[total.dtype, result.dtype]
+    left, right = factors if factors is not None else (torch.empty(shape[0], 0).double(), torch.empty(0, shape[1]).double())
+    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.keys)]
+    return float(compiled(*arrays, noise.columns.start, _numpy(result.view(shape))))
+
+
+def _numpy(tensor: Tensor) -> Any:
+    """The same memory; of bfloat16, float16 and keys the bits, without a sign."""
+    unsigned = {2: (torch.int16, numpy.uint16), 4: (torch.int32, numpy.uint32)}.get(tensor.dtype.itemsize)
+    return tensor.numpy() if unsigned is None else tensor.view(unsigned[0]).numpy().view(unsigned[1])
 
 
 def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:

@@ -87,7 +87,7 @@ def test_a_part_rounds_alike_in_blocks(dtype: torch.dtype, shape: tuple[int, ...
     part = floats(shape)[index]
     noise, result = Noise.of(0, "weight", index, shape, part.device), torch.empty(part.shape, dtype=dtype)
     for rows in row_blocks(full_index(part.shape), elements):
-        round_into(result[rows], part[rows], noise.part(rows, tuple(part.shape)))
+        round_into(result[rows], part[rows], None, noise.part(rows, tuple(part.shape)))
     assert torch.equal(result, round_to(part, dtype, 0, "weight", index, shape))
 
 
@@ -111,9 +111,26 @@ def test_a_cpu_rounds_as_an_accelerator(
     here, there = (torch.empty(part.shape, dtype=dtype) for _ in range(2))
     noise = Noise.of(3, "weight", index, shape, part.device)
     if part.numel():
-        assert round_compiled(here, part, noise) == float(part.float().abs().max())
+        assert round_compiled(here, part, None, noise) == float(part.float().abs().max())
         round_by_torch(there, part, noise)
     assert torch.equal(here.view(torch.int16), there.view(torch.int16))
+
+
+@each_half
+@pytest.mark.parametrize("start", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("rank", [0, 1, 4, 7, 130])
+@pytest.mark.parametrize("index", [(slice(0, 1), slice(0, 1)), (slice(2, 9), slice(1, 300)), (slice(0, 13), slice(6, 134))], ids=str)
+def test_a_product_is_part_of_the_sum(dtype: torch.dtype, start: str, rank: int, index: Index) -> None:
+    generator, (rows, columns) = torch.Generator().manual_seed(0), index_shape(index)
+    # small multiples of a power of two: no order of summation rounds them
+    left, right = (torch.randint(-9, 10, shape, generator=generator).double() / 128 for shape in ((rows, rank), (rank, columns)))
+    base = floats((rows, columns)).to(dtype).to(getattr(torch, start))
+    total = base.double() + left @ right
+    noise = Noise.of(0, "weight", index, (20, 300), base.device)
+    result, expected = (torch.empty(base.shape, dtype=dtype) for _ in range(2))
+    assert round_into(result, base.clone(), (left, right), noise)
+    round_by_torch(expected, total, noise)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
@@ -127,7 +144,7 @@ def test_tells_what_is_beyond_the_range(dtype: torch.dtype, noisy: bool, column:
     total[1, column] = {"beyond": -largest * (1 + 2**-20), "edge": -largest}.get(value, value)  # type: ignore[arg-type]
     noise = Noise.of(0, "weight", (slice(0, 3), slice(first, first + 7)), (3, 8), total.device) if noisy else None
     result = torch.empty(total.shape, dtype=dtype)
-    assert round_into(result, total, noise) == (value == "edge")
+    assert round_into(result, total, None, noise) == (value == "edge")
     if value == "edge":
         assert torch.equal(result, total.to(dtype))
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dem_hub.scratch import scratch
 
+Factors = tuple[Tensor, Tensor]  # (R, K) and (K, C)
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -33,17 +35,16 @@ class Delta:
         return Delta(left, self.right, dense, rest)
 
 
-def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> list[tuple[float, Delta]]:
-    """The same sum with all factors side by side in one delta, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n], in a dtype."""
+def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> tuple[Factors | None, list[tuple[float, Delta]]]:
+    """The same sum as one product of all factors side by side, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n] in a dtype, and what is dense."""
+    dense = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
     factored = [
         (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
     ]
     if not factored:
-        return list(deltas)
+        return None, dense
     left = torch.cat([left.to(dtype) * coefficient for coefficient, left, _ in factored], dim=1)
-    right = torch.cat([right.to(dtype) for _, _, right in factored])
-    others = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
-    return [(1.0, Delta(left=left, right=right)), *others]
+    return (left, torch.cat([right.to(dtype) for _, _, right in factored])), dense
 
 
 def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
@@ -70,9 +71,10 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
 
     ```
     """
-    for coefficient, delta in combine_factors(deltas, total.dtype):
-        if delta.left is not None and delta.right is not None:
-            total.addmm_(delta.left.to(total.device), delta.right.to(total.device), alpha=coefficient)
+    factors, dense = combine_factors(deltas, total.dtype)
+    if factors is not None:
+        total.addmm_(*(factor.to(total.device) for factor in factors))
+    for coefficient, delta in dense:
         for part in (delta.dense, delta.rest):
             if part is not None:
                 wide = part if part.dtype == total.dtype else scratch("wide", tuple(part.shape), total.dtype, total.device).copy_(part)
