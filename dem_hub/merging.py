@@ -34,6 +34,7 @@ from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
+FACTORED_BLOCK = 1 << 23  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
 _SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
@@ -143,7 +144,8 @@ class Merge:
             return [index]
         rows = self.base[name].shape[0]
         known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:])
-        parts = list(row_blocks(known, BLOCK if device.type == "cpu" else DEVICE_BLOCK))
+        factored = all(stored.is_factored for _, stored in self.active(name))
+        parts = list(row_blocks(known, DEVICE_BLOCK if device.type != "cpu" else FACTORED_BLOCK if factored else BLOCK))
         if index[0].stop > rows:
             parts.append((slice(max(index[0].start, rows), index[0].stop), *index[1:]))
         return parts or [index]

@@ -13,7 +13,7 @@ from dem_hub.codecs.stored import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.index import full_index
 from dem_hub.merged import MergedModel
-from dem_hub.merging import BLOCK
+from dem_hub.merging import BLOCK, FACTORED_BLOCK
 from dem_hub.noise import Noise
 from dem_hub.parallel import one_core
 from dem_hub.rounding import round_into
@@ -71,7 +71,8 @@ def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Pre
     downloads = _downloads(model)
     threads = torch.get_num_threads()
     seconds = changed * _seconds_each(round(directions / max(changed, 1))) / threads
-    memory = 8 * BLOCK * (threads + 2)  # blocks that `in_order` holds
+    widest = max((merge.dtype(name, model.torch_dtype).itemsize for name in merge.base), default=0)
+    memory = max(8 * BLOCK, widest * FACTORED_BLOCK) * (threads + 2)  # blocks that `in_order` holds
     return Preview(len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written)
 
 

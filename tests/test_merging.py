@@ -181,11 +181,13 @@ def test_slices_of_dense_vectors_are_the_same_bits(zoo: Zoo, kind: str) -> None:
         assert torch.equal(merge.tensor(name, place, CPU), merged_tensor(merge, name)[place])
 
 
-def test_blocks_make_no_difference(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths, _ = mixed(zoo, "gpt2", "bfloat16", {"dense": 0.3, "short": 0.2})
+@pytest.mark.parametrize("kinds", [("dense", "short"), ("adapter",)], ids="+".join)
+def test_blocks_make_no_difference(zoo: Zoo, kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, _ = mixed(zoo, "gpt2", "bfloat16", dict(zip(kinds, (0.3, 0.2), strict=False)))
     base = zoo.models("gpt2").base
     whole = merged(merge_of(base, *paths))
-    monkeypatch.setattr("dem_hub.merging.BLOCK", 100)
+    for size in ("BLOCK", "FACTORED_BLOCK"):
+        monkeypatch.setattr(f"dem_hub.merging.{size}", 100)
     assert same(merged(merge_of(base, *paths)), whole)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
+from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.replace import Replace
 from dem_hub.index import Index
 
@@ -43,6 +44,11 @@ class StoredDelta:
     def decode(self, base: LazyTensor, index: Index, device: torch.device = CPU) -> list[tuple[float, Delta]]:
         """The slice `index` of the delta, as scaled summands; `base` is the base's tensor, whole and unread."""
         return [(part.scale, part.decode(base, index, device)) for part in self.components]
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether it decodes to factors alone."""
+        return all(isinstance(part.codec, LowRank) for part in self.components)
 
     @property
     def replacement(self) -> LazyTensor | None:
