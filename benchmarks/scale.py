@@ -64,10 +64,10 @@ class Point:
 
 
 def shape_of(gigabytes: float) -> Size:
-    """A Llama of about that size in bf16, as wide as models of that size are."""
-    width = 1024 if gigabytes < 0.6 else 2048 if gigabytes < 3 else 4096
-    inner, vocabulary = width * 11 // 4, 32000
-    layers = (gigabytes * 1e9 / 2 - 2 * vocabulary * width) / (4 * width**2 + 3 * width * inner)
+    """A Llama of about that size in bf16, as wide as models of that size are; an eighth of it are the embeddings, which no LoRA changes."""
+    width, parameters = 1024 if gigabytes < 0.6 else 2048 if gigabytes < 3 else 4096, gigabytes * 1e9 / 2
+    inner, vocabulary = width * 11 // 4, round(parameters / 8 / (2 * width))
+    layers = (parameters - 2 * vocabulary * width) / (4 * width**2 + 3 * width * inner)
     return Size(width, inner, vocabulary, max(1, round(layers)))
 
 
