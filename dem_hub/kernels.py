@@ -1,7 +1,8 @@
-"""What torch does in many passes over memory, in one: compiled by numba, for CPUs.
+"""A merge on the CPU in one pass: sum a base and a product of factors in float64, draw the random bits, and round.
 
-Each is a plain loop over the rows of arrays, and what it is to compute is said where it is used. They are compiled once for an installation,
-in a second or two, and kept beside this file or in the user's cache. Threads run them side by side.
+torch would make as many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for
+an installation, in some five seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each
+core works on a tensor of its own. `rounding` has the same in operations of torch, for accelerators, to the bit.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from numba import float32, float64, int64, uint16, uint32
 # rounds past the neighbours of the exact result, and a sum that is a target value but for such an error stays that value.
 MARGIN = 2
 _LOW, _SIZE = np.uint32(0xFFFF), np.uint32(0x7FFFFFFF)  # the lower half of a hash; a float without its sign
-_WIDTH = 128  # columns at a time: what is made of them stays in a core's own cache
+_WIDTH = 128  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
 _inline = numba.njit(inline="always")
 
 
@@ -32,7 +33,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 @_inline
-def _mix(word):  # lowbias32, as in `rounding`
+def _mix(word):  # as in `noise`
     word = uint32((word ^ (word >> uint32(16))) * uint32(0x7FEB352D))
     word = uint32((word ^ (word >> uint32(15))) * uint32(0x846CA68B))
     return uint32(word ^ (word >> uint32(16)))
@@ -89,7 +90,7 @@ def _round(narrow, values, key, start, result):
 
 @_inline
 def _multiply(tile, scalars, panel):
-    for k in range(0, len(panel), 4):  # as much as there are registers for
+    for k in range(0, len(panel), 4):  # sixteen factors stay in registers, and each number that is read is used four times
         a0, a1, a2, a3 = scalars[0, k], scalars[0, k + 1], scalars[0, k + 2], scalars[0, k + 3]
         b0, b1, b2, b3 = scalars[1, k], scalars[1, k + 1], scalars[1, k + 2], scalars[1, k + 3]
         c0, c1, c2, c3 = scalars[2, k], scalars[2, k + 1], scalars[2, k + 2], scalars[2, k + 3]
