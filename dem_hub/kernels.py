@@ -10,7 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import float32, float64, int64, uint16, uint32
+from numba import float32, float64, int64, uint16, uint32, void
 
 # The lowest and highest random values are left out, so that a float32 sum which is off by two units in the last place still never
 # rounds past the neighbours of the exact result, and a sum that is a target value but for such an error stays that value.
@@ -160,3 +160,10 @@ def round_to_bfloat16(total, left, right, keys, start, result):
 def round_to_float16(total, left, right, keys, start, result):
     """The same, to float16."""
     return _merge(_copy, _to_float16, total, left, right, keys, start, result)
+
+
+@_compiled(void(float64[::1], float32[::1], float64))
+def add_scaled(total, values, coefficient):
+    """total += coefficient * values."""
+    for place in range(len(total)):
+        total[place] += coefficient * values[place]

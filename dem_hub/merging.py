@@ -26,6 +26,7 @@ from dem_hub.config import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
 from dem_hub.groups import take_apart
 from dem_hub.index import Index, full_index, index_shape, normalize_index, row_blocks
+from dem_hub.kernels import add_scaled
 from dem_hub.noise import Noise
 from dem_hub.parallel import one_core
 from dem_hub.records import Coefficient
@@ -35,7 +36,7 @@ from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 FACTORED_BLOCK = 1 << 23  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
-_SUMMED = 1 << 18  # of those, elements summed and rounded at a time: what stays in a core's cache
+_SUMMED = 1 << 17  # of those, elements summed and rounded at a time: what stays in a core's cache
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
 
@@ -179,7 +180,7 @@ class Merge:
             total = part[rows]
             if not straight:
                 total = scratch("total", tuple(total.shape), wide, device).copy_(total)
-                add_deltas(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in dense])
+                _add(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in dense])
             product = (factors[0][rows[0]], factors[1]) if factors is not None else None
             if not round_into(result[rows], total, product, noise and noise.part(rows, tuple(part.shape))):
                 raise self._not_finite(name, part)
@@ -236,6 +237,15 @@ class Merge:
                 faults,
                 "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
             )
+
+
+def _add(total: Tensor, dense: Sequence[tuple[float, Delta]]) -> None:
+    """What [`add_deltas`] does; of a whole vector in float32 on the CPU in one pass, where that makes two."""
+    for coefficient, delta in dense:
+        if delta.dense is not None and delta.dense.dtype == torch.float32 and delta.rest is None and total.device.type == "cpu":
+            add_scaled(total.view(-1).numpy(), delta.dense.reshape(-1).numpy(), coefficient)
+        else:
+            add_deltas(total, [(coefficient, delta)])
 
 
 def _parts(
