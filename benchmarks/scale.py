@@ -8,7 +8,9 @@ read once in float32); the runs take turns, the first of each warms the page cac
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
 
 Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
-is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. All points together give
+is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. Neither counts with size what
+the system takes to hand out the memory that a model lies in, which is measured beside it: a virtual machine asks its host for more, and the
+gigabytes that it had not used lately cost it several times as much as the first. All points together give
 
     seconds = a + b * gigabytes + c * gigabytes * vectors * rank
 
@@ -44,11 +46,20 @@ model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(vectors, float(coef
 sum(float(parameter.float().sum()) for parameter in model.parameters())
 print(time.perf_counter() - start)
 """
+TOUCH = """
+import sys, time, torch
+size, start = int(sys.argv[1]), time.perf_counter()
+pieces = [torch.empty(1 << 24, dtype=torch.uint8).fill_(1) for _ in range(size >> 24)]
+print(time.perf_counter() - start)
+"""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting, measured: gigabytes of the base, vectors that count, their rank, and the medians of its runs."""
+    """One setting, measured: gigabytes of the base, vectors that count, their rank, and the medians of its runs.
+
+    `touch` are the seconds in which as much new memory was written to once; loading takes that much, exporting none.
+    """
 
     gigabytes: float
     vectors: int
@@ -56,6 +67,7 @@ class Point:
     seconds: float
     cpu: float
     private: int
+    touch: float
 
     @property
     def directions(self) -> int:
@@ -83,21 +95,25 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
         commands: dict[str, list[str | Path]] = {
             "export": [sys.executable, "-m", "dem_hub.cli", "merge", base, *weighted, "-o", out],
             "load": [sys.executable, "-c", LOAD, base, str(coefficient), *loras],
+            "touch": [sys.executable, "-c", TOUCH, str(int(gigabytes * 1e9))],
         }
         for turn in range(repeat + 1):
             for kind, command in commands.items():
                 shutil.rmtree(out, ignore_errors=True)
                 found = run(command, folder)
-                seconds = float(found.output.split()[-1]) if kind == "load" else found.wall
+                seconds = found.wall if kind == "export" else float(found.output.split()[-1])
                 if turn:
                     runs.setdefault((kind, count, rank), []).append((seconds, found))
                 print(f"{gigabytes:.2f} GB, {count} of rank {rank}, {kind}: {seconds:.2f} s", file=sys.stderr)
     points: dict[str, list[Point]] = {"export": [], "load": []}
-    for (kind, count, rank), timed in runs.items():
-        seconds, cpu, private = (
-            statistics.median(values) for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
-        )
-        points[kind].append(Point(gigabytes, count, rank, seconds, cpu, int(private)))
+    for count, rank in settings:
+        touch = statistics.median(seconds for seconds, _ in runs["touch", count, rank])
+        for kind, found in points.items():
+            timed = runs[kind, count, rank]
+            seconds, cpu, private = (
+                statistics.median(values) for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
+            )
+            found.append(Point(gigabytes, count, rank, seconds, cpu, int(private), touch if kind == "load" else 0.0))
     shutil.rmtree(folder)
     return points
 
@@ -123,14 +139,14 @@ def fit(points: Sequence[Point]) -> tuple[list[float], float]:
 
 def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point]) -> list[str]:
     """Print the table and the growth of one kind; returns the bars that are missed."""
-    print(f"\n{kind}\n\n| GB | vectors | rank | seconds | CPU, s | private, MB |\n|---|---|---|---|---|---|")
+    print(f"\n{kind}\n\n| GB | vectors | rank | seconds | of these first touch | CPU, s | private, MB |\n|---|---|---|---|---|---|---|")
     points = [tiny, *sizes, *(point for point in counts if point not in sizes)]
     for p in points:
-        print(f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
+        print(f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
     missed = []
     unchanged = next(p for p in counts if p.vectors == 0)
     grown = {
-        "size": slope([(p.gigabytes, p.seconds) for p in sizes], tiny.seconds),
+        "size": slope([(p.gigabytes, p.seconds - p.touch) for p in sizes], tiny.seconds - tiny.touch),
         "vectors times rank": slope([(p.directions, p.seconds) for p in counts if p.vectors], unchanged.seconds),
     }
     print()
