@@ -8,9 +8,9 @@ read once in float32); the runs take turns, the first of each warms the page cac
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
 
 Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
-is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. Neither counts with size what
-the system takes to hand out the memory that a model lies in, which is measured beside it: a virtual machine asks its host for more, and the
-gigabytes that it had not used lately cost it several times as much as the first. All points together give
+is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. What the system takes to hand
+out the memory that a model lies in is measured beside it, and taken off before the slope with size: to a virtual machine, gigabytes that it had
+not used lately cost several times as much as the first. All points together give
 
     seconds = a + b * gigabytes + c * gigabytes * vectors * rank
 
@@ -108,12 +108,12 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
     points: dict[str, list[Point]] = {"export": [], "load": []}
     for count, rank in settings:
         touch = statistics.median(seconds for seconds, _ in runs["touch", count, rank])
-        for kind, found in points.items():
+        for kind, measured in points.items():
             timed = runs[kind, count, rank]
             seconds, cpu, private = (
                 statistics.median(values) for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
             )
-            found.append(Point(gigabytes, count, rank, seconds, cpu, int(private), touch if kind == "load" else 0.0))
+            measured.append(Point(gigabytes, count, rank, seconds, cpu, int(private), touch if kind == "load" else 0.0))
     shutil.rmtree(folder)
     return points
 

@@ -42,7 +42,7 @@ def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """The digest of each tensor of a checkpoint, by name."""
     digests: dict[str, str] = {}
     for file in checkpoint.files:
-        with file.open("rb", buffering=0) as stream:  # no more is read than is asked for
+        with file.open("rb", buffering=SAMPLE_BYTES) as stream:  # little more is read than is asked for
             digests |= {name: tensor_digest(info, stream) for name, info in checkpoint.items() if info.file == file}
     return digests
 

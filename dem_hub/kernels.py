@@ -2,7 +2,7 @@
 
 torch would make as many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for
 an installation, in some five seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each
-core works on a tensor of its own. `rounding` has the same in operations of torch, for accelerators, to the bit.
+core works on a tensor of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
-        except RuntimeError:  # no folder that can be written to
+        except (RuntimeError, OSError, EOFError):  # no folder that can be written to, a full disk, a file that was cut
             return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
 
     return decorate

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numba
 import torch
 
 from dem_hub._version import __version__
@@ -92,7 +93,7 @@ class MergedModel:
         """A hash of all that decides about its bytes: the recipe, what base and vectors turned out to be, files, and libraries."""
         base, vectors = self.opened.base.record.fingerprint, [vector.sha256 for vector in self.opened.vectors]
         files = {shard.name: len(shard.outlines) for shard in self.shards}
-        decides = [self.opened.recipe.to_dict(), base, vectors, self.dtype, files, __version__, torch.__version__]
+        decides = [self.opened.recipe.to_dict(), base, vectors, self.dtype, files, __version__, torch.__version__, numba.__version__]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def write(self, file: Path, shard: Shard, start: int = 0) -> Iterator[int]:
@@ -110,9 +111,9 @@ class MergedModel:
         for outline in shard.outlines:
             itemsize = outline.nbytes // max(1, count_elements(outline.shape))
             for part in self.merge.parts(outline.name, full_index(outline.shape), _CPU):
-                if position >= start:
-                    yield position, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
-                position += itemsize * count_elements(index_shape(part))
+                begin, position = position, position + itemsize * count_elements(index_shape(part))
+                if position > start:
+                    yield begin, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
 
     def texts(self, folder: Path | None = None) -> dict[str, str]:
         """Its config and its recipe, in which paths of this machine are written relative to the folder that it is for."""

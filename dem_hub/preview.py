@@ -108,14 +108,14 @@ def _existing(place: Path) -> Path:
 
 def _seconds_each(directions: int) -> float:
     """What an element takes in one thread, by a sum of so many directions that is done here and now."""
-    base, result = torch.zeros(_TRIED, dtype=torch.bfloat16), torch.empty(_TRIED, dtype=torch.bfloat16)
-    factors = torch.ones(_TRIED[0], directions, dtype=torch.float64), torch.ones(directions, _TRIED[1], dtype=torch.float64)
+    base, result = torch.zeros(_TRIED, dtype=torch.bfloat16, device="cpu"), torch.empty(_TRIED, dtype=torch.bfloat16, device="cpu")
+    left, right = (torch.ones(shape, dtype=torch.float64, device="cpu") for shape in ((_TRIED[0], directions), (directions, _TRIED[1])))
     noise = Noise.of(0, "", full_index(_TRIED), _TRIED, base.device)
     taken = []
     with one_core():
         for _ in range(3):  # the first finds nothing ready
             start = time.perf_counter()
-            round_into(result, base, factors, noise)
+            round_into(result, base, (left, right), noise)
             taken.append(time.perf_counter() - start)
     return min(taken) / math.prod(_TRIED)
 

@@ -17,7 +17,7 @@ from dem_hub.noise import Noise, random_bits
 from dem_hub.scratch import scratch
 
 BLOCK = 1 << 26  # elements rounded at a time on an accelerator, for the sake of its memory
-DELTA_ERROR = 2.0**-22  # relative; the bits that a float32 delta lacks, which rounding to 16 bits puts right
+DELTA_ERROR = 2.5 * 2.0**-24  # relative; what a float32 delta lacks of the largest number, within `MARGIN` of it
 _COMPILED = {
     (torch.bfloat16, torch.bfloat16): merge_bfloat16,
     (torch.float64, torch.bfloat16): round_to_bfloat16,
@@ -65,7 +65,7 @@ def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) 
 def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
     """Round `total`, or total + left @ right, into a contiguous tensor, as [`round_to`] does; to nearest where there is no noise.
 
-    The factors, (R, K) and (K, C), have the dtype of the sum. Overwrites `total`, unless it [`is_compiled`].
+    The factors, (R, K) and (K, C), have the dtype of the sum, on the CPU float64. Where nothing is compiled, `total` is overwritten.
 
     Returns:
         `bool`: whether all of the sum is finite and in the range of the target.
@@ -91,13 +91,14 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
-    left, right = factors if factors is not None else (torch.empty(shape[0], 0).double(), torch.empty(0, shape[1]).double())
+    none = torch.empty(0, dtype=torch.float64, device="cpu")
+    left, right = factors if factors is not None else (none.view(shape[0], 0), none.view(0, shape[1]))
     arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.keys)]
     return float(compiled(*arrays, noise.columns.start, _numpy(result.view(shape))))
 
 
 def _numpy(tensor: Tensor) -> Any:
-    """The same memory; of bfloat16, float16 and keys the bits, without a sign."""
+    """The same memory; of what numba has no type for, bfloat16, float16 and keys, the bits without a sign."""
     unsigned = {2: (torch.int16, numpy.uint16), 4: (torch.int32, numpy.uint32)}.get(tensor.dtype.itemsize)
     return tensor.numpy() if unsigned is None else tensor.view(unsigned[0]).numpy().view(unsigned[1])
 

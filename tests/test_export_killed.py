@@ -16,6 +16,7 @@ from dem_hub import DistributionVector
 from dem_hub.errors import BusyError
 from dem_hub.export import export, preview_export
 from dem_hub.integrity import digest
+from dem_hub.merged import MergedModel
 from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe, open_base_and_vectors
 from dem_hub.records import VectorSource
@@ -204,6 +205,18 @@ def test_what_was_done_is_not_done_again(zoo: Zoo, whole: dict[str, str], tmp_pa
     assert len(asked) == 100 + 20 - 8
     found = contents(tmp_path / "merged")
     assert {name for name in found if found[name] != whole[name]} - {"dem_config.json"} == {first.name}
+
+
+def test_goes_on_from_within_a_block(zoo: Zoo, tmp_path: Path) -> None:
+    """As an older version, whose blocks were others, may have left it."""
+    model = MergedModel.plan(recipe(zoo))
+    shard = model.shards[0]
+    list(model.write(tmp_path / "whole", shard))
+    for start in (1, 1001, shard.nbytes - 1):
+        file = tmp_path / str(start)
+        file.write_bytes((tmp_path / "whole").read_bytes()[: len(shard.header) + start])
+        list(model.write(file, shard, start))
+        assert file.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.parametrize("change", ["coefficient", "dtype", "seed", "size", "version", "vector"])

@@ -155,6 +155,7 @@ INDICES = {
     "rows": lambda r, c: (slice(3, r - 2), slice(0, c)),
     "columns": lambda r, c: (slice(0, r), slice(5, c - 3)),
     "both": lambda r, c: (slice(1, r // 2), slice(c // 3, c)),
+    "one column": lambda r, c: (slice(0, r), slice(3, 4)),
 }
 
 
@@ -177,8 +178,9 @@ def test_slices_of_the_merge(zoo: Zoo, dtype: str, index: Callable[[int, int], t
 def test_slices_of_dense_vectors_are_the_same_bits(zoo: Zoo, kind: str) -> None:
     merge = merge_of(zoo.models("gpt2").base, (zoo.vector("gpt2", "bfloat16", kind), 0.3))
     for name, info in merge.base.items():
-        place = INDICES["both"](*info.shape) if len(info.shape) == 2 else (slice(1, info.shape[0] - 1),)
-        assert torch.equal(merge.tensor(name, place, CPU), merged_tensor(merge, name)[place])
+        places = [index(*info.shape) for index in INDICES.values()] if len(info.shape) == 2 else [(slice(1, info.shape[0] - 1),)]
+        for place in places:
+            assert torch.equal(merge.tensor(name, place, CPU), merged_tensor(merge, name)[place])
 
 
 @pytest.mark.parametrize("kinds", [("dense", "short"), ("adapter",)], ids="+".join)
