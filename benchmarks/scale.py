@@ -9,8 +9,8 @@ read once in float32); the runs take turns, the first of each warms the page cac
 
 Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
 is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. What the system takes to hand
-out the memory that a model lies in is measured beside it, and taken off before the slope with size: to a virtual machine, gigabytes that it had
-not used lately cost several times as much as the first. All points together give
+out the memory that a loaded model lies in is measured beside it, and shown: to a virtual machine, gigabytes that it had not used lately cost
+several times as much as the first. The bars are for all of the seconds. All points together give
 
     seconds = a + b * gigabytes + c * gigabytes * vectors * rank
 
@@ -139,14 +139,16 @@ def fit(points: Sequence[Point]) -> tuple[list[float], float]:
 
 def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point]) -> list[str]:
     """Print the table and the growth of one kind; returns the bars that are missed."""
-    print(f"\n{kind}\n\n| GB | vectors | rank | seconds | of these first touch | CPU, s | private, MB |\n|---|---|---|---|---|---|---|")
+    print(
+        f"\n{kind}\n\n| GB | vectors | rank | seconds | first touch of its memory, s | CPU, s | private, MB |\n|---|---|---|---|---|---|---|"
+    )
     points = [tiny, *sizes, *(point for point in counts if point not in sizes)]
     for p in points:
         print(f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
     missed = []
     unchanged = next(p for p in counts if p.vectors == 0)
     grown = {
-        "size": slope([(p.gigabytes, p.seconds - p.touch) for p in sizes], tiny.seconds - tiny.touch),
+        "size": slope([(p.gigabytes, p.seconds) for p in sizes], tiny.seconds),
         "vectors times rank": slope([(p.directions, p.seconds) for p in counts if p.vectors], unchanged.seconds),
     }
     print()

@@ -35,8 +35,8 @@ from dem_hub.scratch import scratch
 from dem_hub.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
-FACTORED_BLOCK = 1 << 23  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
 _SUMMED = 1 << 17  # of those, elements summed and rounded at a time: what stays in a core's cache
+FACTORED_BLOCK = 1 << 23  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
 
