@@ -1,7 +1,7 @@
 """A merge on the CPU in one pass: sum a base and a product of factors in float64, draw the random bits, and round.
 
 torch would make as many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for
-an installation, in some five seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each
+an installation, in some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each
 core works on a tensor of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
 """
 
