@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from dem_hub.adapter_writer import AdapterWriter
-from dem_hub.codecs import add_deltas
-from dem_hub.codecs.delta import Delta, combine_factors
+from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
 from dem_hub.codecs.measure import squared_norm
 from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files import atomic_folder
 from dem_hub.index import full_index
 from dem_hub.kinds import ADAPTER
-from dem_hub.merging import Merge
 from dem_hub.recipe import OpenedRecipe
 
 CPU = torch.device("cpu")
@@ -68,13 +66,13 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
                 )
             elif module is None:
                 left_out.append(name)
-                lost = squared_norm(_sum(merge, name, summands))
+                lost = squared_norm(_sum(merge.base[name].shape, factors, dense))
                 squares, errors = squares + lost, errors + lost
             else:
                 if factors is not None and whole and (rank is None or factors[0].shape[1] <= rank):
                     left, right = factors
                 else:
-                    exact = _sum(merge, name, summands)
+                    exact = _sum(merge.base[name].shape, factors, dense)
                     left, right = balanced_factors(exact, rank=rank)
                     lost = squared_norm(torch.addmm(exact, left, right, alpha=-1))
                     squares, errors = squares + lost, errors + lost
@@ -94,5 +92,6 @@ def _refuse(opened: OpenedRecipe, faults: Sequence[str], rank: int | None, ranks
         raise AdapterError(f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model.")
 
 
-def _sum(merge: Merge, name: str, summands: Sequence[tuple[float, Delta]]) -> Tensor:
-    return add_deltas(torch.zeros(merge.base[name].shape, dtype=torch.float32), summands)
+def _sum(shape: tuple[int, ...], factors: Factors | None, dense: Sequence[tuple[float, Delta]]) -> Tensor:
+    total = torch.zeros(shape, dtype=torch.float32)
+    return add_deltas(total.addmm_(*factors) if factors is not None else total, dense)

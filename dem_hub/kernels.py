@@ -1,8 +1,10 @@
-"""A merge on the CPU in one pass: sum a base and a product of factors in float64, draw the random bits, and round.
+"""A merge on the CPU in one pass: sum a base and a product of factors, draw the random bits, and round.
 
-torch would make as many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for
-an installation, in some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each
-core works on a tensor of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
+The product is made in float32, with a bound on its error. Where that leaves open to which side a sum is rounded, a few elements of ten
+thousand, the sum is made again in float64: so the result is that of float64, in little more than half of the time. torch would make as many
+passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for an installation, in
+some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each core works on a tensor
+of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
 """
 
 from collections.abc import Callable
@@ -15,8 +17,11 @@ from numba import float32, float64, int64, uint16, uint32, void
 # The lowest and highest random values are left out, so that a float32 sum which is off by two units in the last place still never
 # rounds past the neighbours of the exact result, and a sum that is a target value but for such an error stays that value.
 MARGIN = 2
-_LOW, _SIZE = np.uint32(0xFFFF), np.uint32(0x7FFFFFFF)  # the lower half of a hash; a float without its sign
-_WIDTH = 128  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
+_SIZE = np.uint32(0x7FFFFFFF)  # a float without its sign
+_WIDTH = 256  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
+_DEPTH = 128  # products summed in one go; shorter sums have smaller errors, and are then summed themselves
+_SHORT, _LONG = 2.0**-40, 2.0**40  # norms of a factor's rows and columns, between which float32 neither loses products nor overflows
+TOO_LONG = np.float32(-1)
 _inline = numba.njit(inline="always")
 
 
@@ -66,37 +71,63 @@ def _word(value):
 
 
 @_inline
-def _round(narrow, values, key, start, result):
-    odd = start & 1  # of the two elements that share the first hash, only the second
-    pairs = (len(values) - odd) // 2
-    first = uint32((start + odd) >> 1)
-    largest = uint32(0)
-    if odd:
-        word = _word(values[0])
-        largest = max(largest, word & _SIZE)
-        result[0] = narrow(word, _bits(key, first - uint32(1)) >> uint32(16))
-    for pair in range(pairs):
-        column, bits = odd + 2 * pair, _bits(key, first + uint32(pair))
-        left, right = _word(values[column]), _word(values[column + 1])
-        largest = max(largest, max(left & _SIZE, right & _SIZE))
-        result[column] = narrow(left, bits & _LOW)
-        result[column + 1] = narrow(right, bits >> uint32(16))
-    if odd + 2 * pairs < len(values):
-        word = _word(values[-1])
-        largest = max(largest, word & _SIZE)
-        result[-1] = narrow(word, _bits(key, first + uint32(pairs)) & _LOW)
-    return largest
+def _widen(value):  # from the bits of bfloat16
+    return np.uint32(uint32(value) << uint32(16)).view(np.float32)
 
 
 @_inline
-def _multiply(tile, scalars, panel):
-    for k in range(0, len(panel), 4):  # sixteen factors stay in registers, and each number that is read is used four times
-        a0, a1, a2, a3 = scalars[0, k], scalars[0, k + 1], scalars[0, k + 2], scalars[0, k + 3]
-        b0, b1, b2, b3 = scalars[1, k], scalars[1, k + 1], scalars[1, k + 2], scalars[1, k + 3]
-        c0, c1, c2, c3 = scalars[2, k], scalars[2, k + 1], scalars[2, k + 2], scalars[2, k + 3]
-        d0, d1, d2, d3 = scalars[3, k], scalars[3, k + 1], scalars[3, k + 2], scalars[3, k + 3]
+def _same(value):
+    return value
+
+
+@_inline
+def _copy(source, target):
+    for place in range(len(source)):
+        target[place] = source[place]
+
+
+@_inline
+def _add(source, target):
+    for place in range(len(source)):
+        target[place] += source[place]
+
+
+@_inline
+def _clear(target):
+    for place in range(len(target)):
+        target[place] = float32(0)
+
+
+@_inline
+def _aligned(rows, columns):
+    memory = np.zeros(rows * columns + 16, dtype=np.float32)
+    skipped = (-memory.ctypes.data & 63) // 4  # loads that lie across two lines of the cache take twice as long
+    return memory[skipped : skipped + rows * columns].reshape(rows, columns)
+
+
+@numba.njit(fastmath={"contract", "reassoc"})
+def _dot(left, right):
+    total = 0.0
+    for k in range(len(left)):
+        total += left[k] * right[k]
+    return total
+
+
+@_inline
+def _norm(values):
+    square = _dot(values, values)
+    return max(np.sqrt(square), _SHORT) if square > 0.0 else 0.0
+
+
+@_inline
+def _multiply(tile, left, right, start, stop):
+    for k in range(start, stop, 4):  # sixteen factors stay in registers, and each number that is read is used four times
+        a0, a1, a2, a3 = left[0, k], left[0, k + 1], left[0, k + 2], left[0, k + 3]
+        b0, b1, b2, b3 = left[1, k], left[1, k + 1], left[1, k + 2], left[1, k + 3]
+        c0, c1, c2, c3 = left[2, k], left[2, k + 1], left[2, k + 2], left[2, k + 3]
+        d0, d1, d2, d3 = left[3, k], left[3, k + 1], left[3, k + 2], left[3, k + 3]
         for column in range(_WIDTH):
-            x0, x1, x2, x3 = panel[k, column], panel[k + 1, column], panel[k + 2, column], panel[k + 3, column]
+            x0, x1, x2, x3 = right[k, column], right[k + 1, column], right[k + 2, column], right[k + 3, column]
             tile[0, column] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
             tile[1, column] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
             tile[2, column] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3
@@ -104,62 +135,132 @@ def _multiply(tile, scalars, panel):
 
 
 @_inline
-def _copy(source, target):
-    for column in range(len(source)):
-        target[column] = source[column]
+def _error(depth):
+    """How much the sum of a tile may be off, of the product of both norms (Higham, 2002, section 3.1).
+
+    Two roundings of the factors to float32, four in a group of four products, one for each group, and one for each sum of `_DEPTH`;
+    one where the bound itself is added, and two for what is rounded in computing it.
+    """
+    return (2 + 4 + min(depth, _DEPTH) // 4 + depth // _DEPTH + 1 + 2) * 2.0**-24
 
 
 @_inline
-def _widen(source, target):  # from the bits of bfloat16
-    for column in range(len(source)):
-        target[column] = np.uint32(uint32(source[column]) << uint32(16)).view(np.float32)
+def _round(take, narrow, base, product, spread, length, bits, other, result):
+    """Round both ends of where the sum may be; no bit of the last is set where they come out alike everywhere."""
+    largest, unsure = uint32(0), uint16(0)
+    for column in range(len(base)):
+        value, error, draw = take(base[column]), length * spread[column], uint32(bits[column])
+        low, high = _word(value + (product[column] - error)), _word(value + (product[column] + error))
+        largest = max(largest, max(low & _SIZE, high & _SIZE))
+        down, up = narrow(low, draw), narrow(high, draw)
+        other[column], result[column] = down, up
+        unsure |= down ^ up
+    return largest, unsure
 
 
 @_inline
-def _merge(take, narrow, base, left, right, keys, start, result):
-    rows, columns = base.shape
-    depth = (left.shape[1] + 3) // 4 * 4
-    panel, tile, scalars = np.zeros((depth, _WIDTH)), np.zeros((4, _WIDTH)), np.zeros((4, depth))
+def _key(row, low, high):
+    return _mix(_mix(uint32(row + low)) ^ high)
+
+
+@_inline
+def _draw(key, start, words):  # one hash serves two elements, the first of them even
+    first = uint32(start >> 1)
+    for pair in range(len(words)):
+        words[pair] = _bits(key, first + uint32(pair))
+
+
+@_inline
+def _lay_out(right, start, width, panel, upright, spread):
+    rank = len(right)
+    for k in range(rank):
+        _copy(right[k, start : start + width], panel[k])
+    for first in range(0, width, 8):  # a line of the cache at a time, and not one for each number
+        for k in range(rank):
+            for place in range(first, min(first + 8, width)):
+                upright[place, k] = right[k, start + place]
+    longest = 0.0
+    for place in range(width):
+        norm = _norm(upright[place][:rank])
+        longest, spread[place] = max(longest, norm), _error(len(panel)) * norm
+    return longest
+
+
+@_inline
+def _multiply_all(product, few, panel, part):
+    depth = len(panel)
+    for i in range(4):
+        _clear(product[i])
+    _multiply(product, few, panel, 0, min(_DEPTH, depth))
+    for k in range(_DEPTH, depth, _DEPTH):
+        for i in range(4):
+            _clear(part[i])
+        _multiply(part, few, panel, k, min(k + _DEPTH, depth))
+        for i in range(4):
+            _add(part[i], product[i])
+
+
+@_inline
+def _settle(take, narrow, base, left, upright, bits, other, result):
+    for place in range(len(base)):
+        if result[place] != other[place]:
+            exact = take(base[place]) + _dot(left, upright[place][: len(left)])
+            result[place] = narrow(_word(exact), uint32(bits[place]))
+
+
+@_inline
+def _merge(take, narrow, base, left, right, rows, low, high, start, result):
+    (count, columns), depth = base.shape, (len(right) + 3) // 4 * 4
+    few, panel, upright = _aligned(4, depth), _aligned(depth, _WIDTH), np.zeros((_WIDTH, depth + 8))  # rows a power of two apart collide
+    part, product, spread = _aligned(4, _WIDTH), _aligned(4, _WIDTH), _aligned(1, _WIDTH)[0]
+    words, other = np.zeros(_WIDTH // 2 + 1, dtype=np.uint32), np.zeros(_WIDTH, dtype=np.uint16)
+    bits = words.view(np.uint16)[start & 1 :]
+    keys, lengths, longest = np.zeros(count, dtype=np.uint32), np.zeros(count, dtype=np.float32), 0.0
+    for row in range(count):
+        keys[row], norm = _key(rows[row], low, high), _norm(left[row])
+        lengths[row], longest = norm, max(longest, norm)
     largest = uint32(0)
     for column in range(0, columns, _WIDTH):
         width = min(_WIDTH, columns - column)
-        for k in range(len(right)):
-            _copy(right[k, column : column + width], panel[k])
-        for row in range(0, rows, 4):
-            count = min(4, rows - row)
-            for i in range(count):
-                take(base[row + i, column : column + width], tile[i])
-                _copy(left[row + i], scalars[i])
-            _multiply(tile, scalars, panel)
-            for i in range(count):
-                place = result[row + i, column : column + width]
-                largest = max(largest, _round(narrow, tile[i, :width], keys[row + i], start + column, place))
+        if not max(longest, _lay_out(right, column, width, panel, upright, spread)) <= _LONG:
+            return TOO_LONG
+        for row in range(0, count, 4):
+            for i in range(4):
+                _copy(left[min(row + i, count - 1)], few[i])
+            _multiply_all(product, few, panel, part)
+            for i in range(row, min(row + 4, count)):
+                source, target = base[i, column : column + width], result[i, column : column + width]
+                _draw(keys[i], start + column, words)
+                most, unsure = _round(take, narrow, source, product[i - row], spread, lengths[i], bits, other, target)
+                largest = max(largest, most)
+                if unsure:
+                    _settle(take, narrow, source, left[i], upright, bits, other, target)
     return np.uint32(largest).view(np.float32)
 
 
-_REST = (float64[:, ::1], float64[:, ::1], uint32[::1], int64, uint16[:, ::1])
+_REST = (float64[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, uint16[:, ::1])
 
 
 @_compiled(float32(uint16[:, ::1], *_REST))
-def merge_bfloat16(base, left, right, keys, start, result):
-    """Round base (R, C) + left (R, K) @ right (K, C), summed in float64, to bfloat16.
+def merge_bfloat16(base, left, right, rows, low, high, start, result):
+    """Round base (R, C) + left (R, K) @ right (K, C), as if summed in float64, to bfloat16.
 
-    `base` and `result` are bits of bfloat16; `keys` are those of the rows, `start` is the number of the first column. Returns the largest
-    magnitude, or NaN.
+    `base` and `result` are bits of bfloat16; `rows`, `low` and `high` are those of a `Noise`, `start` is the number of the first column.
+    Returns the largest magnitude, to within the float32 product's error, or NaN; `TOO_LONG` where the factors are beyond it.
     """
-    return _merge(_widen, _to_bfloat16, base, left, right, keys, start, result)
+    return _merge(_widen, _to_bfloat16, base, left, right, rows, low, high, start, result)
 
 
 @_compiled(float32(float64[:, ::1], *_REST))
-def round_to_bfloat16(total, left, right, keys, start, result):
+def round_to_bfloat16(total, left, right, rows, low, high, start, result):
     """The same of a base in float64."""
-    return _merge(_copy, _to_bfloat16, total, left, right, keys, start, result)
+    return _merge(_same, _to_bfloat16, total, left, right, rows, low, high, start, result)
 
 
 @_compiled(float32(float64[:, ::1], *_REST))
-def round_to_float16(total, left, right, keys, start, result):
+def round_to_float16(total, left, right, rows, low, high, start, result):
     """The same, to float16."""
-    return _merge(_copy, _to_float16, total, left, right, keys, start, result)
+    return _merge(_same, _to_float16, total, left, right, rows, low, high, start, result)
 
 
 @_compiled(void(float64[::1], float32[::1], float64))

@@ -4,7 +4,7 @@ So they are the same on every device, for the whole tensor or any slice of it, i
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,16 +15,17 @@ from dem_hub.scratch import scratch
 
 @dataclass(frozen=True)
 class Noise:
-    """The random bits of a part of a tensor, not drawn yet: a key for each row (dimensions but the last are flattened), and its columns."""
+    """The random bits of a part of a tensor, not drawn yet; its dimensions but the last are flattened into rows."""
 
-    keys: Tensor  # (rows,) int32
+    state: tuple[int, int]  # of the tensor as a whole
+    rows: Tensor  # (rows,) int32, the number of each in the tensor
     columns: slice
 
     @classmethod
     def of(cls, seed: int, name: str, index: Index, shape: tuple[int, ...], device: torch.device) -> "Noise":
         """Of the part `index` of the tensor `name`, which has this shape as a whole."""
         rows, columns = rows_and_columns(index, shape)
-        return cls(row_keys(seed, name, rows.to(device)), columns)
+        return cls(_state(seed, name), rows.to(device, torch.int32), columns)
 
     def part(self, index: Index, shape: tuple[int, ...]) -> "Noise":
         """Of some of the first dimension of a part of this shape."""
@@ -32,9 +33,14 @@ class Noise:
             return self
         start, stop = index[0].start, index[0].stop
         if len(shape) == 1:
-            return Noise(self.keys, slice(self.columns.start + start, self.columns.start + stop))
-        rows = len(self.keys) // shape[0]
-        return Noise(self.keys[start * rows : stop * rows], self.columns)
+            return replace(self, columns=slice(self.columns.start + start, self.columns.start + stop))
+        rows = len(self.rows) // shape[0]
+        return replace(self, rows=self.rows[start * rows : stop * rows])
+
+    @property
+    def keys(self) -> Tensor:
+        """What [`random_bits`] takes: (rows,) int32."""
+        return _keys(self.state, self.rows)
 
 
 def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
@@ -57,9 +63,16 @@ def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
 
 def row_keys(seed: int, name: str, rows: Tensor) -> Tensor:
     """A 32-bit hash of seed, name and row number for each row: (rows,) int32."""
-    state = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    low, high = (int.from_bytes(state[i : i + 4], "little", signed=True) for i in (0, 4))
-    return _mix(_mix(rows.to(torch.int32) + low).bitwise_xor_(high))
+    return _keys(_state(seed, name), rows.to(torch.int32))
+
+
+def _state(seed: int, name: str) -> tuple[int, int]:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:8], "little", signed=True)
+
+
+def _keys(state: tuple[int, int], rows: Tensor) -> Tensor:
+    return _mix(_mix(rows + state[0]).bitwise_xor_(state[1]))
 
 
 def _mix(word: Tensor) -> Tensor:

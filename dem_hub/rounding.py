@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.index import Index
-from dem_hub.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, round_to_float16
+from dem_hub.kernels import MARGIN, TOO_LONG, merge_bfloat16, round_to_bfloat16, round_to_float16
 from dem_hub.noise import Noise, random_bits
 from dem_hub.scratch import scratch
 
@@ -77,24 +77,35 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
         return round_compiled(result, total, factors, noise) <= largest
     if factors is not None:
         total.addmm_(*factors)
-    low, high = torch.aminmax(total)
+    within = _is_within(total, largest)
     if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
     else:
         result.copy_(total)
-    return bool(max(-low, high) <= largest)  # not where it is NaN
+    return within
 
 
 def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
     """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN."""
-    shape = len(noise.keys), noise.columns.stop - noise.columns.start
+    shape = len(noise.rows), noise.columns.stop - noise.columns.start
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
     none = torch.empty(0, dtype=torch.float64, device="cpu")
     left, right = factors if factors is not None else (none.view(shape[0], 0), none.view(0, shape[1]))
-    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.keys)]
-    return float(compiled(*arrays, noise.columns.start, _numpy(result.view(shape))))
+    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.rows)]
+    low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
+    largest = float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
+    if largest == TOO_LONG and factors is not None:
+        return round_compiled(result, total.double().addmm(*factors), None, noise)
+    return largest
+
+
+def _is_within(tensor: Tensor, limit: float) -> bool:
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(max(-low, high) <= limit)  # not where it is NaN
 
 
 def _numpy(tensor: Tensor) -> Any:
@@ -105,15 +116,15 @@ def _numpy(tensor: Tensor) -> Any:
 
 def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:
     """Stochastically on any device; finite sums only."""
-    rows, start, width = len(noise.keys), noise.columns.start, noise.columns.stop - noise.columns.start
-    source, target = total.reshape(rows, width), result.view(rows, width)
+    rows, start, width = len(noise.rows), noise.columns.start, noise.columns.stop - noise.columns.start
+    source, target, keys = total.reshape(rows, width), result.view(rows, width), noise.keys
     column_step = min(width, BLOCK)
     row_step = BLOCK // column_step
     for row in range(0, rows, row_step):
         for column in range(0, width, column_step):
             part = (slice(row, row + row_step), slice(column, column + column_step))
             narrow = source[part].float()
-            bits = random_bits(noise.keys[part[0]], start + column, start + column + narrow.shape[1])
+            bits = random_bits(keys[part[0]], start + column, start + column + narrow.shape[1])
             target[part] = _to_bfloat16(narrow, bits) if result.dtype == torch.bfloat16 else _to_float16(narrow, bits)
 
 

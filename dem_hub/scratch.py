@@ -10,7 +10,7 @@ import threading
 import torch
 from torch import Tensor
 
-MOST = 1 << 20  # elements kept of one kind; what is larger is allocated, and freed
+MOST = 1 << 22  # elements kept of one kind; what is larger is allocated, and freed
 
 
 class _Kept(threading.local):

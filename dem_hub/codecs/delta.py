@@ -36,15 +36,24 @@ class Delta:
 
 
 def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> tuple[Factors | None, list[tuple[float, Delta]]]:
-    """The same sum as one product of all factors side by side, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n] in a dtype, and what is dense."""
+    """The same sum as one product of all factors side by side, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n] in a dtype, and what is dense.
+
+    On the CPU the factors are valid until this thread's next call.
+    """
     dense = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
     factored = [
         (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
     ]
     if not factored:
         return None, dense
-    left = torch.cat([left.to(dtype) * coefficient for coefficient, left, _ in factored], dim=1)
-    return (left, torch.cat([right.to(dtype) for _, _, right in factored])), dense
+    ranks = [right.shape[0] for _, _, right in factored]
+    _, first, last = factored[0]
+    left = scratch("left", (first.shape[0], sum(ranks)), dtype, first.device)
+    right = scratch("right", (sum(ranks), last.shape[1]), dtype, last.device)
+    for (coefficient, one, other), columns, rows in zip(factored, left.split(ranks, dim=1), right.split(ranks), strict=True):
+        columns.copy_(one).mul_(coefficient)
+        rows.copy_(other)
+    return (left, right), dense
 
 
 def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
