@@ -308,7 +308,7 @@ def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterat
     On the CPU small ones are encoded side by side, each on one core, which short operations use better than all of them do. This thread
     does the reading: what a sharded model gathers, it gathers in the same order on every rank.
     """
-    most = _SIDE_BY_SIDE // (torch.get_num_threads() + 2) if sides.device.type == "cpu" else 0
+    most = _SIDE_BY_SIDE // torch.get_num_threads() if sides.device.type == "cpu" else 0
 
     def is_small(pair: Pair) -> bool:
         return math.prod(sides.base.checkpoint[pair.base_key].shape) <= most

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +412,22 @@ def test_merge_onto_the_hub(published: Published, hub: Hub, tmp_path: Path, caps
 
     found = AutoModelForCausalLM.from_pretrained("ann/merged").state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("target", ["vector", "base"], ids=["done", "refused"])
+def test_a_process_of_its_own_ends_in_order(llama: Models, tmp_path: Path, target: str) -> None:
+    """It does not take torch apart, and leaves out nothing else."""
+    places = {"vector": tmp_path / "vector", "base": llama.base}
+    script = f"""
+import atexit, sys
+import torch
+from dem_hub.cli import run
+atexit.register(print, "told at the end")
+sys.argv = ["dem-hub", "extract", {str(llama.base)!r}, {str(llama.full)!r}, "-o", {str(places[target])!r}, "--codec", "dense"]
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.endswith("told at the end\n")
+    assert (done.returncode, done.stdout.startswith(f"{places[target]}: dense"), "dem-hub extract: " in done.stderr) == (
+        (0, True, False) if target == "vector" else (2, False, True)
+    )

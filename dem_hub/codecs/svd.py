@@ -6,8 +6,11 @@ for as many directions of the space, from a few vectors in many steps than from 
 directions come from the eigenvectors of the Gram matrix in float64, 5 to 8 times faster than `torch.linalg.svd`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from dem_hub.codecs.measure import squared_norm
 
@@ -15,9 +18,12 @@ DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 8
 KRYLOV_STEPS = 13  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
-_ENOUGH = 10  # steps, where half of the columns have no room for more; with fewer all of them are truer, and as cheap in so small a matrix
-ORTHOGONAL = 1e-5  # the most that two directions of the space may have in common
-_BLOCK = 1 << 22
+_ENOUGH = 14  # blocks, if there is to be a space at all; with fewer all directions are truer, and as cheap in so small a matrix
+_NARROW = 20  # blocks of a space that is a large part of all
+_SHARED = 0.5  # the most that basis and block may have in common after the first pass, of a sum of squares
+_BLOCK = 1 << 22  # elements made float64 at a time
+_STRIP = 128  # columns of a Gram matrix
+_COPIED, _OFTEN = 1 << 23, 8  # elements of a matrix, and how often it is used, if copies are to pay
 
 
 def balanced_factors(matrix: Tensor, *, rank: int | None = None, energy: float | None = None) -> tuple[Tensor, Tensor]:
@@ -66,15 +72,16 @@ def truncated_svd(
     if rank is not None:
         rank = min(rank, full)
         width = _width(rank) if width is None else width
-        few = width * min(steps + 1, _ENOUGH) <= full // 2
-        return _krylov_svd(matrix, rank, width, steps) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
+        size, width = _space(rank, full, width, steps)
+        few = 3 * size <= 2 * full and size >= min(steps + 1, _ENOUGH) * width
+        return _krylov_svd(matrix, rank, size, width) if few or full > EXACT_SIZE else _gram_svd(matrix, rank, None)
     assert energy is not None
     if full <= EXACT_SIZE:
         return _gram_svd(matrix, full, energy)
     target = energy * squared_norm(matrix)
     tried = DEFAULT_RANK
     while True:
-        left, values, right = _krylov_svd(matrix, tried, _width(tried), steps)
+        left, values, right = _krylov_svd(matrix, tried, *_space(tried, full, _width(tried), steps))
         held = values.double().square().cumsum(0)
         if held[-1] >= target or tried == full:
             count = min(int((held < target).sum()) + 1, len(values))
@@ -84,6 +91,12 @@ def truncated_svd(
 
 def _width(rank: int) -> int:
     return rank // 4 + OVERSAMPLING
+
+
+def _space(rank: int, full: int, width: int, steps: int) -> tuple[int, int]:
+    """How many directions a Krylov space has, and in blocks of how many: where it is a large part of all, smaller ones are truer."""
+    size, most = (steps + 1) * width, max(7 * full // 16, 3 * rank)
+    return (size, width) if size <= most else (min(most, full), min(width, max(OVERSAMPLING, most // _NARROW)))
 
 
 def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +109,9 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
     step = max(1, _BLOCK // columns)
     for start in range(0, rows, step):
         block = matrix[start : start + step].double()
-        gram.addmm_(block.T, block)
+        for first in range(0, columns, _STRIP):  # the lower triangle, which is all that is looked at
+            strip = slice(first, first + _STRIP)
+            gram[first:, strip].addmm_(block[:, first:].T, block[:, strip])
     squares, vectors = torch.linalg.eigh(gram)
     squares, vectors = squares.flip(0).clamp_(min=0), vectors.flip(1)
     if energy is not None:
@@ -109,27 +124,38 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
     return left, values.float(), vectors.T.float()
 
 
-def _krylov_svd(matrix: Tensor, rank: int, width: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def _multipliers(matrix: Tensor, times: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """block @ matrix.T and block @ matrix; in oneDNN, on some processors twice as fast as MKL, where its copies of the matrix pay."""
+    if matrix.device.type == "cpu" and torch.backends.mkldnn.is_available() and matrix.numel() <= _COPIED and times >= _OFTEN:
+        rows, columns = matrix.to_mkldnn(), matrix.T.to_mkldnn()
+        return (lambda block: linear(block.to_mkldnn(), rows).to_dense()), (lambda block: linear(block.to_mkldnn(), columns).to_dense())
+    return (lambda block: block @ matrix.T), (lambda block: block @ matrix)
+
+
+def _krylov_svd(matrix: Tensor, rank: int, size: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best approximation within the span of X, (M'M)X, (M'M)^2 X ..., X = M' times random vectors of one seed."""
     rows, columns = matrix.shape
     if rows < columns:
-        right, values, left = _krylov_svd(matrix.T, rank, width, steps)
+        right, values, left = _krylov_svd(matrix.T, rank, size, width)
         return left.T, values, right.T
-    start = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).to(matrix.device)
-    enough = min(columns, (steps + 1) * width, max(columns // 2, 3 * rank))  # past half of the columns all of them are cheaper
-    basis, image, block = matrix.new_zeros(columns, 0), matrix.new_zeros(rows, 0), matrix.T @ start  # image = matrix @ basis
+    forth, back = _multipliers(matrix, size // width)
+    start = torch.randn(width, rows, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    basis, image = matrix.new_empty(size, columns), matrix.new_empty(size, rows)  # vectors are rows; image = forth(basis)
+    done, block, shared = 0, back(start), matrix.new_zeros(())
     while True:
-        block = block[:, : enough - basis.shape[1]]
+        known, block = basis[:done], block[: size - done]
         for _ in range(2):  # once leaves what rounding adds where most of the block was in the basis
-            block = torch.linalg.qr(block - basis @ (basis.T @ block))[0]
-        product = matrix @ block
-        basis, image = torch.cat([basis, block], dim=1), torch.cat([image, product], dim=1)
-        if basis.shape[1] >= enough:
+            overlap = block @ known.T
+            block = torch.linalg.qr((block - overlap @ known).T)[0].T
+        shared = torch.maximum(shared, overlap.square().sum())
+        product = forth(block)
+        basis[done : done + len(block)], image[done : done + len(block)] = block, product
+        done += len(block)
+        if done == size:
             break
-        block = matrix.T @ (product / product.abs().amax().clamp_(min=torch.finfo(product.dtype).tiny))  # no square of it underflows
-    skew = (basis.T @ basis).fill_diagonal_(0.0).abs().max()
-    if skew > ORTHOGONAL:  # where all of the block was in the basis, not even twice is enough
-        basis = torch.linalg.qr(basis)[0]
-        image = matrix @ basis
-    left, values, right = _gram_svd(image, rank, None)
-    return left, values, right @ basis.T
+        block = back(product / product.abs().amax().clamp_(min=torch.finfo(product.dtype).tiny))  # no square of it underflows
+    if shared > _SHARED:  # where all of a block was in the basis, not even twice is enough
+        basis = torch.linalg.qr(basis.T)[0].T
+        image = forth(basis)
+    left, values, right = _gram_svd(image.T, rank, None)
+    return left, values, right @ basis
