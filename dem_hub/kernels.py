@@ -109,7 +109,7 @@ def _aligned(rows, columns):
 def _dot(left, right):
     total = 0.0
     for k in range(len(left)):
-        total += left[k] * right[k]
+        total += float64(left[k]) * float64(right[k])
     return total
 
 
@@ -120,12 +120,13 @@ def _norm(values):
 
 
 @_inline
-def _multiply(tile, left, right, start, stop):
+def _multiply(tile, left, row, right, start, stop):
+    first, second, third, fourth = left[row], left[row + 1], left[row + 2], left[row + 3]
     for k in range(start, stop, 4):  # sixteen factors stay in registers, and each number that is read is used four times
-        a0, a1, a2, a3 = left[0, k], left[0, k + 1], left[0, k + 2], left[0, k + 3]
-        b0, b1, b2, b3 = left[1, k], left[1, k + 1], left[1, k + 2], left[1, k + 3]
-        c0, c1, c2, c3 = left[2, k], left[2, k + 1], left[2, k + 2], left[2, k + 3]
-        d0, d1, d2, d3 = left[3, k], left[3, k + 1], left[3, k + 2], left[3, k + 3]
+        a0, a1, a2, a3 = first[k], first[k + 1], first[k + 2], first[k + 3]
+        b0, b1, b2, b3 = second[k], second[k + 1], second[k + 2], second[k + 3]
+        c0, c1, c2, c3 = third[k], third[k + 1], third[k + 2], third[k + 3]
+        d0, d1, d2, d3 = fourth[k], fourth[k + 1], fourth[k + 2], fourth[k + 3]
         for column in range(_WIDTH):
             x0, x1, x2, x3 = right[k, column], right[k + 1, column], right[k + 2, column], right[k + 3, column]
             tile[0, column] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
@@ -186,16 +187,16 @@ def _lay_out(right, start, width, panel, upright, spread):
     return longest
 
 
-@_inline
-def _multiply_all(product, few, panel, part):
+@numba.njit(fastmath={"contract"})
+def _multiply_all(product, left, row, panel, part):
     depth = len(panel)
     for i in range(4):
         _clear(product[i])
-    _multiply(product, few, panel, 0, min(_DEPTH, depth))
+    _multiply(product, left, row, panel, 0, min(_DEPTH, depth))
     for k in range(_DEPTH, depth, _DEPTH):
         for i in range(4):
             _clear(part[i])
-        _multiply(part, few, panel, k, min(k + _DEPTH, depth))
+        _multiply(part, left, row, panel, k, min(k + _DEPTH, depth))
         for i in range(4):
             _add(part[i], product[i])
 
@@ -225,9 +226,12 @@ def _merge(take, narrow, base, left, right, rows, low, high, start, result):
         if not max(longest, _lay_out(right, column, width, panel, upright, spread)) <= _LONG:
             return TOO_LONG
         for row in range(0, count, 4):
-            for i in range(4):
-                _copy(left[min(row + i, count - 1)], few[i])
-            _multiply_all(product, few, panel, part)
+            if row + 4 <= count and depth == len(right):
+                _multiply_all(product, left, row, panel, part)
+            else:
+                for i in range(4):
+                    _copy(left[min(row + i, count - 1)], few[i])
+                _multiply_all(product, few, 0, panel, part)
             for i in range(row, min(row + 4, count)):
                 source, target = base[i, column : column + width], result[i, column : column + width]
                 _draw(keys[i], start + column, words)
@@ -238,7 +242,7 @@ def _merge(take, narrow, base, left, right, rows, low, high, start, result):
     return np.uint32(largest).view(np.float32)
 
 
-_REST = (float64[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, uint16[:, ::1])
+_REST = (float32[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, uint16[:, ::1])
 
 
 @_compiled(float32(uint16[:, ::1], *_REST))

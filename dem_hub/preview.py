@@ -109,7 +109,7 @@ def _existing(place: Path) -> Path:
 def _seconds_each(directions: int) -> float:
     """What an element takes in one thread, by a sum of so many directions that is done here and now."""
     base, result = torch.zeros(_TRIED, dtype=torch.bfloat16, device="cpu"), torch.empty(_TRIED, dtype=torch.bfloat16, device="cpu")
-    left, right = (torch.ones(shape, dtype=torch.float64, device="cpu") for shape in ((_TRIED[0], directions), (directions, _TRIED[1])))
+    left, right = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in ((_TRIED[0], directions), (directions, _TRIED[1])))
     noise = Noise.of(0, "", full_index(_TRIED), _TRIED, base.device)
     taken = []
     with one_core():

@@ -65,7 +65,7 @@ def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) 
 def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
     """Round `total`, or total + left @ right, into a contiguous tensor, as [`round_to`] does; to nearest where there is no noise.
 
-    The factors, (R, K) and (K, C), have the dtype of the sum, on the CPU float64. Where nothing is compiled, `total` is overwritten.
+    The factors are (R, K) and (K, C). Where nothing is compiled, `total` is overwritten.
 
     Returns:
         `bool`: whether all of the sum is finite and in the range of the target.
@@ -76,7 +76,7 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
         return round_compiled(result, total, factors, noise) <= largest
     if factors is not None:
-        total.addmm_(*factors)
+        total.addmm_(*(factor.to(total.dtype) for factor in factors))
     within = _is_within(total, largest)
     if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
@@ -88,17 +88,23 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
 def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
     """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN."""
     shape = len(noise.rows), noise.columns.stop - noise.columns.start
+    if factors is not None and factors[0].dtype != torch.float32:
+        return round_compiled(result, _with_product(total, factors), None, noise)
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
-    none = torch.empty(0, dtype=torch.float64, device="cpu")
-    left, right = factors if factors is not None else (none.view(shape[0], 0), none.view(0, shape[1]))
+    left, right = factors if factors is not None else (total.new_empty(shape[0], 0), total.new_empty(0, shape[1]))
+    left, right = left.float(), right.double()
     arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.rows)]
     low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
     largest = float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
     if largest == TOO_LONG and factors is not None:
-        return round_compiled(result, total.double().addmm(*factors), None, noise)
+        return round_compiled(result, _with_product(total, factors), None, noise)
     return largest
+
+
+def _with_product(total: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+    return total.double().addmm(*(factor.double() for factor in factors))
 
 
 def _is_within(tensor: Tensor, limit: float) -> bool:
@@ -109,9 +115,10 @@ def _is_within(tensor: Tensor, limit: float) -> bool:
 
 
 def _numpy(tensor: Tensor) -> Any:
-    """The same memory; of what numba has no type for, bfloat16, float16 and keys, the bits without a sign."""
-    unsigned = {2: (torch.int16, numpy.uint16), 4: (torch.int32, numpy.uint32)}.get(tensor.dtype.itemsize)
-    return tensor.numpy() if unsigned is None else tensor.view(unsigned[0]).numpy().view(unsigned[1])
+    """The same memory; of what numba has no type for, bfloat16, float16 and the numbers of rows, the bits without a sign."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.view(torch.int16).numpy().view(numpy.uint16)
+    return tensor.numpy().view(numpy.uint32) if tensor.dtype == torch.int32 else tensor.numpy()
 
 
 def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:

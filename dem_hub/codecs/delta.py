@@ -36,9 +36,10 @@ class Delta:
 
 
 def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> tuple[Factors | None, list[tuple[float, Delta]]]:
-    """The same sum as one product of all factors side by side, [c_1 B_1 ... c_n B_n] and [A_1; ...; A_n] in a dtype, and what is dense.
+    """The same sum as one product of all factors side by side, [B_1 ... B_n] and [c_1 A_1; ...; c_n A_n], and what is dense.
 
-    On the CPU the factors are valid until this thread's next call.
+    The right one is of this dtype, and the left one too, or of float32 where that holds the factors as they are: it has most of the
+    numbers. On the CPU they are valid until this thread's next call.
     """
     dense = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
     factored = [
@@ -48,18 +49,19 @@ def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -
         return None, dense
     ranks = [right.shape[0] for _, _, right in factored]
     _, first, last = factored[0]
-    left = scratch("left", (first.shape[0], sum(ranks)), dtype, first.device)
+    short = torch.float32 if all(left.dtype.itemsize <= 4 for _, left, _ in factored) else dtype
+    left = scratch("left", (first.shape[0], sum(ranks)), short, first.device)
     right = scratch("right", (sum(ranks), last.shape[1]), dtype, last.device)
     for (coefficient, one, other), columns, rows in zip(factored, left.split(ranks, dim=1), right.split(ranks), strict=True):
-        columns.copy_(one).mul_(coefficient)
-        rows.copy_(other)
+        columns.copy_(one)
+        rows.copy_(other).mul_(coefficient)
     return (left, right), dense
 
 
 def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
     """Add coefficient * delta for each pair, in place, in the dtype and on the device of `total`.
 
-    [c_1 B_1 ... c_n B_n] @ [A_1; ...; A_n] is one product, and what is dense follows in the order given.
+    [B_1 ... B_n] @ [c_1 A_1; ...; c_n A_n] is one product, and what is dense follows in the order given.
 
     Args:
         total (`Tensor`): the base's slice, float32 or float64.
@@ -82,7 +84,7 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
     """
     factors, dense = combine_factors(deltas, total.dtype)
     if factors is not None:
-        total.addmm_(*(factor.to(total.device) for factor in factors))
+        total.addmm_(*(factor.to(total) for factor in factors))
     for coefficient, delta in dense:
         for part in (delta.dense, delta.rest):
             if part is not None:
