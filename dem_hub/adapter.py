@@ -170,7 +170,7 @@ def _components(
 def _is_known(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
     """Whether something in the base can be what A and B of a module are for."""
     owner = _owner(module)
-    known = any(one.name == module for one in architecture.modules.values()) or _is_targeted(f"{owner}.weight", architecture, config)
+    known = module in architecture.keys or _is_targeted(f"{owner}.weight", architecture, config)
     return known or any(name.rpartition(".")[0] == owner for name in architecture.fused)
 
 
@@ -190,7 +190,7 @@ def _targets(
     module: str, first: LazyTensor, second: LazyTensor, base: Checkpoint, architecture: Architecture, config: Mapping[str, Any]
 ) -> tuple[str, list[tuple[str, LazyTensor, LazyTensor]]]:
     """What patterns of the config call the target of A and B, and the keys that they change, each with its left and right factor."""
-    key = next((key for key, known in architecture.modules.items() if known.name == module), None)
+    key = architecture.keys.get(module)
     if key is not None and architecture.modules[key].transposed:
         return module, [(key, Transposed(first), Transposed(second))]
     if key is not None:

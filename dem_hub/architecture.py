@@ -8,6 +8,7 @@ in memory is no module's weight at all. Needs transformers; nothing else below `
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +71,11 @@ class Architecture:
     tied: frozenset[str]
     fused: Mapping[str, Fused] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def keys(self) -> Mapping[str, str]:
+        """The checkpoint key behind each module's name; the first, of several."""
+        return {module.name: key for key, module in reversed(list(self.modules.items()))}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

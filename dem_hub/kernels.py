@@ -1,10 +1,10 @@
 """A merge on the CPU in one pass: sum a base and a product of factors, draw the random bits, and round.
 
-The product is made in float32, with a bound on its error. Where that leaves open to which side a sum is rounded, a few elements of ten
-thousand, the sum is made again in float64: so the result is that of float64, in little more than half of the time. torch would make as many
-passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for an installation, in
-some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each core works on a tensor
-of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
+The product is made in float32, with a bound on its error, and again in float64 for the few elements of which the bound leaves open to
+which side they are rounded: the result is that of sums in float64, and takes not much longer than one of float32. torch would make as
+many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for an installation,
+in some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each core works on a
+tensor of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
 """
 
 from collections.abc import Callable
@@ -147,7 +147,7 @@ def _error(depth):
 
 @_inline
 def _round(take, narrow, base, product, spread, length, bits, other, result):
-    """Round both ends of where the sum may be; no bit of the last is set where they come out alike everywhere."""
+    """Round both ends of where the sums may be; what is returned last is 0 where all of them come out alike."""
     largest, unsure = uint32(0), uint16(0)
     for column in range(len(base)):
         value, error, draw = take(base[column]), length * spread[column], uint32(bits[column])

@@ -2,8 +2,8 @@
 
     merged[name] = round(base[name] + sum_i coefficient[i] * delta_i[name])
 
-The sum is made in float64 on the device asked for, in blocks of rows, and rounded once, so that this rounding is all the error there
-is; in float32, where a delta nearly cancels a weight, what is left would be the error of the sum. Vectors are summed in the order of
+The sum is that of float64 on the device asked for, made in blocks of rows, and rounded once, so that this rounding is all the error
+there is; of float32, where a delta nearly cancels a weight, what is left would be the error of the sum. Vectors are summed in the order of
 their contents' hashes, whatever order they were named in. Whole models added one after the other, as the usual scripts do, round as
 often as there are models.
 """
