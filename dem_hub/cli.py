@@ -38,9 +38,9 @@ def run() -> None:
         sys.exit(status)
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # nobody reads any more, of which Python tells in its own way
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # a process may have been started without
+            stream.flush()
+    except (OSError, ValueError):  # nobody reads any more, of which Python tells in its own way
         sys.exit(status)
     os._exit(status)
 

@@ -1,6 +1,6 @@
 """A weighted sum of vectors as one LoRA adapter, which PEFT and vLLM load beside the base.
 
-    sum_i c_i B_i @ A_i = [c_1 B_1 ... c_n B_n] @ [A_1; ...; A_n]
+    sum_i c_i B_i @ A_i = [B_1 ... B_n] @ [c_1 A_1; ...; c_n A_n]
 
 so that putting the factors side by side is exact, where summing them (PEFT's `linear`) has cross terms. A rank makes it smaller: the best
 approximation at that rank, and its error is told.

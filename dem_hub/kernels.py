@@ -21,7 +21,6 @@ _SIZE = np.uint32(0x7FFFFFFF)  # a float without its sign
 _WIDTH = 256  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
 _DEPTH = 128  # products summed in one go; shorter sums have smaller errors, and are then summed themselves
 _SHORT, _LONG = 2.0**-40, 2.0**40  # norms of a factor's rows and columns, between which float32 neither loses products nor overflows
-TOO_LONG = np.float32(-1)
 _inline = numba.njit(inline="always")
 
 
@@ -93,9 +92,9 @@ def _add(source, target):
 
 
 @_inline
-def _clear(target):
+def _clear(target, zero):
     for place in range(len(target)):
-        target[place] = float32(0)
+        target[place] = zero
 
 
 @_inline
@@ -151,7 +150,7 @@ def _round(take, narrow, base, product, spread, length, bits, other, result):
     largest, unsure = uint32(0), uint16(0)
     for column in range(len(base)):
         value, error, draw = take(base[column]), length * spread[column], uint32(bits[column])
-        low, high = _word(value + (product[column] - error)), _word(value + (product[column] + error))
+        low, high = _word(value + (product[column] - error)), _word(value - (-product[column] - error))
         largest = max(largest, max(low & _SIZE, high & _SIZE))
         down, up = narrow(low, draw), narrow(high, draw)
         other[column], result[column] = down, up
@@ -191,11 +190,11 @@ def _lay_out(right, start, width, panel, upright, spread):
 def _multiply_all(product, left, row, panel, part):
     depth = len(panel)
     for i in range(4):
-        _clear(product[i])
+        _clear(product[i], float32(0.0) if depth > 0 else float32(-0.0))  # without factors, -0 stays
     _multiply(product, left, row, panel, 0, min(_DEPTH, depth))
     for k in range(_DEPTH, depth, _DEPTH):
         for i in range(4):
-            _clear(part[i])
+            _clear(part[i], float32(0.0))
         _multiply(part, left, row, panel, k, min(k + _DEPTH, depth))
         for i in range(4):
             _add(part[i], product[i])
@@ -224,7 +223,7 @@ def _merge(take, narrow, base, left, right, rows, low, high, start, result):
     for column in range(0, columns, _WIDTH):
         width = min(_WIDTH, columns - column)
         if not max(longest, _lay_out(right, column, width, panel, upright, spread)) <= _LONG:
-            return TOO_LONG
+            return np.float32(np.inf)
         for row in range(0, count, 4):
             if row + 4 <= count and depth == len(right):
                 _multiply_all(product, left, row, panel, part)
@@ -250,7 +249,8 @@ def merge_bfloat16(base, left, right, rows, low, high, start, result):
     """Round base (R, C) + left (R, K) @ right (K, C), as if summed in float64, to bfloat16.
 
     `base` and `result` are bits of bfloat16; `rows`, `low` and `high` are those of a `Noise`, `start` is the number of the first column.
-    Returns the largest magnitude, to within the float32 product's error, or NaN; `TOO_LONG` where the factors are beyond it.
+    Returns the largest magnitude that the error of the product leaves possible, or NaN; infinity, and no result, where factors are so
+    large that float32 is not for them.
     """
     return _merge(_widen, _to_bfloat16, base, left, right, rows, low, high, start, result)
 

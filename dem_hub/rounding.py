@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.index import Index
-from dem_hub.kernels import MARGIN, TOO_LONG, merge_bfloat16, round_to_bfloat16, round_to_float16
+from dem_hub.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, round_to_float16
 from dem_hub.noise import Noise, random_bits
 from dem_hub.scratch import scratch
 
@@ -74,7 +74,10 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
         return True
     largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
-        return round_compiled(result, total, factors, noise) <= largest
+        within = round_compiled(result, total, factors, noise) <= largest
+        if factors is not None and not within:  # by the bound on the product's error alone, perhaps
+            within = round_compiled(result, _with_product(total, factors), None, noise) <= largest
+        return within
     if factors is not None:
         total.addmm_(*(factor.to(total.dtype) for factor in factors))
     within = _is_within(total, largest)
@@ -86,7 +89,7 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
 
 
 def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
-    """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN."""
+    """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN, or with factors what it may be at the most."""
     shape = len(noise.rows), noise.columns.stop - noise.columns.start
     if factors is not None and factors[0].dtype != torch.float32:
         return round_compiled(result, _with_product(total, factors), None, noise)
@@ -97,10 +100,7 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
     left, right = left.float(), right.double()
     arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.rows)]
     low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
-    largest = float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
-    if largest == TOO_LONG and factors is not None:
-        return round_compiled(result, _with_product(total, factors), None, noise)
-    return largest
+    return float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
 
 
 def _with_product(total: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:

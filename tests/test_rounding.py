@@ -109,6 +109,7 @@ def test_a_cpu_rounds_as_an_accelerator(
 ) -> None:
     monkeypatch.setattr(rounding, "BLOCK", block)
     part = floats(shape, scale)[index].to(wide)
+    part.masked_fill_(part.abs() < scale / 10, -0.0)
     here, there = (torch.empty(part.shape, dtype=dtype) for _ in range(2))
     noise = Noise.of(3, "weight", index, shape, part.device)
     if part.numel():
@@ -176,6 +177,17 @@ def test_tells_factors_that_lead_out_of_the_range(dtype: torch.dtype, value: flo
     factors[side][1, 2] = value
     noise = Noise.of(0, "weight", (slice(0, 5), slice(0, 300)), (5, 300), factors[0].device)
     assert not round_into(torch.empty(5, 300, dtype=dtype), torch.ones(5, 300).to(dtype), factors, noise)
+
+
+@each_half
+def test_the_error_of_a_product_refuses_nothing(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    base = torch.zeros(4, 4, dtype=torch.float64)
+    base[0, 0] = largest
+    factors = torch.full((4, 64), 1e4), torch.tensor([1e4, -1e4]).double().repeat(32)[:, None].expand(64, 4)  # whose product is 0
+    result, noise = torch.empty(4, 4, dtype=dtype), Noise.of(0, "weight", full_index((4, 4)), (4, 4), base.device)
+    assert round_into(result, base, factors, noise)
+    assert torch.equal(result.double(), base)
 
 
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)

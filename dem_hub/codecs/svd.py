@@ -96,7 +96,7 @@ def _width(rank: int) -> int:
 def _space(rank: int, full: int, width: int, steps: int) -> tuple[int, int]:
     """How many directions a Krylov space has, and in blocks of how many: where it is a large part of all, smaller ones are truer."""
     size, most = (steps + 1) * width, max(7 * full // 16, 3 * rank)
-    return (size, width) if size <= most else (min(most, full), min(width, max(OVERSAMPLING, most // _NARROW)))
+    return (min(size, full), width) if size <= most else (min(most, full), min(width, max(OVERSAMPLING, most // _NARROW)))
 
 
 def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
