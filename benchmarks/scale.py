@@ -2,8 +2,8 @@
 
 Llama checkpoints of random bf16 weights are made one size after the other, wider as they grow, and PEFT LoRAs with random factors on all linear
 layers; each is deleted when it was measured. Exporting is the whole process, loading is timed inside (imports not counted, every tensor
-read once in float32, a piece at a time: the copies of whole tensors would be new memory where they are larger than 32 MB, which takes
-longer than loading them); the runs take turns, the first of each warms the page cache, and medians count.
+read once in float32, a piece at a time: a copy of a whole tensor is new memory each time where it is larger than 32 MB, and loading would
+not be what is measured); the runs take turns, the first of each warms the page cache, and medians count.
 
     python benchmarks/scale.py                                              # Linux; 21 GB of disk, 24 GB of memory
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes

@@ -240,7 +240,7 @@ class Merge:
 
 
 def _add(total: Tensor, dense: Sequence[tuple[float, Delta]]) -> None:
-    """What [`add_deltas`] does; of a whole vector in float32 on the CPU in one pass, where that makes two."""
+    """What [`add_deltas`] does; of a whole vector in float32 on the CPU in one pass, where that makes two, as extraction has no numba."""
     for coefficient, delta in dense:
         if delta.dense is not None and delta.dense.dtype == torch.float32 and delta.rest is None and total.device.type == "cpu":
             add_scaled(total.view(-1).numpy(), delta.dense.contiguous().view(-1).numpy(), coefficient)

@@ -74,44 +74,35 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
         return True
     largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
-        within = round_compiled(result, total, factors, noise) <= largest
-        if factors is not None and not within:  # by the bound on the product's error alone, perhaps
-            within = round_compiled(result, _with_product(total, factors), None, noise) <= largest
-        return within
+        if factors is not None and factors[0].dtype == torch.float32 and round_compiled(result, total, factors, noise) <= largest:
+            return True
+        if factors is not None:  # not in float32, or out of the range by the bound on the product's error alone, perhaps
+            total = total.double().addmm(*(factor.double() for factor in factors))
+        return round_compiled(result, total, None, noise) <= largest
     if factors is not None:
         total.addmm_(*(factor.to(total.dtype) for factor in factors))
-    within = _is_within(total, largest)
+    low, high = torch.aminmax(total)
     if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
     else:
         result.copy_(total)
-    return within
+    return bool(max(-low, high) <= largest)  # not where it is NaN
 
 
 def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
-    """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN, or with factors what it may be at the most."""
+    """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN, or with factors what it may be at the most.
+
+    The left factor is float32.
+    """
     shape = len(noise.rows), noise.columns.stop - noise.columns.start
-    if factors is not None and factors[0].dtype != torch.float32:
-        return round_compiled(result, _with_product(total, factors), None, noise)
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
-    left, right = factors if factors is not None else (total.new_empty(shape[0], 0), total.new_empty(0, shape[1]))
-    left, right = left.float(), right.double()
-    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right, noise.rows)]
+    none = torch.empty(0, device="cpu")
+    left, right = factors if factors is not None else (none.view(shape[0], 0), none.view(0, shape[1]))
+    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right.double(), noise.rows)]
     low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
     return float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
-
-
-def _with_product(total: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
-    return total.double().addmm(*(factor.double() for factor in factors))
-
-
-def _is_within(tensor: Tensor, limit: float) -> bool:
-    if tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)
-    return bool(max(-low, high) <= limit)  # not where it is NaN
 
 
 def _numpy(tensor: Tensor) -> Any:

@@ -431,3 +431,10 @@ run()
     assert (done.returncode, done.stdout.startswith(f"{places[target]}: dense"), "dem-hub extract: " in done.stderr) == (
         (0, True, False) if target == "vector" else (2, False, True)
     )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_process_without_a_stream_ends_well(llama: Models, tmp_path: Path, closed: str) -> None:
+    script = f'exec "$0" -m dem_hub.cli extract "$@" --codec dense {closed}'
+    command = ["sh", "-c", script, sys.executable, str(llama.base), str(llama.full), "-o", str(tmp_path / "vector")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
