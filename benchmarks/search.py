@@ -132,7 +132,7 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
                 method=strategy,
                 held_out=after(tokenizer, folder, names, tokens) if name in GROUPS else 0,
                 granularity=name if name in GROUPS else "model",
-                n_trials=count,
+                max_forward=count,
                 store=work / f"store {name}",
             )
             result.save_pretrained(work / f"result {name}")

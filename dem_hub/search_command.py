@@ -10,7 +10,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.kinds import RECIPE, check_target
 
 _PASSED_ON = (
-    "granularity", "max_sum", "n_trials", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
+    "granularity", "max_sum", "max_forward", "held_out", "earlier", "store", "seed", "dtype", "batch_size", "max_length", "packing",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def add_search(commands: Any) -> None:
         choices=("model", "block", "group"),
         help="coefficients of whole vectors (default), or also of runs of layers, or of attention, MLPs, embeddings; kept if better held out",
     )
-    parser.add_argument("--n-trials", type=float, help="forward passes over the data at most (default: what the method needs)")
+    parser.add_argument("--max-forward", type=float, help="forward passes over the data at most (default: what the method needs)")
     parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
     parser.add_argument("--earlier", help="folder of an earlier search or recipe to go on from")
     parser.add_argument("--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass")

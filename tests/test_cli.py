@@ -61,7 +61,7 @@ OPTIONS = {
         "--bounds",
         "--max-sum",
         "--granularity",
-        "--n-trials",
+        "--max-forward",
         "--held-out",
         "--earlier",
         "--with-logits",

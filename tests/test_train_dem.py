@@ -43,7 +43,7 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
         "dataloader_pin_memory": False,
     }
     config: dict[str, Any] = {
-        "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"n_trials": 7}, "distributions": {"up": entries["up"]},
+        "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"max_forward": 7}, "distributions": {"up": entries["up"]},
     }  # fmt: skip
     DistributionVector.extract(llama.base, llama.low).save_pretrained(
         tmp_path / "dem" / "vectors" / "up"

@@ -62,7 +62,7 @@ class Strategy(Protocol):
 class Problem:
     """The search as a strategy sees it.
 
-    `n_trials` is the budget in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
+    `max_forward` is the limit in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
     that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `home` is where
     coefficients are drawn to, their common one by default.
     """
@@ -70,7 +70,7 @@ class Problem:
     measure: Measure
     objective: Objective
     region: Region
-    n_trials: float | None = None
+    max_forward: float | None = None
     start: Point | None = None
     quick: bool = False
     seed: int = 0
@@ -114,7 +114,7 @@ class Problem:
 
     def budget(self, usual: float) -> float:
         """How many forward passes a strategy may use: the caller's number, or what is usual for it."""
-        return float(usual if self.n_trials is None else self.n_trials)
+        return float(usual if self.max_forward is None else self.max_forward)
 
     def pull(self) -> Pull:
         """How strongly coefficients are drawn to their common one, or home: a prior of width `SPREAD` against so many independent tokens.

@@ -95,7 +95,7 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
         granularity (`str`): `block` or `group`.
 
     Returns:
-        [`Refinement`] or `None`: `None` where `n_trials` leaves no room for a step, or no vector has two groups.
+        [`Refinement`] or `None`: `None` where `max_forward` leaves no room for a step, or no vector has two groups.
     """
     model = problem.likelihoods.coordinates.model
     coordinates = Coordinates(model, groups_of_each(model, granularity))
@@ -106,11 +106,11 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
         return None
     measured, held_out = problem.likelihoods.at(coordinates), judge.at(coordinates)
     start, bounds = coordinates.spread(found.coefficients), coordinates.spread(problem.bounds())
-    left = problem.n_trials - problem.num_forward if problem.n_trials is not None else None
+    left = problem.max_forward - problem.num_forward if problem.max_forward is not None else None
     strategy, _ = choose("auto", len(start))
     if left is not None and left < (len(start) + 2 if strategy.name == "gauss_newton" else 3):
         problem.notes.append(
-            f"n_trials leaves {max(left, 0):g} forward passes, too few to look for {len(start)} coefficients by {granularity}."
+            f"max_forward leaves {max(left, 0):g} forward passes, too few to look for {len(start)} coefficients by {granularity}."
         )
         return None
     seen, told = len(problem.trials), problem.callback

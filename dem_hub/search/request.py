@@ -14,7 +14,7 @@ def check(
     data: Mapping[str, Any] | None,
     score: Any,
     direction: str,
-    n_trials: float | None,
+    max_forward: float | None,
     held_out: float | Mapping[str, Any],
 ) -> None:
     """Refuse what needs no loading to be seen."""
@@ -28,8 +28,8 @@ def check(
         faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
     if data and score:
         faults.append("there are eval_datasets and a score; one of them is what is looked for")
-    if n_trials is not None and not n_trials >= 1:
-        faults.append(f"n_trials is {n_trials}; it must be 1 or more")
+    if max_forward is not None and not max_forward >= 1:
+        faults.append(f"max_forward is {max_forward}; it must be 1 or more")
     if not isinstance(held_out, Mapping) and not 0 <= held_out < 1:
         faults.append(f"held_out is {held_out}; it must be a share of the documents, from 0 to less than 1")
     if direction not in ("maximize", "minimize"):

@@ -55,7 +55,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     direction: str = "maximize",
     bounds: tuple[float, float] | Sequence[tuple[float, float]] = BOUNDS,
     max_sum: float | None = None,
-    n_trials: float | None = None,
+    max_forward: float | None = None,
     held_out: float | Mapping[str, Any] = HELD_OUT,
     earlier: Earlier | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -85,7 +85,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         direction (`str`): whether a `score` is to `maximize` or `minimize`.
         bounds: of all coefficients, or a pair for each.
         max_sum (`float`, *optional*): the most that the coefficients may sum to.
-        n_trials (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
+        max_forward (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
         held_out (`float` or `Mapping`): the share of documents on which the answer is accepted, or data for that; 0 accepts it unseen.
         earlier (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
         store (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
@@ -122,7 +122,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
     began = time.monotonic()
-    check(vectors, eval_datasets, score, direction, n_trials, held_out)
+    check(vectors, eval_datasets, score, direction, max_forward, held_out)
     check_granularity(granularity, score, held_out, max_sum)
     for datasets in (eval_datasets, held_out):
         check_files(datasets if isinstance(datasets, Mapping) else {})
@@ -149,7 +149,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         judge = Likelihoods(model, held, kept, batch_size=batch_size)
     start = before.start(measure.names)
     quick = start is not None and before.has_logits
-    problem = Problem(measure, goal, region, n_trials, start, quick, seed, callback)
+    problem = Problem(measure, goal, region, max_forward, start, quick, seed, callback)
     problem.notes += [reason] if reason else []
     if judge is not None:
         problem.warn_of_few()

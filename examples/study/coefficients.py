@@ -60,7 +60,7 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
             known,
             method=strategy,
             held_out=0,
-            n_trials=count,
+            max_forward=count,
             seed=settings.seed,
             store=folder / f"store {label}",
         )

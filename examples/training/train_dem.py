@@ -12,7 +12,7 @@ all. Another distribution is another entry in the config: it is trained, and the
         "maths": {"train": "org/maths", "template": "Q: {question}\\nA: {answer}", "validation": "maths.validation.jsonl"},
         "code": {"train": "code.train.jsonl", "validation": "code.validation.jsonl", "lora": {"r": 16, "target_modules": "all-linear"},
                  "training": {"max_steps": 100, "learning_rate": 2e-4}}},
-     "callback": {"push_to_hub": false}, "search": {"n_trials": 20}, "max_length": 512}
+     "callback": {"push_to_hub": false}, "search": {"max_forward": 20}, "max_length": 512}
 
 `train` and `validation` are Hub ids of datasets (with `split` for training and `validation_split`), or JSONL or text files; `template` makes a
 text of a row, whose `text` it is otherwise. `training` are TrainingArguments, for all or for one. docs/training.md says why a constant

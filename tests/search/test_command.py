@@ -63,7 +63,7 @@ def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.Cap
         "--max-sum",
         "0.6",
     ]
-    assert main([*command, *options, "--n-trials", "9", "--held-out", "0", "--seed", "3", "--batch-size", "5"]) == 0
+    assert main([*command, *options, "--max-forward", "9", "--held-out", "0", "--seed", "3", "--batch-size", "5"]) == 0
     data = json.loads(capsys.readouterr().out)
     result = SearchResult.from_pretrained(tmp_path / "found")
     assert data["coefficients"] == result.coefficients
@@ -83,7 +83,7 @@ def test_going_on_from_an_earlier_search(command: list[str], tmp_path: Path, cap
 
 
 def test_a_sampler(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "--sampler", "tpe", "--storage", str(tmp_path / "journal.log"), "--n-trials", "6", "--json"]) == 0
+    assert main([*command, "--sampler", "tpe", "--storage", str(tmp_path / "journal.log"), "--max-forward", "6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "optuna"
     assert (tmp_path / "journal.log").is_file()
 

@@ -32,8 +32,8 @@ with open(f"{request['output']}.{os.environ.get('RANK', request['storage'] and o
 
 
 WAYS: list[dict[str, Any]] = [
-    {"method": "gauss_newton", "n_trials": 12},
-    {"method": "gradient", "n_trials": 12},
+    {"method": "gauss_newton", "max_forward": 12},
+    {"method": "gradient", "max_forward": 12},
     {"method": "gauss_newton", "granularity": "block"},
 ]
 
@@ -91,7 +91,7 @@ def test_accelerate_launch(counters: Counters, tmp_path: Path, script: Path, env
 def test_one_study_of_two_processes(counters: Counters, tmp_path: Path, script: Path, environment: dict[str, str]) -> None:
     """Both add to it; whoever ends last has seen all trials, and nobody scores what the other has."""
     journal = str(tmp_path / "journal.log")
-    command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, options={"n_trials": 8})]
+    command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, options={"max_forward": 8})]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)

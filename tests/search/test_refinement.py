@@ -221,9 +221,9 @@ def test_recipe_and_result_are_read_again(kept: SearchResult, tmp_path: Path) ->
 def test_growing_from_groups(kept: SearchResult, search: Callable[..., SearchResult], tmp_path: Path) -> None:
     """Whole vectors are searched first, from where they stood; from a recipe alone, from the mean of each vector's groups."""
     kept.config.save_pretrained(tmp_path)
-    grown = search("up", "down", earlier=tmp_path, n_trials=4)
+    grown = search("up", "down", earlier=tmp_path, max_forward=4)
     assert grown.trials[0].coefficients == pytest.approx([sum(value.values()) / 4 for value in kept.coefficients.values()])
-    assert search("up", "down", earlier=kept, n_trials=4).trials[0].coefficients is not None
+    assert search("up", "down", earlier=kept, max_forward=4).trials[0].coefficients is not None
 
 
 def test_nothing_to_accept_it_on(search: Callable[..., SearchResult]) -> None:
@@ -258,7 +258,7 @@ def test_goes_on_where_it_stopped(search: Callable[..., SearchResult], counters:
 
 
 def test_no_budget_for_it(search: Callable[..., SearchResult]) -> None:
-    found = search("up", "down", granularity="group", n_trials=5)
+    found = search("up", "down", granularity="group", max_forward=5)
     assert found.refinement is None
     assert any("too few to look for 8 coefficients by group" in note for note in found.notes)
 

@@ -61,7 +61,7 @@ def test_conformance(strategy: Strategy, likelihoods: Callable[..., Likelihoods]
     """Bounds, budget, and never worse than the points it shares with anyone."""
     measured = likelihoods()
     bounds = (0.1, 0.45)
-    found = problem(measured, bounds, n_trials=20)
+    found = problem(measured, bounds, max_forward=20)
     strategy.search(found)
     assert all(bounds[0] - 1e-9 <= value <= bounds[1] + 1e-9 for value in found.best.coefficients)
     assert found.num_forward <= 20 + 1
@@ -122,7 +122,7 @@ def test_quadratic_of_one_vector_and_with_a_sum() -> None:
 
 def reference(likelihoods: Callable[..., Likelihoods]) -> float:
     """The best of a fine search by another road: L-BFGS-B on exact gradients."""
-    found = problem(likelihoods(), n_trials=90)
+    found = problem(likelihoods(), max_forward=90)
     Gradient().search(found)
     return found.best.value
 
@@ -149,25 +149,25 @@ def test_gauss_newton_with_fewer_vectors(likelihoods: Callable[..., Likelihoods]
 
 def test_gauss_newton_from_a_known_point(likelihoods: Callable[..., Likelihoods]) -> None:
     """No table: a step and its check."""
-    found = problem(likelihoods(), start=(0.3, 0.3, 0.3), n_trials=5)
+    found = problem(likelihoods(), start=(0.3, 0.3, 0.3), max_forward=5)
     GaussNewton().search(found)
     assert found.num_forward == 5
     assert found.trials[0].coefficients == (0.3, 0.3, 0.3)
     assert found.best.value < found.trials[0].value
 
 
-@pytest.mark.parametrize(("n_trials", "cost"), [(4, 4), (5, 5), (8, 5), (9, 9)])
-def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], n_trials: int, cost: int) -> None:
+@pytest.mark.parametrize(("max_forward", "cost"), [(4, 4), (5, 5), (8, 5), (9, 9)])
+def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], max_forward: int, cost: int) -> None:
     """The table; with one more, the start that its logits give; with a step and its check, that."""
-    found = problem(likelihoods(), n_trials=n_trials)
+    found = problem(likelihoods(), max_forward=max_forward)
     GaussNewton().search(found)
     assert found.num_forward == cost
     assert (found.best.value < min(trial.value for trial in found.trials[:4])) is (cost > 4)
 
 
 def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., Likelihoods]) -> None:
-    with pytest.raises(ConfigError, match="n_trials is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"):
-        GaussNewton().search(problem(likelihoods(), n_trials=3))
+    with pytest.raises(ConfigError, match="max_forward is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"):
+        GaussNewton().search(problem(likelihoods(), max_forward=3))
 
 
 @pytest.mark.parametrize("kind", ["worst", "improvement"])
@@ -193,7 +193,7 @@ def test_a_point_that_is_not_finite_is_out_of_the_running() -> None:
     TrustRegion().search(found)
     assert found.best.coefficients == pytest.approx((0.5, 0.5), abs=1e-2)
     assert any("is not finite" in note and "out of the running" in note for note in found.notes)
-    sampled = problem(Cliff((0.5, 0.5)), n_trials=8)
+    sampled = problem(Cliff((0.5, 0.5)), max_forward=8)
     Optuna("random").search(sampled)
     assert len(sampled.trials) == 8
 
@@ -228,7 +228,7 @@ def test_first_points() -> None:
 def test_samplers_by_name(sampler: str) -> None:
     runs = []
     for _ in range(2):
-        found = problem(Bowl((0.5, 0.3)), n_trials=10, seed=3)
+        found = problem(Bowl((0.5, 0.3)), max_forward=10, seed=3)
         Optuna(sampler).search(found)
         runs.append(found.trials)
     assert [trial.coefficients for trial in runs[0][:5]] == first_points(2)
@@ -238,7 +238,7 @@ def test_samplers_by_name(sampler: str) -> None:
 def test_a_sampler_of_ones_own() -> None:
     import optuna
 
-    found = problem(Bowl((0.5, 0.3)), n_trials=12)
+    found = problem(Bowl((0.5, 0.3)), max_forward=12)
     Optuna(optuna.samplers.TPESampler(seed=0, n_startup_trials=3)).search(found)
     assert len(found.trials) == 12
 
@@ -249,7 +249,7 @@ def test_a_package_that_is_missing(strategy: Strategy, package: str, monkeypatch
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=f"{package}.*pip install 'dem-hub\\[search\\]'"):
-        strategy.search(problem(Bowl((0.5, 0.3)), n_trials=2))
+        strategy.search(problem(Bowl((0.5, 0.3)), max_forward=2))
 
 
 def test_gradient_without_scipy(likelihoods: Callable[..., Likelihoods], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_no_such_sampler() -> None:
 
 def test_studies_in_one_storage_share_their_trials(tmp_path: Any) -> None:
     """One after the other here; two processes at once in test_processes."""
-    first, second = problem(Bowl((0.5, 0.3)), n_trials=8), problem(Bowl((0.5, 0.3)), n_trials=8)
+    first, second = problem(Bowl((0.5, 0.3)), max_forward=8), problem(Bowl((0.5, 0.3)), max_forward=8)
     for each in (first, second):
         Optuna("tpe", storage=str(tmp_path / "journal.log")).search(each)
     assert {trial.coefficients for trial in first.trials} < {trial.coefficients for trial in second.trials}

@@ -169,7 +169,7 @@ def test_resolving_for_what_is_gained(result: SearchResult) -> None:
 
 
 def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
-    found = search(method="uniform", n_trials=3)
+    found = search(method="uniform", max_forward=3)
     with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
         found.resolve()
 
@@ -197,7 +197,7 @@ RESUMED = ["gauss_newton", "quadratic", "gradient", "optuna"]
 def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stores of searches that were killed, by the kernel, after four trials."""
     store = tmp_path_factory.mktemp("killed")
-    request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "n_trials": 12}
+    request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "max_forward": 12}
     content = json.dumps({**request, "store": str(store), "methods": RESUMED})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
     done = subprocess.run([sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False)
@@ -211,7 +211,7 @@ def test_a_killed_search_goes_on(search: Callable[..., SearchResult], killed: Pa
     lines = killed / method / "measured.jsonl"
     before = lines.read_text().splitlines()
     way = Optuna("tpe") if method == "optuna" else method
-    whole, rest = search(method=way, n_trials=12), search(method=way, n_trials=12, store=killed / method)
+    whole, rest = search(method=way, max_forward=12), search(method=way, max_forward=12, store=killed / method)
     assert rest.trials == whole.trials
     assert rest.coefficients == whole.coefficients
     assert rest.num_forward == whole.num_forward
@@ -231,7 +231,7 @@ def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
 
     def search(**options: Any) -> SearchResult:
         vectors = [counters.vectors["up"], counters.vectors["down"]]
-        return search_coefficients(counters.base, vectors, score=length, direction="minimize", n_trials=10, **options)
+        return search_coefficients(counters.base, vectors, score=length, direction="minimize", max_forward=10, **options)
 
     first = search(store=tmp_path)
     assert len(calls) == first.num_forward
@@ -251,7 +251,7 @@ def test_a_score_that_counts(counters: Counters) -> None:
             told = model(rows).logits[:, :-1].argmax(-1)
         return float((told == rows[:, 1:]).float().mean())
 
-    found = search_coefficients(counters.base, vectors, score=accuracy, method=Optuna("random"), n_trials=12)
+    found = search_coefficients(counters.base, vectors, score=accuracy, method=Optuna("random"), max_forward=12)
     assert -found.loss == max(-trial.value for trial in found.trials)
     assert -found.loss > -found.trials[0].value  # the base
     assert -found.loss == accuracy(DEMModel.from_pretrained(counters.base, vectors=found.coefficients, dtype="float32"))
@@ -276,7 +276,7 @@ def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
     assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
     assert any("The kept logits promised" in note for note in three.notes)
     assert three.loss == pytest.approx(search().loss, abs=5e-3)
-    assert search(earlier=search("up", "down"), n_trials=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
+    assert search(earlier=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
 
 
 def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
@@ -393,7 +393,7 @@ def test_the_common_coefficient_is_a_rival_of_every_method(
     search: Callable[..., SearchResult], counters: Counters, line: list[float], method: str
 ) -> None:
     """As good as the best of a fine line, or better."""
-    common = search("up", "down", method=method, n_trials=9, held_out=counters.test).baselines["common"]
+    common = search("up", "down", method=method, max_forward=9, held_out=counters.test).baselines["common"]
     assert min(line) - 0.01 < common <= min(line) + 5e-4
 
 
@@ -403,7 +403,7 @@ def test_a_vector_that_is_much_longer(counters: Counters, tmp_path: Path) -> Non
     reshard(counters.base, tmp_path / "full", change=lambda tensors: tensors.update(longer))
     DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "long")
     vectors = [counters.vectors["down"], counters.vectors["threes"], str(tmp_path / "long")]
-    found = search_coefficients(counters.base, vectors, {"up": counters.data["up"]}, method=Grid((0.0, 0.1)), n_trials=2)
+    found = search_coefficients(counters.base, vectors, {"up": counters.data["up"]}, method=Grid((0.0, 0.1)), max_forward=2)
     assert [note for note in found.notes if "has norm" in note and f"'{tmp_path / 'long'}'" in note]
 
 
@@ -442,7 +442,7 @@ def test_nothing_held_out(search: Callable[..., SearchResult]) -> None:
 
 def test_few_tokens_are_warned_about(result: SearchResult, search: Callable[..., SearchResult]) -> None:
     assert any("tokens are few for 3 coefficients" in note for note in result.notes)
-    many = search("up", data={"up": counting(1, 600, 4)}, method="uniform", n_trials=2)
+    many = search("up", data={"up": counting(1, 600, 4)}, method="uniform", max_forward=2)
     assert not any("are few" in note for note in many.notes)
 
 
@@ -466,7 +466,7 @@ def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp
 
 def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:
     seen: list[tuple[int, Trial]] = []
-    found = search(method=Grid((0.0, 1.0)), n_trials=3, held_out=0, callback=lambda number, trial: seen.append((number, trial)))
+    found = search(method=Grid((0.0, 1.0)), max_forward=3, held_out=0, callback=lambda number, trial: seen.append((number, trial)))
     assert seen == list(enumerate(found.trials))
 
 
@@ -514,7 +514,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "eval_datasets is 'maths.jsonl'; give data by name: {'maths': 'maths.jsonl'}",
     ),
     "rows without a name": ({"eval_datasets": [[1, 2]]}, "eval_datasets is list; give data by name"),
-    "no trials": ({"n_trials": 0}, "n_trials is 0; it must be 1 or more"),
+    "no trials": ({"max_forward": 0}, "max_forward is 0; it must be 1 or more"),
     "direction": ({"direction": "up"}, "direction is 'up'"),
     "method": ({"method": "magic"}, "method is 'magic'"),
     "objective": ({"objective": "best"}, "objective is 'best'"),

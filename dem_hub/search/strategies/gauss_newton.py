@@ -28,7 +28,7 @@ def usual_budget(count: int) -> int:
 
 @dataclass(frozen=True)
 class GaussNewton:
-    """See the module. `n_trials` is 12 for up to four vectors, 2 N + 4 beyond, if the caller does not say."""
+    """See the module. `max_forward` is 12 for up to four vectors, 2 N + 4 beyond, if the caller does not say."""
 
     name: str = "gauss_newton"
 
@@ -38,7 +38,7 @@ class GaussNewton:
         if problem.start is None or problem.quick:
             if limit < problem.count + 1 and not problem.quick:
                 raise ConfigError(
-                    f"n_trials is {limit:g}, and the cross-loss table of {problem.count} vectors alone takes {problem.count + 1}. Allow "
+                    f"max_forward is {limit:g}, and the cross-loss table of {problem.count} vectors alone takes {problem.count + 1}. Allow "
                     f"{usual_budget(problem.count)}, or use method='optuna'."
                 )
             measured.keep_table()

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-5  # of the loss, from step to step
 
 @dataclass(frozen=True)
 class Gradient:
-    """L-BFGS-B within the bounds, from `start` or half of every vector. `n_trials` is 60 forward passes if the caller does not say."""
+    """L-BFGS-B within the bounds, from `start` or half of every vector. `max_forward` is 60 forward passes if the caller does not say."""
 
     name: str = "gradient"
 

@@ -18,7 +18,7 @@ N_TRIALS = 40
 
 @dataclass(frozen=True)
 class Optuna:
-    """A study of `n_trials` trials (40 if the caller does not say).
+    """A study of `max_forward` trials, each of which is one forward pass (40 if the caller does not say).
 
     Args:
         sampler: one of `SAMPLERS`, or any sampler of Optuna's. NSGA-II looks for the Pareto front of the distributions' losses.

@@ -8,7 +8,7 @@ from dem_hub.search.solve import common_bounds
 
 @dataclass(frozen=True)
 class Uniform:
-    """`n_trials` equal steps (11 points if the caller does not say) between the bounds that all coefficients share."""
+    """`max_forward` equal steps (11 points if the caller does not say) between the bounds that all coefficients share."""
 
     name: str = "uniform"
 
