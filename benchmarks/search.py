@@ -133,7 +133,7 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
                 held_out=after(tokenizer, folder, names, tokens) if name in GROUPS else 0,
                 granularity=name if name in GROUPS else "model",
                 max_forward=count,
-                store=work / f"store {name}",
+                cache=work / f"store {name}",
             )
             result.save_pretrained(work / f"result {name}")
             first = result if name == "gauss_newton" else first

@@ -65,7 +65,7 @@ OPTIONS = {
         "--held-out",
         "--earlier",
         "--with-logits",
-        "--store",
+        "--cache",
         "--seed",
         "--dtype",
         "--device-map",

@@ -1,6 +1,6 @@
 """What the numbers of a point stand for: the coefficients of a model's vectors, or of groups of their tensors.
 
-Here a point becomes a model, and a name in a store. A point that is the same for all groups of each vector has the name that it has without
+Here a point becomes a model, and a name in a cache. A point that is the same for all groups of each vector has the name that it has without
 groups, so that what was measured for whole vectors is known.
 """
 

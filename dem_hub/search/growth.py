@@ -9,32 +9,32 @@ from dem_hub.config import DEMConfig
 from dem_hub.records import level
 from dem_hub.search.likelihoods import Point
 from dem_hub.search.result import RESULT, SearchResult
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 Earlier = SearchResult | DEMConfig | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Before:
-    """What is known from before: coefficients by name, and a store."""
+    """What is known from before: coefficients by name, and a cache."""
 
     coefficients: Mapping[str, float]
-    store: Store
+    cache: MeasurementCache
     has_logits: bool = False
 
     @classmethod
     def of(cls, earlier: Earlier | None) -> "Before":
         """Read what the caller names."""
         if earlier is None:
-            return cls({}, Store())
+            return cls({}, MeasurementCache())
         if isinstance(earlier, str | os.PathLike):
             folder = Path(earlier)
             saved = (folder / RESULT).is_file()
             earlier = SearchResult.from_pretrained(folder) if saved else DEMConfig.from_pretrained(earlier)
         if isinstance(earlier, SearchResult):
             known = dict(zip(earlier.coefficients, earlier.best.coefficients, strict=True))
-            return cls(known, earlier.store, earlier.store.has_logits)
-        return cls({name: level(value) for name, value in earlier.coefficients.items()}, Store())
+            return cls(known, earlier.cache, earlier.cache.has_logits)
+        return cls({name: level(value) for name, value in earlier.coefficients.items()}, MeasurementCache())
 
     def start(self, names: Sequence[str]) -> Point | None:
         """The known coefficients; a new vector begins at their mean."""

@@ -1,7 +1,7 @@
 """A model that is merged anew, in place, for each point, and everything that is measured on it: losses, logits, curvature.
 
-Each measurement is filed in a [`Store`] and never made twice. What it costs is counted in forward passes over the data: tokens run
-through the model, divided by the tokens of the data; a backward pass counts two.
+Each measurement is filed in a [`MeasurementCache`] and never made twice. What it costs is counted in forward passes over the data: tokens
+run through the model, divided by the tokens of the data; a backward pass counts two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from dem_hub.search.forward import is_seq2seq, scored_tokens, totals
 from dem_hub.search.gradients import CoefficientGradient
 from dem_hub.search.logits import Block, choose_windows, keep_logits, parts_of, token_limit
 from dem_hub.search.quadratic import LocalModel, Sums
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 if TYPE_CHECKING:
     from dem_hub.loading import MergedModel
@@ -36,7 +36,7 @@ class Likelihoods:
     Args:
         model (`MergedModel`): with its recipe; it is left wherever the last measurement put it.
         data (`Mapping[str, list[Window]]`): windows by distribution.
-        store ([`Store`]): where measurements are filed.
+        cache ([`MeasurementCache`]): where measurements are filed.
         batch_size (`int`): windows in a forward pass.
         logit_bytes (`int`): memory for logits; more than fits is sampled for a start, or done in parts.
     """
@@ -45,12 +45,12 @@ class Likelihoods:
         self,
         model: "MergedModel",
         data: Mapping[str, list[Window]],
-        store: Store,
+        cache: MeasurementCache,
         *,
         batch_size: int = 8,
         logit_bytes: int = LOGIT_BYTES,
     ) -> None:
-        self.model, self.data, self.store, self.batch_size, self.logit_bytes = model, dict(data), store, batch_size, logit_bytes
+        self.model, self.data, self.cache, self.batch_size, self.logit_bytes = model, dict(data), cache, batch_size, logit_bytes
         self.coordinates = Coordinates(model)
         self.digests = {name: digest(windows) for name, windows in self.data.items()}
         seq2seq = is_seq2seq(model)
@@ -66,7 +66,7 @@ class Likelihoods:
         return self.coordinates.names
 
     def at(self, coordinates: Coordinates) -> "Likelihoods":
-        """The same data and store for points of other coordinates, with a count of its own, in which what is paid is paid."""
+        """The same data and cache for points of other coordinates, with a count of its own, in which what is paid is paid."""
         other = copy(self)
         other.coordinates, other.run, other._gradient = coordinates, 0, None
         return other
@@ -78,11 +78,11 @@ class Likelihoods:
 
     def is_known(self, point: Sequence[float]) -> bool:
         """Whether a point's losses have been measured, so that they cost nothing."""
-        return all(self._score_key(name, point) in self.store for name in self.data)
+        return all(self._score_key(name, point) in self.cache for name in self.data)
 
     def window_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
         """The negative log-likelihood of each window of each distribution, float64; runs the model over what is not known yet."""
-        missing = [name for name in self.data if self._score_key(name, point) not in self.store]
+        missing = [name for name in self.data if self._score_key(name, point) not in self.cache]
         if missing:
             self.coordinates.move_to(point)
         for name in missing:
@@ -94,7 +94,7 @@ class Likelihoods:
 
     def known_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
         """The same for a point that `is_known`, at no cost."""
-        return {name: torch.tensor(self.store[self._score_key(name, point)], dtype=torch.float64) for name in self.data}
+        return {name: torch.tensor(self.cache[self._score_key(name, point)], dtype=torch.float64) for name in self.data}
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """The mean loss of a token of each distribution."""
@@ -122,8 +122,8 @@ class Likelihoods:
     def _keep_cell(self, name: str, point: Point, vector: str | None) -> None:
         """One model on one distribution, with its logits; nothing where both are known."""
         key = f"{self.coordinates.place} {self.digests[name]}"
-        block = self.store.block(key)
-        scored = self._score_key(name, point) in self.store
+        block = self.cache.block(key)
+        scored = self._score_key(name, point) in self.cache
         if block is not None and scored and (vector is None or vector in block.moves):
             return
         self.coordinates.move_to(point)
@@ -132,11 +132,11 @@ class Likelihoods:
             limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // len(self.data) // processes.world_size()
             own = list(processes.mine(self.tokens[name]))
             part, block = keep_logits(self.model, windows, choose_windows(own, limit), self.batch_size)
-            self.store.put_block(key, block)
+            self.cache.put_block(key, block)
         else:
             assert block is not None  # the base's cell comes first
             part, block.moves[vector] = block.move(self.model, windows, self.batch_size)
-            self.store.put_move(key, vector)
+            self.cache.put_move(key, vector)
         if scored:  # for its logits alone
             self.run += self._sizes[name]
         self._put_totals(name, point, part)
@@ -146,7 +146,7 @@ class Likelihoods:
         offsets = dict(zip(self.coordinates.keys, point, strict=True))
         parts = {}
         for name in self.data:
-            block = self.store.block(f"{self.coordinates.place} {self.digests[name]}")
+            block = self.cache.block(f"{self.coordinates.place} {self.digests[name]}")
             assert block is not None, "keep_table comes first"
             sums = block.sums(self.coordinates.keys, offsets, 1.0, self.model.device)
             parts[name] = Sums(processes.total(sums.values, self.model.device)).quadratic()
@@ -159,11 +159,11 @@ class Likelihoods:
         see [`Sums.add`].
         """
         key = f"statistics {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
-        if key not in self.store:
-            self.store.put(key, self._measured(point).to_dict())
+        if key not in self.cache:
+            self.cache.put(key, self._measured(point).to_dict())
         self._pay(key, (1 + len(self.names)) * sum(self._sizes.values()))
         self._paid |= {self._score_key(name, point) for name in self.data}
-        found = LocalModel.from_dict(self.store[key])
+        found = LocalModel.from_dict(self.cache[key])
         return LocalModel(self.names, found.point, dict(zip(self.data, found.parts.values(), strict=True)))
 
     def _measured(self, point: Sequence[float]) -> LocalModel:
@@ -208,7 +208,7 @@ class Likelihoods:
     def gradient(self, point: Sequence[float]) -> dict[str, Tensor]:
         """The derivative of each distribution's loss after the coefficients, (N,), from a forward and a backward pass."""
         key = f"gradient {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
-        if key not in self.store:
+        if key not in self.cache:
             if self._gradient is None:
                 self._gradient = CoefficientGradient(self.model, self.coordinates.groups)
             self.coordinates.move_to(point)
@@ -217,25 +217,25 @@ class Likelihoods:
                 found, slope = self._gradient(list(processes.mine(windows)), self.batch_size)
                 slopes[name] = (processes.total(slope, self.model.device) / sum(self.tokens[name])).tolist()
                 self._put_totals(name, point, found)
-            self.store.put(key, list(slopes.values()))
+            self.cache.put(key, list(slopes.values()))
         self._pay(key, 3 * sum(self._sizes.values()))
         self._paid |= {self._score_key(name, point) for name in self.data}
-        slopes = dict(zip(self.data, self.store[key], strict=True))
+        slopes = dict(zip(self.data, self.cache[key], strict=True))
         return {name: torch.tensor(slope, dtype=torch.float64) for name, slope in slopes.items()}
 
     def _pay(self, key: str, tokens: int) -> None:
         """Count a measurement when this search first uses it, whether it is made now or was before a kill; an earlier search's is free."""
-        if key not in self._paid and not self.store.is_free(key):
+        if key not in self._paid and not self.cache.is_free(key):
             self.run += tokens
         self._paid.add(key)
 
     def _put_totals(self, name: str, point: Sequence[float], mine: Tensor) -> None:
         """Put together what the processes found, each for its own windows, and file it, unless it is known."""
-        if self._score_key(name, point) in self.store:
+        if self._score_key(name, point) in self.cache:
             return
         whole = torch.zeros(len(self.data[name]), dtype=torch.float64)
         whole[processes.rank() :: processes.world_size()] = mine
-        self.store.put(self._score_key(name, point), processes.total(whole, self.model.device).tolist())
+        self.cache.put(self._score_key(name, point), processes.total(whole, self.model.device).tolist())
 
     def _score_key(self, name: str, point: Sequence[float]) -> str:
         return f"score {self.coordinates.key(point)} {self.digests[name]} {self.coordinates.place}"

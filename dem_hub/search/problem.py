@@ -20,7 +20,7 @@ from dem_hub.search.likelihoods import Likelihoods, Point
 from dem_hub.search.objective import Objective
 from dem_hub.search.quadratic import LocalModel
 from dem_hub.search.solve import Pull, Region
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 logger = logging.getLogger(__name__)
 
@@ -168,12 +168,12 @@ class Problem:
 class Score:
     """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
 
-    Scores are filed in a [`Store`] by the function's name, so that a killed search goes on: each function needs a store of its own, or a
-    name of its own. What has no name (a lambda, a partial) is filed for this search alone.
+    Scores are filed in a [`MeasurementCache`] by the function's name, so that a killed search goes on: each function needs a cache of
+    its own, or a name of its own. What has no name (a lambda, a partial) is filed for this search alone.
     """
 
-    def __init__(self, model: Any, function: Callable[[Any], float], store: Store, *, maximise: bool) -> None:
-        self.model, self.function, self.store, self.sign = model, function, store, -1.0 if maximise else 1.0
+    def __init__(self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximise: bool) -> None:
+        self.model, self.function, self.cache, self.sign = model, function, cache, -1.0 if maximise else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
         name = getattr(function, "__qualname__", "")
@@ -188,9 +188,9 @@ class Score:
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """The score there; the same point is not scored twice."""
         key = f"call {self._label} {self.coordinates.key(point)} {self.coordinates.place}"
-        if key not in self.store:
+        if key not in self.cache:
             self.coordinates.move_to(point)
-            self.store.put(key, float(self.function(self.model)))
-        if not self.store.is_free(key):
+            self.cache.put(key, float(self.function(self.model)))
+        if not self.cache.is_free(key):
             self._paid.add(key)
-        return {"score": self.sign * self.store[key]}
+        return {"score": self.sign * self.cache[key]}

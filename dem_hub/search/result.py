@@ -17,11 +17,11 @@ from dem_hub.search.problem import Trial
 from dem_hub.search.quadratic import LocalModel
 from dem_hub.search.refinement import Refinement
 from dem_hub.search.solve import Region, best_point
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 from dem_hub.search.table import BASE, Cell, CrossLoss
 
 RESULT = "search_result.json"
-MEASURED = "measured"  # folder of the store, within a saved result
+MEASURED = "measured"  # folder of the cache, within a saved result
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SearchResult:
     model: LocalModel | None = None
     notes: tuple[str, ...] = ()
     refinement: Refinement | None = None
-    store: Store = field(default_factory=Store, compare=False, repr=False)
+    cache: MeasurementCache = field(default_factory=MeasurementCache, compare=False, repr=False)
 
     def __str__(self) -> str:
         found = [f"{self.config.base}", *(f"  + {value} * {name}" for name, value in self.coefficients.items())]
@@ -166,7 +166,7 @@ class SearchResult:
         folder = Path(save_directory)
         self.config.save_pretrained(folder)
         write_text(folder / RESULT, json.dumps(self._to_dict(), indent=1) + "\n")
-        self.store.save(folder / MEASURED, with_logits=with_logits)
+        self.cache.save(folder / MEASURED, with_logits=with_logits)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "SearchResult":
@@ -194,7 +194,7 @@ class SearchResult:
                 model=LocalModel.from_dict(data["model"]) if data["model"] else None,
                 refinement=Refinement.from_dict(data["refinement"]) if data.get("refinement") else None,
                 notes=tuple(data["notes"]),
-                store=Store(Path(folder) / MEASURED),
+                cache=MeasurementCache(Path(folder) / MEASURED),
                 **{name: data[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, StopIteration) as error:

@@ -22,18 +22,18 @@ _LINES = "measured.jsonl"
 _LOGITS = "logits"
 
 
-class Store:
+class MeasurementCache:
     """Numbers and logits by key.
 
     Args:
         folder (`str` or `os.PathLike`, *optional*): where they are written, and read from if they are there; memory alone by default.
-        known ([`Store`], *optional*): of an earlier search, whose numbers are had for nothing.
+        known ([`MeasurementCache`], *optional*): of an earlier search, whose numbers are had for nothing.
 
     Raises:
         `ConfigError`: the folder's lines are not a search's.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, known: "Store | None" = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, known: "MeasurementCache | None" = None) -> None:
         self.folder = Path(folder) if folder is not None else None
         self._known = known
         self._numbers: dict[str, Any] = {}
@@ -51,7 +51,7 @@ class Store:
         return len(self._all())
 
     def is_free(self, key: str) -> bool:
-        """Whether an earlier search has paid for it; what lies in this store's own folder is this search's, begun before."""
+        """Whether an earlier search has paid for it; what lies in this cache's own folder is this search's, begun before."""
         return self._known is not None and key in self._known
 
     @property
@@ -93,7 +93,7 @@ class Store:
 
     def save(self, folder: Path, *, with_logits: bool) -> None:
         """Write everything to another folder, the logits (gigabytes) only if asked for."""
-        copy = Store(folder)
+        copy = MeasurementCache(folder)
         for key, value in self._all().items():
             if key not in copy:
                 copy.put(key, value)

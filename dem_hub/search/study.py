@@ -30,7 +30,7 @@ from dem_hub.search.refinement import Refinement, refine
 from dem_hub.search.request import check, check_granularity, pairs
 from dem_hub.search.result import SearchResult
 from dem_hub.search.solve import Region, common_bounds, common_point
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 from dem_hub.search.strategies import choose
 from dem_hub.search.table import BASE, CrossLoss, geometry_flags
 
@@ -58,7 +58,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_forward: float | None = None,
     held_out: float | Mapping[str, Any] = HELD_OUT,
     earlier: Earlier | None = None,
-    store: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     batch_size: int = 8,
@@ -81,14 +81,14 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
         objective (`str` or [`Objective`]): `mean`, `worst` or `improvement`.
         weights (`Mapping[str, float]`, *optional*): by distribution.
-        score (`Callable`, *optional*): any other score of a model, in place of losses. A `store` knows it by its name.
+        score (`Callable`, *optional*): any other score of a model, in place of losses. A `cache` knows it by its name.
         direction (`str`): whether a `score` is to `maximize` or `minimize`.
         bounds: of all coefficients, or a pair for each.
         max_sum (`float`, *optional*): the most that the coefficients may sum to.
         max_forward (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
         held_out (`float` or `Mapping`): the share of documents on which the answer is accepted, or data for that; 0 accepts it unseen.
         earlier (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
-        store (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
+        cache (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
         seed (`int`): of the split and of samplers.
         tokenizer (*optional*): the base's own by default.
         batch_size, max_length (`int`), packing (`bool`): windows in a batch, tokens in a window, whether documents share windows.
@@ -137,7 +137,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
     region = Region.of(pairs(bounds, len(vectors)), max_sum)
     before = Before.of(earlier)
-    kept = Store(store, before.store)
+    kept = MeasurementCache(cache, before.cache)
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
     if score is not None:
@@ -181,7 +181,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         model=problem.model,
         refinement=refined,
         notes=tuple(problem.notes),
-        store=kept,
+        cache=kept,
     )
     return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
 

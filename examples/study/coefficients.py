@@ -62,7 +62,7 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
             held_out=0,
             max_forward=count,
             seed=settings.seed,
-            store=folder / f"store {label}",
+            cache=folder / f"store {label}",
         )
         result.save_pretrained(folder / label, with_logits=label == FOUND)  # with which one more vector costs little
         result.plot(folder / f"{label}.png")
@@ -77,7 +77,7 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
             held_out=0,
             seed=settings.seed,
             earlier=folder / FOUND,
-            store=folder / f"store {GROWN}",
+            cache=folder / f"store {GROWN}",
         )
         result.save_pretrained(folder / GROWN)
         return _record(result, [*first, later])

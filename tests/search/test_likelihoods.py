@@ -15,16 +15,16 @@ from dem_hub.errors import CoefficientError
 from dem_hub.search.data import Window
 from dem_hub.search.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.objective import evaluate
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 POINT = (0.4, 0.7, 0.2)
 
 
 @pytest.fixture
 def make(counters: Counters) -> Callable[..., Likelihoods]:
-    def make(store: Store | None = None, dtype: str = "float32", **options: Any) -> Likelihoods:
+    def make(cache: MeasurementCache | None = None, dtype: str = "float32", **options: Any) -> Likelihoods:
         model = DEMModel.from_pretrained(counters.base, vectors=dict.fromkeys(counters.vectors.values(), 0.0), dtype=dtype)
-        return Likelihoods(model, windows(counters), store or Store(), **options)
+        return Likelihoods(model, windows(counters), cache or MeasurementCache(), **options)
 
     return make
 
@@ -61,7 +61,7 @@ def test_nothing_is_measured_twice(make: Callable[..., Likelihoods]) -> None:
     measured.statistics(POINT)
     measured.gradient(POINT)
     assert measured.num_forward == 1 + 4 + 4 + 3
-    assert make(measured.store).losses(POINT) == first
+    assert make(measured.cache).losses(POINT) == first
 
 
 def test_an_earlier_search_has_paid(make: Callable[..., Likelihoods]) -> None:
@@ -69,7 +69,7 @@ def test_an_earlier_search_has_paid(make: Callable[..., Likelihoods]) -> None:
     first = make()
     first.keep_table()
     first.statistics(POINT)
-    resumed, grown = make(first.store), make(Store(known=first.store))
+    resumed, grown = make(first.cache), make(MeasurementCache(known=first.cache))
     for measured in (resumed, grown):
         measured.keep_table()
         measured.statistics(POINT)
@@ -91,7 +91,7 @@ def test_fewer_logits_than_there_are_tokens(make: Callable[..., Likelihoods]) ->
     whole.keep_table()
     some.keep_table()
     assert some.losses((0.0, 1.0, 0.0)) == whole.losses((0.0, 1.0, 0.0))
-    kept = [len(set(block.owners.tolist())) for block in some.store._blocks.values()]
+    kept = [len(set(block.owners.tolist())) for block in some.cache._blocks.values()]
     assert all(1 <= count < 24 for count in kept)
     for name, part in some.from_logits(POINT).parts.items():
         assert part.loss == pytest.approx(whole.from_logits(POINT).parts[name].loss, abs=0.5)
@@ -146,7 +146,7 @@ def test_a_vector_that_diverged_is_named(counters: Counters, tmp_path: Path) -> 
     (folder / "config.json").write_bytes((counters.base / "config.json").read_bytes())
     DistributionVector.extract(counters.base, folder, codec="dense", dtype="float32").save_pretrained(tmp_path / "wild")
     vectors = {counters.vectors["up"]: 0.0, str(tmp_path / "wild"): 0.0}
-    measured = Likelihoods(DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32"), windows(counters), Store())
+    measured = Likelihoods(DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32"), windows(counters), MeasurementCache())
     with pytest.raises(CoefficientError, match=r"The base with 1.0 of '.*wild' has a loss that is not finite on 'up', 'down', 'threes'"):
         measured.keep_table()
     assert math.isfinite(measured.losses((0.0, 0.0))["up"])

@@ -21,7 +21,7 @@ from dem_hub.search.data import Window
 from dem_hub.search.likelihoods import Likelihoods
 from dem_hub.search.objective import evaluate
 from dem_hub.search.refinement import ONE
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 GROUPS = ("embedding", "attention", "mlp", "other")
 
@@ -37,7 +37,7 @@ def finer(counters: Counters) -> Likelihoods:
     vectors = dict.fromkeys(list(counters.vectors.values())[:2], 0.0)
     model = DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32")
     data = {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
-    return Likelihoods(model, data, Store()).at(Coordinates(model, (GROUPS, GROUPS)))
+    return Likelihoods(model, data, MeasurementCache()).at(Coordinates(model, (GROUPS, GROUPS)))
 
 
 @pytest.fixture(scope="module")
@@ -248,9 +248,9 @@ def test_goes_on_where_it_stopped(search: Callable[..., SearchResult], counters:
             raise StopError
 
     with pytest.raises(StopError):
-        search("up", "down", held_out=counters.test, granularity="group", store=tmp_path, callback=stop)
+        search("up", "down", held_out=counters.test, granularity="group", cache=tmp_path, callback=stop)
     before = (tmp_path / "measured.jsonl").read_text()
-    again = search("up", "down", held_out=counters.test, granularity="group", store=tmp_path)
+    again = search("up", "down", held_out=counters.test, granularity="group", cache=tmp_path)
     after = (tmp_path / "measured.jsonl").read_text()
     assert after.startswith(before)
     assert len({json.loads(line)[0] for line in after.splitlines()}) == len(after.splitlines())

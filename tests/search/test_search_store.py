@@ -8,7 +8,7 @@ import torch
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.logits import Block, choose_windows, parts_of, token_limit
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 
 
 def block() -> Block:
@@ -24,13 +24,13 @@ def same(first: Block, second: Block) -> bool:
 
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_numbers_and_logits(tmp_path: Path, on_disk: bool) -> None:
-    store = Store(tmp_path / "store" if on_disk else None)
-    assert (store.block("key"), store.has_logits, "score" in store) == (None, False, False)
-    store.put("score", [0.1, 1 / 3])
-    store.put_block("key", block())
-    assert (store["score"], len(store), store.has_logits) == ([0.1, 1 / 3], 1, True)
-    assert same(store.block("key"), block())  # type: ignore[arg-type]
-    again = Store(store.folder)
+    cache = MeasurementCache(tmp_path / "cache" if on_disk else None)
+    assert (cache.block("key"), cache.has_logits, "score" in cache) == (None, False, False)
+    cache.put("score", [0.1, 1 / 3])
+    cache.put_block("key", block())
+    assert (cache["score"], len(cache), cache.has_logits) == ([0.1, 1 / 3], 1, True)
+    assert same(cache.block("key"), block())  # type: ignore[arg-type]
+    again = MeasurementCache(cache.folder)
     assert ("score" in again, again.block("key") is not None) == (on_disk, on_disk)
     if on_disk:
         assert again["score"] == [0.1, 1 / 3]
@@ -38,30 +38,30 @@ def test_numbers_and_logits(tmp_path: Path, on_disk: bool) -> None:
 
 
 def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.put("first", 1.0)
+    cache = MeasurementCache(tmp_path)
+    cache.put("first", 1.0)
     with (tmp_path / "measured.jsonl").open("a") as file:
         file.write('["second", 2.')
-    again = Store(tmp_path)
+    again = MeasurementCache(tmp_path)
     assert ("first" in again, "second" in again) == (True, False)
     again.put("third", 3.0)
-    assert {key: Store(tmp_path)[key] for key in ("first", "third")} == {"first": 1.0, "third": 3.0}
+    assert {key: MeasurementCache(tmp_path)[key] for key in ("first", "third")} == {"first": 1.0, "third": 3.0}
 
 
 def test_lines_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "measured.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(ConfigError, match="line 1: not a line of a search"):
-        Store(tmp_path)
+        MeasurementCache(tmp_path)
 
 
 @pytest.mark.parametrize("with_logits", [False, True])
 def test_save(tmp_path: Path, with_logits: bool) -> None:
-    store = Store()
-    store.put("score", 1.0)
-    store.put_block("key", block())
-    store.save(tmp_path, with_logits=with_logits)
-    assert Store(tmp_path)["score"] == 1.0
-    assert Store(tmp_path).has_logits is with_logits
+    cache = MeasurementCache()
+    cache.put("score", 1.0)
+    cache.put_block("key", block())
+    cache.save(tmp_path, with_logits=with_logits)
+    assert MeasurementCache(tmp_path)["score"] == 1.0
+    assert MeasurementCache(tmp_path).has_logits is with_logits
 
 
 def test_choose_windows() -> None:

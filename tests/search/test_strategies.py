@@ -17,7 +17,7 @@ from dem_hub.search.likelihoods import Likelihoods
 from dem_hub.search.objective import Objective
 from dem_hub.search.problem import Problem, Strategy
 from dem_hub.search.solve import Region
-from dem_hub.search.store import Store
+from dem_hub.search.store import MeasurementCache
 from dem_hub.search.strategies import STRATEGIES, choose
 from dem_hub.search.strategies.sampler import first_points
 
@@ -48,7 +48,7 @@ def likelihoods(counters: Counters) -> Callable[..., Likelihoods]:
         vectors = [counters.vectors[name] for name in names or counters.vectors]
         model = DEMModel.from_pretrained(counters.base, vectors=dict.fromkeys(vectors, 0.0), dtype="float32")
         data = {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
-        return Likelihoods(model, data, Store())
+        return Likelihoods(model, data, MeasurementCache())
 
     return make
 

@@ -100,7 +100,7 @@ def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
     assert result.model is not None
     assert again.resolve("worst") == result.resolve("worst")
     assert replace(again, model=None) == replace(result, model=None)
-    assert len(again.store) == len(result.store)
+    assert len(again.cache) == len(result.cache)
     assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
     json.loads((tmp_path / "found" / "search_result.json").read_text())
 
@@ -121,9 +121,9 @@ def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
 def test_resolving_costs_nothing_and_is_true(counters: Counters, search: Callable[..., SearchResult]) -> None:
     """What is found for other weights is nearly what a search with these weights finds, and better for them than what was found."""
     plain, weights = search(held_out=0), {"up": 3.0}
-    size = len(plain.store)
+    size = len(plain.cache)
     wished = plain.resolve(weights=weights)
-    assert len(plain.store) == size
+    assert len(plain.cache) == size
     assert wished.config.coefficients == wished.coefficients
     objective = Objective("mean", weights)
     truth, before = (objective.value(fresh(counters, point, counters.data)) for point in (wished.coefficients, plain.coefficients))
@@ -185,8 +185,8 @@ def kill(number, trial):
 for method in request.pop("methods"):
     pid = os.fork()  # the libraries are loaded once
     if not pid:
-        kept = os.path.join(request["store"], method)
-        search_coefficients(**{**request, "store": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
+        kept = os.path.join(request["cache"], method)
+        search_coefficients(**{**request, "cache": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 """
@@ -195,14 +195,14 @@ RESUMED = ["gauss_newton", "quadratic", "gradient", "optuna"]
 
 @pytest.fixture(scope="module")
 def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stores of searches that were killed, by the kernel, after four trials."""
-    store = tmp_path_factory.mktemp("killed")
+    """The caches of searches that were killed, by the kernel, after four trials."""
+    cache = tmp_path_factory.mktemp("killed")
     request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "max_forward": 12}
-    content = json.dumps({**request, "store": str(store), "methods": RESUMED})
+    content = json.dumps({**request, "cache": str(cache), "methods": RESUMED})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
     done = subprocess.run([sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return store
+    return cache
 
 
 @pytest.mark.parametrize("method", RESUMED)
@@ -211,7 +211,7 @@ def test_a_killed_search_goes_on(search: Callable[..., SearchResult], killed: Pa
     lines = killed / method / "measured.jsonl"
     before = lines.read_text().splitlines()
     way = Optuna("tpe") if method == "optuna" else method
-    whole, rest = search(method=way, max_forward=12), search(method=way, max_forward=12, store=killed / method)
+    whole, rest = search(method=way, max_forward=12), search(method=way, max_forward=12, cache=killed / method)
     assert rest.trials == whole.trials
     assert rest.coefficients == whole.coefficients
     assert rest.num_forward == whole.num_forward
@@ -233,9 +233,9 @@ def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
         vectors = [counters.vectors["up"], counters.vectors["down"]]
         return search_coefficients(counters.base, vectors, score=length, direction="minimize", max_forward=10, **options)
 
-    first = search(store=tmp_path)
+    first = search(cache=tmp_path)
     assert len(calls) == first.num_forward
-    again = search(store=tmp_path)
+    again = search(cache=tmp_path)
     assert (again.trials, again.num_forward, len(calls)) == (first.trials, first.num_forward, first.num_forward)
     grown = search(earlier=first)
     assert grown.num_forward == len(calls) - first.num_forward
@@ -459,7 +459,7 @@ def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp
             vectors,
             score=lambda model, wanted=wanted: -abs(next(iter(model.dem.coefficients.values())) - wanted),
             method=Grid((0.0, 1.0)),
-            store=tmp_path / "store",
+            cache=tmp_path / "cache",
         )
         assert list(found.coefficients.values()) == [wanted]
 
