@@ -170,7 +170,7 @@ def _opened(found: Sequence[Resolved], pool: Executor) -> tuple[Base, tuple[Dist
     base, *vectors = found
     if is_recipe(base.folder):
         raise ConfigError(
-            f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; a search goes on from it with --earlier."
+            f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; a search goes on from it with --resume-from."
         )
     refuse_quantised(base.folder, "base")
     return Base(base), tuple(pool.map(lambda one: DistributionVector(one, verify=True), vectors))

@@ -10,7 +10,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.kinds import RECIPE, check_target
 
 _PASSED_ON = (
-    "granularity", "max_sum", "max_forward", "held_out", "earlier", "cache", "seed", "dtype", "batch_size", "max_length", "packing",
+    "granularity", "max_sum", "max_forward", "held_out", "resume_from", "cache", "seed", "dtype", "batch_size", "max_length", "packing",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def add_search(commands: Any) -> None:
     )
     parser.add_argument("--max-forward", type=float, help="forward passes over the data at most (default: what the method needs)")
     parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
-    parser.add_argument("--earlier", help="folder of an earlier search or recipe to go on from")
+    parser.add_argument("--resume-from", help="folder of an earlier search or recipe to go on from")
     parser.add_argument("--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass")
     parser.add_argument("--cache", help="folder for everything measured; a search that was killed goes on from there")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of samplers (default 0)")

@@ -63,7 +63,7 @@ OPTIONS = {
         "--granularity",
         "--max-forward",
         "--held-out",
-        "--earlier",
+        "--resume-from",
         "--with-logits",
         "--cache",
         "--seed",

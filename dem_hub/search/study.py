@@ -57,7 +57,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_sum: float | None = None,
     max_forward: float | None = None,
     held_out: float | Mapping[str, Any] = HELD_OUT,
-    earlier: Earlier | None = None,
+    resume_from: Earlier | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = 0,
     tokenizer: Any = None,
@@ -87,7 +87,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         max_sum (`float`, *optional*): the most that the coefficients may sum to.
         max_forward (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
         held_out (`float` or `Mapping`): the share of documents on which the answer is accepted, or data for that; 0 accepts it unseen.
-        earlier (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
+        resume_from (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
         cache (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
         seed (`int`): of the split and of samplers.
         tokenizer (*optional*): the base's own by default.
@@ -136,7 +136,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     names = list(eval_datasets or {"score": None})
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
     region = Region.of(pairs(bounds, len(vectors)), max_sum)
-    before = Before.of(earlier)
+    before = Before.of(resume_from)
     kept = MeasurementCache(cache, before.cache)
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None

@@ -76,7 +76,7 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
             method=GaussNewton(),
             held_out=0,
             seed=settings.seed,
-            earlier=folder / FOUND,
+            resume_from=folder / FOUND,
             cache=folder / f"store {GROWN}",
         )
         result.save_pretrained(folder / GROWN)

@@ -77,7 +77,7 @@ def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.Cap
 def test_going_on_from_an_earlier_search(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--with-logits"]) == 0
     again = [part if part != str(tmp_path / "found") else str(tmp_path / "again") for part in command]
-    assert main([*again, "--earlier", str(tmp_path / "found"), "--json"]) == 0
+    assert main([*again, "--resume-from", str(tmp_path / "found"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert data["num_forward"] < SearchResult.from_pretrained(tmp_path / "found").num_forward
 
@@ -97,7 +97,7 @@ def test_a_sampler(command: list[str], tmp_path: Path, capsys: pytest.CaptureFix
         (["--sampler", "tpe", "--method", "grid"], "--sampler and --storage are for --method optuna, and the method is grid"),
         (["--data", "file.jsonl"], "'file.jsonl' is not NAME=VALUE"),
         (["--bounds", "1", "0"], "each must be a finite (lower, upper) pair"),
-        (["--earlier", "nowhere/at-all"], "nowhere/at-all"),
+        (["--resume-from", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )
 def test_mistakes_are_one_message(command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:

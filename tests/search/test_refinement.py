@@ -163,7 +163,7 @@ def test_many_groups_are_found_by_gradients(
 ) -> None:
     """More than sixteen coefficients; here more than two. Both ways lead to the same loss."""
     monkeypatch.setattr("dem_hub.search.strategies._MANY", 2)
-    found = search("up", "down", held_out=counters.test, granularity="group", earlier=kept)
+    found = search("up", "down", held_out=counters.test, granularity="group", resume_from=kept)
     assert found.refinement is not None
     assert kept.refinement is not None
     assert found.refinement.method == "gradient"
@@ -221,9 +221,9 @@ def test_recipe_and_result_are_read_again(kept: SearchResult, tmp_path: Path) ->
 def test_growing_from_groups(kept: SearchResult, search: Callable[..., SearchResult], tmp_path: Path) -> None:
     """Whole vectors are searched first, from where they stood; from a recipe alone, from the mean of each vector's groups."""
     kept.config.save_pretrained(tmp_path)
-    grown = search("up", "down", earlier=tmp_path, max_forward=4)
+    grown = search("up", "down", resume_from=tmp_path, max_forward=4)
     assert grown.trials[0].coefficients == pytest.approx([sum(value.values()) / 4 for value in kept.coefficients.values()])
-    assert search("up", "down", earlier=kept, max_forward=4).trials[0].coefficients is not None
+    assert search("up", "down", resume_from=kept, max_forward=4).trials[0].coefficients is not None
 
 
 def test_nothing_to_accept_it_on(search: Callable[..., SearchResult]) -> None:

@@ -237,7 +237,7 @@ def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
     assert len(calls) == first.num_forward
     again = search(cache=tmp_path)
     assert (again.trials, again.num_forward, len(calls)) == (first.trials, first.num_forward, first.num_forward)
-    grown = search(earlier=first)
+    grown = search(resume_from=first)
     assert grown.num_forward == len(calls) - first.num_forward
 
 
@@ -261,7 +261,7 @@ def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
     """Its column of the table, and a check of what the algebra on kept logits finds."""
     vectors = list(gentle.vectors.values())
     two = search_coefficients(gentle.base, vectors[:2], gentle.data)
-    three = search_coefficients(gentle.base, vectors, gentle.data, earlier=two)
+    three = search_coefficients(gentle.base, vectors, gentle.data, resume_from=two)
     assert three.num_forward == 1 + 1
     assert three.num_forward_held_out <= 1 + 1 + 1 + 1  # the new one alone, 1/N, common, found
     assert three.loss < two.loss
@@ -272,18 +272,18 @@ def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
 
 def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
     """Where vectors interact, the check shows it, and a step or two are taken, of N + 1 forward passes and a check."""
-    three = search(earlier=search("up", "down"))
+    three = search(resume_from=search("up", "down"))
     assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
     assert any("The kept logits promised" in note for note in three.notes)
     assert three.loss == pytest.approx(search().loss, abs=5e-3)
-    assert search(earlier=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
+    assert search(resume_from=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
 
 
 def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
     """One pass over it for the base and each vector, and a check over everything."""
     vectors = list(gentle.vectors.values())[:2]
     known = {name: gentle.data[name] for name in ("up", "down")}
-    grown = search_coefficients(gentle.base, vectors, gentle.data, earlier=search_coefficients(gentle.base, vectors, known))
+    grown = search_coefficients(gentle.base, vectors, gentle.data, resume_from=search_coefficients(gentle.base, vectors, known))
     share = grown.tokens["threes"] / sum(grown.tokens.values())
     assert grown.acceptance is not None
     returned = int(not grown.acceptance.is_found)  # a rival's losses on the search data, where it is better on the held-out data
@@ -293,7 +293,7 @@ def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
 def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
     vectors = list(gentle.vectors.values())
     three = search_coefficients(gentle.base, vectors, gentle.data)
-    assert search_coefficients(gentle.base, vectors[::2], gentle.data, earlier=three).num_forward == 1
+    assert search_coefficients(gentle.base, vectors[::2], gentle.data, resume_from=three).num_forward == 1
     assert three.resolve(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
 
 
@@ -306,7 +306,7 @@ def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
     two.config.save_pretrained(tmp_path / "recipe")
 
     def grow(earlier: Any) -> SearchResult:
-        return search_coefficients(gentle.base, vectors, gentle.data, earlier=earlier)
+        return search_coefficients(gentle.base, vectors, gentle.data, resume_from=earlier)
 
     grown = grow(tmp_path / "with")
     assert grown.num_forward == 2
