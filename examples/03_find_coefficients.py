@@ -51,6 +51,6 @@ for label, loss in {"found": result.held_out_loss, **result.baselines}.items():
     print(f"{label.replace(str(folder), ''):16} held-out loss {loss:.4f}")
 
 # Another wish is a small calculation, and no forward pass: what if counting up mattered three times as much?
-print("counting up three times as important:", [round(value, 3) for value in result.resolve(weights={"up": 3.0}).coefficients.values()])
+print("counting up three times as important:", [round(value, 3) for value in result.reweight(weights={"up": 3.0}).coefficients.values()])
 
 assert result.held_out_loss < min(result.baselines.values())

@@ -25,7 +25,7 @@ MEASURED = "measured"  # folder of the cache, within a saved result
 
 
 @dataclass(frozen=True)
-class Resolved:
+class Reweighted:
     """Coefficients for another wish, and the losses that are expected there: from the statistics, measured by nobody."""
 
     coefficients: Mapping[str, float]
@@ -106,7 +106,7 @@ class SearchResult:
         """The trials that no other trial beats on every distribution."""
         return tuple(trial for trial in self.trials if not any(_dominates(other, trial) for other in self.trials))
 
-    def resolve(
+    def reweight(
         self,
         objective: str | None = None,
         *,
@@ -114,7 +114,7 @@ class SearchResult:
         bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
         max_sum: float | None = None,
         without: Sequence[str] = (),
-    ) -> Resolved:
+    ) -> Reweighted:
         """The best coefficients for another wish, from the statistics at hand: no forward pass.
 
         Args:
@@ -125,7 +125,7 @@ class SearchResult:
             without (`Sequence[str]`): vectors that get the coefficient 0.
 
         Returns:
-            [`Resolved`]: with the losses that are expected there. The further from what was found, the less they are to be trusted.
+            [`Reweighted`]: with the losses that are expected there. The further from what was found, the less they are to be trusted.
 
         Raises:
             `ConfigError`: the method left no statistics, or a name is none of this search.
@@ -147,7 +147,7 @@ class SearchResult:
         point = best_point(self.model, goal, region, base)
         coefficients = dict(zip(names, point.tolist(), strict=True))
         losses = self.model.losses(point.tolist())
-        return Resolved(coefficients, losses, goal.value(losses, base), self.config.with_coefficients(coefficients))
+        return Reweighted(coefficients, losses, goal.value(losses, base), self.config.with_coefficients(coefficients))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw the objective over trials, and each distribution's perplexity before and after; see [`dem_hub.plot.plot_search`]."""

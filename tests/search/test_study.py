@@ -98,7 +98,7 @@ def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
     again = SearchResult.from_pretrained(tmp_path / "found")
     assert again.model is not None
     assert result.model is not None
-    assert again.resolve("worst") == result.resolve("worst")
+    assert again.reweight("worst") == result.reweight("worst")
     assert replace(again, model=None) == replace(result, model=None)
     assert len(again.cache) == len(result.cache)
     assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
@@ -118,11 +118,11 @@ def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
         SearchResult.from_pretrained(tmp_path)
 
 
-def test_resolving_costs_nothing_and_is_true(counters: Counters, search: Callable[..., SearchResult]) -> None:
+def test_reweighting_costs_nothing_and_is_true(counters: Counters, search: Callable[..., SearchResult]) -> None:
     """What is found for other weights is nearly what a search with these weights finds, and better for them than what was found."""
     plain, weights = search(held_out=0), {"up": 3.0}
     size = len(plain.cache)
-    wished = plain.resolve(weights=weights)
+    wished = plain.reweight(weights=weights)
     assert len(plain.cache) == size
     assert wished.config.coefficients == wished.coefficients
     objective = Objective("mean", weights)
@@ -132,37 +132,37 @@ def test_resolving_costs_nothing_and_is_true(counters: Counters, search: Callabl
     assert wished.value == pytest.approx(truth, abs=0.02)
 
 
-def test_resolving_for_other_wishes(result: SearchResult, counters: Counters) -> None:
+def test_reweighting_for_other_wishes(result: SearchResult, counters: Counters) -> None:
     up, down, threes = counters.vectors.values()
-    assert result.resolve().value <= result.loss + 1e-3
-    gone = result.resolve(without=[os.path.relpath(down)], weights={"down": 0.0})
+    assert result.reweight().value <= result.loss + 1e-3
+    gone = result.reweight(without=[os.path.relpath(down)], weights={"down": 0.0})
     assert gone.coefficients[down] == 0
     assert gone.coefficients[up] > 0
-    little = result.resolve(max_sum=0.3)
+    little = result.reweight(max_sum=0.3)
     assert sum(little.coefficients.values()) <= 0.3 + 1e-9
-    tight = result.resolve(bounds={threes: (0.0, 0.1)})
+    tight = result.reweight(bounds={threes: (0.0, 0.1)})
     assert tight.coefficients[threes] <= 0.1
-    worst = result.resolve("worst")
-    assert max(worst.losses.values()) <= max(result.resolve().losses.values()) + 1e-6
+    worst = result.reweight("worst")
+    assert max(worst.losses.values()) <= max(result.reweight().losses.values()) + 1e-6
     with pytest.raises(ConfigError, match="This search has no vector 'other'"):
-        result.resolve(without=["other"])
+        result.reweight(without=["other"])
 
 
-def test_resolving_without_negative_coefficients(result: SearchResult) -> None:
+def test_reweighting_without_negative_coefficients(result: SearchResult) -> None:
     """Of losses whose minimum is known, and below 0 for one vector."""
     best, matrix = torch.tensor([0.5, -0.3, 0.4], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
     bowl = Quadratic(1.0 + float(best @ best) / 2, -best, matrix)
     known = replace(result, model=LocalModel(tuple(result.coefficients), (0.0, 0.0, 0.0), {"up": bowl}))
-    assert list(known.resolve(bounds=(-1.0, 1.0)).coefficients.values()) == pytest.approx([0.5, -0.3, 0.4])
-    assert list(known.resolve(bounds=(0.0, 1.0)).coefficients.values()) == pytest.approx([0.5, 0.0, 0.4])
+    assert list(known.reweight(bounds=(-1.0, 1.0)).coefficients.values()) == pytest.approx([0.5, -0.3, 0.4])
+    assert list(known.reweight(bounds=(0.0, 1.0)).coefficients.values()) == pytest.approx([0.5, 0.0, 0.4])
 
 
-def test_resolving_for_what_is_gained(result: SearchResult) -> None:
+def test_reweighting_for_what_is_gained(result: SearchResult) -> None:
     """Against a brute force over the same quadratics."""
     assert result.table is not None
     assert result.model is not None
     base = {name: cell.loss for name, cell in result.table.cells["base"].items()}
-    gained = result.resolve("improvement")
+    gained = result.reweight("improvement")
     axis = torch.linspace(0, 1.5, 16).tolist()
     points = [(x, y, z) for x in axis for y in axis for z in axis]
     assert gained.value <= min(Objective("improvement").value(result.model.losses(point), base) for point in points) + 1e-9
@@ -171,7 +171,7 @@ def test_resolving_for_what_is_gained(result: SearchResult) -> None:
 def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
     found = search(method="uniform", max_forward=3)
     with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
-        found.resolve()
+        found.reweight()
 
 
 KILLED = """
@@ -294,7 +294,7 @@ def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
     vectors = list(gentle.vectors.values())
     three = search_coefficients(gentle.base, vectors, gentle.data)
     assert search_coefficients(gentle.base, vectors[::2], gentle.data, resume_from=three).num_forward == 1
-    assert three.resolve(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
+    assert three.reweight(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
 
 
 def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Gradient:
         likelihoods, limit, pull = problem.likelihoods, problem.budget(_STEPS), problem.pull()
         if problem.region.max_sum is not None:
             raise ConfigError(
-                "method='gradient' takes bounds and no max_sum. Leave it out, and bound the sum with result.resolve(max_sum=...)."
+                "method='gradient' takes bounds and no max_sum. Leave it out, and bound the sum with result.reweight(max_sum=...)."
             )
 
         class SpentError(Exception):
