@@ -130,7 +130,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("model", help="a base (with --vector) or a recipe")
     parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
     parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
-    parser.add_argument("--peft", action="store_true", required=True, help="as a PEFT adapter, the one format there is")
+    parser.add_argument("--peft", action="store_true", default=True, help="as a PEFT adapter: the default, and the one format there is")
     parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
     parser.set_defaults(run=_export)
 

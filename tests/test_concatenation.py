@@ -81,9 +81,11 @@ def test_what_is_no_lora_is_refused(zoo: Zoo, llama: Models, tmp_path: Path) -> 
     assert not (tmp_path / "sum").exists()
 
 
-def test_from_a_shell(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("options", [[], ["--peft"]])
+def test_from_a_shell(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    """PEFT's format is the default, and may be named."""
     vector = zoo.vector("llama-tied", "bfloat16", "dense")
-    command = ["export", "--peft", str(llama.base), "--vector", f"{vector}=0.5", "-o", str(tmp_path / "sum"), "--rank", "4"]
+    command = ["export", *options, str(llama.base), "--vector", f"{vector}=0.5", "-o", str(tmp_path / "sum"), "--rank", "4"]
     assert main(command) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{tmp_path}/sum: rank 4 to 4, relative error 0.")
