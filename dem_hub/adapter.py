@@ -17,7 +17,7 @@ from dem_hub.checkpoint import Checkpoint, LazyTensor
 from dem_hub.codecs.full import Full
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.stored import Component, RowsFrom, StoredDelta, Transposed
-from dem_hub.errors import AdapterError, CheckpointError, VectorNotFoundError, refuse
+from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
 from dem_hub.experts import expert_factors, find_fused
 from dem_hub.kinds import RECIPE, STORE, kind_of
 from dem_hub.records import parse_json
@@ -50,6 +50,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         `VectorNotFoundError`: no adapter here.
+        `NotFoundError`: an adapter whose weights are not here.
         `CheckpointError`: its weights are pickled.
         `AdapterError`: what it does is not a plain sum of deltas; lists every reason.
     """
@@ -73,7 +74,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
                 f"'{folder}' has pickled weights only (adapter_model.bin), which can run code when they are read. Convert them: "
                 "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
             )
-        raise VectorNotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
+        raise NotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
     config = parse_json(path.read_bytes(), str(path))
     faults = []
     if config.get("peft_type") != "LORA":

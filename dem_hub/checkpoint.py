@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dem_hub.errors import CheckpointError, VectorNotFoundError, refuse
+from dem_hub.errors import CheckpointError, NotFoundError, refuse
 from dem_hub.hub import PICKLES
 from dem_hub.index import Index
 from dem_hub.records import check_inside
@@ -115,7 +115,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
             index (`str`, *optional*): the file to look for in a folder; defaults to `model.safetensors`, or the only one there.
 
         Raises:
-            `VectorNotFoundError`: nothing there.
+            `NotFoundError`: nothing there.
             `CheckpointError`: pickled weights only, a truncated file, an index that names files outside its folder.
         """
         self.path = Path(path)
@@ -170,7 +170,7 @@ def _reopen(path: Path, index: str | None) -> Checkpoint:
 def _find_files(folder: Path, name: str | None) -> list[Path]:
     """The safetensors files of a folder: those of its index, or the single one."""
     if not folder.is_dir():
-        raise VectorNotFoundError(f"'{folder}' is not a file or folder. Check the path.")
+        raise NotFoundError(f"'{folder}' is not a file or folder. Check the path.")
     single = folder / (name or WEIGHTS)
     index = single.with_name(single.name + ".index.json")
     if single.is_file():  # before an index, as transformers has it
@@ -200,7 +200,7 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
             f"'{folder}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. Convert them: "
             "AutoModel.from_pretrained(folder, weights_only=True).save_pretrained(new_folder) writes safetensors."
         )
-    raise VectorNotFoundError(f"'{folder}' has no {single.name}, and no {index.name}. Check the path.")
+    raise NotFoundError(f"'{folder}' has no {single.name}, and no {index.name}. Check the path.")
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from dem_hub.card import PICTURE, recipe_card, render
 from dem_hub.catalog import licences
-from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, VectorNotFoundError, refuse
+from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, NotFoundError, refuse
 from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import HubOptions, copy_side_files, resolve
 from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE, RECIPE_CONFIG, check_target
@@ -244,7 +244,7 @@ class DEMConfig:
             revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
 
         Raises:
-            `VectorNotFoundError`: there is no recipe there.
+            `NotFoundError`: there is no recipe there.
             `ConfigError`: see [`DEMConfig.from_dict`].
         """
 
@@ -257,7 +257,7 @@ class DEMConfig:
             if path.is_file():
                 data = parse_json(path.read_bytes(), str(path))
                 return cls.from_dict(data, str(path), replace(source, revision=found.commit) if found.commit else found.folder)
-        raise VectorNotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
+        raise NotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
 
 
 def _public_vectors(

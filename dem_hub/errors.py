@@ -37,8 +37,12 @@ class CoefficientError(DemHubError, ValueError):
     """Coefficients that name no vector, are not finite, or cannot be applied to a model in place."""
 
 
-class VectorNotFoundError(DemHubError, FileNotFoundError):
-    """Nothing at the given folder or repository is a vector, a recipe or a model."""
+class NotFoundError(DemHubError, FileNotFoundError):
+    """A model, a recipe, a store, a search result, a folder or a file that is not where it was looked for."""
+
+
+class VectorNotFoundError(NotFoundError):
+    """A vector that is not where it was looked for, or not there yet."""
 
 
 class PushConflictError(DemHubError, RuntimeError):

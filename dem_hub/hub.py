@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
-from dem_hub.errors import CheckpointError, VectorNotFoundError
+from dem_hub.errors import CheckpointError, NotFoundError
 from dem_hub.integrity import verify_downloads
 from dem_hub.records import REPO_ID, VectorSource
 from dem_hub.transport import contact
@@ -130,7 +130,7 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
         [`Resolved`]: the folder (its subfolder, where one is named) and the commit it was read at.
 
     Raises:
-        `VectorNotFoundError`: no such folder, and the name cannot be a Hub id.
+        `NotFoundError`: no such folder, and the name cannot be a Hub id; or the folder has no such subfolder.
         `CheckpointError`: files that were damaged on their way, or weights that are all pickled.
         `HubError`: the line or the Hub failed. `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
     """
@@ -138,10 +138,10 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
     if source.is_local:
         folder = Path(source.repo_id) / source.subfolder
         if not folder.is_dir():
-            raise VectorNotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
+            raise NotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):
-        raise VectorNotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
+        raise NotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
     snapshot = _download(source, tuple(files), without, options)
     return Resolved(source, snapshot / source.subfolder, snapshot.name)
 

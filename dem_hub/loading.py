@@ -71,7 +71,7 @@ class DEMModel:
             `PreTrainedModel`: of the base's own class, with [`AttachedRecipe`] as `model.dem`.
 
         Raises:
-            `VectorNotFoundError`, `ConfigError`, `CheckpointError`, `BaseMismatchError`, `AdapterError`, `CoefficientError`.
+            `NotFoundError`, `ConfigError`, `CheckpointError`, `BaseMismatchError`, `AdapterError`, `CoefficientError`.
 
         Example:
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from dem_hub.architecture import read_config, refuse_quantised
 from dem_hub.base import Base
 from dem_hub.config import DEMConfig, VectorRecord
-from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, VectorNotFoundError, refuse
+from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
 from dem_hub.hub import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
 from dem_hub.kinds import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe, lone_vector
 from dem_hub.merging import Merge
@@ -89,7 +89,7 @@ def open_recipe(
         headers_only (`bool`): see [`open_base_and_vectors`].
 
     Raises:
-        `VectorNotFoundError`: no recipe there.
+        `NotFoundError`: no recipe there.
         `BaseMismatchError`, `CheckpointError`: the base, or vectors, are not the ones that the recipe was made with.
     """
     options = options or HubOptions()
@@ -100,7 +100,7 @@ def open_recipe(
             f"from_pretrained(base, vectors={{'{source}': 0.5}})."
         )
     if not is_recipe(found.folder):
-        raise VectorNotFoundError(
+        raise NotFoundError(
             f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=found.commit or source.revision), **vars(options))

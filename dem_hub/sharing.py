@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.config import DEMConfig
-from dem_hub.errors import ConfigError, VectorNotFoundError
+from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.hub import HubOptions, Resolved
 from dem_hub.kinds import PROVENANCE_CONFIG, STORE_CONFIG, is_recipe
 from dem_hub.records import VectorSource
@@ -26,7 +26,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
         options: of the `push_to_hub` that it needs.
 
     Raises:
-        `VectorNotFoundError`: none of these. `ConfigError`: an option that what lies there does not have.
+        `NotFoundError`: none of these. `ConfigError`: an option that what lies there does not have.
     """
     here = Resolved(VectorSource(str(folder)), folder, None)
     if (folder / STORE_CONFIG).is_file():
@@ -39,7 +39,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
     if is_recipe(folder):
         recipe = DEMConfig.from_pretrained(folder)
         return recipe.push_to_hub(repo_id, **_only(folder, "recipe", options, "base_model", "include_vectors"))
-    raise VectorNotFoundError(f"'{folder}' is no vector, store, recipe or merged model. Check the path.")
+    raise NotFoundError(f"'{folder}' is no vector, store, recipe or merged model. Check the path.")
 
 
 def _only(folder: Path, kind: str, options: dict[str, Any], *known: str) -> dict[str, Any]:

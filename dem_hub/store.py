@@ -17,7 +17,7 @@ from dem_hub.base import Base
 from dem_hub.card import render, store_card
 from dem_hub.catalog import licences
 from dem_hub.comparison import Comparison, compare
-from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.files import write_text
 from dem_hub.hub import MODEL_FILES, SIDE_FILES, HubOptions, Resolved, copy_side_files, resolve
 from dem_hub.kinds import STORE, STORE_CONFIG, check_target
@@ -101,7 +101,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
 
         Raises:
-            `VectorNotFoundError`: there is no store.
+            `NotFoundError`: there is no store.
             `ConfigError`: an index that this version must not read.
         """
         source = VectorSource.parse(name_or_path)
@@ -250,9 +250,7 @@ def _members_of(head: Head, base: BaseRecord) -> dict[str, Member]:
 
 def _read_index(path: Path) -> tuple[BaseRecord, dict[str, Member]]:
     if not path.is_file():
-        raise VectorNotFoundError(
-            f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
-        )
+        raise NotFoundError(f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one.")
     return _parse_index(path.read_bytes(), str(path))
 
 

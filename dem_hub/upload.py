@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from dem_hub.card import recipe_card, render
 from dem_hub.catalog import licences
 from dem_hub.config import DEMConfig
-from dem_hub.errors import VectorNotFoundError
+from dem_hub.errors import NotFoundError
 from dem_hub.kinds import PROVENANCE_CONFIG
 from dem_hub.merged import MergedModel, merging_bar
 from dem_hub.preview import Preview, preview
@@ -30,10 +30,10 @@ def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "
         options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
 
     Raises:
-        `VectorNotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
+        `NotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
     """
     if not (folder / PROVENANCE_CONFIG).is_file():
-        raise VectorNotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
+        raise NotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
     files: dict[str, Content] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD}
     return _push(DEMConfig.from_pretrained(folder), lambda _: files, repo_id, options)
 

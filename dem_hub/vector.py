@@ -110,6 +110,7 @@ class DistributionVector:
 
         Raises:
             `CodecError`: no such codec or option, or a budget that the vector does not fit in.
+            `NotFoundError`: no checkpoint there.
             `CheckpointError`: checkpoints that have no difference (shapes, missing tensors, quantised or pickled weights, NaN).
         """
         chosen = Auto.or_codec(codec, codec_options)
@@ -145,7 +146,8 @@ class DistributionVector:
             revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
 
         Raises:
-            `VectorNotFoundError`: nothing there is a vector.
+            `VectorNotFoundError`: what is there is not a vector.
+            `NotFoundError`: nothing is there, or an adapter without its weights.
             `CheckpointError`: a file is missing, truncated or altered (its sha256 is checked), or pickled.
             `ConfigError`: a config that this version must not read.
             `AdapterError`: an adapter that is not a plain sum of deltas.

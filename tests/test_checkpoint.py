@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dem_hub.checkpoint import Checkpoint, is_finite
-from dem_hub.errors import CheckpointError, ConfigError, VectorNotFoundError
+from dem_hub.errors import CheckpointError, ConfigError, NotFoundError
 from dem_hub.index import full_index
 from dem_hub.integrity import digest, verify_files
 
@@ -78,10 +78,12 @@ def test_single_file_wins_over_an_index_as_in_transformers(llama: Models, tmp_pa
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(VectorNotFoundError, match="has no model.safetensors"):
+    with pytest.raises(NotFoundError, match="has no model.safetensors") as caught:
         Checkpoint(tmp_path)
-    with pytest.raises(VectorNotFoundError, match="is not a file or folder"):
+    assert caught.type is NotFoundError
+    with pytest.raises(NotFoundError, match="is not a file or folder") as caught:
         Checkpoint(tmp_path / "absent")
+    assert caught.type is NotFoundError
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}', "not json"])

@@ -9,7 +9,7 @@ import pytest
 
 from dem_hub import DEMConfig, VectorSource
 from dem_hub.config import VectorRecord
-from dem_hub.errors import CoefficientError, ConfigError, VectorNotFoundError
+from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.kinds import is_recipe
 from dem_hub.records import BaseRecord
 from dem_hub.vector_config import TensorRecord, VectorConfig
@@ -173,5 +173,6 @@ def test_saved_recipe_is_a_recipe(tmp_path: Path) -> None:
     recipe.save_pretrained(tmp_path / "recipe")
     assert is_recipe(tmp_path / "recipe")
     assert DEMConfig.from_pretrained(tmp_path / "recipe") == recipe
-    with pytest.raises(VectorNotFoundError, match=r"has no config\.json with a recipe"):
+    with pytest.raises(NotFoundError, match=r"has no config\.json with a recipe") as caught:
         DEMConfig.from_pretrained(tmp_path / "base")
+    assert caught.type is NotFoundError

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from dem_hub import errors
-from dem_hub.errors import DemHubError, refuse
+from dem_hub.errors import DemHubError, NotFoundError, refuse
 
 STANDARD = {
     "ConfigError": ValueError,
@@ -14,7 +14,8 @@ STANDARD = {
     "AdapterError": ValueError,
     "CodecError": ValueError,
     "CoefficientError": ValueError,
-    "VectorNotFoundError": FileNotFoundError,
+    "NotFoundError": FileNotFoundError,
+    "VectorNotFoundError": NotFoundError,
     "MissingDependencyError": ImportError,
     "PushConflictError": RuntimeError,
     "DiskSpaceError": OSError,

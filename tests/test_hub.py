@@ -6,7 +6,7 @@ import pytest
 from models import Models
 
 from dem_hub import VectorSource
-from dem_hub.errors import VectorNotFoundError
+from dem_hub.errors import NotFoundError
 from dem_hub.hub import MODEL_FILES, HubOptions, copy_side_files, hub_api, resolve
 
 
@@ -18,14 +18,16 @@ def test_resolve_a_folder(llama: Models) -> None:
 def test_resolve_a_subfolder(llama: Models) -> None:
     found = resolve(VectorSource(str(llama.base.parent), subfolder="base"), MODEL_FILES)
     assert found.folder == llama.base
-    with pytest.raises(VectorNotFoundError, match="has no subfolder 'other'"):
+    with pytest.raises(NotFoundError, match="has no subfolder 'other'") as caught:
         resolve(VectorSource(str(llama.base.parent), subfolder="other"), MODEL_FILES)
+    assert caught.type is NotFoundError
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "/absent", "./absent", "~/x", "", "a b"])
 def test_names_that_cannot_be_on_the_hub(name: str) -> None:
-    with pytest.raises(VectorNotFoundError, match=r"not a Hub id \(namespace/name\). Check the path"):
+    with pytest.raises(NotFoundError, match=r"not a Hub id \(namespace/name\). Check the path") as caught:
         resolve(VectorSource(name), MODEL_FILES)
+    assert caught.type is NotFoundError
 
 
 def test_offline_says_where_it_looked() -> None:

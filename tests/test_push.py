@@ -16,7 +16,7 @@ from models import Models, Zoo
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
 from dem_hub.catalog import list_vectors
 from dem_hub.config import HERE
-from dem_hub.errors import BaseMismatchError, ConfigError, PushConflictError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError, PushConflictError, VectorNotFoundError
 from dem_hub.export import export
 from dem_hub.push import Change, push
 from dem_hub.recipe import open_recipe
@@ -387,8 +387,9 @@ def test_push_folder_knows_what_it_has(hub: Hub, recipe: DEMConfig, vector: Dist
         name in hub.files(repo)
         for repo, name in (("ann/one", "vector_config.json"), ("ann/two", "vector_store.json"), ("ann/three", "config.json"))
     ] == [True] * 3
-    with pytest.raises(VectorNotFoundError, match="no vector, store, recipe or merged model"):
+    with pytest.raises(NotFoundError, match="no vector, store, recipe or merged model") as caught:
         push_folder(llama.full, "ann/four")
+    assert caught.type is NotFoundError
     with pytest.raises(ConfigError, match="is a recipe, for which subfolder means nothing"):
         push_folder(tmp_path / "recipe", "ann/three", subfolder="x")
 

@@ -6,7 +6,7 @@ import pytest
 from models import Zoo, reshard
 
 from dem_hub import DEMConfig, VectorSource
-from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.recipe import OpenedRecipe, open_base_and_vectors, open_config, open_recipe
 
 
@@ -41,8 +41,9 @@ def test_base_that_moved_away(zoo: Zoo, tmp_path: Path) -> None:
     base = reshard(zoo.models("llama-tied").base, tmp_path / "base")
     recipe = open_base_and_vectors(VectorSource(str(base)), {str(zoo.vector("llama-tied")): 0.3}).recipe
     base.rename(tmp_path / "moved")
-    with pytest.raises(VectorNotFoundError, match="is not a folder here"):
+    with pytest.raises(NotFoundError, match="is not a folder here") as caught:
         open_config(recipe)
+    assert caught.type is NotFoundError
 
 
 def test_check_base(zoo: Zoo, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from models import Models, Zoo, edit_json, load_tensors
 
 from dem_hub import DEMModel, DistributionVector, VectorStore
-from dem_hub.errors import BaseMismatchError, ConfigError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 
 
 @pytest.fixture
@@ -123,8 +123,9 @@ def test_two_writers(store: VectorStore, zoo: Zoo) -> None:
 
 
 def test_no_store(tmp_path: Path, llama: Models, store: VectorStore) -> None:
-    with pytest.raises(VectorNotFoundError, match=r"has no vector_store.json. VectorStore.create"):
+    with pytest.raises(NotFoundError, match=r"has no vector_store.json. VectorStore.create") as caught:
         VectorStore.from_pretrained(llama.base)
+    assert caught.type is NotFoundError
     with pytest.raises(ConfigError, match="is a store of vectors already"):
         VectorStore.create(store.folder, llama.base)
 

@@ -11,7 +11,7 @@ from models import Models, Zoo, edit_vector, load_tensors, read_deltas
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.base import Base
 from dem_hub.codecs import get_codec
-from dem_hub.errors import CheckpointError, CodecError, VectorNotFoundError
+from dem_hub.errors import CheckpointError, CodecError, NotFoundError, VectorNotFoundError
 from dem_hub.extraction import extract
 from dem_hub.hub import MODEL_FILES, resolve
 from dem_hub.integrity import digest
@@ -141,15 +141,21 @@ def test_subfolders(zoo: Zoo, tmp_path: Path) -> None:
     by_argument = DistributionVector.from_pretrained(tmp_path, subfolder="maths")
     by_source = DistributionVector.from_pretrained(VectorSource(str(tmp_path), subfolder="maths"))
     assert by_argument.name == by_source.name == f"{tmp_path}//maths"
-    with pytest.raises(VectorNotFoundError, match="has no subfolder 'chat'"):
+    with pytest.raises(NotFoundError, match="has no subfolder 'chat'") as caught:
         DistributionVector.from_pretrained(tmp_path, subfolder="chat")
+    assert caught.type is NotFoundError
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(VectorNotFoundError, match="neither vector_config.json nor adapter_config.json"):
         DistributionVector.from_pretrained(tmp_path)
-    with pytest.raises(VectorNotFoundError, match="is not a folder here, and not a Hub id"):
+    with pytest.raises(NotFoundError, match="is not a folder here, and not a Hub id") as caught:
         DistributionVector.from_pretrained(tmp_path / "absent")
+    assert caught.type is NotFoundError
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(NotFoundError, match=r"has no adapter_model\.safetensors") as caught:
+        DistributionVector.from_pretrained(tmp_path)
+    assert caught.type is NotFoundError
 
 
 def test_a_model_is_no_vector(llama: Models) -> None:

@@ -153,7 +153,7 @@ class DEMCallback(TrainerCallback):
         """Find the base, and refuse now what could not be done later.
 
         Raises:
-            `ConfigError`, `CheckpointError`, `AdapterError`, `VectorNotFoundError`, `HfHubHTTPError`: there could be no vector, or no push.
+            `ConfigError`, `CheckpointError`, `AdapterError`, `NotFoundError`, `HfHubHTTPError`: there could be no vector, or no push.
         """
         self._failure, self._taken_at, self._tried_at, self._unlogged = None, None, None, {}
         gathering = Gathering(kwargs["model"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.config import DEMConfig, canonical_name
-from dem_hub.errors import ConfigError, VectorNotFoundError
+from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files import write_text
 from dem_hub.records import check_version, parse_json
 from dem_hub.search.acceptance import FOUND, Acceptance
@@ -173,11 +173,11 @@ class SearchResult:
         """Read a saved result.
 
         Raises:
-            `VectorNotFoundError`: there is none. `ConfigError`: it was written by a newer version.
+            `NotFoundError`: there is none. `ConfigError`: it was written by a newer version.
         """
         path = Path(folder) / RESULT
         if not path.is_file():
-            raise VectorNotFoundError(f"'{folder}' has no {RESULT}: it is no folder of SearchResult.save_pretrained.")
+            raise NotFoundError(f"'{folder}' has no {RESULT}: it is no folder of SearchResult.save_pretrained.")
         data = parse_json(path.read_bytes(), str(path))
         check_version(data, str(path))
         try:

@@ -105,6 +105,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 
     Raises:
         `ConfigError`: no vectors, no data, data with nothing to score, or an option that does not exist; names all at once.
+        `NotFoundError`: no base, vector or earlier search there.
         `CoefficientError`: a loss of the base, or of a vector alone, that is not finite.
         `MissingDependencyError`: the method needs Optuna or SciPy (extra `search`).
 

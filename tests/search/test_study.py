@@ -15,7 +15,7 @@ from counters import STEPS, Counters, counting
 from models import Models, Zoo, load_tensors, reshard
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
-from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, VectorNotFoundError
+from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, NotFoundError
 from dem_hub.search import Grid, Optuna, Trial
 from dem_hub.search.objective import Objective, evaluate
 from dem_hub.search.quadratic import LocalModel, Quadratic
@@ -106,8 +106,9 @@ def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
 
 
 def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
-    with pytest.raises(VectorNotFoundError, match="has no search_result.json"):
+    with pytest.raises(NotFoundError, match="has no search_result.json") as caught:
         SearchResult.from_pretrained(tmp_path)
+    assert caught.type is NotFoundError
     result.save_pretrained(tmp_path)
     path = tmp_path / "search_result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
