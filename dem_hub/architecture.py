@@ -84,15 +84,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
 
-def refuse_quantised(folder: Path, role: str) -> None:
+def refuse_quantized(folder: Path, role: str) -> None:
     """Refuse a checkpoint whose weights are quantised.
 
     Raises:
         `CheckpointError`: its config has a `quantization_config`.
     """
-    quantisation = read_config(folder).get("quantization_config")
-    if quantisation is not None:
-        method = quantisation.get("quant_method", "unknown method") if isinstance(quantisation, dict) else quantisation
+    quantization = read_config(folder).get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
         raise CheckpointError(
             f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
             f"Use the {role} in bf16, fp16 or fp32."

@@ -81,7 +81,7 @@ def vector_card(
     subfolder: str,
     config: VectorConfig | None,
     base: str | None,
-    licences: Mapping[str, str],
+    licenses: Mapping[str, str],
     training: Mapping[str, Any] | None = None,
     picture: str = "",
 ) -> Card:
@@ -96,7 +96,7 @@ def vector_card(
         "library_name": "dem-hub" if config is not None else "peft",
         **_relation("adapter", [base]),
         "tags": [*_TAGS, VECTOR_TAG],
-        **_licence(licences),
+        **_license(licenses),
     }
     datasets = [name for name in training.get("datasets") or () if REPO_ID.fullmatch(str(name))]
     if datasets:
@@ -107,12 +107,12 @@ def vector_card(
         _table(("", ""), list(facts.items())),
         f"![The norm of the delta in each layer]({picture})" if picture else "",
         _loading(f'"{base}", vectors={{"{name}": 1.0}}') if base else "",
-        _source(licences),
+        _source(licenses),
     ]
     return Card(name.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
 
 
-def store_card(repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licences: Mapping[str, str]) -> Card:
+def store_card(repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licenses: Mapping[str, str]) -> Card:
     """The card of a store; of each vector its codec and its bytes."""
     rows = [(f"`{name}`", codec, f"{nbytes / 1e6:.1f} MB") for name, (codec, nbytes) in sorted(members.items())]
     chosen = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
@@ -120,13 +120,13 @@ def store_card(repo_id: str, base: str | None, members: Mapping[str, tuple[str, 
         f"Distribution vectors of {_link(base)}, to be added to it with coefficients.",
         _table(("vector", "codec", "size"), rows),
         _loading(f'"{base}", vectors={{{chosen}}}') if members else "",
-        _source(licences),
+        _source(licenses),
     ]
     metadata = {
         "library_name": "dem-hub",
         **_relation("adapter", [base]),
         "tags": [*_TAGS, VECTOR_TAG, STORE_TAG],
-        **_licence(licences),
+        **_license(licenses),
     }
     return Card(repo_id.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
 
@@ -136,7 +136,7 @@ def recipe_card(
     base: str,
     coefficients: Mapping[str, Coefficient],
     search: Mapping[str, Any] | None,
-    licences: Mapping[str, str],
+    licenses: Mapping[str, str],
     *,
     merged: bool = False,
 ) -> Card:
@@ -153,13 +153,13 @@ def recipe_card(
         text.append("Validation perplexity, by which the coefficients were chosen:")
         text.append(_table(("data", "base", "this model", "loss, nats a token"), rows))
         text.append(f"![Perplexity before and after]({PICTURE})" if before else "")
-    text += [_loading(f'"{repo_id}"', transformers=True) if not merged else _plain(repo_id), _source(licences)]
+    text += [_loading(f'"{repo_id}"', transformers=True) if not merged else _plain(repo_id), _source(licenses)]
     metadata = {
         "library_name": "transformers" if merged else "dem-hub",
         **_relation("merge", [base, *(name.partition("//")[0] for name in coefficients)]),
         "pipeline_tag": "text-generation",
         "tags": [*_TAGS, *(() if merged else (RECIPE_TAG,))],
-        **_licence(licences),
+        **_license(licenses),
     }
     if after:
         metadata["model-index"] = [{"name": repo_id.rpartition("/")[2], "results": [_result(*item) for item in after.items()]}]
@@ -190,23 +190,23 @@ def _relation(relation: str, sources: Sequence[str | None]) -> dict[str, Any]:
     return {"base_model": names, "base_model_relation": relation} if names else {}
 
 
-def _licence(licences: Mapping[str, str]) -> dict[str, str]:
+def _license(licenses: Mapping[str, str]) -> dict[str, str]:
     """The licence that all of them have; where they disagree, that is for a person to settle."""
-    different = sorted(set(licences.values()))
+    different = sorted(set(licenses.values()))
     if len(different) > 1:
-        warnings.warn(f"The licences disagree: {_by_repository(licences)}. Check what may be shared, and state a license.", stacklevel=2)
+        warnings.warn(f"The licences disagree: {_by_repository(licenses)}. Check what may be shared, and state a license.", stacklevel=2)
     return {"license": different[0]} if len(different) == 1 else {}
 
 
-def _source(licences: Mapping[str, str]) -> str:
+def _source(licenses: Mapping[str, str]) -> str:
     note = ""
-    if len(set(licences.values())) > 1:
-        note = f"The licences of its parts disagree: {_by_repository(licences)}. Check what applies before you use it.\n\n"
+    if len(set(licenses.values())) > 1:
+        note = f"The licences of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
     return f"{note}Made with [dem_hub](https://pypi.org/project/dem-hub/), after {_PAPER}."
 
 
-def _by_repository(licences: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} has {licence}" for name, licence in licences.items())
+def _by_repository(licenses: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} has {license}" for name, license in licenses.items())
 
 
 def _loading(arguments: str, *, transformers: bool = False) -> str:

@@ -44,7 +44,7 @@ def list_vectors(
     return found
 
 
-def licences(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dict[str, str]:
+def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dict[str, str]:
     """The licence that each repository's card states; those that state none are left out."""
     found = {}
     for repo_id in repo_ids:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from dem_hub.card import PICTURE, recipe_card, render
-from dem_hub.catalog import licences
+from dem_hub.catalog import licenses
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, NotFoundError, refuse
 from dem_hub.files import atomic_folder, write_text
 from dem_hub.hub import HubOptions, copy_side_files, resolve
@@ -210,7 +210,7 @@ class DEMConfig:
         base = public_base(self.base, base_model, "recipe", token=token)
         records, files = _public_vectors(self.vectors, str(base.repo_id), include=include_vectors, token=token)
         public = replace(self, base=base, vectors=records)
-        stated = licences(dict.fromkeys([str(base.repo_id), *(v.repo_id for v in records if v.repo_id != HERE)]), token=token)
+        stated = licenses(dict.fromkeys([str(base.repo_id), *(v.repo_id for v in records if v.repo_id != HERE)]), token=token)
 
         def compose(head: Head) -> Change:
             shown = {str(VectorSource(head.repo_id if v.repo_id == HERE else v.repo_id, None, v.subfolder)): v.coefficient for v in records}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.adapter_writer import AdapterWriter
-from dem_hub.architecture import Architecture, refuse_quantised
+from dem_hub.architecture import Architecture, refuse_quantized
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint, TensorSource, is_finite
 from dem_hub.codecs import Codec, codec_options
@@ -79,8 +79,8 @@ def extract(
         `CodecError`: a budget that the vector does not fit in.
     """
     _refuse_what_is_no_model(base, finetuned)
-    refuse_quantised(base.folder, "base")
-    refuse_quantised(finetuned.folder, "fine-tune")
+    refuse_quantized(base.folder, "base")
+    refuse_quantized(finetuned.folder, "fine-tune")
     source = str(finetuned.source)
     tensors = Checkpoint(finetuned.folder)
     return extract_tensors(folder, Base(base), tensors, codec, finetuned=source, device=device, max_shard_size=max_shard_size)

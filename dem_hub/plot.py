@@ -33,8 +33,8 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
     models = list(table)
     for axes, distribution in zip(all_axes[0], distributions, strict=True):
         values = [table[model][distribution] for model in models]
-        colours = [_OTHERS] * (len(models) - 1) + [_CHOSEN]
-        bars = axes.barh(models, values, color=colours, height=0.72)
+        colors = [_OTHERS] * (len(models) - 1) + [_CHOSEN]
+        bars = axes.barh(models, values, color=colors, height=0.72)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axes.set_title(distribution, fontsize=10)
         axes.set_xlim(0, max(values) * 1.22)
@@ -72,10 +72,10 @@ def plot_search(
     left.set_xlabel("trial", fontsize=8)
     left.set_title("objective, and the best so far", fontsize=10)
     places = range(len(after))
-    for offset, losses, colour, label in ((-0.2, before, _OTHERS, "base"), (0.2, after, _CHOSEN, "found")):
+    for offset, losses, color, label in ((-0.2, before, _OTHERS, "base"), (0.2, after, _CHOSEN, "found")):
         if losses is not None:
             bars = right.barh(
-                [place + offset for place in places], [math.exp(losses[name]) for name in after], 0.36, color=colour, label=label
+                [place + offset for place in places], [math.exp(losses[name]) for name in after], 0.36, color=color, label=label
             )
             right.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     right.set_yticks(list(places), list(after))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dem_hub.architecture import read_config, refuse_quantised
+from dem_hub.architecture import read_config, refuse_quantized
 from dem_hub.base import Base
 from dem_hub.config import DEMConfig, VectorRecord
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
@@ -172,5 +172,5 @@ def _opened(found: Sequence[Resolved], pool: Executor) -> tuple[Base, tuple[Dist
         raise ConfigError(
             f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; a search goes on from it with --resume-from."
         )
-    refuse_quantised(base.folder, "base")
+    refuse_quantized(base.folder, "base")
     return Base(base), tuple(pool.map(lambda one: DistributionVector(one, verify=True), vectors))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.base import Base
 from dem_hub.card import render, store_card
-from dem_hub.catalog import licences
+from dem_hub.catalog import licenses
 from dem_hub.comparison import Comparison, compare
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.files import write_text
@@ -197,7 +197,7 @@ class VectorStore(Mapping[str, DistributionVector]):
         members = {name: Member(vector.sha256, vector.codec, vector.nbytes) for name, vector in vectors.items()}
         own = {f"{name}/{file}": content for name, vector in vectors.items() for file, content in vector.files.items()}
         own |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
-        stated = licences([str(base.repo_id)], token=token)
+        stated = licenses([str(base.repo_id)], token=token)
 
         def compose(head: Head) -> Change:
             everything = {**_members_of(head, base), **members}

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.card import recipe_card, render
-from dem_hub.catalog import licences
+from dem_hub.catalog import licenses
 from dem_hub.config import DEMConfig
 from dem_hub.errors import NotFoundError
 from dem_hub.kinds import PROVENANCE_CONFIG
@@ -91,7 +91,7 @@ def _push(recipe: DEMConfig, gather: Callable[[Head], Mapping[str, Content]], re
     if len(public) < len(sources):
         names = ", ".join(f"'{source}'" for source in sources if source.is_local)
         warnings.warn(f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.", stacklevel=3)
-    stated = licences(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
+    stated = licenses(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
     called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
     shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
 

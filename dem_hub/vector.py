@@ -21,7 +21,7 @@ from torch import Tensor
 from dem_hub.adapter import read_adapter, read_adapter_config
 from dem_hub.base import Base
 from dem_hub.card import render, vector_card
-from dem_hub.catalog import licences
+from dem_hub.catalog import licenses
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.stored import StoredDelta
@@ -214,7 +214,7 @@ class DistributionVector:
             `PushConflictError`: somebody else changed the same files meanwhile.
         """
         public = public_vector(self.folder, base_model, token=options.get("token"))
-        stated = licences([public.base] if public.base else [], token=options.get("token"))
+        stated = licenses([public.base] if public.base else [], token=options.get("token"))
         prefix = f"{subfolder}/" if subfolder else ""
         check_inside(subfolder, f"subfolder of '{repo_id}'")
         beside = companions_of(self.folder)

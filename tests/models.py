@@ -258,7 +258,7 @@ def reference(base: Path, terms: Iterable[tuple[Mapping[str, Tensor], float]]) -
     return merged
 
 
-def neighbours(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def neighbors(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The values of `dtype` just below and just above float64 values; both are the value itself where `dtype` has it."""
     near = values.to(dtype)
     towards_low, towards_high = (_step(near, up) for up in (False, True))
@@ -283,7 +283,7 @@ def assert_around(merged: Tensor, exact: Tensor) -> None:
     """
     assert merged.shape == exact.shape
     error = 4 * torch.finfo(torch.float64).eps * exact.abs().max()
-    low, high = neighbours(exact - error, merged.dtype)[0], neighbours(exact + error, merged.dtype)[1]
+    low, high = neighbors(exact - error, merged.dtype)[0], neighbors(exact + error, merged.dtype)[1]
     if merged.dtype == torch.float32:
         low, high = _step(low, up=False), _step(high, up=True)
     outside = ~((merged >= low) & (merged <= high))

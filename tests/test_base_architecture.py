@@ -7,7 +7,7 @@ import torch
 from models import FAMILIES, Models, Zoo, build, edit_json, load_tensors, reshard
 from torch import Tensor
 
-from dem_hub.architecture import Module, describe, memory_names, model_class, read_config, refuse_quantised
+from dem_hub.architecture import Module, describe, memory_names, model_class, read_config, refuse_quantized
 from dem_hub.base import Base
 from dem_hub.checkpoint import Checkpoint
 from dem_hub.errors import CheckpointError
@@ -144,9 +144,9 @@ def test_record_of_a_folder(llama: Models) -> None:
     assert (base.record.repo_id, base.record.commit, base.record.fingerprint) == (str(llama.base), None, base.fingerprint)
 
 
-def test_refuse_quantised(llama: Models, tmp_path: Path) -> None:
-    refuse_quantised(llama.base, "base")
+def test_refuse_quantized(llama: Models, tmp_path: Path) -> None:
+    refuse_quantized(llama.base, "base")
     base = reshard(llama.base, tmp_path / "base")
     edit_json(base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(CheckpointError, match=r"The base '.*' is quantised \(gptq\).*rounded weights.*Use the base in bf16, fp16 or fp32"):
-        refuse_quantised(base, "base")
+        refuse_quantized(base, "base")

@@ -402,7 +402,7 @@ def test_a_head_that_the_base_lacks(llama: Models, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [None, "dora"])
-def test_quantised_and_no_lora(llama: Models, tmp_path: Path, config: str | None) -> None:
+def test_quantized_and_no_lora(llama: Models, tmp_path: Path, config: str | None) -> None:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
 
@@ -412,7 +412,7 @@ def test_quantised_and_no_lora(llama: Models, tmp_path: Path, config: str | None
         begin(DEMCallback(), model, arguments(tmp_path))
 
 
-def test_a_quantised_base(llama: Models, tmp_path: Path) -> None:
+def test_a_quantized_base(llama: Models, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(llama.base, tmp_path / "base")

@@ -271,7 +271,7 @@ def broken_json(llama: Models, folder: Path) -> Path:
     return folder
 
 
-def quantised(llama: Models, folder: Path) -> Path:
+def quantized(llama: Models, folder: Path) -> Path:
     edit_json(reshard(llama.base, folder) / "config.json", quantization_config={"quant_method": "awq"})
     return folder
 
@@ -282,7 +282,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such codec": (["extract", "{base}", "{full}", "-o", "out", "--codec", "zip"], "no codec 'zip'; choose one of auto, lrsign, sign"),
     "no such option": (["extract", "{base}", "{full}", "-o", "out", "--codec", "dense", "--rank", "3"], "no option 'rank'"),
     "rank and energy": (["extract", "{base}", "{full}", "-o", "out", "--codec", "lowrank", "--rank", "3", "--energy", "0.5"], "rank or energy, not both"),
-    "quantised base": (["extract", "{quantised}", "{full}", "-o", "out"], "is quantised (awq)"),
+    "quantised base": (["extract", "{quantized}", "{full}", "-o", "out"], "is quantised (awq)"),
     "another family": (["extract", "{base}", "{gpt2}", "-o", "out"], "is not a fine-tune of"),
     "a LoRA as a fine-tune": (["extract", "{base}", "{adapter}", "-o", "out"], "'{adapter}' is a LoRA adapter already, which can be used as it is"),
     "a vector as a fine-tune": (["extract", "{base}", "{vector}", "-o", "out"], "'{vector}' is a vector already, which can be used as it is"),
@@ -340,7 +340,7 @@ def places(zoo: Zoo, llama: Models, tmp_path: Path) -> dict[str, Any]:
         "base": llama.base, "full": llama.full, "gpt2": zoo.models("gpt2").base,
         "vector": zoo.vector("llama-tied"), "adapter": zoo.adapter("llama-tied"), "file": tmp_path / "file.txt", "recipe": tmp_path / "recipe",
         "words": tmp_path / "words.txt", "latin": tmp_path / "latin.txt", "lines": tmp_path / "lines.jsonl",
-        "broken": broken_json(llama, tmp_path / "broken"), "quantised": quantised(llama, tmp_path / "quantised"),
+        "broken": broken_json(llama, tmp_path / "broken"), "quantized": quantized(llama, tmp_path / "quantized"),
     }  # fmt: skip
 
 

@@ -378,13 +378,13 @@ def test_grown_vocabulary(zoo: Zoo, tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_model(zoo: Zoo) -> None:
+def test_quantized_model(zoo: Zoo) -> None:
     from bitsandbytes.functional import quantize_4bit
     from transformers import BitsAndBytesConfig
 
     base, first, _ = two(zoo, "llama-tied")
-    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
-    model = DEMModel.from_pretrained(base, vectors={first: 0.5}, quantization_config=quantisation, dtype=torch.float32)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = DEMModel.from_pretrained(base, vectors={first: 0.5}, quantization_config=quantization, dtype=torch.float32)
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     weight = model.model.layers[0].mlp.up_proj.weight
     merged = DEMModel.from_pretrained(base, vectors={first: 0.5}, dtype=torch.float32).model.layers[0].mlp.up_proj.weight

@@ -87,7 +87,7 @@ def test_too_little() -> None:
         ({"max_bytes": "inf%"}, "a share is written like"),
         ({"max_error": 0}, "max_error=0; it must be above 0. codec='exact' and 'dense' have none"),
         ({"rank": 16}, "Codec 'auto' has no option 'rank'; name the codec that it is for: lrsign, lowrank"),
-        ({"colour": 16}, "Codec 'auto' has no option 'colour'; it has max_bytes, max_error"),
+        ({"color": 16}, "Codec 'auto' has no option 'color'; it has max_bytes, max_error"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:

@@ -337,7 +337,7 @@ def test_the_card_of_a_recipe(hub: Hub, recipe: DEMConfig) -> None:
     _run_code(card)
 
 
-def test_licences_that_disagree(hub: Hub, base: str, vector: DistributionVector, api: HfApi) -> None:
+def test_licenses_that_disagree(hub: Hub, base: str, vector: DistributionVector, api: HfApi) -> None:
     vector.push_to_hub("ann/maths", base_model=base)
     text = hub.files("ann/maths")["README.md"].decode().replace("apache-2.0", "cc-by-nc-4.0")
     api.upload_file(repo_id="ann/maths", path_in_repo="README.md", path_or_fileobj=text.encode())

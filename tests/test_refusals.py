@@ -326,7 +326,7 @@ def test_base_with_code_of_its_own_needs_the_caller(llama: Models, tmp_path: Pat
 
 @pytest.mark.parametrize("side", ["base", "finetuned"])
 @pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "fp8"])
-def test_quantised_checkpoint(llama: Models, tmp_path: Path, side: str, method: str) -> None:
+def test_quantized_checkpoint(llama: Models, tmp_path: Path, side: str, method: str) -> None:
     folders = {"base": llama.base, "finetuned": llama.full}
     folders[side] = reshard(folders[side], tmp_path / side)
     edit_json(folders[side] / "config.json", quantization_config={"quant_method": method})
@@ -336,7 +336,7 @@ def test_quantised_checkpoint(llama: Models, tmp_path: Path, side: str, method: 
     )
 
 
-def test_quantised_base_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+def test_quantized_base_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     base = reshard(llama.base, tmp_path / "base")
     DEMModel.from_pretrained(base, vectors={str(zoo.vector("llama-tied")): 0.5}).dem.save_pretrained(tmp_path / "recipe")
     edit_json(base / "config.json", quantization_config={"quant_method": "awq"})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import neighbours
+from models import neighbors
 from torch import Tensor
 
 from dem_hub import rounding
@@ -35,7 +35,7 @@ def floats(shape: tuple[int, ...], scale: float = 0.05) -> Tensor:
 def test_unbiased(dtype: torch.dtype, between: float, start: float) -> None:
     count = 400_000
     low = torch.tensor(start).to(dtype).double()
-    step = float(neighbours(low * (1 + 1e-9), dtype)[1 if start > 0 else 0].double() - low)
+    step = float(neighbors(low * (1 + 1e-9), dtype)[1 if start > 0 else 0].double() - low)
     values = (low + between * step).float().expand(1000, count // 1000)
     away = float((rounded(values, dtype).double() != low).double().mean())
     # five standard deviations of a mean, and the values that the margin leaves out on fp16's 13 bits
@@ -240,10 +240,10 @@ def test_wide_targets_are_rounded_to_nearest(dtype: torch.dtype) -> None:
 @each_half
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(values=st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=20), seed=st.integers(0, 2**40))
-def test_always_one_of_two_neighbours(dtype: torch.dtype, values: list[float], seed: int) -> None:
+def test_always_one_of_two_neighbors(dtype: torch.dtype, values: list[float], seed: int) -> None:
     exact = torch.tensor(values, dtype=torch.float32)
     result = rounded(exact, dtype, seed)
-    low, high = neighbours(exact.double(), dtype)
+    low, high = neighbors(exact.double(), dtype)
     assert bool(((result == low) | (result == high)).all())
 
 
@@ -253,15 +253,15 @@ def test_any_float32_to_bfloat16(bits: list[int]) -> None:
     exact = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     exact = exact[exact.abs() <= torch.finfo(torch.bfloat16).max]
     result = rounded(exact, torch.bfloat16)
-    low, high = neighbours(exact.double(), torch.bfloat16)
+    low, high = neighbors(exact.double(), torch.bfloat16)
     assert bool(((result == low) | (result == high)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_neighbours_by_brute_force(dtype: torch.dtype) -> None:
+def test_neighbors_by_brute_force(dtype: torch.dtype) -> None:
     """The reference itself: against all values of the 16-bit types, and torch's own for float32."""
     values = torch.cat([floats((200,)).double(), torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 65504.0, 3e-8], dtype=torch.float64)])
-    low, high = neighbours(values, dtype)
+    low, high = neighbors(values, dtype)
     if dtype == torch.float32:
         near = values.float()
         down, up = (torch.nextafter(near, torch.tensor(edge)) for edge in (-math.inf, math.inf))

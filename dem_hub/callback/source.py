@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dem_hub.adapter import read_adapter_config, saves_one_side
-from dem_hub.architecture import refuse_quantised
+from dem_hub.architecture import refuse_quantized
 from dem_hub.base import Base
 from dem_hub.callback.gathering import Gathering
 from dem_hub.callback.live import WRAPPED, LiveModel
@@ -49,7 +49,7 @@ class Source:
             Everything that opening a base raises.
         """
         found = resolve(name, MODEL_FILES, options)
-        refuse_quantised(found.folder, "base")
+        refuse_quantized(found.folder, "base")
         base = Base(found)
         logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)  # worked out now, and kept
         why = _why_no_adapter(gathering, base)
@@ -60,7 +60,7 @@ class Source:
 
     def look_at_start(self, gathering: Gathering) -> None:
         """Warn of a model that is not the base before its first step; which commit it was loaded from, transformers does not keep."""
-        differing = [] if _is_quantised(gathering.model) else LiveModel(gathering, self.base).differing(self.base)
+        differing = [] if _is_quantized(gathering.model) else LiveModel(gathering, self.base).differing(self.base)
         if differing:
             logger.warning(
                 "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what this run alone learns on "
@@ -160,7 +160,7 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
     return None
 
 
-def _is_quantised(model: Any) -> bool:
+def _is_quantized(model: Any) -> bool:
     return getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
 
 
@@ -185,7 +185,7 @@ def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
     """Make sure that the difference of all weights can be taken."""
     model = gathering.model
     is_peft = hasattr(model, "get_base_model")
-    if _is_quantised(model):
+    if _is_quantized(model):
         raise CheckpointError(
             f"The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector ({why}). "
             "Train a plain LoRA on it, or the model in bf16, fp16 or fp32."

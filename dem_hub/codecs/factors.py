@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.layout import Layout, Part, code_of
-from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
+from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
 from dem_hub.errors import CodecError
 
 FactorDtype = Literal["float32", "bfloat16", "int8", "int4"]
@@ -33,7 +33,7 @@ def factor_layout(rows: int, columns: int, rank: int | str, dtype: str) -> Layou
     if dtype not in BITS:
         code = code_of(dtype)
         return {"left": Part((code,), (rows, rank)), "right": Part((code,), (rank, columns))}
-    left, right = (quantised_parts((0,), size, BITS[dtype]) for size in (rows, columns))
+    left, right = (quantized_parts((0,), size, BITS[dtype]) for size in (rows, columns))
     names = {"left": left[0], "left_scale": left[1], "right": right[0], "right_scale": right[1]}
     return {name: Part(part.dtypes, (rank, *part.shape[1:])) for name, part in names.items()}
 
@@ -41,8 +41,8 @@ def factor_layout(rows: int, columns: int, rank: int | str, dtype: str) -> Layou
 def encode_factors(left: Tensor, right: Tensor, dtype: str) -> dict[str, Tensor]:
     """Store left (R, K) and right (K, C), float32."""
     if dtype in BITS:
-        codes, scale = quantise(left.T, BITS[dtype])
-        right_codes, right_scale = quantise(right, BITS[dtype])
+        codes, scale = quantize(left.T, BITS[dtype])
+        right_codes, right_scale = quantize(right, BITS[dtype])
         return {"left": codes, "left_scale": scale, "right": right_codes, "right_scale": right_scale}
     import torch
 
@@ -55,5 +55,5 @@ def decode_factors(parts: Mapping[str, LazyTensor], rows: slice, columns: slice,
         return parts["left"][rows, :], parts["right"][:, columns]
     rank = (slice(0, parts["left"].get_shape()[0]),)
     bits = BITS[dtype]
-    left = dequantise(parts["left"], parts["left_scale"], rank, rows, bits)
-    return left.T, dequantise(parts["right"], parts["right_scale"], rank, columns, bits)
+    left = dequantize(parts["left"], parts["left_scale"], rank, rows, bits)
+    return left.T, dequantize(parts["right"], parts["right_scale"], rank, columns, bits)

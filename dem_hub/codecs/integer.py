@@ -14,7 +14,7 @@ from torch import Tensor
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
-from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
+from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
 from dem_hub.index import Index, as_rows, full_index, row_blocks
 
 _BLOCK = 1 << 22
@@ -28,21 +28,21 @@ class _Integer:
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`codes` (..., ceil(C * bits / 8)) uint8, and `scale` (..., ceil(C / 64)) bfloat16."""
         *lead, columns = shape or (1,)
-        codes, scale = quantised_parts(tuple(lead), columns, self.bits)
+        codes, scale = quantized_parts(tuple(lead), columns, self.bits)
         return {"codes": codes, "scale": scale}
 
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
         """Codes and scales, in blocks of rows."""
         shape = tuple(delta.shape) or (1,)
         delta = delta.reshape(shape)
-        quantised = [quantise(as_rows(delta[block]), self.bits) for block in row_blocks(full_index(shape), _BLOCK)]
-        codes, scales = (torch.cat(part).reshape(*shape[:-1], -1) for part in zip(*quantised, strict=True))
+        quantized = [quantize(as_rows(delta[block]), self.bits) for block in row_blocks(full_index(shape), _BLOCK)]
+        codes, scales = (torch.cat(part).reshape(*shape[:-1], -1) for part in zip(*quantized, strict=True))
         return {"codes": codes, "scale": scales}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`: codes times scales."""
         *lead, columns = index if shape else (slice(0, 1),)
-        values = dequantise(parts["codes"], parts["scale"], tuple(lead), columns, self.bits)
+        values = dequantize(parts["codes"], parts["scale"], tuple(lead), columns, self.bits)
         return Delta(dense=values if shape else values.reshape(()))
 
 

@@ -54,12 +54,12 @@ class LRSign:
 
     def encode_with(self, factors: tuple[Tensor, Tensor], delta: Tensor) -> dict[str, Tensor]:
         """The same of a matrix whose factors are known."""
-        quantised = encode_factors(*factors, _BITS)
-        stored = {name: InMemory(part) for name, part in quantised.items()}
+        quantized = encode_factors(*factors, _BITS)
+        stored = {name: InMemory(part) for name, part in quantized.items()}
         rows, columns = full_index(delta.shape)
         left, right = decode_factors(stored, rows, columns, _BITS)
         residual = torch.addmm(delta, left, right, alpha=-1)
-        return {**quantised, **self._signs.encode(residual, delta, delta)}
+        return {**quantized, **self._signs.encode(residual, delta, delta)}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """The slice `index`."""

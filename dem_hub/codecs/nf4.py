@@ -42,7 +42,7 @@ class NF4:
             values = flat[block]
             packed, state = _functional().quantize_4bit(values, blocksize=BLOCK_SIZE, compress_statistics=False, quant_type="nf4")
             pad = (0, -len(values) % BLOCK_SIZE)
-            decoded = functional.pad(_dequantise(packed, state.absmax, len(values)), pad).view(-1, BLOCK_SIZE)
+            decoded = functional.pad(_dequantize(packed, state.absmax, len(values)), pad).view(-1, BLOCK_SIZE)
             true = functional.pad(values, pad).view(-1, BLOCK_SIZE)
             peak = torch.where(state.absmax > 0, state.absmax, 1)[:, None]
             codes.append(packed.reshape(-1))
@@ -59,7 +59,7 @@ class NF4:
         first = start // BLOCK_SIZE * BLOCK_SIZE
         last = min(-(-stop // BLOCK_SIZE) * BLOCK_SIZE, count_elements(whole))
         packed = parts["nf4"][first // 2 : -(-last // 2)]
-        values = _dequantise(packed, parts["absmax"][first // BLOCK_SIZE : -(-last // BLOCK_SIZE)], last - first)
+        values = _dequantize(packed, parts["absmax"][first // BLOCK_SIZE : -(-last // BLOCK_SIZE)], last - first)
         matrix = as_rows(values[start - first : stop - first].view(-1, whole[-1]))
         dense = matrix[rows.to(matrix.device) - int(rows[0])][:, columns]
         return Delta(dense=dense.reshape(index_shape(index) if shape else ()))
@@ -73,7 +73,7 @@ def _functional() -> Any:
     return bitsandbytes.functional
 
 
-def _dequantise(packed: Tensor, absmax: Tensor, count: int) -> Tensor:
+def _dequantize(packed: Tensor, absmax: Tensor, count: int) -> Tensor:
     """The first so many elements of packed codes, float32."""
     library = _functional()
     state = library.QuantState(

@@ -61,7 +61,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return numbers.flatten(-2)
 
 
-def quantise(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes and unbiased scales of 4 or 8 bits.
 
     Args:
@@ -88,8 +88,8 @@ def unbiased_scale(values: Tensor, codes: Tensor) -> Tensor:
     return torch.where(products > 0, values.square().sum(dim=-1, keepdim=True) / products, 0)
 
 
-def dequantise(codes: LazyTensor, scales: LazyTensor, lead: Index, columns: slice, bits: int) -> Tensor:
-    """A part of what [`quantise`] made: rows `lead` (a slice for each dimension but the last) and a range of columns, float32."""
+def dequantize(codes: LazyTensor, scales: LazyTensor, lead: Index, columns: slice, bits: int) -> Tensor:
+    """A part of what [`quantize`] made: rows `lead` (a slice for each dimension but the last) and a range of columns, float32."""
     first = columns.start // GROUP * GROUP
     bytes_ = slice(first * bits // 8, packed_size(columns.stop, bits))
     groups = slice(first // GROUP, -(-columns.stop // GROUP))
@@ -99,6 +99,6 @@ def dequantise(codes: LazyTensor, scales: LazyTensor, lead: Index, columns: slic
     return result[..., columns.start - first :]
 
 
-def quantised_parts(lead: tuple[int, ...], columns: int, bits: int) -> tuple[Part, Part]:
-    """The layout of what [`quantise`] makes."""
+def quantized_parts(lead: tuple[int, ...], columns: int, bits: int) -> tuple[Part, Part]:
+    """The layout of what [`quantize`] makes."""
     return Part(("U8",), (*lead, packed_size(columns, bits))), Part(("BF16",), (*lead, -(-columns // GROUP)))

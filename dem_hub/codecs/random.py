@@ -14,7 +14,7 @@ from torch import Tensor
 from dem_hub.checkpoint import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
-from dem_hub.codecs.packing import dequantise, quantise, quantised_parts
+from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
 from dem_hub.codecs.sampling import count_kept, draw, scatter
 from dem_hub.errors import CodecError
 from dem_hub.index import Index, as_rows, full_index, index_shape, row_blocks
@@ -43,7 +43,7 @@ class Random:
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`values` (..., ceil(kept * bits / 8)) uint8, and `scale` (..., ceil(kept / 64)) bfloat16."""
         *lead, columns = shape or (1,)
-        values, scale = quantised_parts(tuple(lead), count_kept(columns, self.density), self.bits)
+        values, scale = quantized_parts(tuple(lead), count_kept(columns, self.density), self.bits)
         return {"values": values, "scale": scale}
 
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ class Random:
             values = as_rows(delta[block])
             if kept < shape[-1]:
                 values = values.gather(1, draw(block, shape, kept, self.seed, delta.device).positions)
-            for part, found in zip((codes, scales), quantise(values, self.bits), strict=True):
+            for part, found in zip((codes, scales), quantize(values, self.bits), strict=True):
                 part.append(found)
         lead = shape[:-1]
         return {"values": torch.cat(codes).reshape(*lead, -1), "scale": torch.cat(scales).reshape(*lead, -1)}
@@ -68,6 +68,6 @@ class Random:
         *lead, columns = index
         kept = count_kept(whole[-1], self.density)
         sample = draw(index, whole, kept, self.seed, parts["scale"][(*lead, slice(0, 0))].device)
-        values = as_rows(dequantise(parts["values"], parts["scale"], tuple(lead), sample.groups, self.bits))
+        values = as_rows(dequantize(parts["values"], parts["scale"], tuple(lead), sample.groups, self.bits))
         dense = scatter(values * sample.sizes, sample.positions, columns.stop - columns.start)
         return Delta(dense=dense.reshape(index_shape(index) if shape else ()))

@@ -21,7 +21,7 @@ from dem_hub.search.quadratic import Sums
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CENTRE_BYTES, MOVE_BYTES = 4, 2  # an element
+CENTER_BYTES, MOVE_BYTES = 4, 2  # an element
 _ELEMENTS = 1 << 22  # logits worked on at a time
 
 
@@ -33,13 +33,13 @@ class Block:
     """
 
     owners: Tensor
-    centre: Tensor
+    center: Tensor
     targets: Tensor
     moves: dict[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> "Block":
         """The same tensors, to which moves can be added apart."""
-        return Block(self.owners, self.centre, self.targets, dict(self.moves))
+        return Block(self.owners, self.center, self.targets, dict(self.moves))
 
     def move(self, model: "PreTrainedModel", windows: Sequence[Window], batch_size: int) -> tuple[Tensor, Tensor]:
         """Run the model as it is now, and see what its logits differ by.
@@ -49,25 +49,25 @@ class Block:
         """
         kept = set(self.owners.tolist())
         found = torch.zeros(len(windows), dtype=torch.float64)
-        moved = torch.empty(self.centre.shape, dtype=torch.float16)
+        moved = torch.empty(self.center.shape, dtype=torch.float16)
         row = 0
         with torch.inference_mode():
             for scored in scored_logits(model, windows, batch_size):
                 found[scored.window] += negative_log_likelihood(scored)
                 if scored.window in kept:
                     part = slice(row, row + len(scored.targets))
-                    moved[part] = (scored.logits.cpu() - self.centre[part]).half()
+                    moved[part] = (scored.logits.cpu() - self.center[part]).half()
                     row = part.stop
         return found, moved
 
     def sums(self, names: Sequence[str], offsets: Mapping[str, float], scale: float, device: torch.device) -> Sums:
         """Loss, gradient and curvature at centre + sum_i offset_i * move_i * scale."""
         sums = Sums.zeros(len(names))
-        rows = max(1, _ELEMENTS // max(self.centre.shape[1], 1) // max(len(names), 1))
+        rows = max(1, _ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
         for start in range(0, len(self.targets), rows):
             part = slice(start, start + rows)
             moves = torch.stack([self.moves[name][part].to(device).float() * scale for name in names])
-            logits = self.centre[part].to(device)
+            logits = self.center[part].to(device)
             for name, move in zip(names, moves, strict=True):
                 if offsets[name]:
                     logits = logits + offsets[name] * move
@@ -93,8 +93,8 @@ def keep_logits(model: "PreTrainedModel", windows: Sequence[Window], places: Col
     if not pieces:
         nothing = torch.zeros(0, dtype=torch.long)
         return found, Block(nothing, torch.zeros(0, 1), nothing)
-    owners, centre, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return found, Block(owners, centre, targets)
+    owners, center, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return found, Block(owners, center, targets)
 
 
 def choose_windows(tokens: Sequence[int], limit: int, seed: int = 0) -> list[int]:
@@ -115,7 +115,7 @@ def choose_windows(tokens: Sequence[int], limit: int, seed: int = 0) -> list[int
 
 def token_limit(budget: int, vocabulary: int, vectors: int) -> int:
     """How many tokens' logits a number of bytes holds."""
-    return max(1, budget // (vocabulary * (CENTRE_BYTES + MOVE_BYTES * vectors)))
+    return max(1, budget // (vocabulary * (CENTER_BYTES + MOVE_BYTES * vectors)))
 
 
 def parts_of(tokens: Sequence[int], limit: int) -> list[list[int]]:

@@ -172,8 +172,8 @@ class Score:
     its own, or a name of its own. What has no name (a lambda, a partial) is filed for this search alone.
     """
 
-    def __init__(self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximise: bool) -> None:
-        self.model, self.function, self.cache, self.sign = model, function, cache, -1.0 if maximise else 1.0
+    def __init__(self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximize: bool) -> None:
+        self.model, self.function, self.cache, self.sign = model, function, cache, -1.0 if maximize else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
         name = getattr(function, "__qualname__", "")

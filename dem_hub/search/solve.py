@@ -88,7 +88,7 @@ class Pull:
         return value, gradient, matrix
 
 
-def minimise(function: Smooth, start: Tensor, region: Region) -> Tensor:
+def minimize(function: Smooth, start: Tensor, region: Region) -> Tensor:
     """The point of a region where a convex function is lowest.
 
     Args:
@@ -100,12 +100,12 @@ def minimise(function: Smooth, start: Tensor, region: Region) -> Tensor:
 
     ```python
     >>> import torch
-    >>> from dem_hub.search.solve import Region, minimise
+    >>> from dem_hub.search.solve import Region, minimize
     >>> best, matrix = torch.tensor([0.5, -0.2]).double(), torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
     >>> bowl = lambda point: (float((point - best) @ matrix @ (point - best)) / 2, matrix @ (point - best), matrix)
-    >>> [round(x, 6) for x in minimise(bowl, torch.zeros(2).double(), Region.of([(-1, 1), (-1, 1)])).tolist()]
+    >>> [round(x, 6) for x in minimize(bowl, torch.zeros(2).double(), Region.of([(-1, 1), (-1, 1)])).tolist()]
     [0.5, -0.2]
-    >>> [round(x, 6) for x in minimise(bowl, torch.zeros(2).double(), Region.of([(0, 1), (0, 1)])).tolist()]
+    >>> [round(x, 6) for x in minimize(bowl, torch.zeros(2).double(), Region.of([(0, 1), (0, 1)])).tolist()]
     [0.45, 0.0]
 
     ```
@@ -168,12 +168,12 @@ def best_point(
 ) -> Tensor:
     """The point of a region where the objective of a local model is lowest."""
     factors = torch.tensor(objective.factors(list(model.parts), base_losses), dtype=torch.float64)
-    centre = torch.tensor(model.point, dtype=torch.float64)
+    center = torch.tensor(model.point, dtype=torch.float64)
     parts = list(model.parts.values())
 
     def at(temperature: float | None) -> Smooth:
         def function(point: Tensor) -> tuple[float, Tensor, Tensor]:
-            step = point - centre
+            step = point - center
             values = factors * torch.stack([part.value(step) for part in parts])
             slopes = factors.unsqueeze(1) * torch.stack([part.slope(step) for part in parts])
             curvatures = factors[:, None, None] * torch.stack([part.curvature for part in parts])
@@ -183,11 +183,11 @@ def best_point(
 
         return function
 
-    start = region.clip(centre)
+    start = region.clip(center)
     if objective.kind != "worst":
-        return minimise(at(None), start, region)
+        return minimize(at(None), start, region)
     for temperature in _TEMPERATURES:
-        start = minimise(at(temperature), start, region)
+        start = minimize(at(temperature), start, region)
     return start
 
 

@@ -82,7 +82,7 @@ class MeasurementCache:
         """Keep the logits at a centre; their moves follow one by one."""
         self._blocks[key] = block
         if self.folder is not None:
-            _write(self._path(key), {"centre": block.centre, "targets": block.targets, "owners": block.owners})
+            _write(self._path(key), {"centre": block.center, "targets": block.targets, "owners": block.owners})
             for name in block.moves:
                 self.put_move(key, name)
 

@@ -142,7 +142,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
     if score is not None:
-        measure: Score | Likelihoods = Score(model, score, kept, maximise=direction == "maximize")
+        measure: Score | Likelihoods = Score(model, score, kept, maximize=direction == "maximize")
     else:
         reader = Reader(_tokenizer(tokenizer, base), max_length, is_seq2seq(model), packing)
         data, held = read_and_split(reader, eval_datasets or {}, held_out, seed)

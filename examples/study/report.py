@@ -11,7 +11,7 @@ from settings import LATER, NAMES
 
 from dem_hub.plot import plot_perplexities
 
-_COLOURS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#868e96")
+_COLORS = ("#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e", "#868e96")
 
 
 def write_pictures(data: dict[str, Any], folder: Path) -> None:
@@ -25,8 +25,8 @@ def write_pictures(data: dict[str, Any], folder: Path) -> None:
     plot_perplexities(table, folder / "perplexity.png", "Perplexity on test text, lower is better")
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
-    for (name, norms), colour in zip(data["vectors"]["by_layer"].items(), _COLOURS, strict=False):
-        axes.plot(norms, label=name, color=colour, linewidth=1.6)
+    for (name, norms), color in zip(data["vectors"]["by_layer"].items(), _COLORS, strict=False):
+        axes.plot(norms, label=name, color=color, linewidth=1.6)
     axes.set_xlabel("layer")
     axes.set_ylabel("norm of the vector's part")
     axes.set_ylim(0)
@@ -34,9 +34,9 @@ def write_pictures(data: dict[str, Any], folder: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
     for label, entry in data["searches"].items():
-        axes.plot(entry["num_forward"], entry["test"], "o", color=_COLOURS[0] if label == "gauss_newton" else _COLOURS[4])
+        axes.plot(entry["num_forward"], entry["test"], "o", color=_COLORS[0] if label == "gauss_newton" else _COLORS[4])
         axes.annotate(f" {label}", (entry["num_forward"], entry["test"]), fontsize=8)
-    axes.axhline(data["test"]["1/N"]["mean"], color=_COLOURS[1], linewidth=1, linestyle="--", label="1/N")
+    axes.axhline(data["test"]["1/N"]["mean"], color=_COLORS[1], linewidth=1, linestyle="--", label="1/N")
     axes.set_xscale("log")
     axes.set_xlim(right=3 * max(entry["num_forward"] for entry in data["searches"].values()))
     axes.set_xlabel("forward passes over the validation text")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dem_hub.checkpoint import InMemory
-from dem_hub.codecs.packing import GROUP, dequantise, pack, packed_size, quantise, unpack
+from dem_hub.codecs.packing import GROUP, dequantize, pack, packed_size, quantize, unpack
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
@@ -40,15 +40,15 @@ def reference(values: Tensor, bits: int) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("columns", [1, 63, 64, 65, 200])
-def test_quantising(bits: int, columns: int) -> None:
+def test_quantizing(bits: int, columns: int) -> None:
     values = torch.randn(5, columns, generator=torch.Generator().manual_seed(columns)) * 1e-3
-    codes, scales = quantise(values, bits)
+    codes, scales = quantize(values, bits)
     assert codes.shape == (5, packed_size(columns, bits))
     assert scales.shape == (5, -(-columns // GROUP))
-    decoded = dequantise(InMemory(codes), InMemory(scales), (slice(0, 5),), slice(0, columns), bits)
+    decoded = dequantize(InMemory(codes), InMemory(scales), (slice(0, 5),), slice(0, columns), bits)
     np.testing.assert_allclose(decoded.numpy(), reference(values, bits), rtol=2**-8, atol=1e-12)  # a step of bfloat16
 
 
 def test_nothing_is_nothing() -> None:
-    codes, scales = quantise(torch.zeros(2, 70), 4)
-    assert not dequantise(InMemory(codes), InMemory(scales), (slice(0, 2),), slice(0, 70), 4).any()
+    codes, scales = quantize(torch.zeros(2, 70), 4)
+    assert not dequantize(InMemory(codes), InMemory(scales), (slice(0, 2),), slice(0, 70), 4).any()

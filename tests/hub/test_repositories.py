@@ -28,7 +28,7 @@ def test_create_without_a_namespace(api: HfApi) -> None:
     assert api.create_repo("mine").repo_id == "ann/mine"
 
 
-def test_create_in_an_organisation(hub: Hub, api: HfApi) -> None:
+def test_create_in_an_organization(hub: Hub, api: HfApi) -> None:
     with pytest.raises(HfHubHTTPError, match="don't have the rights"):
         api.create_repo("lab/x")
     hub.add_user("ann", orgs=("lab",))

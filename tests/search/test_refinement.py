@@ -44,8 +44,8 @@ def finer(counters: Counters) -> Likelihoods:
 def narrow(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> str:
     """What "down" has learnt in its attention alone, as most LoRAs do."""
     root = tmp_path_factory.mktemp("narrow")
-    learnt = load_tensors(counters.base.parent / "full-down")
-    part = {name: tensor for name, tensor in learnt.items() if "self_attn" in name}
+    learned = load_tensors(counters.base.parent / "full-down")
+    part = {name: tensor for name, tensor in learned.items() if "self_attn" in name}
     reshard(counters.base, root / "full", change=lambda tensors: tensors.update(part))
     DistributionVector.extract(counters.base, root / "full", codec="dense", dtype="float32").save_pretrained(root / "attention")
     return str(root / "attention")

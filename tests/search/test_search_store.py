@@ -17,7 +17,7 @@ def block() -> Block:
 
 
 def same(first: Block, second: Block) -> bool:
-    tensors = [(getattr(first, name), getattr(second, name)) for name in ("owners", "centre", "targets")]
+    tensors = [(getattr(first, name), getattr(second, name)) for name in ("owners", "center", "targets")]
     tensors += [(first.moves[name], second.moves[name]) for name in first.moves]
     return set(first.moves) == set(second.moves) and all(torch.equal(one, two) for one, two in tensors)
 

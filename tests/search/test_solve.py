@@ -9,7 +9,7 @@ from torch import Tensor
 from dem_hub.errors import ConfigError
 from dem_hub.search.objective import Objective
 from dem_hub.search.quadratic import LocalModel, Quadratic
-from dem_hub.search.solve import Pull, Region, best_point, common_point, minimise
+from dem_hub.search.solve import Pull, Region, best_point, common_point, minimize
 
 
 def tensor(*values: float) -> Tensor:
@@ -127,7 +127,7 @@ def test_a_function_that_is_no_quadratic() -> None:
     def function(point: Tensor) -> tuple[float, Tensor, Tensor]:
         return float(point.exp().sum() - 2 * point.sum()), point.exp() - 2, torch.diag(point.exp())
 
-    assert minimise(function, tensor(-1, 3), Region.of([(-5, 5)] * 2)).tolist() == pytest.approx(
+    assert minimize(function, tensor(-1, 3), Region.of([(-5, 5)] * 2)).tolist() == pytest.approx(
         [torch.tensor(2.0).log().item()] * 2, abs=1e-6
     )
 

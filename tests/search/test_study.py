@@ -471,7 +471,7 @@ def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:
     assert seen == list(enumerate(found.trials))
 
 
-def test_texts_are_tokenised_with_the_base_tokenizer(counters: Counters) -> None:
+def test_texts_are_tokenized_with_the_base_tokenizer(counters: Counters) -> None:
     base = VectorSource(str(counters.base))
     found = search_coefficients(base, [counters.vectors["up"]], {"words": ["w1 w2 w3", "w4 w5 w6 w7"]}, held_out=0)
     assert found.tokens == {"words": 5}

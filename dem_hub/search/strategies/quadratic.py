@@ -40,23 +40,23 @@ class TrustRegion:
         budget, count = problem.budget(usual_budget(problem.count)), problem.count
         for point in [problem.start] if problem.start else _corners(count):
             _try(problem, torch.tensor(point, dtype=torch.float64), budget)
-        centre = torch.tensor(problem.start, dtype=torch.float64) if problem.start else _best_on_diagonal(problem)
-        _try(problem, centre, budget)
+        center = torch.tensor(problem.start, dtype=torch.float64) if problem.start else _best_on_diagonal(problem)
+        _try(problem, center, budget)
         for place in range(count):
             for sign in (1.0, -1.0):
                 step = torch.zeros(count, dtype=torch.float64)
                 step[place] = sign * _RADIUS
-                _try(problem, centre + step, budget)
+                _try(problem, center + step, budget)
         radius = _RADIUS
         while problem.num_forward + 1 <= budget + 1e-9 and radius > _SMALLEST:
             best = problem.best
-            centre = torch.tensor(best.coefficients, dtype=torch.float64)
-            around = fit(problem, centre, radius)
-            low, high = (centre - radius).maximum(problem.region.low), (centre + radius).minimum(problem.region.high)
+            center = torch.tensor(best.coefficients, dtype=torch.float64)
+            around = fit(problem, center, radius)
+            low, high = (center - radius).maximum(problem.region.low), (center + radius).minimum(problem.region.high)
             new = best_point(around, problem.objective, Region(low, high, problem.region.max_sum), problem.base_losses, Pull())
-            if float((new - centre).abs().max()) < _SMALLEST / 4:
+            if float((new - center).abs().max()) < _SMALLEST / 4:
                 radius /= 3
-                new = _unexplored(problem, centre, radius)
+                new = _unexplored(problem, center, radius)
             if not _try(problem, new, budget):
                 radius /= 2
             elif problem.best is best:
@@ -64,10 +64,10 @@ class TrustRegion:
             problem.model = fit(problem, torch.tensor(problem.best.coefficients, dtype=torch.float64), radius)
 
 
-def fit(problem: Problem, centre: Tensor, radius: float) -> LocalModel:
+def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
     """Quadratics around a point, one for each distribution, by weighted least squares of smallest norm."""
     trials = [trial for trial in problem.trials if torch.isfinite(torch.tensor(trial.value))]
-    steps = torch.tensor([trial.coefficients for trial in trials], dtype=torch.float64) - centre
+    steps = torch.tensor([trial.coefficients for trial in trials], dtype=torch.float64) - center
     distance = steps.norm(dim=1) / radius
     weights = 1 / (1 + distance**3)
     scale = radius  # columns of one size
@@ -82,7 +82,7 @@ def fit(problem: Problem, centre: Tensor, radius: float) -> LocalModel:
         losses = torch.tensor([trial.losses[name] for trial in trials], dtype=torch.float64) * weights
         solution = torch.linalg.lstsq(matrix, losses, rcond=1e-10, driver="gelsd").solution
         parts[name] = _as_quadratic(solution, problem.count, pairs, scale)
-    return LocalModel(problem.measure.names, tuple(centre.tolist()), parts)
+    return LocalModel(problem.measure.names, tuple(center.tolist()), parts)
 
 
 def _as_quadratic(solution: Tensor, count: int, pairs: Sequence[tuple[int, int]], scale: float) -> Quadratic:
@@ -108,12 +108,12 @@ def _best_on_diagonal(problem: Problem) -> Tensor:
     return problem.inside((min(max(level, 0.0), 1.0),) * problem.count)
 
 
-def _unexplored(problem: Problem, centre: Tensor, radius: float) -> Tensor:
+def _unexplored(problem: Problem, center: Tensor, radius: float) -> Tensor:
     """A point near the centre in the direction that the points so far say least about."""
-    steps = torch.tensor([trial.coefficients for trial in problem.trials], dtype=torch.float64) - centre
+    steps = torch.tensor([trial.coefficients for trial in problem.trials], dtype=torch.float64) - center
     near = steps[steps.norm(dim=1) <= 4 * radius]
     _, vectors = torch.linalg.eigh(near.T @ near)
-    return problem.inside((centre + radius * vectors[:, 0]).tolist())
+    return problem.inside((center + radius * vectors[:, 0]).tolist())
 
 
 def _try(problem: Problem, point: Tensor, budget: float) -> bool:
