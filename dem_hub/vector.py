@@ -159,7 +159,19 @@ class DistributionVector:
 
     @classmethod
     def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":
-        """Open a vector to look at its config and headers; tensors on the Hub stay there, and none are checked."""
+        """Open a vector to look at its config and headers; tensors on the Hub stay there, and none are checked.
+
+        Args:
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
+
+        Returns:
+            [`DistributionVector`]: one to look at. Of a vector on the Hub the values of its tensors are not here.
+
+        Raises:
+            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: as [`DistributionVector.from_pretrained`] raises them.
+            `CheckpointError`: a header that is truncated, or weights that are pickled.
+            `HubError`: the line or the Hub failed.
+        """
         scratch = Path(tempfile.mkdtemp(prefix="dem_hub-headers-"))
         vector = cls(resolve_headers(VectorSource.parse(name_or_path), VECTOR_FILES, scratch=scratch), verify=False)
         weakref.finalize(vector, shutil.rmtree, scratch, ignore_errors=True)
@@ -179,7 +191,15 @@ class DistributionVector:
         self.put(target)
 
     def put(self, target: Path) -> None:
-        """Write the vector into a folder that is for vectors, in place of the vector or adapter that is there."""
+        """Write the vector into a folder that is for vectors, in place of the vector or adapter that is there.
+
+        Args:
+            target (`Path`): the folder, which appears complete or not at all. What it holds is not checked, unlike in
+                [`DistributionVector.save_pretrained`].
+
+        Raises:
+            `OSError`: the folder cannot be written.
+        """
         if target.is_dir() and target.resolve() == self.folder.resolve():
             return
         put, self._put = self._put, shutil.copyfile  # from now on, somebody has the files
@@ -257,7 +277,15 @@ class DistributionVector:
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
 
     def tensor_bytes(self) -> dict[str, int]:
-        """Bytes of the parts of each tensor in the files, headers aside, by the base's key; of a plain adapter nothing."""
+        """Count the bytes of the parts of each tensor in the files, headers aside.
+
+        Returns:
+            `dict[str, int]`: by the base's key; empty for a plain adapter.
+
+        Raises:
+            `CodecError`: a codec, or an option of one, that this version does not have.
+            `CheckpointError`: files that lack tensors, have others, or have them in another shape or dtype.
+        """
         return tensor_sizes(self.config, part_sizes(self.folder, self.config)) if self.config is not None else {}
 
     @cached_property
