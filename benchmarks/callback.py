@@ -28,10 +28,10 @@ from processes import private_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from dem_hub import DEMCallback
-from dem_hub.callback.callback import When
-from dem_hub.checkpoint import Checkpoint
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.demo.training import pack
-from dem_hub.search.data import read_rows
+from dem_hub.evaluation.data import read_rows
+from dem_hub.training.callback import When
 
 MIB = 1 << 20
 

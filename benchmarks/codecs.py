@@ -23,13 +23,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dem_hub import DEMModel, DistributionVector, search_coefficients
-from dem_hub.base import Base
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs import to_dense
-from dem_hub.hub import MODEL_FILES, resolve
-from dem_hub.index import full_index
-from dem_hub.records import VectorSource
-from dem_hub.search.data import Reader, Window
-from dem_hub.search.objective import evaluate
+from dem_hub.evaluation.data import Reader, Window
+from dem_hub.files.records import VectorSource
+from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.numerics.slices import full_index
+from dem_hub.search.solve.objective import evaluate
 
 WINDOW = 256  # tokens
 CODECS: dict[str, dict[str, Any]] = {

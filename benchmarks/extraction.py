@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dem_hub.checkpoint import Checkpoint
+from dem_hub.checkpoints.reader import Checkpoint
 
 
 def run(command: list[str]) -> float:
@@ -100,7 +100,7 @@ def main() -> None:
                 "dem_hub": [
                     sys.executable,
                     "-m",
-                    "dem_hub.cli",
+                    "dem_hub.cli.app",
                     "extract",
                     base,
                     finetuned,

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dem_hub.demo.model import prepare_base
 from dem_hub.demo.texts import load_distributions, write_distributions
 from dem_hub.demo.training import train, train_lora
-from dem_hub.files import atomic_folder
+from dem_hub.files.atomic import atomic_folder
 
 STEPS = 60
 LONG = {"code": 4 * STEPS}

@@ -28,7 +28,7 @@ from synthetic import RANK, Size, make_checkpoint
 
 WIDTH, INNER, VOCABULARY = 2048, 5504, 64000
 GIB = 1 << 30
-DEM_HUB = [sys.executable, "-m", "dem_hub.cli"]
+DEM_HUB = [sys.executable, "-m", "dem_hub.cli.app"]
 # Four tensors in flight, the most that transformers' loader takes on any machine.
 LOAD = """
 import sys
@@ -38,8 +38,8 @@ from dem_hub import DEMModel
 DEMModel.from_pretrained(sys.argv[1], vectors={name: 0.3 for name in sys.argv[2:]}, dtype="bfloat16")
 """
 IMPORTS = {
-    "extract": "import dem_hub.cli, dem_hub.vector; from transformers import LlamaForCausalLM",
-    "merge": "import dem_hub.cli, dem_hub.export, dem_hub.recipe, dem_hub.records",
+    "extract": "import dem_hub.cli.app, dem_hub.vectors.vector; from transformers import LlamaForCausalLM",
+    "merge": "import dem_hub.cli.app, dem_hub.models.export, dem_hub.merging.opening, dem_hub.files.records",
     "from_pretrained": "from dem_hub import DEMModel; from transformers import LlamaForCausalLM",
 }
 

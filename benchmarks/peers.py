@@ -31,7 +31,7 @@ from safetensors import safe_open
 from synthetic import Size, make_adapter, make_checkpoint
 
 from dem_hub import DistributionVector
-from dem_hub.checkpoint import Checkpoint
+from dem_hub.checkpoints.reader import Checkpoint
 
 COEFFICIENTS = (0.5, 0.3, 0.2)
 SIZE = Size(1024, 2816, 32000, 16)
@@ -48,7 +48,7 @@ OURS = """
 import sys, time
 from transformers import LlamaForCausalLM
 from dem_hub import DEMModel
-import dem_hub.loading  # imports are not counted
+import dem_hub.models.loading  # imports are not counted
 base, *vectors = sys.argv[1:]
 start = time.perf_counter()
 model = DEMModel.from_pretrained(base, vectors=dict(zip(vectors, (0.5, 0.3, 0.2))))
@@ -200,7 +200,7 @@ def compare_export(
     weighted = [word for path, c in zip(ours, COEFFICIENTS, strict=True) for word in ("--vector", f"{path}={c}")]
     commands: dict[str, Sequence[str | Path]] = {
         "read and write": [sys.executable, "-c", COPY, out, *(next(path.glob("*.safetensors")) for path in (base, *ours))],
-        "dem_hub": [sys.executable, "-m", "dem_hub.cli", "merge", base, *weighted, "-o", out],
+        "dem_hub": [sys.executable, "-m", "dem_hub.cli.app", "merge", base, *weighted, "-o", out],
     }
     if kind == "dense":
         commands["naive"] = [sys.executable, "-c", NAIVE, base, out, *theirs]

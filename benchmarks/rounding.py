@@ -32,9 +32,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.checkpoint import Checkpoint
-from dem_hub.search.data import Reader, Window
-from dem_hub.search.objective import evaluate, mean_loss
+from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.evaluation.data import Reader, Window
+from dem_hub.search.solve.objective import evaluate, mean_loss
 
 WINDOW = 256  # tokens
 SEEDS = 3

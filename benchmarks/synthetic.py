@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from dem_hub.checkpoint import Checkpoint
-from dem_hub.files import atomic_folder
-from dem_hub.shards import TensorWriter
+from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.writer import TensorWriter
+from dem_hub.files.atomic import atomic_folder
 
 RANK = 16
 Change = Literal["every", "lora"]

@@ -9,27 +9,27 @@ Importing it is cheap: torch and the parts that need it are loaded when a name i
 from typing import TYPE_CHECKING, Any
 
 from dem_hub._version import __version__
-from dem_hub.registration import register_when_imported
+from dem_hub.models.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from dem_hub.callback import DEMCallback
-    from dem_hub.catalog import list_vectors
-    from dem_hub.config import DEMConfig
-    from dem_hub.loading import DEMModel
-    from dem_hub.records import VectorSource
+    from dem_hub.files.records import VectorSource
+    from dem_hub.hub.listing import list_vectors
+    from dem_hub.merging.config import DEMConfig
+    from dem_hub.models.loading import DEMModel
     from dem_hub.search import SearchResult, search_coefficients
-    from dem_hub.store import VectorStore
-    from dem_hub.vector import DistributionVector
+    from dem_hub.training import DEMCallback
+    from dem_hub.vectors.store import VectorStore
+    from dem_hub.vectors.vector import DistributionVector
 
 _HOMES = {
-    "DEMCallback": "dem_hub.callback",
-    "DEMConfig": "dem_hub.config",
-    "DEMModel": "dem_hub.loading",
-    "DistributionVector": "dem_hub.vector",
+    "DEMCallback": "dem_hub.training",
+    "DEMConfig": "dem_hub.merging.config",
+    "DEMModel": "dem_hub.models.loading",
+    "DistributionVector": "dem_hub.vectors.vector",
     "SearchResult": "dem_hub.search",
-    "VectorSource": "dem_hub.records",
-    "VectorStore": "dem_hub.store",
-    "list_vectors": "dem_hub.catalog",
+    "VectorSource": "dem_hub.files.records",
+    "VectorStore": "dem_hub.vectors.store",
+    "list_vectors": "dem_hub.hub.listing",
     "search_coefficients": "dem_hub.search",
 }
 

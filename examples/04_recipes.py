@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector
-from dem_hub.cli import main
+from dem_hub.cli.app import main
 
 folder = Path(tempfile.mkdtemp())
 torch.manual_seed(0)

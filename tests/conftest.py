@@ -6,7 +6,7 @@ A test that takes `hub` has a Hub of its own, on this machine; all others have n
 import os
 import tempfile
 
-from hub.session import HUB
+from tests.fake_hub.session import HUB
 
 # Before huggingface_hub is imported: it reads these once.
 os.environ["HF_ENDPOINT"] = HUB.endpoint
@@ -28,10 +28,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hub.server import Hub
 from huggingface_hub.utils import close_session
-from models import Models, Zoo
-from published import Published, publish
+
+from tests.fake_hub.server import Hub
+from tests.support.published_repos import Published, publish
+from tests.support.tiny_models import Models, Zoo
 
 OTHERS = (  # what the libraries warn of among themselves
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",

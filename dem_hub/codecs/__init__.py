@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta, add_deltas, to_dense
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
-from dem_hub.codecs.full import Full
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.lowrank import LowRank
@@ -25,8 +24,9 @@ from dem_hub.codecs.nf4 import NF4
 from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sign import Sign
+from dem_hub.codecs.whole import Full
 from dem_hub.errors import CodecError
-from dem_hub.index import Index
+from dem_hub.numerics.slices import Index
 
 _Made = TypeVar("_Made")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dem_hub.scratch import scratch
+from dem_hub.numerics.buffers import scratch
 
 Factors = tuple[Tensor, Tensor]  # (R, K) and (K, C)
 

@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.errors import CodecError
-from dem_hub.index import Index, full_index, index_shape, row_blocks
+from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _BLOCK = 1 << 22

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import CODES, DTYPES, LazyTensor
+from dem_hub.checkpoints.reader import CODES, DTYPES, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import pack, packed_size, unpack
 from dem_hub.errors import CheckpointError, CodecError
-from dem_hub.index import Index, index_shape, rows_and_columns
+from dem_hub.numerics.slices import Index, index_shape, rows_and_columns
 
 _BLOCK = 1 << 20  # elements that are put in order together
 _RUN = 1 << 16  # elements that share a code

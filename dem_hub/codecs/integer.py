@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
-from dem_hub.index import Index, as_rows, full_index, row_blocks
+from dem_hub.numerics.slices import Index, as_rows, full_index, row_blocks
 
 _BLOCK = 1 << 22
 

@@ -10,13 +10,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import check_factor_dtype, decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout
-from dem_hub.codecs.svd import DEFAULT_RANK, balanced_factors
 from dem_hub.errors import CodecError
-from dem_hub.index import Index
+from dem_hub.numerics.slices import Index
+from dem_hub.numerics.svd import DEFAULT_RANK, balanced_factors
 
 
 @dataclass(frozen=True)

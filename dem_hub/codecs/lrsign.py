@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import InMemory, LazyTensor
+from dem_hub.checkpoints.reader import InMemory, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.sign import Sign, check_group
-from dem_hub.codecs.svd import balanced_factors
 from dem_hub.errors import CodecError
-from dem_hub.index import Index, full_index
+from dem_hub.numerics.slices import Index, full_index
+from dem_hub.numerics.svd import balanced_factors
 
 _BITS = "int4"
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import InMemory
+from dem_hub.checkpoints.reader import InMemory
 from dem_hub.codecs.delta import add_deltas
-from dem_hub.index import full_index, row_blocks
-from dem_hub.scratch import scratch
+from dem_hub.numerics.buffers import scratch
+from dem_hub.numerics.slices import full_index, row_blocks
 
 if TYPE_CHECKING:
     from dem_hub.codecs import Codec

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import unbiased_scale
 from dem_hub.errors import MissingDependencyError
-from dem_hub.index import Index, as_rows, count_elements, full_index, index_shape, row_blocks, rows_and_columns
+from dem_hub.numerics.slices import Index, as_rows, count_elements, full_index, index_shape, row_blocks, rows_and_columns
 
 BLOCK_SIZE = 64
 _BLOCK = 1 << 22

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.layout import Part
-from dem_hub.index import Index
+from dem_hub.numerics.slices import Index
 
 GROUP = 64  # columns that share a scale; a multiple of 8
 

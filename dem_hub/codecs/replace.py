@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoint import DTYPES, LazyTensor
+from dem_hub.checkpoints.reader import DTYPES, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
-from dem_hub.index import Index
+from dem_hub.numerics.slices import Index
 
 
 @dataclass(frozen=True)

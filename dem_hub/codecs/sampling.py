@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dem_hub.index import Index, rows_and_columns
-from dem_hub.noise import random_bits, row_keys
+from dem_hub.numerics.noise import random_bits, row_keys
+from dem_hub.numerics.slices import Index, rows_and_columns
 
 
 def count_kept(columns: int, density: float) -> int:

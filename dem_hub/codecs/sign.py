@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dem_hub.checkpoint import LazyTensor
+from dem_hub.checkpoints.reader import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import pack, packed_size, unpack
 from dem_hub.codecs.sampling import scatter
 from dem_hub.errors import CodecError
-from dem_hub.index import Index, as_rows, full_index, index_shape, row_blocks, rows_and_columns
+from dem_hub.numerics.slices import Index, as_rows, full_index, index_shape, row_blocks, rows_and_columns
 
 MOST = 1 << 12  # columns of a group
 _BLOCK = 1 << 22

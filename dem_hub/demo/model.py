@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from dem_hub.errors import MissingDependencyError
-from dem_hub.files import atomic_folder
+from dem_hub.files.atomic import atomic_folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.config import DEMConfig
 from dem_hub.demo.model import find_gguf, prepare_base
 from dem_hub.demo.texts import Distribution, find_reasoning_gym, load_distributions, write_distributions
 from dem_hub.demo.training import train, train_lora
 from dem_hub.errors import MissingDependencyError
-from dem_hub.files import write_text
-from dem_hub.vector import DistributionVector
+from dem_hub.files.atomic import write_text
+from dem_hub.merging.config import DEMConfig
+from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +83,7 @@ def _check_packages(folder: Path) -> None:
 
 def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> str:
     """The method itself, on any base and any distributions that `FINE_TUNES` names: vectors, coefficients, recipe, report."""
-    from dem_hub.plot import plot_perplexities
+    from dem_hub.plotting import plot_perplexities
 
     vectors = {}
     for distribution in distributions:
@@ -130,7 +130,7 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     import torch
     from transformers import AutoTokenizer
 
-    from dem_hub.loading import DEMModel
+    from dem_hub.models.loading import DEMModel
     from dem_hub.search import search_coefficients
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -165,7 +165,7 @@ def _windows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _losses(model: "PreTrainedModel", data: Mapping[str, list[list[int]]]) -> dict[str, float]:
-    from dem_hub.search.objective import evaluate
+    from dem_hub.search.solve.objective import evaluate
 
     return {name: score.loss for name, score in evaluate(model, data).items()}
 
@@ -174,7 +174,7 @@ def _sample(recipe: Path, distribution: Distribution) -> str:
     """What the model of the recipe makes of the beginning of a test document."""
     from transformers import AutoTokenizer
 
-    from dem_hub.loading import DEMModel
+    from dem_hub.models.loading import DEMModel
 
     tokenizer = AutoTokenizer.from_pretrained(recipe)
     model = DEMModel.from_pretrained(recipe)

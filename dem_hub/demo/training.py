@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import MissingDependencyError
-from dem_hub.files import atomic_folder
+from dem_hub.files.atomic import atomic_folder
 
 if TYPE_CHECKING:
     from huggingface_hub.utils.tqdm import tqdm

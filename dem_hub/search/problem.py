@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
-from dem_hub.search.acceptance import INDEPENDENT, expected_excess
-from dem_hub.search.coordinates import Coordinates
-from dem_hub.search.likelihoods import Likelihoods, Point
-from dem_hub.search.objective import Objective
-from dem_hub.search.quadratic import LocalModel
-from dem_hub.search.solve import Pull, Region
-from dem_hub.search.store import MeasurementCache
+from dem_hub.search.held_out import INDEPENDENT, expected_excess
+from dem_hub.search.measure.cache import MeasurementCache
+from dem_hub.search.measure.coordinates import Coordinates
+from dem_hub.search.measure.likelihoods import Likelihoods, Point
+from dem_hub.search.solve.newton import Pull, Region
+from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.quadratic import LocalModel
 
 logger = logging.getLogger(__name__)
 

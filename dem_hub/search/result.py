@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dem_hub.config import DEMConfig, canonical_name
 from dem_hub.errors import ConfigError, NotFoundError
-from dem_hub.files import write_text
-from dem_hub.records import check_version, parse_json
-from dem_hub.search.acceptance import FOUND, Acceptance
-from dem_hub.search.objective import Objective
+from dem_hub.files.atomic import write_text
+from dem_hub.files.records import check_version, parse_json
+from dem_hub.merging.config import DEMConfig, canonical_name
+from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
+from dem_hub.search.held_out import FOUND, Acceptance
+from dem_hub.search.measure.cache import MeasurementCache
+from dem_hub.search.per_group import Refinement
 from dem_hub.search.problem import Trial
-from dem_hub.search.quadratic import LocalModel
-from dem_hub.search.refinement import Refinement
-from dem_hub.search.solve import Region, best_point
-from dem_hub.search.store import MeasurementCache
-from dem_hub.search.table import BASE, Cell, CrossLoss
+from dem_hub.search.solve.newton import Region, best_point
+from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.quadratic import LocalModel
 
 RESULT = "search_result.json"
 MEASURED = "measured"  # folder of the cache, within a saved result
@@ -150,8 +150,8 @@ class SearchResult:
         return Reweighted(coefficients, losses, goal.value(losses, base), self.config.with_coefficients(coefficients))
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the objective over trials, and each distribution's perplexity before and after; see [`dem_hub.plot.plot_search`]."""
-        from dem_hub.plot import plot_search
+        """Draw the objective over trials, and each distribution's perplexity before and after; see [`dem_hub.plotting.plot_search`]."""
+        from dem_hub.plotting import plot_search
 
         before = self._base_losses() if self.table is not None and BASE in self.table.cells else None
         return plot_search([trial.value for trial in self.trials], before, self.chosen.losses, path)

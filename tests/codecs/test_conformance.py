@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dem_hub.checkpoint import InMemory
+from dem_hub.checkpoints.reader import InMemory
 from dem_hub.codecs import CODECS, OFFERED, Codec, get_codec, to_dense
 from dem_hub.codecs.delta import Delta, add_deltas, inner
 from dem_hub.codecs.layout import check_parts, layout_bytes
 from dem_hub.errors import CodecError
-from dem_hub.index import Index, full_index
+from dem_hub.numerics.slices import Index, full_index
 
 SHAPES = [(12, 7), (5, 40), (6, 200), (1, 9), (9, 1), (33,), (130,), (3, 4, 5), (4, 3, 2, 2), (2, 3, 70), (1,), (1, 1), ()]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dem_hub import DistributionVector
-from dem_hub.base import Base
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs.dense import Dense
-from dem_hub.hub import MODEL_FILES, resolve
-from dem_hub.merging import Merge, merged_tensor
-from dem_hub.records import VectorSource
-from dem_hub.shards import write_file
+from dem_hub.files.records import VectorSource
+from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.merging.merge import Merge, merged_tensor
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import DTYPES, FAMILIES, Models, Zoo, load_tensors
 from torch import Tensor
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.base import Base
-from dem_hub.checkpoint import InMemory
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.reader import InMemory
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
 from dem_hub.errors import BaseMismatchError, CheckpointError, CodecError
-from dem_hub.hub import MODEL_FILES, resolve
-from dem_hub.merging import Merge, merged_tensor
-from dem_hub.records import VectorSource
+from dem_hub.files.records import VectorSource
+from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.merging.merge import Merge, merged_tensor
+from tests.support.tiny_models import DTYPES, FAMILIES, Models, Zoo, load_tensors
 
 
 def integers(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.codecs.lowrank import LowRank
-from dem_hub.codecs.svd import EXACT_SIZE, _space, truncated_svd
+from dem_hub.numerics.svd import EXACT_SIZE, _space, truncated_svd
 
 SPECTRA = {
     "steep": lambda i: 0.7**i,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dem_hub.codecs.sampling import count_kept, draw, scatter, seed_of
-from dem_hub.index import full_index
+from dem_hub.numerics.slices import full_index
 
 CPU = torch.device("cpu")
 

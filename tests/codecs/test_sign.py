@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoint import InMemory
+from dem_hub.checkpoints.reader import InMemory
 from dem_hub.codecs import Codec, to_dense
 from dem_hub.codecs.layout import layout_bytes
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.random import Random
 from dem_hub.codecs.sign import Sign, noise
-from dem_hub.index import full_index
+from dem_hub.numerics.slices import full_index
 
 
 def through(codec: Codec, delta: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from models import Zoo
 
 from dem_hub import DEMConfig, DEMModel
 from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine, run_demo
 from dem_hub.demo.texts import Distribution
 from dem_hub.errors import MissingDependencyError
-from dem_hub.search.data import Reader
-from dem_hub.search.objective import evaluate
+from dem_hub.evaluation.data import Reader
+from dem_hub.search.solve.objective import evaluate
+from tests.support.tiny_models import Zoo
 
 
 def counting(name: str, step: int) -> Distribution:

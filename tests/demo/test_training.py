@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import Models, Zoo, load_tensors
 from transformers import AutoTokenizer
 
 from dem_hub import DistributionVector
 from dem_hub.demo.training import BLOCK_SIZE, SEPARATOR, pack, train, train_lora
+from tests.support.tiny_models import Models, Zoo, load_tensors
 
 TEXTS = [" ".join(f"w{(start + step) % 60}" for step in range(50)) for start in range(40)]
 

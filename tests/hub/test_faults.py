@@ -1,221 +1,270 @@
-"""What each fault does to the plain client. Tests of the library build on this."""
+"""The fault table: whatever goes wrong on the way, an operation succeeds or raises one clear error, leaves nothing half done, and works again."""
 
-import hashlib
-import json
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import HfApi, get_session, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from huggingface_hub.utils import httpx
+import torch
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from hub.commits import add, commit
-from hub.faults import Fault
-from hub.server import Hub
+from dem_hub import DEMModel, DistributionVector, VectorStore
+from dem_hub.errors import CheckpointError, HubError, PushConflictError
+from dem_hub.files.records import VectorSource
+from tests.fake_hub.server import Hub
+from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published, keep_only
 
-DATA = bytes(range(256)) * 64  # 16 kB
+pytestmark = pytest.mark.usefixtures("sleeps")
+
+ANY = ".*"
+FILES = "/resolve/"
 WEIGHTS = r"/resolve/.*safetensors"
+Error = type[Exception] | None
 
 
-@pytest.fixture
-def weights(api: HfApi) -> str:
-    """A repository with a file in LFS; its name."""
-    commit(api, add("a.safetensors", DATA))
-    return "a.safetensors"
+def load_vector() -> object:
+    return DistributionVector.from_pretrained(VECTOR)
 
 
-def cached() -> list[Path]:
-    """What the cache holds of weights, half-written too."""
-    return [
-        path
-        for path in Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*")
-        if path.is_file() and path.suffix in {".safetensors", ".incomplete"}
-    ]
+def load_recipe() -> torch.nn.Module:
+    return DEMModel.from_pretrained(RECIPE)
 
 
-@pytest.mark.parametrize(
-    ("what", "error", "tries"),
-    [
-        ({"status": 401}, HfHubHTTPError, 1),
-        ({"status": 403, "code": "GatedRepo"}, GatedRepoError, 1),
-        ({"status": 404}, EntryNotFoundError, 1),
-        ({"status": 404, "code": "RepoNotFound"}, RepositoryNotFoundError, 1),
-        ({"status": 412}, LocalEntryNotFoundError, 1),
-        ({"status": 429, "retry_after": 7}, LocalEntryNotFoundError, 7),
-        ({"status": 503}, LocalEntryNotFoundError, 7),
-    ],
-)
-def test_status_of_a_download(
-    hub: Hub, weights: str, what: dict[str, object], error: type[Exception], tries: int, sleeps: list[float]
-) -> None:
-    """One quick look, for a cache to step in; with an empty one the client looks again, patiently."""
-    with hub.fault("HEAD", WEIGHTS, **what) as fault, pytest.raises(error):
-        hf_hub_download("ann/x", weights)
-    assert fault.hits == tries and cached() == []
-    assert sleeps == {1: [], 7: [1, 2, 4, 8, 8] if "retry_after" not in what else [8] * 5}[tries]
-    assert Path(hf_hub_download("ann/x", weights)).read_bytes() == DATA
+def load_auto() -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(RECIPE)  # type: ignore[no-any-return]
 
 
-def test_cache_steps_in(hub: Hub, weights: str, sleeps: list[float]) -> None:
-    hf_hub_download("ann/x", weights)
-    with hub.fault("HEAD", WEIGHTS, status=503) as fault:
-        assert Path(hf_hub_download("ann/x", weights)).read_bytes() == DATA
-        with pytest.raises(ValueError, match="Force download failed"):
-            hf_hub_download("ann/x", weights, force_download=True)
-    assert fault.hits == 2
+def open_member() -> object:
+    return VectorStore.from_pretrained(STORE)["code"]
 
 
-def test_rate_limit_is_waited_for(hub: Hub, weights: str, sleeps: list[float]) -> None:
-    with hub.fault("GET", WEIGHTS, origin="cdn", status=429, retry_after=7, times=2):
-        assert Path(hf_hub_download("ann/x", weights)).read_bytes() == DATA
-    assert sleeps == [8, 8], "Retry-After and a second"
+# Each with a repository that it reads and that the faults are about. The Auto class's own look at `ann/dem` is transformers'.
+LOADS: dict[str, tuple[Callable[[], object], str]] = {
+    "vector": (load_vector, VECTOR),
+    "recipe": (load_recipe, BASE),
+    "auto": (load_auto, BASE),
+    "member": (open_member, STORE),
+}
+
+# A fault, the addresses that it is at, and what the load raises (`None`: it succeeds).
+LOAD_FAULTS: dict[str, tuple[dict[str, Any], str, Error]] = {
+    "401": ({"status": 401}, ANY, HfHubHTTPError),
+    "403 gated": ({"status": 403, "code": "GatedRepo"}, FILES, GatedRepoError),
+    "404 repository": ({"status": 404, "code": "RepoNotFound"}, ANY, RepositoryNotFoundError),
+    "404 file": ({"status": 404}, FILES, EntryNotFoundError),
+    "412": ({"status": 412}, ANY, HfHubHTTPError),
+    "429 for a while": ({"status": 429, "retry_after": 7, "times": 2}, FILES, None),
+    "429": ({"status": 429, "retry_after": 7}, ANY, HubError),
+    "503 once": ({"status": 503, "times": 1}, FILES, None),
+    "503": ({"status": 503}, ANY, HubError),
+    "503 of files": ({"status": 503}, FILES, HubError),
+    "503 of the storage": ({"status": 503, "origin": "cdn"}, WEIGHTS, HubError),
+    "cut once": ({"cut": 20, "times": 1}, WEIGHTS, None),
+    "cut": ({"cut": 20}, WEIGHTS, HubError),
+    "cut everywhere": ({"cut": 20}, ANY, HubError),
+    "truncated": ({"truncate": 100}, WEIGHTS, HubError),
+    "truncated everywhere": ({"truncate": 5}, ANY, HubError),
+    "corrupted": ({"corrupt": True}, WEIGHTS, CheckpointError),
+    "corrupted config": ({"corrupt": True, "origin": "hub"}, r"/resolve/.*config\.json", CheckpointError),
+    "slow": ({"delay": 0.05}, FILES, None),
+}
 
 
-def test_server_error_of_the_storage_is_not_retried(hub: Hub, weights: str, sleeps: list[float]) -> None:
-    with hub.fault("GET", WEIGHTS, origin="cdn", status=503) as fault, pytest.raises(HfHubHTTPError):
-        hf_hub_download("ann/x", weights)
-    assert fault.hits == 1 and cached() == []
+@pytest.mark.parametrize("fault", LOAD_FAULTS)
+@pytest.mark.parametrize("operation", LOADS)
+def test_load(hub: Hub, published: Published, operation: str, fault: str) -> None:
+    load, repo_id = LOADS[operation]
+    what, addresses, error = LOAD_FAULTS[fault]
+    with hub.fault("*", f"/{repo_id}({addresses}|$)", **what) as struck:
+        if error is None:
+            load()
+        else:
+            with pytest.raises(error) as caught:
+                load()
+            assert_clear(caught.value, repo_id)
+    assert struck.hits, "the fault met nothing"
+    assert_cache_is_true(hub)
+    load()
+    assert_cache_is_true(hub)
 
 
-def test_cut_once(hub: Hub, weights: str, sleeps: list[float]) -> None:
-    with hub.fault("GET", WEIGHTS, cut=1000, times=1):
-        assert Path(hf_hub_download("ann/x", weights)).read_bytes() == DATA
-    assert [one.fault for one in hub.requests("GET", WEIGHTS, origin="cdn")] == ["cut", None]
+def test_slower_than_the_client_waits(hub: Hub, published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(huggingface_hub.constants, name, 0.05)
+    with hub.fault("*", WEIGHTS, origin="cdn", delay=0.3), pytest.raises(HubError, match="The connection failed.*ReadTimeout") as caught:
+        load_vector()
+    assert_clear(caught.value, VECTOR)
+    monkeypatch.undo()
 
 
-def test_cut_always(hub: Hub, weights: str, sleeps: list[float]) -> None:
+@pytest.mark.parametrize("status", [503, 429])
+def test_forced_download(hub: Hub, published: Published, status: int) -> None:
+    """For which the client has nothing but a `ValueError`; what was cached stays."""
+    load_vector()
+    with hub.fault("HEAD", FILES, status=status), pytest.raises(HubError, match=f"It answered {status}") as caught:
+        DistributionVector.from_pretrained(VECTOR, force_download=True)
+    assert_clear(caught.value, VECTOR)
+    assert_cache_is_true(hub)
+    load_vector()
+
+
+def test_cache_steps_in(hub: Hub, published: Published) -> None:
+    load_recipe()
+    with hub.fault("*", ANY, status=503) as fault:
+        load_recipe()
+    assert fault.hits
+
+
+def test_nobody_listens(hub: Hub, published: Published, open_addresses: set[tuple[str, int]]) -> None:
+    open_addresses.clear()
+    with pytest.raises(HubError, match="ConnectError") as caught:
+        load_vector()
+    assert_clear(caught.value, VECTOR)
+
+
+def test_a_recipe_is_saved_whole_or_not_at_all(hub: Hub, published: Published, tmp_path: Path) -> None:
+    with hub.fault("*", f"{BASE}{FILES}", status=503), pytest.raises(HubError):
+        published.recipe.save_pretrained(tmp_path / "saved")
+    assert [path for path in tmp_path.iterdir() if "saved" in path.name] == []
+    published.recipe.save_pretrained(tmp_path / "saved")
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "saved").iterdir()}
+
+
+def assert_clear(error: BaseException, repo_id: str) -> None:
+    """It says what and where, and what to do; the client's own has our note. What the client made of it is its cause."""
+    text = " ".join([str(error), *getattr(error, "__notes__", ())])
+    assert repo_id in text
+    if isinstance(error, HubError):
+        assert error.__cause__ is not None
+        assert re.search(r"(Try|Push) again", text)
+    elif isinstance(error, HfHubHTTPError):
+        assert "on the Hub" in text
+
+
+def assert_cache_is_true(hub: Hub) -> None:
+    """No file in a snapshot is anything but what the Hub has, and nothing half-written lies anywhere."""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    assert not [path for path in cache.rglob("*") if path.name.endswith((".incomplete", ".partial"))]
+    for snapshot in cache.glob("models--*/snapshots/*"):
+        there = hub.files("/".join(snapshot.parent.parent.name.split("--")[1:]), snapshot.name)
+        for path in snapshot.rglob("*"):
+            if not path.is_dir():
+                assert path.read_bytes() == there[path.relative_to(snapshot).as_posix()], path
+
+
+# Pushes. What each writes is in one commit, so that nothing before the commit can be taken for a vector.
+
+
+def push_vector(published: Published) -> None:
+    DistributionVector.from_pretrained(published.vector).push_to_hub("ann/new", base_model=BASE)
+
+
+def push_store(published: Published) -> None:
+    VectorStore.from_pretrained(published.store).push_to_hub("ann/new")
+
+
+def push_recipe(published: Published) -> None:
+    """With a vector of its own, so that there is something large to upload."""
+    record = published.recipe.vectors[0]
+    local = type(record)(str(published.vector), 0.5, sha256=record.sha256)
+    type(published.recipe)(published.recipe.base, (local,)).push_to_hub("ann/new", include_vectors=True)
+
+
+PUSHES = {"vector": push_vector, "store": push_store, "recipe": push_recipe}
+
+# The steps of a push, by the requests that they are.
+STEPS = {
+    "create": ("POST", "/api/repos/create"),
+    "look": ("GET", "/api/models/ann/new"),
+    "modes": ("POST", "/preupload/"),
+    "places": ("POST", "/objects/batch"),
+    "upload": ("PUT", "/upload/"),
+    "verify": ("POST", "/api/lfs/verify"),
+    "commit": ("POST", "/commit/"),
+}
+STATUSES: dict[int, type[Exception]] = {
+    401: HfHubHTTPError, 403: HfHubHTTPError, 404: HfHubHTTPError, 412: HfHubHTTPError, 429: HubError, 503: HubError,
+}  # fmt: skip
+IN_COMMIT = STATUSES | {412: PushConflictError}  # somebody was quicker, which the client's commit says at any of its steps
+PUSH_FAULTS: list[tuple[str, str, dict[str, Any], Error]] = [
+    *((operation, "commit", {"status": status}, error) for operation in PUSHES for status, error in IN_COMMIT.items()),
+    *((operation, "commit", {"status": 412, "times": 1}, None) for operation in PUSHES),
+    *((operation, "upload", {"status": status}, error) for operation in PUSHES for status, error in IN_COMMIT.items()),
+    *((operation, "upload", {"status": 503, "times": 2}, None) for operation in PUSHES),
+    *(("vector", step, {"status": status}, error) for step in ("create", "look") for status, error in STATUSES.items()),
+    *(("vector", step, {"status": status}, error) for step in ("modes", "places") for status, error in IN_COMMIT.items()),
+    *(("vector", "verify", {"status": status}, error) for status, error in STATUSES.items() if status != 412),
+    *((operation, "commit", what, None) for operation in PUSHES for what in ({"lost": True}, {"delay": 0.05}, {"cut": 5}, {"truncate": 5})),
+    *(("vector", step, {"lost": True}, HubError) for step in ("create", "look", "modes")),
+    *(("vector", "upload", {"lost": True, "times": 1}, None),),
+    *(("vector", step, what, HubError) for step in ("create", "look", "modes", "places") for what in ({"cut": 5}, {"truncate": 5})),
+]
+
+
+def _name(value: object) -> str | None:
+    return "+".join(f"{key}={one}" for key, one in value.items()) if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize(("operation", "step", "what", "error"), PUSH_FAULTS, ids=_name)
+def test_push(hub: Hub, published: Published, operation: str, step: str, what: dict[str, Any], error: Error) -> None:
+    push = PUSHES[operation]
+    keep_only(hub, BASE)
+    with hub.fault(*STEPS[step], **what) as struck:
+        if error is None:
+            push(published)
+        else:
+            with pytest.raises(error) as caught:
+                push(published)
+            assert_clear(caught.value, "ann/new")
+    assert struck.hits, "the fault met nothing"
+    there = hub.files("ann/new") if ("models", "ann/new") in hub.store.repos else {}
+    assert (there == {}) == (error is not None), "half a push"
+    push(published)
+    assert_whole(hub, operation, published)
+
+
+def assert_whole(hub: Hub, operation: str, published: Published) -> None:
+    if operation == "vector":
+        assert DistributionVector.from_pretrained("ann/new").config is not None
+    elif operation == "store":
+        assert [vector.config is not None for vector in VectorStore.from_pretrained("ann/new").values()] == [True, True]
+    else:
+        assert DEMModel.from_pretrained("ann/new").dem.coefficients == {"ann/new//vectors/vector": 0.5}
+
+
+def test_lost_answer_is_one_commit(hub: Hub, published: Published) -> None:
+    """The commit that arrived is found again, and not made twice."""
+    vector = DistributionVector.from_pretrained(published.vector)
+    with hub.fault("POST", "/commit/", lost=True) as fault:
+        info = vector.push_to_hub("ann/new", base_model=BASE)
+    assert fault.hits == 1
+    repo = hub.store.repos["models", "ann/new"]
+    assert next(commit.id for commit in repo.history("main")) == info.oid
+    assert len(repo.commits) == 2, "the first, which the Hub makes, and ours"
+    assert DistributionVector.from_pretrained(VectorSource("ann/new", info.oid)).sha256 == vector.sha256
+
+
+def test_lost_answer_of_a_pull_request(hub: Hub, published: Published) -> None:
+    """Whether it is there cannot be told from another of the same; so nothing is done twice, and the error says where to look."""
+    vector = DistributionVector.from_pretrained(published.vector)
+    with hub.fault("POST", "/commit/", lost=True), pytest.raises(HubError) as caught:
+        vector.push_to_hub("ann/new", base_model=BASE, create_pr=True)
+    assert "look at the repository before you push again" in " ".join(caught.value.__notes__)
+    assert len(hub.store.repos["models", "ann/new"].discussions) == 1
+
+
+def test_lost_answer_and_a_line_that_stays_dead(hub: Hub, published: Published) -> None:
+    vector = DistributionVector.from_pretrained(published.vector)
     with (
-        hub.fault("GET", WEIGHTS, cut=1000) as fault,
-        pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"),
+        hub.fault("POST", "/commit/", lost=True),
+        hub.fault("GET", "/api/models/ann/new", status=503, after=1),
+        pytest.raises(HubError) as caught,
     ):
-        hf_hub_download("ann/x", weights)
-    assert fault.hits == 6 and sleeps == [1] * 5 and cached() == []
-
-
-def test_cut_late_goes_on_where_it_was(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
-    """In steps of 10 MiB: what came after the last whole one comes again."""
-    data = hashlib.sha256(b"").digest() * 393216  # 12 MiB
-    commit(api, add("a.safetensors", data))
-    with hub.fault("GET", WEIGHTS, cut=11 * 2**20, times=1):
-        assert Path(hf_hub_download("ann/x", "a.safetensors")).read_bytes() == data
-    assert [one.headers.get("range") for one in hub.requests("GET", WEIGHTS, origin="cdn")] == [None, f"bytes={10 * 2**20}-"]
-
-
-def test_truncated(hub: Hub, weights: str) -> None:
-    with hub.fault("GET", WEIGHTS, truncate=1000), pytest.raises(OSError, match="should be of size 16384 but has size 1000"):
-        hf_hub_download("ann/x", weights)
-    assert cached() == []
-
-
-def test_corrupted_goes_unnoticed(hub: Hub, weights: str) -> None:
-    """The client checks sizes only: the reason why the library must hash."""
-    with hub.fault("GET", WEIGHTS, corrupt=True):
-        path = Path(hf_hub_download("ann/x", weights))
-    got = path.read_bytes()
-    assert len(got) == len(DATA) and sum(a != b for a, b in zip(got, DATA, strict=True)) == 1
-    assert path.resolve().name == hashlib.sha256(DATA).hexdigest() != hashlib.sha256(got).hexdigest()
-
-
-def test_slow(hub: Hub, weights: str) -> None:
-    start = time.monotonic()
-    with hub.fault("HEAD", WEIGHTS, delay=0.3):
-        hf_hub_download("ann/x", weights)
-    assert time.monotonic() - start >= 0.3
-
-
-def test_slower_than_the_client_waits(hub: Hub, weights: str, sleeps: list[float]) -> None:
-    """The first look gives up; the second waits longer."""
-    with hub.fault("HEAD", WEIGHTS, delay=0.4) as fault:
-        assert Path(hf_hub_download("ann/x", weights, etag_timeout=0.1)).read_bytes() == DATA
-    assert fault.hits > 1
-
-
-def test_server_errors_of_an_upload_are_retried(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
-    with hub.fault("PUT", "/upload/", status=503, times=3):
-        commit(api, add("a.safetensors", DATA))
-    assert sleeps == [1, 2, 4] and hub.files("ann/x") == {"a.safetensors": DATA}
-
-
-def test_server_errors_that_stay(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
-    with hub.fault("PUT", "/upload/", status=503) as fault, pytest.raises(RuntimeError, match=r"uploading 'a\.safetensors'"):
-        commit(api, add("a.safetensors", DATA))
-    assert fault.hits == 6 and sleeps == [1, 2, 4, 8, 8] and hub.files("ann/x") == {}
-
-
-def test_commits_are_not_retried(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
-    with hub.fault("POST", "/commit/", status=503) as fault, pytest.raises(HfHubHTTPError):
-        commit(api, add("a.txt", "1"))
-    assert fault.hits == 1 and hub.files("ann/x") == {}
-
-
-def test_answer_that_is_lost(hub: Hub, api: HfApi) -> None:
-    """The commit is there, and the client does not know."""
-    with hub.fault("POST", "/commit/", lost=True), pytest.raises(httpx.RemoteProtocolError):
-        commit(api, add("a.txt", "1"))
-    assert hub.files("ann/x") == {"a.txt": b"1"}
-
-
-def test_which_requests(hub: Hub, weights: str) -> None:
-    url = f"{hub.endpoint}/ann/x/resolve/main/{weights}"
-    hub.forget_requests()
-    with hub.fault("GET", WEIGHTS, origin="hub", status=500, after=1, times=1):
-        assert [get_session().get(url, follow_redirects=False).status_code for _ in range(3)] == [302, 500, 302]
-        assert get_session().head(url, follow_redirects=False).status_code == 302
-    assert get_session().get(url, follow_redirects=False).status_code == 302
-    assert [(one.method, one.status, one.fault) for one in hub.requests(pattern=WEIGHTS)] == [
-        ("GET", 302, None), ("GET", 500, "500"), ("GET", 302, None), ("HEAD", 302, None), ("GET", 302, None),
-    ]  # fmt: skip
-
-
-def test_fault_that_does_nothing() -> None:
-    with pytest.raises(ValueError, match="does nothing"):
-        Fault("GET", "/")
-
-
-def test_nothing_but_the_hub_is_reached(hub: Hub) -> None:
-    with pytest.raises(httpx.ConnectError, match=r"no network; something connects to .*127\.0\.0\.1', 9"):
-        get_session().get("http://127.0.0.1:9/")
-
-
-def test_other_tests_are_offline() -> None:
-    with pytest.raises(huggingface_hub.errors.OfflineModeIsEnabled):
-        HfApi().model_info("ann/x")
-
-
-def test_many_at_once(hub: Hub, api: HfApi) -> None:
-    """Of several pushes onto one parent one gets through; without a parent all do."""
-    parent = api.model_info("ann/x").sha
-
-    def push(number: int, parent: str | None) -> int:
-        try:
-            commit(api, add(f"{number}.safetensors", bytes([number + 1]) * 1000), parent_commit=parent)
-        except HfHubHTTPError as error:
-            return error.response.status_code
-        return 200
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(lambda number: push(number, parent), range(8))) == [200, *[412] * 7]
-        assert set(pool.map(lambda number: push(number, None), range(8))) == {200}
-    assert hub.files("ann/x") == {f"{number}.safetensors": bytes([number + 1]) * 1000 for number in range(8)}
-
-
-def test_another_process(hub: Hub, weights: str, tmp_path: Path) -> None:
-    code = "import huggingface_hub as h; print(h.hf_hub_download('ann/x', 'a.safetensors'), h.whoami()['name'])"
-    user = hub.add_user("bob")
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=hub.environment(tmp_path / "home", user=user), capture_output=True, text=True, check=True
-    )
-    path, name = done.stdout.split()
-    assert Path(path).read_bytes() == DATA and Path(path).is_relative_to(tmp_path / "home") and name == "bob"
-
-
-def test_unknown_addresses(hub: Hub) -> None:
-    answer = get_session().get(f"{hub.endpoint}/api/nothing")
-    assert (answer.status_code, json.loads(answer.content)) == (404, {"error": "The tests' Hub has no GET /api/nothing"})
-    assert get_session().put(f"{hub.endpoint}/api/whoami-v2", content=b"x" * 100_000).status_code == 405
-    assert get_session().get(f"{hub.endpoint}/api/models").json() == [], "the connection is still in step"
+        vector.push_to_hub("ann/new", base_model=BASE)
+    assert "To push again does no harm" in " ".join(caught.value.__notes__)
+    vector.push_to_hub("ann/new", base_model=BASE)
+    assert len(hub.store.repos["models", "ann/new"].commits) == 2

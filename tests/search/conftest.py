@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from counters import STEPS, Counters, make_counters
 
 from dem_hub import SearchResult, search_coefficients
+from tests.support.counting_models import STEPS, Counters, make_counters
 
 
 @pytest.fixture(scope="session")

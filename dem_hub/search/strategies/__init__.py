@@ -7,8 +7,8 @@ from dem_hub.search.problem import Strategy
 from dem_hub.search.strategies.gauss_newton import GaussNewton
 from dem_hub.search.strategies.gradient import Gradient
 from dem_hub.search.strategies.grid import Grid
-from dem_hub.search.strategies.quadratic import TrustRegion
-from dem_hub.search.strategies.sampler import Optuna
+from dem_hub.search.strategies.optuna_samplers import Optuna
+from dem_hub.search.strategies.trust_region import TrustRegion
 from dem_hub.search.strategies.uniform import Uniform
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {

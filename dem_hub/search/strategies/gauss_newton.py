@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.problem import Problem, Trial
-from dem_hub.search.quadratic import LocalModel
-from dem_hub.search.solve import best_point
+from dem_hub.search.solve.newton import best_point
+from dem_hub.search.solve.quadratic import LocalModel
 
 TOLERANCE = 1e-4  # nats; a step that promises less is not taken
 SURPRISE = 0.01  # nats by which a check may differ from what the kept logits promised

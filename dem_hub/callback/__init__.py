@@ -1,5 +1,0 @@
-"""`DEMCallback`: a run of transformers' `Trainer` that leaves a distribution vector."""
-
-from dem_hub.callback.callback import DEMCallback
-
-__all__ = ["DEMCallback"]

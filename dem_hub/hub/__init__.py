@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: everything that speaks with it is here."""

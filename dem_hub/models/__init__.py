@@ -1,0 +1,1 @@
+"""Merged models: loaded, changed in place, exported and pushed."""

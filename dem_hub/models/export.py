@@ -1,0 +1,84 @@
+"""A DEM written out as an ordinary transformers folder, which anything that reads one can use with no dem_hub installed.
+
+Base and vectors stream block by block into sharded safetensors, with the memory of a few blocks of rows; no model is built and
+transformers is not imported. The recipe lies beside the weights as `dem_config.json`. Nothing that loads as a model is there before the
+last byte is; an export that was killed goes on where it stopped.
+"""
+
+import shutil
+from itertools import accumulate
+from pathlib import Path
+
+from dem_hub.files.atomic import write_text
+from dem_hub.files.folders import MERGED
+from dem_hub.files.resumable import Unfinished, unfinished, unfinished_folder, written_before
+from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.models.estimate import Preview, check_room, preview
+from dem_hub.models.planned import MergedModel, merging_bar
+
+
+def export(
+    opened: OpenedRecipe,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    allow_base_mismatch: bool = False,
+) -> None:
+    """Write the merged model into a folder, which appears complete or not at all.
+
+    An export that was killed goes on where it stopped, if it is called again with the same arguments.
+
+    Args:
+        opened ([`OpenedRecipe`]): the recipe with its base and vectors.
+        target (`Path`): the folder.
+        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
+        max_shard_size (`int` or `str`): where to begin another file.
+        allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
+
+    Raises:
+        `ConfigError`: an unknown dtype, or a target that holds the base, a vector, or anything but an older export.
+        `DiskSpaceError`: less is free there than it takes.
+        `BusyError`: another process is writing the same folder.
+        `CheckpointError`: NaN or inf in the base or after the merge.
+    """
+    opened.check_target(target, MERGED)
+    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    check_room(model, target, model.nbytes)
+    with unfinished(target, model.purpose, model.nbytes, model.last) as work:
+        for name, file in model.copies.items():
+            shutil.copyfile(file, work.folder / name)
+        for name, text in model.texts(target).items():
+            write_text(work.folder / name, text)
+        _write_weights(model, work)  # whole with their last byte, or with the index of several files
+        for name, text in model.index.items():
+            write_text(work.folder / name, text)
+        for path in target.glob("model*.safetensors*"):  # of an older export: with files of both, another model would load
+            path.unlink()
+
+
+def preview_export(
+    opened: OpenedRecipe,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    allow_base_mismatch: bool = False,
+) -> Preview:
+    """What [`export`] will do, and nothing done yet; takes and raises what that does."""
+    opened.check_target(target, MERGED)
+    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
+
+
+def _write_weights(model: MergedModel, work: Unfinished) -> None:
+    """Write the shards, but for what is there already."""
+    begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
+    placed = list(zip(model.shards, begins, strict=False))
+    start = work.written if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed) else 0
+    with merging_bar(model.nbytes, start) as bar:
+        for shard, before in placed:
+            there = min(max(0, start - before), shard.nbytes)
+            for written in model.write(work.folder / shard.name, shard, there):
+                bar.update(before + written - bar.n)
+                work.note(before + written)

@@ -1,0 +1,1 @@
+"""Numerics: slices, buffers, threads, compiled loops, random bits, rounding and singular vectors."""

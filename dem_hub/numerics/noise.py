@@ -1,0 +1,88 @@
+"""Random bits by place: a hash of seed, tensor name, row and column, not the draw of a sequential generator.
+
+So they are the same on every device, for the whole tensor or any slice of it, in any order. One 32-bit hash serves two elements.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dem_hub.numerics.buffers import scratch
+from dem_hub.numerics.slices import Index, rows_and_columns
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random bits of a part of a tensor, not drawn yet; its dimensions but the last are flattened into rows."""
+
+    state: tuple[int, int]  # of the tensor as a whole
+    rows: Tensor  # (rows,) int32, the number of each in the tensor
+    columns: slice
+
+    @classmethod
+    def of(cls, seed: int, name: str, index: Index, shape: tuple[int, ...], device: torch.device) -> "Noise":
+        """Of the part `index` of the tensor `name`, which has this shape as a whole."""
+        rows, columns = rows_and_columns(index, shape)
+        return cls(_state(seed, name), rows.to(device, torch.int32), columns)
+
+    def part(self, index: Index, shape: tuple[int, ...]) -> "Noise":
+        """Of some of the first dimension of a part of this shape."""
+        if not index:
+            return self
+        start, stop = index[0].start, index[0].stop
+        if len(shape) == 1:
+            return replace(self, columns=slice(self.columns.start + start, self.columns.start + stop))
+        rows = len(self.rows) // shape[0]
+        return replace(self, rows=self.rows[start * rows : stop * rows])
+
+    @property
+    def keys(self) -> Tensor:
+        """What [`random_bits`] takes: (rows,) int32."""
+        return _keys(self.state, self.rows)
+
+
+def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
+    """16 random bits for each element of some rows and a range of columns.
+
+    Args:
+        row_keys (`Tensor`): (rows,) int32, from the seed, the name and the row's number.
+        start, stop (`int`): the columns.
+
+    Returns:
+        `Tensor`: (rows, stop - start) int32, 0 to 65535; on the CPU valid until this thread's next call.
+    """
+    first, device = start >> 1, row_keys.device
+    pairs = torch.arange(first, (stop + 1) >> 1, dtype=torch.int32, device=device)
+    words = scratch("words", (len(row_keys), len(pairs)), torch.int32, device)
+    torch.add(row_keys[:, None], (pairs * -1640531527)[None, :], out=words)  # 2^32 / golden ratio: neighbouring columns far apart
+    halves = _mix(words).view(-1).view(torch.int16).view(len(row_keys), 2 * len(pairs))[:, start - 2 * first : stop - 2 * first]
+    return scratch("bits", tuple(halves.shape), torch.int32, device).copy_(halves).bitwise_and_(0xFFFF)
+
+
+def row_keys(seed: int, name: str, rows: Tensor) -> Tensor:
+    """A 32-bit hash of seed, name and row number for each row: (rows,) int32."""
+    return _keys(_state(seed, name), rows.to(torch.int32))
+
+
+def _state(seed: int, name: str) -> tuple[int, int]:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:4], "little", signed=True), int.from_bytes(digest[4:8], "little", signed=True)
+
+
+def _keys(state: tuple[int, int], rows: Tensor) -> Tensor:
+    return _mix(_mix(rows + state[0]).bitwise_xor_(state[1]))
+
+
+def _mix(word: Tensor) -> Tensor:
+    """The 32-bit integer hash `lowbias32` (C. Wellons, 2018), in place, in int32 arithmetic that wraps."""
+    word = _fold(word, 16, 0xFFFF).mul_(0x7FEB352D)
+    word = _fold(word, 15, 0x1FFFF).mul_(-2073254261)  # 0x846CA68B
+    return _fold(word, 16, 0xFFFF)
+
+
+def _fold(word: Tensor, shift: int, mask: int) -> Tensor:
+    """word ^= word >> shift, in place; the mask takes off the copies of the sign."""
+    high = scratch("high", tuple(word.shape), torch.int32, word.device)
+    return word.bitwise_xor_(torch.bitwise_right_shift(word, shift, out=high).bitwise_and_(mask))

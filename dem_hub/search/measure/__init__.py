@@ -1,0 +1,1 @@
+"""What a search measures: losses, their slopes and the logits behind them."""

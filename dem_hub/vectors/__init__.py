@@ -1,0 +1,1 @@
+"""Distribution vectors: extracted, read, written, compared and kept in stores."""

@@ -1,0 +1,1 @@
+"""LoRA adapters as distribution vectors, in the format of PEFT."""

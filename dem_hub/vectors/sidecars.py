@@ -1,0 +1,32 @@
+"""Files beside a vector that say more of it: how it was trained, and a picture. They are no part of what it is, or of its sha256."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dem_hub.files.atomic import write_text
+from dem_hub.files.records import as_mapping, parse_json
+
+TRAINING = "dem_training.json"  # of a PEFT adapter, whose own config has no place for it
+NORMS = "norms.png"
+COMPANIONS = (NORMS, TRAINING)
+
+
+def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
+    """Write what an adapter was trained on, beside it."""
+    data = {"training": dict(training), "libraries": dict(libraries)}
+    write_text(folder / TRAINING, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What an adapter was trained on, where that is known."""
+    path = folder / TRAINING
+    if not path.is_file():
+        return {}
+    return as_mapping(parse_json(path.read_bytes(), str(path)).get("training", {}), f"{path}: training")
+
+
+def companions_of(folder: Path) -> dict[str, Path]:
+    """The companions that a folder has, by name."""
+    return {name: folder / name for name in COMPANIONS if (folder / name).is_file()}

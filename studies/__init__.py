@@ -1,0 +1,1 @@
+"""Studies with dem_hub, outside of the library."""

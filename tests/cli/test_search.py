@@ -1,0 +1,105 @@
+"""`dem-hub search`: the same result as in Python, in a folder, in a table, in JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dem_hub import DEMModel, SearchResult
+from dem_hub.cli.app import main
+from tests.support.counting_models import Counters
+
+
+@pytest.fixture
+def command(counters: Counters, tmp_path: Path) -> list[str]:
+    arguments = ["search", str(counters.base), "-o", str(tmp_path / "found")]
+    for name in ("up", "down"):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in counters.data[name]))
+        arguments += ["--vector", counters.vectors[name], "--data", f"{name}={file}"]
+    return arguments
+
+
+def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--plot", str(tmp_path / "search.svg")]) == 0
+    out = capsys.readouterr().out
+    result = SearchResult.from_pretrained(tmp_path / "found")
+    assert result.method == "gauss_newton"
+    assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
+    tables = out.split("\n\n")
+    assert [table.splitlines()[0].split("  ")[0] for table in tables[:3]] == ["loss, 1 of each (error)", "held-out loss", "vector"]
+    assert [line.split()[0] for line in tables[0].splitlines()[1:]] == ["base", "up", "down"]
+    assert [line.split("  ")[0] for line in tables[1].splitlines()[1:]] == ["found", "base", "up alone", "down alone", "1/N", "common"]
+    for line, value in zip(tables[2].splitlines()[1:], result.coefficients.values(), strict=True):
+        assert float(line.split()[1]) == pytest.approx(value, abs=1e-4)
+    assert tables[3].startswith(
+        f"gauss_newton: {len(result.trials)} trials, {result.num_forward:.4g} forward passes over {2 * 18 * 19} tokens"
+    )
+    assert (tmp_path / "search.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_picture_that_cannot_be_drawn_is_refused_first(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*command, "--plot", str(tmp_path / "search.svg")]) == 2
+    assert "pip install 'dem-hub[plot]'" in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
+
+
+def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--json",
+        "--method",
+        "quadratic",
+        "--objective",
+        "worst",
+        "--weight",
+        "down=0.5",
+        "--bounds",
+        "0",
+        "0.4",
+        "--max-sum",
+        "0.6",
+    ]
+    assert main([*command, *options, "--max-forward", "9", "--held-out", "0", "--seed", "3", "--batch-size", "5"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    result = SearchResult.from_pretrained(tmp_path / "found")
+    assert data["coefficients"] == result.coefficients
+    assert all(0 <= value <= 0.4 for value in data["coefficients"].values())
+    assert sum(data["coefficients"].values()) <= 0.6 + 1e-9
+    assert (data["method"], data["num_forward"], data["held_out_loss"], data["chosen"]) == ("quadratic", 9, None, "found")
+    assert (result.objective.kind, result.objective.weights) == ("worst", {"down": 0.5})
+    assert data["loss"] == pytest.approx(max(data["losses"]["up"], 0.5 * data["losses"]["down"]))
+
+
+def test_going_on_from_an_earlier_search(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--with-logits"]) == 0
+    again = [part if part != str(tmp_path / "found") else str(tmp_path / "again") for part in command]
+    assert main([*again, "--resume-from", str(tmp_path / "found"), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert data["num_forward"] < SearchResult.from_pretrained(tmp_path / "found").num_forward
+
+
+def test_a_sampler(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--sampler", "tpe", "--storage", str(tmp_path / "journal.log"), "--max-forward", "6", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "optuna"
+    assert (tmp_path / "journal.log").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "magic"], "method is 'magic'; it must be auto, or one of"),
+        (["--weight", "up=much"], "The weight of 'up' is 'much', which is not a number"),
+        (["--weight", "left=1"], "weights name 'left'; the distributions are 'up', 'down'"),
+        (["--sampler", "tpe", "--method", "grid"], "--sampler and --storage are for --method optuna, and the method is grid"),
+        (["--data", "file.jsonl"], "'file.jsonl' is not NAME=VALUE"),
+        (["--bounds", "1", "0"], "each must be a finite (lower, upper) pair"),
+        (["--resume-from", "nowhere/at-all"], "nowhere/at-all"),
+    ],
+)
+def test_mistakes_are_one_message(command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert main([*command, *options]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Ten thousand vectors that are not what they were: refused with a reason, or harmless; never a crash, never a silent other model.
+
+Whoever only damages a file is found out by checksums. Whoever means harm signs again, and lies in headers and configs: then either a
+refusal says what does not fit, or what is decoded has the shape it claims.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dem_hub import DistributionVector
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.writer import write_file
+from dem_hub.codecs import OFFERED
+from dem_hub.errors import DemHubError
+from dem_hub.files.records import VectorSource
+from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.numerics.slices import full_index
+from tests.support.tiny_models import edit_vector
+
+ROUNDS = 400  # of each codec and each kind of damage: 9 codecs * 3 kinds * 400 = 10,800
+OPTIONS: dict[str, dict[str, Any]] = {"lrsign": {"rank": 2, "group": 3}, "lowrank": {"rank": 2}, "random": {"density": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """Two matrices, a cube, and a norm."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (6, 16), "b.weight": (3, 4, 5), "c.weight": (9, 7), "norm": (5,)}
+    tensors = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+    tuned = {name: (tensor.float() + 0.01 * torch.randn(tensor.shape, generator=generator)).bfloat16() for name, tensor in tensors.items()}
+    for name, side in (("base", tensors), ("tuned", tuned)):
+        (folder / name).mkdir()
+        write_file(folder / name / "model.safetensors", side)
+    return Base(resolve(VectorSource(str(folder / "base")), MODEL_FILES))
+
+
+def use(folder: Path, base: Base) -> dict[str, torch.Tensor]:
+    """Open, check, and decode all there is."""
+    deltas = DistributionVector.from_pretrained(folder).deltas(base)
+    decoded = {}
+    for key, stored in deltas.items():
+        values = base.checkpoint.read(key)
+        for _, delta in stored.decode(base.checkpoint.lazy(key), full_index(values.shape)):
+            for part in (delta.dense, delta.rest):
+                assert part is None or part.shape == values.shape
+            if delta.left is not None and delta.right is not None:
+                assert (delta.left @ delta.right.to(delta.left.dtype)).shape == values.shape
+            decoded[key] = values
+    return decoded
+
+
+def damage(folder: Path, rng: random.Random) -> None:
+    """Change a byte, or cut, in any of the files; blanks between the words of JSON mean nothing and are left alone."""
+    path = rng.choice(sorted(folder.iterdir()))
+    data = bytearray(path.read_bytes())
+    blanks = b" \n" if path.suffix == ".json" else b""
+    place = rng.choice([place for place, byte in enumerate(data) if byte not in blanks])
+    if rng.random() < 0.3:
+        data = data[:place]
+    else:
+        data[place] = rng.choice([byte for byte in range(256) if byte != data[place]])
+    path.write_bytes(data)
+
+
+def lie_in_the_header(folder: Path, rng: random.Random) -> None:
+    """Another shape, dtype, offset or name for a tensor, and the hash of the file as it is then."""
+    import hashlib
+
+    path = folder / "vector_model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    entry = header[name]
+    kind = rng.randrange(5)
+    if kind == 0:
+        entry["shape"] = [rng.choice([0, 1, size + 1, size - 1, 10**12, -1, size]) for size in entry["shape"]] + [2] * rng.randrange(2)
+    elif kind == 1:
+        entry["dtype"] = rng.choice(["F32", "BF16", "U8", "I64", "F8_E4M3", "BOOL", "NONE"])
+    elif kind == 2:
+        entry["data_offsets"] = [rng.choice([0, offset, offset + 1, 10**15, -5]) for offset in entry["data_offsets"]]
+    elif kind == 3:
+        header[rng.choice(["x::y", name + "s", "norm::dense", name.replace("::", ":")])] = header.pop(name)
+    else:  # the values, whatever they mean
+        start, stop = entry["data_offsets"]
+        body = bytearray(data[8 + length :])
+        body[start:stop] = rng.randbytes(stop - start)
+        data = data[: 8 + length] + bytes(body)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    files = json.loads((folder / "vector_config.json").read_text())["files"]
+    edit_vector(folder, files={**files, path.name: hashlib.sha256(path.read_bytes()).hexdigest()})
+
+
+def lie_in_the_config(folder: Path, rng: random.Random) -> None:
+    """Another value for something that the config says of a tensor, and the checksum of the config as it is then."""
+    tensors = json.loads((folder / "vector_config.json").read_text())["tensors"]
+    key = rng.choice(sorted(tensors))
+    record = tensors[key]
+    field = rng.choice(["shape", "codec", "options", "rows", "module", "name", "norm", "dtype"])
+    if field == "shape":
+        record["shape"] = rng.choice(
+            [[], [10**14], [-1], ["4"], [3.5], None, [size + 1 for size in record["shape"]], record["shape"][::-1]]
+        )
+    elif field == "codec":
+        record["codec"] = rng.choice([*OFFERED, "full", "replace", "zip", "", None])
+    elif field == "options":
+        wrong = [
+            {},
+            {"rank": 10**9},
+            {"rank": -1},
+            {"group": 10**9},
+            {"group": 0},
+            {"density": 1e-300},
+            {"density": "x"},
+            {"seed": -1},
+            {"bits": None},
+            {"bits": 8},
+            [],
+            None,
+        ]
+        record["options"] = rng.choice(wrong)
+    elif field == "rows":
+        record["rows"] = rng.choice([1, -1, 10**9, None, "2"])
+    elif field == "module":
+        record["module"] = rng.choice(["a", "../x", 5])
+    elif field == "name":
+        tensors[rng.choice(["d.weight", "", "norm2"])] = tensors.pop(key)
+    else:
+        record[field] = rng.choice([None, "1", float("1e400"), -1, []])
+    edit_vector(folder, tensors=tensors)
+
+
+@pytest.mark.parametrize("kind", [damage, lie_in_the_header, lie_in_the_config], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("codec", list(OFFERED))
+def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Base, tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    DistributionVector.extract(base.folder, base.folder.parent / "tuned", codec=codec, **OPTIONS.get(codec, {})).save_pretrained(good)
+    assert set(use(good, base)) == set(base.checkpoint)
+    rng = random.Random(f"{codec} {kind.__name__}")
+    refused = 0
+    for number in range(ROUNDS):
+        bad = tmp_path / "bad"
+        shutil.copytree(good, bad)
+        kind(bad, rng)
+        try:
+            use(bad, base)
+        except DemHubError as error:
+            refused += 1
+            assert len(str(error)) > 20
+        except Exception as error:
+            raise AssertionError(f"round {number}: {error!r}") from error
+        shutil.rmtree(bad)
+    if kind is damage:
+        assert refused == ROUNDS
+    assert refused > ROUNDS / 3

@@ -1,0 +1,112 @@
+"""The shape of the package: who may import whom, how large a module may be, and what importing it loads."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "dem_hub"
+LONGEST = 350  # lines of a module
+
+# A module imports only from those before it, also inside functions. A package is one layer.
+LAYERS = [
+    "_version", "errors", "records", "files", "unfinished", "integrity", "transport", "hub", "stubs", "push", "catalog", "vector_config", "kinds", "companions", "card", "publication", "plot", "config", "index", "checkpoint", "parallel", "shards", "fingerprint", "scratch", "kernels", "noise", "rounding", "codecs", "architecture",
+    "experts", "adapter", "adapter_writer", "contents", "base", "groups", "identity", "plan", "fit", "pairing", "extraction", "vector", "comparison", "store", "merging", "recipe", "merged", "preview", "export", "upload", "sharing", "concatenation", "remerging", "loading", "search",
+    "callback", "report", "demo", "registration", "arguments", "search_command", "evaluation", "eval_command", "cli", "__init__",
+]  # fmt: skip
+
+# Loaded when first needed, or never.
+HEAVY = ["accelerate", "bitsandbytes", "lm_eval", "matplotlib", "numba", "optuna", "peft", "scipy", "torch", "transformers"]
+
+MODULES = [pytest.param(path, id=path.relative_to(PACKAGE).as_posix()) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def layer(name: str) -> str:
+    """The layer of a dotted name: `dem_hub.codecs.dense` is in `codecs`, `dem_hub` itself in `__init__`."""
+    return [*name.split("."), "__init__"][1]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def for_types_only(tree: ast.Module) -> set[ast.AST]:
+    """Everything below an `if TYPE_CHECKING:`, which no interpreter runs."""
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")]
+    return {node for guard in guards for statement in guard.body for node in ast.walk(statement)}
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
+    """The dotted names of the package that a module imports, each with its statement, at the top or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found = [_home(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        yield from ((node, name) for name in found if name.split(".")[0] == "dem_hub")
+
+
+def _home(module: str, name: str) -> str:
+    """`from dem_hub import config` imports a module, `from dem_hub import DEMConfig` the package."""
+    path = PACKAGE.parent.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else module
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_imports_go_upwards(path: Path) -> None:
+    own = layer(module_name(path))
+    assert own in LAYERS, f"'{own}' has no place yet: add it to LAYERS, after all that it imports."
+    allowed = {*LAYERS[: LAYERS.index(own)], own}
+    wrong = sorted(f"line {node.lineno}: {name}" for node, name in imports(parse(path)) if layer(name) not in allowed)  # type: ignore[attr-defined]
+    assert not wrong, f"{own} may import only what stands before it in LAYERS."
+
+
+def test_no_cycles() -> None:
+    """Within a package, too, modules import one another in one direction."""
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        tree = parse(path)
+        unrun = for_types_only(tree)
+        graph[module_name(path)] = {name for node, name in imports(tree) if node not in unrun}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_contributing_has_the_modules_in_order() -> None:
+    rows = [line.split("|")[1] for line in (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)/?`", row) if name in LAYERS]
+    assert named == [name for name in LAYERS if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_no_relative_imports(path: Path) -> None:
+    assert not [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(parse(path)), "A module opens with what it holds and the one decision behind it."
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_module_is_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("start", ["import dem_hub", "from dem_hub.cli.app import main"])
+def test_starting_is_light(start: str) -> None:
+    """A lean start, in an interpreter of its own: this one has loaded everything."""
+    code = f"{start}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]"

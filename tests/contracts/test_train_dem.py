@@ -1,0 +1,63 @@
+"""The script of `examples/training`: N distributions into vectors and a recipe, and only what is missing when it is run again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dem_hub import DEMConfig, DistributionVector
+from tests.support.tiny_models import Models
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "training" / "train_dem.py"
+
+
+def run(config: dict[str, Any], folder: Path, processes: int = 0) -> str:
+    (folder / "config.json").write_text(json.dumps(config))
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"] if processes else []
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder / "config.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_the_script(llama: Models, tmp_path: Path) -> None:
+    texts = {"up": [" ".join(f"w{(i + j) % 60}" for j in range(12)) for i in range(60)]}
+    texts["down"] = [" ".join(reversed(text.split())) for text in texts["up"]]
+    for name, lines in texts.items():
+        for side, part in (("train", lines[:48]), ("validation", lines[48:])):
+            (tmp_path / f"{name}.{side}.jsonl").write_text("\n".join(json.dumps({"question": text, "text": text}) for text in part))
+    entries = {name: {"train": f"{name}.train.jsonl", "validation": f"{name}.validation.jsonl"} for name in texts}
+    entries["down"] |= {"lora": {"r": 2, "target_modules": "all-linear"}, "template": "{question}"}  # type: ignore[dict-item]
+    training = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    config: dict[str, Any] = {
+        "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"max_forward": 7}, "distributions": {"up": entries["up"]},
+    }  # fmt: skip
+    DistributionVector.extract(llama.base, llama.low).save_pretrained(
+        tmp_path / "dem" / "vectors" / "up"
+    )  # of a save, before it was killed
+    run(config, tmp_path)
+    first = DistributionVector.from_pretrained(tmp_path / "dem" / "vectors" / "up")
+    assert first.config is not None and first.config.training["steps"] == 4
+    assert first.config.training["tokens"] == 4 * 8 * 12
+    config["distributions"] = entries
+    again = run(config, tmp_path, processes=2)
+    assert "up: done already" in again and "down: done already" not in again
+    assert DistributionVector.from_pretrained(tmp_path / "dem" / "vectors" / "up").sha256 == first.sha256
+    recipe = DEMConfig.from_pretrained(tmp_path / "dem" / "recipe")
+    assert {Path(name).name for name in recipe.coefficients} == {"up", "down"}
+    assert recipe.search is not None
+    before, after = (sum(recipe.search[key].values()) for key in ("base_losses", "losses"))
+    assert after < before

@@ -1,0 +1,93 @@
+"""Likelihoods: every scored token weighs the same, whatever the batches and the padding."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dem_hub.errors import ConfigError
+from dem_hub.evaluation.data import NOT_SCORED, Window
+from dem_hub.evaluation.likelihood import likelihood, scored_tokens, totals
+from dem_hub.search.solve.objective import evaluate, mean_loss
+from tests.support.tiny_models import Zoo
+
+
+@pytest.fixture(scope="module")
+def model(zoo: Zoo) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(zoo.models("llama-tied", "float32").base)
+
+
+def windows(*lengths: int, hide: float = 0.0) -> list[Window]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for length in lengths:
+        ids = torch.randint(0, 64, (length,), generator=generator)
+        hidden = torch.rand(length, generator=generator) < hide
+        found.append(Window(tuple(ids.tolist()), tuple(ids.masked_fill(hidden, NOT_SCORED).tolist())))
+    return found
+
+
+def one_by_one(model: Any, rows: list[Window]) -> list[float]:
+    """The reference: log-softmax in float64, token by token, a window at a time and unpadded."""
+    found = []
+    for row in rows:
+        with torch.no_grad():
+            scores = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+        found.append(-sum(float(scores[place, label]) for place, label in enumerate(row.labels[1:]) if label != NOT_SCORED))
+    return found
+
+
+@pytest.mark.parametrize("hide", [0.0, 0.6])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_is_the_sum_over_scored_tokens(model: Any, batch_size: int, hide: float) -> None:
+    rows = windows(2, 30, 5, 17, 9, 9, 3, 64, hide=hide)
+    expected = one_by_one(model, rows)
+    assert totals(model, rows, batch_size).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)  # float32 logits
+    found = likelihood(model, rows, batch_size)
+    assert found.tokens == sum(label != NOT_SCORED for row in rows for label in row.labels[1:]) == sum(scored_tokens(rows))
+    assert found.loss == pytest.approx(sum(expected) / found.tokens, rel=1e-6)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+
+
+def test_more_tokens_than_a_piece(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = windows(120, 110, 100)
+    monkeypatch.setattr("dem_hub.evaluation.likelihood._ROWS", 7)
+    assert totals(model, rows, 3).tolist() == pytest.approx(one_by_one(model, rows), rel=1e-6)
+
+
+def test_evaluate_and_mean_loss(model: Any) -> None:
+    data = {"short": windows(4, 5), "long": windows(40)}
+    scores = evaluate(model, data, 2)
+    assert list(scores) == ["short", "long"]
+    assert mean_loss(scores) == pytest.approx((scores["short"].loss + scores["long"].loss) / 2)
+
+
+def test_sequence_to_sequence_scores_its_labels(tmp_path: Path) -> None:
+    import transformers as t
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    model = t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)).eval()
+    rows = [Window((3, 4, 5, 6), (7, 8)), Window((9,), (10, 11, 12)), Window((3, 3), (NOT_SCORED, 13))]
+    expected = []
+    for row in rows:
+        with torch.no_grad():
+            output = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]))
+        expected.append(float(output.loss) * sum(label != NOT_SCORED for label in row.labels))
+    for size in (1, 3):
+        assert totals(model, rows, size).tolist() == pytest.approx(expected, rel=1e-5)
+    assert likelihood(model, rows).tokens == 6
+
+
+def test_nothing_to_score(model: Any) -> None:
+    with pytest.raises(ConfigError, match="There is nothing to score"):
+        likelihood(model, [[1]])
+
+
+def test_batches_of_nothing(model: Any) -> None:
+    with pytest.raises(ConfigError, match="batch_size is 0; it must be 1 or more"):
+        likelihood(model, [[1, 2]], batch_size=0)

@@ -1,0 +1,109 @@
+"""What a test can make go wrong, request by request.
+
+A fault with a status answers in place of the handler, so nothing happens on the server. The others let the handler work and spoil the
+bytes of its answer, as a bad line does; they wait for an answer that has bytes.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from tests.fake_hub.wire import Refusal, Request, Response
+
+MESSAGES = {
+    401: "Invalid credentials in Authorization header",
+    403: "Forbidden",
+    404: "Not found",
+    412: "A commit has happened since. Please refresh and try again.",
+    429: "You have been rate limited.",
+    503: "Service temporarily unavailable",
+}
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong.
+
+    Args:
+        method (`str`): of the requests that it spoils; "*" for any.
+        pattern (`str`): a regular expression, searched in the path.
+        origin (`str`, *optional*): "hub" or "cdn"; else both.
+        times (`int`, *optional*): how many requests; else all.
+        after (`int`): how many matching requests are let through first.
+        status (`int`, *optional*): answered in place of anything else; with `code`, an `X-Error-Code` such as "GatedRepo", and with
+            `retry_after` seconds.
+        cut (`int`, *optional*): the headers promise the whole body, the connection closes after so many bytes of it.
+        truncate (`int`, *optional*): the body has only so many bytes, and its headers agree.
+        corrupt (`bool`): the byte in the middle is another one.
+        delay (`float`): seconds until the answer begins.
+        lost (`bool`): the server does what it is asked, and the answer never comes.
+    """
+
+    method: str
+    pattern: str
+    origin: str | None = None
+    times: int | None = None
+    after: int = 0
+    status: int | None = None
+    code: str | None = None
+    retry_after: int | None = None
+    cut: int | None = None
+    truncate: int | None = None
+    corrupt: bool = False
+    delay: float = 0
+    lost: bool = False
+    hits: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not (self.status or self.cut is not None or self.truncate is not None or self.corrupt or self.delay or self.lost):
+            raise ValueError("This fault does nothing: give status, cut, truncate, corrupt, delay or lost.")
+
+    @property
+    def name(self) -> str:
+        """For the record of requests."""
+        kinds = {
+            "cut": self.cut is not None,
+            "truncate": self.truncate is not None,
+            "corrupt": self.corrupt,
+            "delay": self.delay,
+            "lost": self.lost,
+        }
+        return str(self.status) if self.status else "+".join(kind for kind, there in kinds.items() if there)
+
+    def meets(self, request: Request) -> bool:
+        """Whether the request is one to spoil."""
+        return (
+            self.method in {"*", request.method}
+            and self.origin in {None, request.origin}
+            and re.search(self.pattern, request.path) is not None
+            and (self.times is None or self.hits < self.times + self.after)
+        )
+
+    def strike(self) -> bool:
+        """Count a matching request; false for those let through."""
+        self.hits += 1
+        return self.hits > self.after
+
+    def refusal(self, request: Request) -> Response | None:
+        """The answer in place of the handler's, where there is a status. A 404 always has a code on the Hub."""
+        if self.status is None:
+            return None
+        missing = "EntryNotFound" if "/resolve/" in request.path else "RepoNotFound"
+        code = self.code or (missing if self.status == 404 else None)
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return Refusal(self.status, MESSAGES.get(self.status, "Internal error"), code, headers).response()
+
+    def spoils(self, request: Request, response: Response) -> bool:
+        """Whether there is anything to spoil."""
+        if self.delay or self.lost:
+            return True
+        return request.method != "HEAD" and response.status in {200, 206} and len(response.body) > 1
+
+    def spoil(self, response: Response) -> Response:
+        """The answer with what can be spoilt before it is sent."""
+        body = response.body
+        if self.truncate is not None:
+            body = body[: self.truncate]
+        if self.corrupt:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        return Response(response.status, body, response.headers)

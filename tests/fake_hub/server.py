@@ -1,0 +1,130 @@
+"""`Hub`: the two origins, their accounts, and what tests ask of them.
+
+The first origin is the Hub; the second, on another port, stands for the storage that it redirects large files to. No credential has any
+business there.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.fake_hub import discussions, reading, repositories, writing  # noqa: F401  (they enter themselves into the routing table)
+from tests.fake_hub.faults import Fault
+from tests.fake_hub.listener import Journal, Origin
+from tests.fake_hub.store import Store, User
+from tests.fake_hub.wire import Seen
+
+
+class Hub:
+    """A Hub on this machine. It has its ports from the start, and answers after `start`.
+
+    Args:
+        port (`int`): of the Hub; 0 for any that is free.
+
+    Example:
+
+        hub = Hub()
+        hub.start()
+        os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.user.token}  # before huggingface_hub is imported
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.journal = Journal()
+        self._hub, self._cdn = Origin("hub", port, self.journal), Origin("cdn", 0, self.journal)
+        self.store = Store(self._hub.url, self._cdn.url)
+        self.reset()
+
+    @property
+    def endpoint(self) -> str:
+        return self._hub.url
+
+    @property
+    def cdn(self) -> str:
+        return self._cdn.url
+
+    @property
+    def addresses(self) -> set[tuple[str, int]]:
+        """Where a test may connect to."""
+        return {("127.0.0.1", origin.server_port) for origin in (self._hub, self._cdn)}
+
+    @property
+    def started(self) -> bool:
+        return self._hub.thread is not None
+
+    def start(self) -> None:
+        for origin in (self._hub, self._cdn):
+            origin.serve(self.store)
+
+    def stop(self) -> None:
+        self.journal.released.set()
+        for origin in (self._hub, self._cdn):
+            origin.stop()
+
+    def reset(self) -> None:
+        """Forget everything; `ann`, who may write, is there again."""
+        self.store.clear()
+        self.user = self.add_user("ann")
+        for kept in (self.journal.seen, self.journal.faults, self.journal.failures):
+            kept.clear()
+
+    def add_user(self, name: str, *, token: str | None = None, role: str = "write", orgs: tuple[str, ...] = ()) -> User:
+        """An account. `role` is the token's: "read" or "write". Members of an organisation may write to it."""
+        user = self.store.users[name] = User(name, token or f"hf_secretOf{name.capitalize()}", role, orgs)
+        return user
+
+    def grant(self, repo_id: str, name: str) -> None:
+        """Let somebody through a repository's gate."""
+        self.store.repos["models", repo_id].readers.add(name)
+
+    def use_xet(self, folder: Path) -> None:
+        """Have large files kept by the client's own Xet store in a folder, until the reset.
+
+        For processes started with `environment`, one at a time: the store takes a lock, and the client remembers where it was.
+        """
+        self.store.cas = folder
+
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """What a model's repository has, whatever the client says; without the Hub's own `.gitattributes`. (Not for Xet: no bytes here.)"""
+        commit = self.store.repos["models", repo_id].commit(revision)
+        return {path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"}
+
+    @contextmanager
+    def fault(self, method: str, pattern: str, **what: Any) -> Iterator[Fault]:
+        """Make something go wrong within the block: see [`Fault`] for what can. `hits` of the yielded fault counts."""
+        fault = Fault(method, pattern, **what)
+        with self.journal.lock:
+            self.journal.faults.append(fault)
+        try:
+            yield fault
+        finally:
+            with self.journal.lock:
+                self.journal.faults.remove(fault)
+
+    def requests(self, method: str | None = None, pattern: str = "", *, origin: str | None = None) -> list[Seen]:
+        """The requests so far, in order, of one kind or of all."""
+        with self.journal.lock:
+            seen = list(self.journal.seen)
+        return [one for one in seen if method in {None, one.method} and origin in {None, one.origin} and re.search(pattern, one.path)]
+
+    def forget_requests(self) -> None:
+        """Count from here."""
+        with self.journal.lock:
+            self.journal.seen.clear()
+
+    def environment(self, home: Path, *, user: User | None = None, **more: str) -> dict[str, str]:
+        """The environment of a process that shall use this Hub, with an empty home (cache, token) of its own."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))}
+        return {
+            **inherited,
+            "HF_ENDPOINT": self.endpoint,
+            "HF_TOKEN": (user or self.user).token,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "0" if self.store.cas else "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "no_proxy": "127.0.0.1",
+            **more,
+        }

@@ -1,0 +1,204 @@
+"""Files are what they should be, or are named and not used; and what was checked once is not checked again."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from dem_hub import DEMModel, DistributionVector
+from dem_hub.errors import CheckpointError, ConfigError
+from dem_hub.hub.hashes import digest, is_version, verify_downloads, verify_files
+from tests.fake_hub.server import Hub
+from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
+
+TEXT = b"contents"
+SHA256 = hashlib.sha256(TEXT).hexdigest()
+GIT = hashlib.sha1(b"blob 8\0" + TEXT).hexdigest()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hash functions that ran, which run as ever."""
+    found: list[str] = []
+
+    def spy(name: str) -> None:
+        original: Callable[..., Any] = getattr(hashlib, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            found.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(hashlib, name, wrapped)
+
+    spy("file_digest")
+    spy("sha1")
+    return found
+
+
+def cached(folder: Path, name: str, content: bytes = TEXT) -> Path:
+    """A file in a cache as the Hub's client lays it out."""
+    repo = folder / "models--org--base"
+    for part in ("blobs", "snapshots/0"):
+        (repo / part).mkdir(parents=True, exist_ok=True)
+    (repo / "blobs" / name).write_bytes(content)
+    path = repo / "snapshots" / "0" / "file"
+    path.symlink_to(f"../../blobs/{name}")
+    return path
+
+
+def test_digest(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(TEXT)
+    assert digest(tmp_path / "file") == SHA256
+
+
+def test_an_ordinary_file_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
+    (tmp_path / "file").write_bytes(TEXT)
+    assert digest(tmp_path / "file") == digest(tmp_path / "file")
+    assert hashed == ["file_digest"] * 2
+
+
+def large(path: Path, *, age: float) -> Path:
+    """A file of 16 MiB that was last written so many seconds ago."""
+    path.write_bytes(TEXT)
+    os.truncate(path, 1 << 24)
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_large_file_is_hashed_once(tmp_path: Path, hashed: list[str]) -> None:
+    path = large(tmp_path / "file", age=60)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [digest(path), digest(path)] == [expected, expected]
+    assert hashed == ["file_digest"]
+    with path.open("r+b") as file:
+        file.write(b"C")
+    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest() != expected
+
+
+def test_a_file_just_written_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
+    """A second write within the same tick of the file system's clock would not show."""
+    path = large(tmp_path / "file", age=0)
+    assert digest(path) == digest(path)
+    assert hashed == ["file_digest"] * 2
+
+
+@pytest.mark.parametrize("name", [SHA256, GIT])
+def test_a_verified_download_is_not_hashed_again(tmp_path: Path, hashed: list[str], name: str) -> None:
+    path = cached(tmp_path, name)
+    for _ in range(3):
+        verify_downloads("org/base", [path])
+    assert len(hashed) == 1
+
+
+@pytest.mark.parametrize("change", ["size", "time", "inode"])
+def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[str], change: str) -> None:
+    path = cached(tmp_path, SHA256)
+    digest(path)
+    blob, status = path.resolve(), path.stat()
+    if change == "size":
+        blob.write_bytes(TEXT + b"!")
+        os.utime(blob, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    elif change == "time":
+        os.utime(blob, ns=(0, status.st_mtime_ns + 1))
+    else:
+        (tmp_path / "other").write_bytes(b"CONTENTS")
+        os.utime(tmp_path / "other", ns=(0, status.st_mtime_ns))
+        (tmp_path / "other").replace(blob)
+    assert digest(path) == hashlib.sha256(blob.read_bytes()).hexdigest()
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("memory", ["", "{", "[]", "{}", '{"hash": 1}'])
+def test_a_memory_that_is_damaged_counts_for_nothing(tmp_path: Path, hashed: list[str], memory: str) -> None:
+    path = cached(tmp_path, SHA256)
+    digest(path)
+    for file in (tmp_path / "models--org--base" / ".dem_hub").iterdir():
+        file.write_text(memory)
+    assert digest(path) == SHA256
+    assert len(hashed) == 2
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, hashed: list[str]) -> None:
+    """Where the memory has no place (here a file is in its way, which stops the superuser too), each check hashes."""
+    path = cached(tmp_path, SHA256)
+    (tmp_path / "models--org--base" / ".dem_hub").write_text("")
+    for _ in range(2):
+        verify_downloads("org/base", [path])
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("name", [SHA256, GIT])
+def test_a_damaged_download_is_named_and_taken_out(tmp_path: Path, name: str) -> None:
+    path = cached(tmp_path, name, b"contentz")
+    with pytest.raises(CheckpointError, match=rf"(?s)'org/base' were damaged.*'file' has hash \w+, the Hub's has {name[:16]}.*Try again"):
+        verify_downloads("org/base", [path])
+    assert not path.is_symlink() and not list(tmp_path.rglob("blobs/*"))
+
+
+def test_all_faults_of_a_folder(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(TEXT)
+    with pytest.raises(CheckpointError) as caught:
+        verify_files(tmp_path, {"a": SHA256, "b": "0" * 64, "c": SHA256})
+    assert f"'b' has sha256 {SHA256[:16]}, recorded is {'0' * 16}" in str(caught.value)
+    assert "'c' has sha256 no such file" in str(caught.value)
+    assert "'a'" not in str(caught.value)
+
+
+def test_files_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"may not contain '\.\.'"):
+        verify_files(tmp_path, {"../a": SHA256})
+
+
+@pytest.mark.parametrize("content", ["contents", "path"])
+def test_is_version(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(TEXT)
+    assert [is_version(path if content == "path" else content, name) for name in (SHA256, GIT, "0" * 64, "0" * 40, "None")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+
+
+# Over the Hub
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "name"),
+    [
+        (VECTOR, "vector_model.safetensors"),
+        (BASE, "model.safetensors"),
+        (VECTOR, "vector_config.json"),
+        (BASE, "config.json"),
+        (RECIPE, "config.json"),
+    ],
+)
+def test_corrupted_on_the_way(hub: Hub, published: Published, repo_id: str, name: str) -> None:
+    with hub.fault("GET", f"/{repo_id}/resolve/.*/{name}", corrupt=True) as fault, pytest.raises(CheckpointError) as caught:
+        DEMModel.from_pretrained(RECIPE)
+    assert fault.hits
+    assert f"'{repo_id}'" in str(caught.value) and f"'{name}'" in str(caught.value)
+    assert DEMModel.from_pretrained(RECIPE).dem.coefficients == {VECTOR: 0.5}
+
+
+def test_a_second_load_hashes_nothing(hub: Hub, published: Published, hashed: list[str]) -> None:
+    DistributionVector.from_pretrained(VECTOR)
+    assert hashed
+    hashed.clear()
+    DistributionVector.from_pretrained(VECTOR)
+    assert hashed == []
+
+
+def test_a_file_that_rots_in_the_cache(hub: Hub, published: Published) -> None:
+    DistributionVector.from_pretrained(VECTOR)
+    blob = next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("vector_model.safetensors")).resolve()
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"vector_model\.safetensors"):
+        DistributionVector.from_pretrained(VECTOR)
+    DistributionVector.from_pretrained(VECTOR)

@@ -1,0 +1,54 @@
+"""Scratch memory: one for each thread and use, and no trace of the mode that it was first asked for in."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from dem_hub.numerics.buffers import MOST, scratch
+
+CPU = torch.device("cpu")
+
+
+def address(memory: Tensor) -> int:
+    return memory.untyped_storage().data_ptr()
+
+
+def test_one_use_gets_the_same_memory_again() -> None:
+    first = scratch("test", (4, 5), torch.float32, CPU)
+    again = scratch("test", (2, 3), torch.float32, CPU)
+    assert address(again) == address(first)
+    assert again.shape == (2, 3)
+    assert again.is_contiguous()
+
+
+@pytest.mark.parametrize(("use", "dtype"), [("other", torch.float32), ("test", torch.int32)], ids=["use", "dtype"])
+def test_another_use_or_dtype_gets_other_memory(use: str, dtype: torch.dtype) -> None:
+    assert address(scratch("test", (4,), torch.float32, CPU)) != address(scratch(use, (4,), dtype, CPU))
+
+
+def test_more_than_before_is_new_memory() -> None:
+    small = scratch("growing", (4,), torch.float32, CPU)
+    large = scratch("growing", (400,), torch.float32, CPU)
+    assert large.shape == (400,)
+    assert address(scratch("growing", (4,), torch.float32, CPU)) == address(large) != address(small)
+
+
+def test_threads_do_not_share() -> None:
+    mine = scratch("test", (8,), torch.float32, CPU).fill_(1)
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(lambda: scratch("test", (8,), torch.float32, CPU).fill_(2)).result()
+    assert mine.tolist() == [1] * 8
+    assert theirs.tolist() == [2] * 8
+
+
+def test_inference_mode_leaves_no_mark() -> None:
+    with torch.inference_mode():
+        scratch("inference", (8,), torch.float32, CPU).fill_(1)
+    assert scratch("inference", (8,), torch.float32, CPU).fill_(2).tolist() == [2] * 8
+
+
+def test_a_lot_is_not_kept() -> None:
+    lot = scratch("lot", (MOST + 1,), torch.uint8, CPU)
+    assert address(scratch("lot", (MOST + 1,), torch.uint8, CPU)) != address(lot)
