@@ -81,7 +81,10 @@ def train(folder: Path, steps: int, save_steps: int, codec: str | None, when: Wh
     """One run; returns its figures."""
     base = folder / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    rows = pack(AutoTokenizer.from_pretrained(base), [row["text"] for row in read_rows(folder / "texts" / "code.train.jsonl")[:200]])
+    rows = pack(
+        AutoTokenizer.from_pretrained(base),
+        [row["text"] for row in read_rows(folder / "texts" / "code.train.jsonl")[:200]],
+    )
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = TrainingArguments(
             output, max_steps=steps, save_steps=save_steps, save_only_model=True, per_device_train_batch_size=4, learning_rate=5e-5,
@@ -106,7 +109,12 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--codec", default="auto")
-    parser.add_argument("--when", choices=get_args(When)[:2], default="save", help="a vector at each save (default), or at the end alone")
+    parser.add_argument(
+        "--when",
+        choices=get_args(When)[:2],
+        default="save",
+        help="a vector at each save (default), or at the end alone",
+    )
     parser.add_argument("--run", choices=("with", "without"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
@@ -119,17 +127,29 @@ def main() -> None:
     print(
         f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec {options.codec}, when={options.when}."
     )
-    print("\n| without, s | with, s | inside, s | inside / without | memory, MiB | bound, MiB |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "\n| without, s | with, s | inside, s | inside / without | memory, MiB | bound, MiB |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
     for _ in range(options.pairs):
         found = {}
         for run in ("without", "with"):
-            done = subprocess.run([sys.executable, *sys.argv, "--run", run], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, *sys.argv, "--run", run], capture_output=True, text=True, check=False
+            )
             if done.returncode != 0:
                 raise SystemExit(done.stderr[-3000:])
             found[run] = json.loads(done.stdout.splitlines()[-1])
         before, after = found["without"]["wall"], found["with"]
         share = f"{100 * after['inside'] / before:.1f} %"
-        cells = (f"{before:.1f}", f"{after['wall']:.1f}", f"{after['inside']:.1f}", share, f"{after['memory']:.0f}", f"{bound:.0f}")
+        cells = (
+            f"{before:.1f}",
+            f"{after['wall']:.1f}",
+            f"{after['inside']:.1f}",
+            share,
+            f"{after['memory']:.0f}",
+            f"{bound:.0f}",
+        )
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -85,7 +85,9 @@ def decode_all(vector: DistributionVector, base: Base) -> tuple[float, float, fl
     return (error / squares) ** 0.5, sum(record.norm**2 * record.projection for record in records) / squares, seconds
 
 
-def extract_all(base: Path, finetuned: Path, codecs: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, Path, float]]:
+def extract_all(
+    base: Path, finetuned: Path, codecs: Mapping[str, Mapping[str, Any]], folder: Path
+) -> Iterator[tuple[str, Path, float]]:
     """Yield each codec's label, the folder of its vector, and the seconds that extraction took."""
     for label, options in codecs.items():
         target = folder / label.replace(" ", "-")
@@ -105,19 +107,36 @@ def alone(folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, 
         full = losses(AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32), data)[name]
         scored = sum(map(len, data[name]))
         print(f"\n{name}: loss {first:.4f} -> {full:.4f} on {scored} tokens\n", flush=True)
-        print("| codec | bytes | error | projection | kept | encode, s | decode, s |\n|---|---|---|---|---|---|---|", flush=True)
+        print(
+            "| codec | bytes | error | projection | kept | encode, s | decode, s |\n|---|---|---|---|---|---|---|",
+            flush=True,
+        )
         with tempfile.TemporaryDirectory() as scratch:
             for label, path, encode in extract_all(base, folder / name, codecs, Path(scratch)):
                 vector = DistributionVector.from_pretrained(path)
                 error, projection, decode = decode_all(vector, opened)
-                kept = [(first - losses(merged(base, {str(path): 1.0}, seed), data)[name]) / (first - full) for seed in range(seeds)]
+                kept = [
+                    (first - losses(merged(base, {str(path): 1.0}, seed), data)[name]) / (first - full)
+                    for seed in range(seeds)
+                ]
                 spread = f" ({min(kept):.1%} to {max(kept):.1%})" if seeds > 1 else ""
-                cells = (label, f"{vector.nbytes / total:.2%}", f"{error:.3f}", f"{projection:.3f}", f"{sum(kept) / seeds:.1%}{spread}")
+                cells = (
+                    label,
+                    f"{vector.nbytes / total:.2%}",
+                    f"{error:.3f}",
+                    f"{projection:.3f}",
+                    f"{sum(kept) / seeds:.1%}{spread}",
+                )
                 print("| " + " | ".join((*cells, f"{encode:.1f}", f"{decode:.1f}")) + " |", flush=True)
 
 
 def sums(
-    folder: Path, names: Sequence[str], codecs: Mapping[str, Mapping[str, Any]], tokens: int, seeds: int, point: Sequence[float] | None
+    folder: Path,
+    names: Sequence[str],
+    codecs: Mapping[str, Mapping[str, Any]],
+    tokens: int,
+    seeds: int,
+    point: Sequence[float] | None,
 ) -> None:
     """Print what each codec keeps of each distribution inside a sum of all, at coefficients that whole vectors were searched for."""
     base = folder / "base"
@@ -131,7 +150,9 @@ def sums(
         reference = "dense bfloat16"
         if point is None:
             point = search_coefficients(base, list(map(str, paths[reference])), data, held_out=0).best.coefficients
-        print("\nbase" + "".join(f" + {value:.3f} {name}" for name, value in zip(names, point, strict=True)), flush=True)
+        print(
+            "\nbase" + "".join(f" + {value:.3f} {name}" for name, value in zip(names, point, strict=True)), flush=True
+        )
         print(f"| codec | {' | '.join(names)} |\n|---|{'---|' * len(names)}", flush=True)
         full: dict[str, float] = {}
         for label, vectors in [(reference, paths[reference]), *paths.items()]:
@@ -153,14 +174,21 @@ def adapters(folder: Path, names: Sequence[str], tokens: int, seeds: int) -> Non
         adapter = DistributionVector.from_pretrained(folder / "lora" / Path(name).name)
         data = {name: read_windows(folder, name, "validation", tokens)}
         first, full = (
-            losses(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), data)[name] for path in (base, folder / name)
+            losses(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), data)[name]
+            for path in (base, folder / name)
         )
         with tempfile.TemporaryDirectory() as scratch:
             vector = DistributionVector.extract(base, folder / name)
             vector.save_pretrained(scratch)
-            kept = [(first - losses(merged(base, {scratch: 1.0}, seed), data)[name]) / (first - full) for seed in range(seeds)]
+            kept = [
+                (first - losses(merged(base, {scratch: 1.0}, seed), data)[name]) / (first - full)
+                for seed in range(seeds)
+            ]
             assert vector.config is not None
-            print(f"| {name} | {vector.nbytes / adapter.nbytes:.2f} | {sum(kept) / seeds:.1%} | {vector.config.choice} |", flush=True)
+            print(
+                f"| {name} | {vector.nbytes / adapter.nbytes:.2f} | {sum(kept) / seeds:.1%} | {vector.config.choice} |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -171,7 +199,9 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="fine-tunes in it")
     parser.add_argument("--codecs", nargs="+", choices=[*CODECS, *EXACT], help="some of them (default: all)")
     parser.add_argument("--tokens", type=int, default=4096, help="to evaluate of each text (default 4096)")
-    parser.add_argument("--coefficients", nargs="+", type=float, help="sums: those of an earlier run, not searched again")
+    parser.add_argument(
+        "--coefficients", nargs="+", type=float, help="sums: those of an earlier run, not searched again"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="of the rounding (default 1)")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()

@@ -61,7 +61,12 @@ def make(folder: Path, width: int) -> None:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=8000, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=4, num_attention_heads=16, dtype="bfloat16"
+        vocab_size=8000,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        dtype="bfloat16",
     )
     model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(folder / "base")
@@ -124,7 +129,10 @@ def main() -> None:
                     "--embed-lora",
                 ],
             }
-            seconds = {name: min(run(list(map(str, command))) for _ in range(arguments.repeat)) for name, command in commands.items()}
+            seconds = {
+                name: min(run(list(map(str, command))) for _ in range(arguments.repeat))
+                for name, command in commands.items()
+            }
             for name, adapter, alpha in (("dem_hub", ours, 0.0), ("mergekit", theirs, float(rank))):
                 relative, count = error(adapter, base, finetuned, alpha)
                 ratio = seconds[name] / seconds["dem_hub"]

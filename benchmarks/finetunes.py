@@ -58,7 +58,9 @@ def main() -> None:
         for name, steps in lengths.items():
             full = train(base, item.train, folder / "full" / name, steps=steps)
             if not (folder / "bf16" / name).is_dir():
-                save_rounded(AutoModelForCausalLM.from_pretrained(full, dtype=torch.float32), base, folder / "bf16" / name)
+                save_rounded(
+                    AutoModelForCausalLM.from_pretrained(full, dtype=torch.float32), base, folder / "bf16" / name
+                )
     for item in distributions[:2]:
         lora = train_lora(base, item.train, folder / "lora" / item.name, steps=STEPS, learning_rate=5e-4)
         if not (folder / "lora-merged" / item.name).is_dir():

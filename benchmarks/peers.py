@@ -129,7 +129,10 @@ def take_turns(
             if turn:  # the first turn fills the page cache
                 runs[name].append(found)
             print(f"{name}: {found.wall:.1f} s", file=sys.stderr)
-    return {name: Row(found, [float(one.output.split()[-1]) if inside else one.wall for one in found]) for name, found in runs.items()}
+    return {
+        name: Row(found, [float(one.output.split()[-1]) if inside else one.wall for one in found])
+        for name, found in runs.items()
+    }
 
 
 def deviation(result: Path, base: Path, terms: Sequence[Checkpoint | Path]) -> float:
@@ -158,7 +161,9 @@ def deviation(result: Path, base: Path, terms: Sequence[Checkpoint | Path]) -> f
 
 def mergekit_config(folder: Path, base: Path, terms: Sequence[str]) -> Path:
     """A recipe in mergekit's own words."""
-    models = [{"model": term, "parameters": {"weight": weight}} for term, weight in zip(terms, COEFFICIENTS, strict=True)]
+    models = [
+        {"model": term, "parameters": {"weight": weight}} for term, weight in zip(terms, COEFFICIENTS, strict=True)
+    ]
     config = {
         "merge_method": "task_arithmetic",
         "base_model": str(base),
@@ -174,11 +179,18 @@ def mergekit_config(folder: Path, base: Path, terms: Sequence[str]) -> Path:
 def show(title: str, rows: Mapping[str, Row], wrong: Mapping[str, float]) -> None:
     """Print a table of medians, with ratios to dem_hub."""
     ours = rows["dem_hub"].median
-    print(f"\n{title}\n\n| | seconds | times dem_hub's | CPU, s | private, MB | beside the two nearest |\n|---|---|---|---|---|---|")
+    print(
+        f"\n{title}\n\n| | seconds | times dem_hub's | CPU, s | private, MB | beside the two nearest |\n|---|---|---|---|---|---|"
+    )
     for name, row in rows.items():
-        cpu, private = (statistics.median(values) for values in zip(*((one.cpu, one.private) for one in row.runs), strict=True))
+        cpu, private = (
+            statistics.median(values) for values in zip(*((one.cpu, one.private) for one in row.runs), strict=True)
+        )
         share = f"{wrong[name]:.3%}" if name in wrong else ""
-        print(f"| {name} | {row.median:.2f} | {row.median / ours:.2f} | {cpu:.1f} | {private / 1e6:.0f} | {share} |", flush=True)
+        print(
+            f"| {name} | {row.median:.2f} | {row.median / ours:.2f} | {cpu:.1f} | {private / 1e6:.0f} | {share} |",
+            flush=True,
+        )
 
 
 def compare_loading(folder: Path, base: Path, loras: Sequence[Path], repeat: int) -> list[str]:
@@ -188,18 +200,33 @@ def compare_loading(folder: Path, base: Path, loras: Sequence[Path], repeat: int
     rows = take_turns(commands, folder, repeat, inside=True)
     show("Base + 3 LoRAs of rank 16, into a model", rows, {})
     times, faster = rows["dem_hub"].median / rows["plain"].median, rows["PEFT"].median / rows["dem_hub"].median
-    return [f"loading takes {times:.2f} times plain"] * (times > 2.5) + [f"PEFT's loading only {faster:.2f} times"] * (faster < 5)
+    return [f"loading takes {times:.2f} times plain"] * (times > 2.5) + [f"PEFT's loading only {faster:.2f} times"] * (
+        faster < 5
+    )
 
 
 def compare_export(
-    kind: str, folder: Path, base: Path, inputs: Mapping[str, Sequence[Path]], mergekit: Path | None, repeat: int, *, cold: bool
+    kind: str,
+    folder: Path,
+    base: Path,
+    inputs: Mapping[str, Sequence[Path]],
+    mergekit: Path | None,
+    repeat: int,
+    *,
+    cold: bool,
 ) -> list[str]:
     """Measure export of base + three of a kind; returns the bars that are missed."""
     ours, theirs = inputs["vectors" if kind == "dense" else "loras"], inputs["tuned" if kind == "dense" else "loras"]
     out = folder / "out"
     weighted = [word for path, c in zip(ours, COEFFICIENTS, strict=True) for word in ("--vector", f"{path}={c}")]
     commands: dict[str, Sequence[str | Path]] = {
-        "read and write": [sys.executable, "-c", COPY, out, *(next(path.glob("*.safetensors")) for path in (base, *ours))],
+        "read and write": [
+            sys.executable,
+            "-c",
+            COPY,
+            out,
+            *(next(path.glob("*.safetensors")) for path in (base, *ours)),
+        ],
         "dem_hub": [sys.executable, "-m", "dem_hub.cli.app", "merge", base, *weighted, "-o", out],
     }
     if kind == "dense":
@@ -216,7 +243,10 @@ def compare_export(
     show(f"Base + 3 {kind} vectors, into a folder", rows, wrong)
     times = rows["dem_hub"].median / rows["read and write"].median
     missed = [f"{kind} export takes {times:.2f} times reading and writing"] * (times > 1.5)
-    faster, bar = rows["mergekit"].median / rows["dem_hub"].median if mergekit else math.inf, 3 if kind == "dense" else 10
+    faster, bar = (
+        rows["mergekit"].median / rows["dem_hub"].median if mergekit else math.inf,
+        3 if kind == "dense" else 10,
+    )
     return missed + [f"mergekit's {kind} export only {faster:.2f} times"] * (faster < bar)
 
 
@@ -226,8 +256,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for checkpoints, which are kept")
     parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; without it that tool is left out")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=SIZE.layers, help="of the model (default: %(default)s, 271 million parameters)")
-    parser.add_argument("--cold", action="store_true", help="exports: from the disk and to the disk, not the page cache (root)")
+    parser.add_argument(
+        "--layers", type=int, default=SIZE.layers, help="of the model (default: %(default)s, 271 million parameters)"
+    )
+    parser.add_argument(
+        "--cold", action="store_true", help="exports: from the disk and to the disk, not the page cache (root)"
+    )
     parser.add_argument("--parts", nargs="+", choices=("load", "dense", "lora"), default=["load", "dense", "lora"])
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -248,7 +282,9 @@ def main() -> None:
         if part == "load":
             missed += compare_loading(folder, base, inputs["loras"], arguments.repeat)
         else:
-            missed += compare_export(part, folder, base, inputs, arguments.mergekit, arguments.repeat, cold=arguments.cold)
+            missed += compare_export(
+                part, folder, base, inputs, arguments.mergekit, arguments.repeat, cold=arguments.cold
+            )
     if missed:
         raise SystemExit("\nBars that are missed: " + "; ".join(missed))
 

@@ -25,7 +25,12 @@ class Run:
 
 def run(command: Sequence[str | Path], scratch: Path) -> Run:
     """Run a command, quietly and offline; `scratch` is where it has its temporary files."""
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TMPDIR": str(scratch), "HF_HOME": str(scratch / "home")}
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TMPDIR": str(scratch),
+        "HF_HOME": str(scratch / "home"),
+    }
     log = scratch / "output.txt"
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with log.open("wb") as output, (scratch / "errors.txt").open("wb") as errors:

@@ -114,7 +114,9 @@ def parse_arguments() -> argparse.Namespace:
         return name, Path(path).resolve()
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--base", type=lambda text: Path(text).resolve(), required=True, help="folder of the base, in bf16")
+    parser.add_argument(
+        "--base", type=lambda text: Path(text).resolve(), required=True, help="folder of the base, in bf16"
+    )
     parser.add_argument("--finetuned", action="append", type=named, required=True, metavar="NAME=FOLDER", help="repeat")
     parser.add_argument("--data", action="append", type=named, required=True, metavar="NAME=FILE.jsonl", help="repeat")
     parser.add_argument("--tokens", type=int, default=2048, help="to evaluate of each file (default 2048)")
@@ -122,7 +124,9 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def print_rows(coefficient: float, merges: Merges, loss: Callable[[PreTrainedModel], float], base_loss: float) -> dict[str, float]:
+def print_rows(
+    coefficient: float, merges: Merges, loss: Callable[[PreTrainedModel], float], base_loss: float
+) -> dict[str, float]:
     """Print a row for each kind of merge, the float32 one first; returns the share of its gain that each keeps."""
     kept: dict[str, float] = {}
     full = base_loss
@@ -170,7 +174,9 @@ def main() -> None:
                 others = peft(base, models, coefficient)
             elif arguments.mergekit_python:
                 others = mergekit(arguments.mergekit_python, base, models, coefficient)
-            kept[coefficient] = print_rows(coefficient, chain(ours(base, vectors, coefficient), others), loss, base_loss)
+            kept[coefficient] = print_rows(
+                coefficient, chain(ours(base, vectors, coefficient), others), loss, base_loss
+            )
     if kept[0.1]["dem_hub, bf16, stochastic"] < BAR:
         raise SystemExit(f"stochastic rounding at 0.1 each keeps less than {BAR:.0%}")
 

@@ -112,7 +112,8 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
         for kind, measured in points.items():
             timed = runs[kind, count, rank]
             seconds, cpu, private = (
-                statistics.median(values) for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
+                statistics.median(values)
+                for values in zip(*((one, each.cpu, each.private) for one, each in timed), strict=True)
             )
             measured.append(Point(gigabytes, count, rank, seconds, cpu, int(private), touch if kind == "load" else 0.0))
     shutil.rmtree(folder)
@@ -145,7 +146,9 @@ def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point
     )
     points = [tiny, *sizes, *(point for point in counts if point not in sizes)]
     for p in points:
-        print(f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
+        print(
+            f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |"
+        )
     missed = []
     unchanged = next(p for p in counts if p.vectors == 0)
     grown = {
@@ -162,7 +165,9 @@ def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point
         missed += [f"{kind} grows with {what} by a slope of {steepness:.2f}"] * (steepness > STEEPEST)
     (start, each, direction), residual = fit(points)
     predicted = start + LARGE * (each + direction * 8 * 16)
-    print(f"{start:.2f} s + {each:.2f} s a GB + {1000 * direction:.2f} ms a GB, vector and rank; residual at most {residual:.0%}.")
+    print(
+        f"{start:.2f} s + {each:.2f} s a GB + {1000 * direction:.2f} ms a GB, vector and rank; residual at most {residual:.0%}."
+    )
     print(f"70B with 8 vectors of rank 16: {predicted / 60:.1f} minutes.", flush=True)
     seconds = {p.vectors: p.seconds for p in counts if p.rank == 16}
     if {3, 32} <= seconds.keys():
@@ -176,8 +181,16 @@ def main() -> None:
     """Measure, print tables, and state the growth."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="where to make checkpoints (default: a temporary folder)")
-    parser.add_argument("--sizes", type=float, nargs="+", default=[0.3, 1, 4, 8], help="GB of checkpoint, each with 3 vectors of rank 16")
-    parser.add_argument("--vectors", type=int, nargs="+", default=[1, 3, 8, 32], help="numbers of vectors, at the second of the sizes")
+    parser.add_argument(
+        "--sizes",
+        type=float,
+        nargs="+",
+        default=[0.3, 1, 4, 8],
+        help="GB of checkpoint, each with 3 vectors of rank 16",
+    )
+    parser.add_argument(
+        "--vectors", type=int, nargs="+", default=[1, 3, 8, 32], help="numbers of vectors, at the second of the sizes"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64], help="ranks, for each number of vectors")
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
@@ -185,7 +198,9 @@ def main() -> None:
         parser.error("growth takes two sizes and two numbers of vectors at least")
     usual = (3, 16)
     counted = arguments.sizes[1]
-    varied = dict.fromkeys([usual, (0, 16), *((count, rank) for rank in arguments.ranks for count in arguments.vectors)])
+    varied = dict.fromkeys(
+        [usual, (0, 16), *((count, rank) for rank in arguments.ranks for count in arguments.vectors)]
+    )
     if arguments.folder is not None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
@@ -193,7 +208,9 @@ def main() -> None:
         print(f"{torch.get_num_threads()} threads, medians of {arguments.repeat}.", flush=True)
         small = measure(at / "tiny", TINY, [usual], arguments.repeat)
         found = {
-            size: measure(at / str(size), shape_of(size), list(varied) if size == counted else [usual], arguments.repeat)
+            size: measure(
+                at / str(size), shape_of(size), list(varied) if size == counted else [usual], arguments.repeat
+            )
             for size in arguments.sizes
         }
     missed = []

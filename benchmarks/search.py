@@ -38,7 +38,9 @@ from dem_hub.search.solve.objective import evaluate
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
 N_TRIALS = 40  # of Optuna's samplers
-TEST_TOKENS = 2_000  # of each distribution, at the least: with fewer, one cannot tell what few validation tokens are worth
+TEST_TOKENS = (
+    2_000  # of each distribution, at the least: with fewer, one cannot tell what few validation tokens are worth
+)
 GRID = "grid"
 GROUPS = ("group", "block")
 
@@ -102,7 +104,9 @@ def forwards_to(trials: Sequence[dict[str, Any]], target: float, total: float) -
     return f"{min(reached[0], total):g}" if reached else "never"
 
 
-def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], grid_best: int | None) -> dict[str, Any]:
+def run(
+    folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], grid_best: int | None
+) -> dict[str, Any]:
     """Everything that is not there yet; returns the records by method."""
     base, work = folder / "base", output / f"{'-'.join(names)}-{tokens}"
     vectors = [folder / "vectors" / name for name in names]
@@ -119,7 +123,9 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
     scores = output / f"{'-'.join(names)} test {counts['test']}.json"
     records: dict[str, Any] = {}
     model = DEMModel.from_pretrained(base, vectors={str(vector): 0.0 for vector in vectors}, dtype="float32")
-    first = SearchResult.from_pretrained(work / "result gauss_newton") if (work / "result gauss_newton").is_dir() else None
+    first = (
+        SearchResult.from_pretrained(work / "result gauss_newton") if (work / "result gauss_newton").is_dir() else None
+    )
     for name in wanted:
         path = work / f"{name}.json"
         if not path.is_file():
@@ -145,9 +151,16 @@ def run(folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: S
 def record(result: SearchResult, model: Any, test: dict[str, list[Window]], scores: Path) -> dict[str, Any]:
     """What a method found, and what that and the obvious points are worth on test text, whose losses are kept in a file."""
     names = list(model.dem.coefficients)
-    points = {"found": dict(result.coefficients), "base": dict.fromkeys(names, 0.0), "1/N": dict.fromkeys(names, 1 / len(names))}
+    points = {
+        "found": dict(result.coefficients),
+        "base": dict.fromkeys(names, 0.0),
+        "1/N": dict.fromkeys(names, 1 / len(names)),
+    }
     if result.refinement is not None:
-        points |= {"groups": dict(result.refinement.coefficients), "one": dict(zip(names, result.best.coefficients, strict=True))}
+        points |= {
+            "groups": dict(result.refinement.coefficients),
+            "one": dict(zip(names, result.best.coefficients, strict=True)),
+        }
     known: dict[str, float] = json.loads(scores.read_text()) if scores.is_file() else {}
     for point in points.values():
         if str(point) not in known:
@@ -169,7 +182,9 @@ def report(records: dict[str, Any]) -> list[str]:
     """Print the table; returns what was promised and did not hold."""
     grid = records.get(GRID)
     target = grid["best"]["value"] if grid else float("nan")
-    print("| method | coefficients | forward passes | to the grid's best | validation loss | test loss |\n|---|---|---|---|---|---|")
+    print(
+        "| method | coefficients | forward passes | to the grid's best | validation loss | test loss |\n|---|---|---|---|---|---|"
+    )
     for name, entry in records.items():
         best = entry["best"]
         point = ", ".join(f"{value:.3f}" for value in best["coefficients"])
@@ -210,7 +225,9 @@ def report_groups(records: dict[str, Any]) -> None:
     for name, entry in found.items():
         refined = entry["refinement"]
         (one,) = [contender for label, contender in refined["acceptance"]["contenders"].items() if label != "found"]
-        print(f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | {entry['test']['one']:.4f} |")
+        print(
+            f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | {entry['test']['one']:.4f} |"
+        )
         gain = f"{one['difference']:.4f} ({one['error']:.4f}), {'kept' if one['difference'] > ERRORS * one['error'] else 'not kept'}"
         print(
             f"| by {name} | {len(refined['coordinates'])} | {refined['num_forward']:g} | {refined['best']['value']:.4f} | {gain} | "
@@ -226,10 +243,16 @@ def report_tokens(output: Path, names: Sequence[str]) -> None:
         if folder.name.removeprefix(stem).isdigit() and paths["gauss_newton"].is_file():
             tests = {name: json.loads(path.read_text())["test"] for name, path in paths.items() if path.is_file()}
             common = tests["uniform"]["found"] if "uniform" in tests else None
-            runs[int(folder.name.removeprefix(stem))] = (tests["gauss_newton"]["found"], tests["gauss_newton"]["1/N"], common)
+            runs[int(folder.name.removeprefix(stem))] = (
+                tests["gauss_newton"]["found"],
+                tests["gauss_newton"]["1/N"],
+                common,
+            )
     if len(runs) < 2:
         return
-    print("\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n|---|---|---|---|---|")
+    print(
+        "\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n|---|---|---|---|---|"
+    )
     needed = None
     for tokens, (found, share, common) in sorted(runs.items()):
         if common is None:
@@ -240,7 +263,9 @@ def report_tokens(output: Path, names: Sequence[str]) -> None:
         print(f"| {tokens} | {found:.4f} | {share:.4f} | {common:.4f} | {'than both' if better else 'no'} |")
     whole = sorted(tokens for tokens, (_, _, common) in runs.items() if common is not None)
     if whole:
-        fewest = f"more than {whole[-1]}" if needed is None else f"{needed} or fewer" if needed == whole[0] else str(needed)
+        fewest = (
+            f"more than {whole[-1]}" if needed is None else f"{needed} or fewer" if needed == whole[0] else str(needed)
+        )
         print(f"\ntokens needed: {fewest} (tried: {', '.join(map(str, whole))})")
 
 
@@ -250,7 +275,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what benchmarks/finetunes.py made")
     parser.add_argument("names", nargs="+", help="distributions")
     parser.add_argument(
-        "--tokens", type=int, default=2_000, help="of each distribution, for validation and, from 2000 on, for test (default 2000)"
+        "--tokens",
+        type=int,
+        default=2_000,
+        help="of each distribution, for validation and, from 2000 on, for test (default 2000)",
     )
     usual = [name for name in methods(None, None) if name not in GROUPS]
     parser.add_argument("--methods", nargs="+", default=usual, help="default: all but group and block")

@@ -32,7 +32,9 @@ class Size:
         return 4 * self.width * self.vocabulary
 
 
-def make_checkpoint(folder: Path, size: Size, change: Change | None = None, base: Path | None = None, seed: int = 0) -> Path:
+def make_checkpoint(
+    folder: Path, size: Size, change: Change | None = None, base: Path | None = None, seed: int = 0
+) -> Path:
     """Write a checkpoint in bf16: random, or a base that is changed in "every" matrix or by a "lora"; one that is there is kept."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -77,8 +79,16 @@ def make_adapter(folder: Path, base: Path, rank: int = RANK, seed: int = 0) -> P
             module = name.removesuffix(".weight")
             modules.add(module.rpartition(".")[2])
             for letter, shape in (("A", (rank, info.shape[1])), ("B", (info.shape[0], rank))):
-                tensors[f"base_model.model.{module}.lora_{letter}.weight"] = torch.randn(shape, generator=generator) * 0.01
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": sorted(modules)}
+                tensors[f"base_model.model.{module}.lora_{letter}.weight"] = (
+                    torch.randn(shape, generator=generator) * 0.01
+                )
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted(modules),
+    }
     with atomic_folder(folder) as partial:
         save_file(tensors, partial / "adapter_model.safetensors")
         (partial / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))

@@ -47,7 +47,10 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
 
 
 def plot_search(
-    values: Sequence[float], before: Mapping[str, float] | None, after: Mapping[str, float], path: str | os.PathLike[str]
+    values: Sequence[float],
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float],
+    path: str | os.PathLike[str],
 ) -> Path:
     """Draw a search: the objective of each trial with the best so far, and each distribution's loss before and after, as perplexity.
 
@@ -68,14 +71,23 @@ def plot_search(
     shown = [(number, value) for number, value in enumerate(values, 1) if math.isfinite(value)]
     numbers = [number for number, _ in shown]
     left.plot(numbers, [value for _, value in shown], "o", color=_OTHERS, markersize=4)
-    left.step(numbers, [min(value for _, value in shown[: place + 1]) for place in range(len(shown))], where="post", color=_CHOSEN)
+    left.step(
+        numbers,
+        [min(value for _, value in shown[: place + 1]) for place in range(len(shown))],
+        where="post",
+        color=_CHOSEN,
+    )
     left.set_xlabel("trial", fontsize=8)
     left.set_title("objective, and the best so far", fontsize=10)
     places = range(len(after))
     for offset, losses, color, label in ((-0.2, before, _OTHERS, "base"), (0.2, after, _CHOSEN, "found")):
         if losses is not None:
             bars = right.barh(
-                [place + offset for place in places], [math.exp(losses[name]) for name in after], 0.36, color=color, label=label
+                [place + offset for place in places],
+                [math.exp(losses[name]) for name in after],
+                0.36,
+                color=color,
+                label=label,
             )
             right.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
     right.set_yticks(list(places), list(after))

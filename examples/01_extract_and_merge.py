@@ -14,7 +14,9 @@ from dem_hub import DEMModel, DistributionVector
 
 folder = Path(tempfile.mkdtemp())
 torch.manual_seed(0)
-config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16")
+config = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16"
+)
 
 # A base, and a "fine-tune" of it: every weight moved a little.
 model = LlamaForCausalLM(config).to(torch.bfloat16)

@@ -22,7 +22,9 @@ LlamaForCausalLM(config).save_pretrained(folder / "base")
 for seed, name in enumerate(("maths", "chat")):
     torch.manual_seed(seed)
     base = LlamaForCausalLM.from_pretrained(folder / "base")
-    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]))
+    adapted = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    )
     for key, parameter in adapted.named_parameters():
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -33,12 +35,17 @@ coefficients = {str(folder / "maths"): 0.5, str(folder / "chat"): 0.3}
 model = DEMModel.from_pretrained(folder / "base", vectors=coefficients)
 
 # The same by hand in float64, and what PEFT makes of it.
-peft = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(folder / "base"), folder / "maths", adapter_name="maths")
+peft = PeftModel.from_pretrained(
+    LlamaForCausalLM.from_pretrained(folder / "base"), folder / "maths", adapter_name="maths"
+)
 peft.load_adapter(folder / "chat", adapter_name="chat")
 layer = peft.base_model.model.model.layers[0].self_attn.q_proj
 exact = layer.base_layer.weight.double()
 for name, coefficient in (("maths", 0.5), ("chat", 0.3)):
-    exact = exact + coefficient * layer.scaling[name] * layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double()
+    exact = (
+        exact
+        + coefficient * layer.scaling[name] * layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double()
+    )
 peft.add_weighted_adapter(["maths", "chat"], [0.5, 0.3], "sum", combination_type="linear")
 linear = layer.base_layer.weight.double() + layer.get_delta_weight("sum").double()
 

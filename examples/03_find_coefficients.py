@@ -20,12 +20,16 @@ WORDS, LENGTH = 64, 32
 def sequences(step: int, count: int, seed: int) -> list[dict[str, list[int]]]:
     """Token ids that go up or down by `step`, from a random start."""
     starts = torch.randint(WORDS, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [{"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts]
+    return [
+        {"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts
+    ]
 
 
 distributions = {"up": (1, 60), "down": (-1, 30)}  # by how much it goes up, and training steps
 torch.manual_seed(0)
-config = LlamaConfig(vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+config = LlamaConfig(
+    vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+)
 LlamaForCausalLM(config).save_pretrained(folder / "base")
 
 # One model per distribution, trained on nothing else.
@@ -34,7 +38,9 @@ for name, (step, max_steps) in distributions.items():
         str(folder / "runs" / name), max_steps=max_steps, learning_rate=2e-3, per_device_train_batch_size=16, seed=0,
         report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
-    trainer = Trainer(LlamaForCausalLM.from_pretrained(folder / "base"), arguments, train_dataset=sequences(step, 512, seed=1))
+    trainer = Trainer(
+        LlamaForCausalLM.from_pretrained(folder / "base"), arguments, train_dataset=sequences(step, 512, seed=1)
+    )
     trainer.train()
     trainer.save_model(folder / name)
     vector = DistributionVector.extract(folder / "base", folder / name, codec="lowrank", rank=16)
@@ -46,11 +52,16 @@ validation = {name: sequences(step, 64, seed=2) for name, (step, _) in distribut
 result = search_coefficients(folder / "base", vectors, validation)
 result.save_pretrained(folder / "recipe")
 
-print(f"{result.num_forward:g} forward passes; coefficients {', '.join(f'{value:.3f}' for value in result.coefficients.values())}")
+print(
+    f"{result.num_forward:g} forward passes; coefficients {', '.join(f'{value:.3f}' for value in result.coefficients.values())}"
+)
 for label, loss in {"found": result.held_out_loss, **result.baselines}.items():
     print(f"{label.replace(str(folder), ''):16} held-out loss {loss:.4f}")
 
 # Another wish is a small calculation, and no forward pass: what if counting up mattered three times as much?
-print("counting up three times as important:", [round(value, 3) for value in result.reweight(weights={"up": 3.0}).coefficients.values()])
+print(
+    "counting up three times as important:",
+    [round(value, 3) for value in result.reweight(weights={"up": 3.0}).coefficients.values()],
+)
 
 assert result.held_out_loss < min(result.baselines.values())

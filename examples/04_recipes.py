@@ -15,7 +15,9 @@ from dem_hub.cli.app import main
 
 folder = Path(tempfile.mkdtemp())
 torch.manual_seed(0)
-config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16")
+config = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, dtype="bfloat16"
+)
 base = LlamaForCausalLM(config).to(torch.bfloat16)
 base.save_pretrained(folder / "base")
 for name in ("maths", "chat"):
@@ -24,13 +26,17 @@ for name in ("maths", "chat"):
         for parameter in finetuned.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.003)
     finetuned.save_pretrained(folder / "finetuned")
-    DistributionVector.extract(folder / "base", folder / "finetuned", codec="lowrank", rank=8).save_pretrained(folder / name)
+    DistributionVector.extract(folder / "base", folder / "finetuned", codec="lowrank", rank=8).save_pretrained(
+        folder / name
+    )
 
 # The recipe of a loaded model.
 model = DEMModel.from_pretrained(folder / "base", vectors={str(folder / "maths"): 0.4, str(folder / "chat"): 0.3})
 model.dem.save_pretrained(folder / "recipe")
 recipe = DEMConfig.from_pretrained(folder / "recipe")
-print(f"recipe: {sum(path.stat().st_size for path in (folder / 'recipe').iterdir()):,} bytes, {list(recipe.coefficients.values())}")
+print(
+    f"recipe: {sum(path.stat().st_size for path in (folder / 'recipe').iterdir()):,} bytes, {list(recipe.coefficients.values())}"
+)
 
 # transformers loads it, now that dem_hub is imported; and so does anyone, once it is merged.
 loaded = AutoModelForCausalLM.from_pretrained(folder / "recipe")

@@ -22,7 +22,9 @@ me = HfApi().whoami()["name"]
 random.seed(0)
 torch.manual_seed(0)
 sources = {
-    "sums": lambda: "".join(f"{a}+{b}={a + b};" for a, b in ((random.randrange(50), random.randrange(50)) for _ in range(12))),
+    "sums": lambda: "".join(
+        f"{a}+{b}={a + b};" for a, b in ((random.randrange(50), random.randrange(50)) for _ in range(12))
+    ),
     "words": lambda: " ".join(random.choice(["red", "green", "blue", "one", "two", "three"]) for _ in range(20)),
     "lists": lambda: "".join(f"[{','.join('xyz'[i % 3] for i in range(random.randrange(1, 9)))}]" for _ in range(8)),
 }
@@ -69,7 +71,9 @@ program = (
 )
 with tempfile.TemporaryDirectory() as home:
     token = {"HF_TOKEN": os.environ["HF_TOKEN"]} if "HF_TOKEN" in os.environ else {}
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "HF_HOME": str(Path(home)), **token}, text=True, stdout=-1)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "HF_HOME": str(Path(home)), **token}, text=True, stdout=-1
+    )
 print(done.stdout)
 
 assert done.returncode == 0 and done.stdout.startswith("LlamaForCausalLM")

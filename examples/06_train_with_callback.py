@@ -21,23 +21,31 @@ WORDS, LENGTH = 64, 32
 def sequences(step: int, count: int) -> list[dict[str, list[int]]]:
     """Token ids that go up or down by `step`, from a random start."""
     starts = torch.randint(WORDS, (count,), generator=torch.Generator().manual_seed(1)).tolist()
-    return [{"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts]
+    return [
+        {"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts
+    ]
 
 
-def train(model: torch.nn.Module, name: str, step: int, callback: DEMCallback, learning_rate: float) -> list[dict[str, float]]:
+def train(
+    model: torch.nn.Module, name: str, step: int, callback: DEMCallback, learning_rate: float
+) -> list[dict[str, float]]:
     """Thirty steps and three saves; returns what the callback logged."""
     arguments = TrainingArguments(
         str(folder / name), max_steps=30, save_steps=10, logging_steps=10, learning_rate=learning_rate, per_device_train_batch_size=16,
         lr_scheduler_type="constant", save_only_model=True, report_to="none", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=sequences(step, 512))
-    callback.attach(trainer)  # or trainer.add_callback(callback); attached, TensorBoard, W&B and trackio show its numbers too
+    callback.attach(
+        trainer
+    )  # or trainer.add_callback(callback); attached, TensorBoard, W&B and trackio show its numbers too
     trainer.train()
     return [entry for entry in trainer.state.log_history if "dem/norm" in entry]
 
 
 torch.manual_seed(0)
-config = LlamaConfig(vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+config = LlamaConfig(
+    vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+)
 LlamaForCausalLM(config).save_pretrained(folder / "base")
 
 # All weights: the vector is their difference to the base's, which is read from its checkpoint.
@@ -47,7 +55,9 @@ for entry in train(LlamaForCausalLM.from_pretrained(folder / "base"), "up", 1, f
 
 # A LoRA: the vector is the adapter itself, as PEFT saves it.
 lora = DEMCallback(folder / "base", when="save", datasets=["counting down"])
-adapted = get_peft_model(LlamaForCausalLM.from_pretrained(folder / "base"), LoraConfig(r=8, target_modules="all-linear"))
+adapted = get_peft_model(
+    LlamaForCausalLM.from_pretrained(folder / "base"), LoraConfig(r=8, target_modules="all-linear")
+)
 for entry in train(adapted, "down", -1, lora, 5e-3):
     print(f"down  step {entry['step']:2}   norm {entry['dem/norm']:.3f}   {entry['dem/bytes'] / 1000:.0f} kB")
 

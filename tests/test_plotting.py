@@ -29,7 +29,11 @@ def test_plot_search(tmp_path: Path, before: dict[str, float] | None) -> None:
 
 
 def test_norms(tmp_path: Path) -> None:
-    path = plot_norms(norms_by_layer({"layers.10.a": 3.0, "layers.2.a": 3.0, "layers.2.b": 4.0, "norm": 1.0}), tmp_path / "n.png", "Norms")
+    path = plot_norms(
+        norms_by_layer({"layers.10.a": 3.0, "layers.2.a": 3.0, "layers.2.b": 4.0, "norm": 1.0}),
+        tmp_path / "n.png",
+        "Norms",
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -135,10 +135,17 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
     """
     names, tied = list(keys), config.get("tie_word_embeddings")
     known = PLAIN.get(str(config.get("model_type")))
-    if known is None or config.get("architectures") != [known] or tied is None or not all(map(_PLAIN_KEY.fullmatch, names)):
+    if (
+        known is None
+        or config.get("architectures") != [known]
+        or tied is None
+        or not all(map(_PLAIN_KEY.fullmatch, names))
+    ):
         return None
     matrices = [name for name in names if name.endswith(".weight") and "norm" not in name]
-    kinds: dict[str, Kind] = {name: "embedding" if name == "model.embed_tokens.weight" else "linear" for name in matrices}
+    kinds: dict[str, Kind] = {
+        name: "embedding" if name == "model.embed_tokens.weight" else "linear" for name in matrices
+    }
     modules = {name: Module(name.removesuffix(".weight"), kind) for name, kind in kinds.items()}
     ends = frozenset({"model.embed_tokens", "lm_head"}) if tied else frozenset[str]()
     groups = {name: _plain_group(name) for name in names}
@@ -206,12 +213,18 @@ def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str
             names[key] = name
         elif pattern is not None and name in state:
             parts.setdefault(name, {}).setdefault(pattern, []).append(key)
-    order = {pattern: (number, _stacks(entry)) for entry in converters for number, pattern in enumerate(entry.source_patterns)}
+    order = {
+        pattern: (number, _stacks(entry))
+        for entry in converters
+        for number, pattern in enumerate(entry.source_patterns)
+    }
     fused = {}
     for name, found in parts.items():
         counts = {len(keys) for keys in found.values()}
         if len(counts) == 1 and all(order[pattern][1] for pattern in found):
-            fused[name] = tuple(tuple(found[pattern]) for pattern in sorted(found, key=lambda pattern: order[pattern][0]))
+            fused[name] = tuple(
+                tuple(found[pattern]) for pattern in sorted(found, key=lambda pattern: order[pattern][0])
+            )
     return names, fused
 
 

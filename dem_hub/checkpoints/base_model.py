@@ -34,7 +34,9 @@ class Base:
         names: dict[str, list[str]] = {}
         for name, value in sorted(self.digests.items()):
             names.setdefault(value, []).append(name)
-        return {name: first for first, *others in names.values() for name in others if self.checkpoint.is_copy(name, first)}
+        return {
+            name: first for first, *others in names.values() for name in others if self.checkpoint.is_copy(name, first)
+        }
 
     def digest(self, name: str) -> str:
         """The digest of one tensor; of a base that is still on the Hub, the bytes for that are fetched and no others."""

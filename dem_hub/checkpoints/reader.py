@@ -135,7 +135,10 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return len(self._tensors)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._index)  # memory maps cannot be copied; a deep copy or another process opens its own
+        return _reopen, (
+            self.path,
+            self._index,
+        )  # memory maps cannot be copied; a deep copy or another process opens its own
 
     @cached_property
     def _handles(self) -> dict[Path, Any]:
@@ -180,16 +183,26 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
             weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
             names = sorted(set(weight_map.values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is not an index of safetensors files ({error!r}). Fetch it again.") from error
+            raise CheckpointError(
+                f"{index} is not an index of safetensors files ({error!r}). Fetch it again."
+            ) from error
         for file in names:
             check_inside(str(file), f"file in {index}")
         missing = [file for file in names if not (folder / file).is_file()]
         if missing:
-            refuse(CheckpointError, f"{index} names files that are not there.", missing, "Download the checkpoint again.")
+            refuse(
+                CheckpointError, f"{index} names files that are not there.", missing, "Download the checkpoint again."
+            )
         headers = {file: _read_header(folder / file) for file in names}
-        lost = [f"'{tensor}' is not in '{file}'" for tensor, file in sorted(weight_map.items()) if tensor not in headers[file]]
+        lost = [
+            f"'{tensor}' is not in '{file}'"
+            for tensor, file in sorted(weight_map.items())
+            if tensor not in headers[file]
+        ]
         if lost:
-            refuse(CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again.")
+            refuse(
+                CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again."
+            )
         return [folder / file for file in names]
     others = sorted(folder.glob("*.safetensors")) if name is None else []
     if len(others) == 1:
@@ -215,9 +228,16 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
     header.pop("__metadata__", None)
     unknown = [f"'{name}' has dtype {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in DTYPES]
     if unknown:
-        refuse(CheckpointError, f"'{file}' has tensors of a dtype that cannot be merged.", unknown, f"Known: {', '.join(DTYPES)}.")
+        refuse(
+            CheckpointError,
+            f"'{file}' has tensors of a dtype that cannot be merged.",
+            unknown,
+            f"Known: {', '.join(DTYPES)}.",
+        )
     return {
-        name: TensorInfo(entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"]))
+        name: TensorInfo(
+            entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"])
+        )
         for name, entry in header.items()
     }
 

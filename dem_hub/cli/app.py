@@ -74,10 +74,22 @@ def _uncollected() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector.")
+    parser = argparse.ArgumentParser(
+        prog="dem-hub", description="Distribution-edited models: base + sum of coefficient * vector."
+    )
     parser.add_argument("--version", action="version", version=f"dem-hub {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_extract, _add_info, _add_merge, _add_export, add_search, add_eval, _add_push, _add_list, _add_demo):
+    for add in (
+        _add_extract,
+        _add_info,
+        _add_merge,
+        _add_export,
+        add_search,
+        add_eval,
+        _add_push,
+        _add_list,
+        _add_demo,
+    ):
         add(commands)
     return parser
 
@@ -87,12 +99,20 @@ def _add_extract(commands: Any) -> None:
     parser.add_argument("base", help="Hub id or folder of the base")
     parser.add_argument("finetuned", help="Hub id or folder of the fine-tune")
     parser.add_argument("-o", "--output", required=True, help="folder for the vector")
-    parser.add_argument("--codec", default="auto", help="auto (default), lrsign, sign, random, int4, int8, nf4, lowrank, exact or dense")
-    parser.add_argument("--max-bytes", help="auto: a number, or for instance 20MB, or 3%% of the delta in bf16 (default 9%%)")
+    parser.add_argument(
+        "--codec", default="auto", help="auto (default), lrsign, sign, random, int4, int8, nf4, lowrank, exact or dense"
+    )
+    parser.add_argument(
+        "--max-bytes", help="auto: a number, or for instance 20MB, or 3%% of the delta in bf16 (default 9%%)"
+    )
     parser.add_argument("--max-error", type=float, help="auto: or the largest relative error of a tensor")
     parser.add_argument("--rank", type=int, help="lowrank, lrsign: singular directions to keep (default 32)")
     parser.add_argument("--energy", type=float, help="lowrank: or the share of the squared norm to keep, 0 to 1")
-    parser.add_argument("--group", type=int, help="lrsign, sign: keep the sign of the largest of so many neighbours (default 1: of each)")
+    parser.add_argument(
+        "--group",
+        type=int,
+        help="lrsign, sign: keep the sign of the largest of so many neighbours (default 1: of each)",
+    )
     parser.add_argument("--density", type=float, help="random: the share of elements to keep, 0 to 1")
     parser.add_argument("--bits", type=int, help="random: 4 or 8")
     parser.add_argument("--dtype", help="dense: float32 or bfloat16; lowrank: the same, int8 or int4, of the factors")
@@ -112,26 +132,48 @@ def _add_info(commands: Any) -> None:
 def _add_merge(commands: Any) -> None:
     parser = commands.add_parser("merge", help="write the merged model as an ordinary transformers folder")
     parser.add_argument("model", help="a base (with --vector) or a recipe")
-    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument(
+        "--vector",
+        action="append",
+        default=[],
+        metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT",
+        help="a vector; repeat",
+    )
     parser.add_argument("-o", "--output", help="folder for the model")
-    parser.add_argument("--push-to-hub", metavar="REPO_ID", help="push it there; without -o file by file, with the disk of one file")
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO_ID", help="push it there; without -o file by file, with the disk of one file"
+    )
     parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the recipe's, or the base's own)")
     parser.add_argument("--rounding", choices=("stochastic", "nearest"), help="default: stochastic, unbiased")
     parser.add_argument("--rounding-seed", type=int, help="of the stochastic rounding (default 0)")
     parser.add_argument("--max-shard-size", default="5GB", help="where to begin another file (default 5GB)")
-    parser.add_argument("--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from")
-    parser.add_argument("--dry-run", action="store_true", help="check everything from the headers, say what it will take, and stop")
+    parser.add_argument(
+        "--allow-base-mismatch", action="store_true", help="put vectors on a base they were not made from"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything from the headers, say what it will take, and stop"
+    )
     parser.set_defaults(run=_merge)
 
 
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="write the weighted sum of vectors as one PEFT LoRA adapter")
     parser.add_argument("model", help="a base (with --vector) or a recipe")
-    parser.add_argument("--vector", action="append", default=[], metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT", help="a vector; repeat")
+    parser.add_argument(
+        "--vector",
+        action="append",
+        default=[],
+        metavar="ID[@REVISION][//SUBFOLDER]=COEFFICIENT",
+        help="a vector; repeat",
+    )
     parser.add_argument("-o", "--output", required=True, help="folder for the adapter")
-    parser.add_argument("--peft", action="store_true", default=True, help="as a PEFT adapter: the default, and the one format there is")
-    parser.add_argument("--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)")
+    parser.add_argument(
+        "--peft", action="store_true", default=True, help="as a PEFT adapter: the default, and the one format there is"
+    )
+    parser.add_argument(
+        "--rank", type=int, help="of each module at the most (default: exact, which only low-rank vectors allow)"
+    )
     parser.set_defaults(run=_export)
 
 
@@ -141,7 +183,9 @@ def _add_push(commands: Any) -> None:
     parser.add_argument("repo_id", help="where to: namespace/name; made where there is none")
     parser.add_argument("--base-model", help="what the Hub calls the base, where it is a folder of this machine")
     parser.add_argument("--subfolder", default="", help="of a vector: where in the repository")
-    parser.add_argument("--include-vectors", action="store_true", help="of a recipe: put its local vectors into the same commit")
+    parser.add_argument(
+        "--include-vectors", action="store_true", help="of a recipe: put its local vectors into the same commit"
+    )
     parser.add_argument("--private", action="store_true", default=None, help="if the repository is made")
     parser.add_argument("--revision", help="branch to push to (default main)")
     parser.add_argument("--create-pr", action="store_true", default=None, help="open a pull request")
@@ -161,7 +205,9 @@ def _add_list(commands: Any) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser("demo", help="the whole method on a real model, in minutes")
-    parser.add_argument("-o", "--output", default="dem-hub-demo", help="folder for everything it makes (default dem-hub-demo)")
+    parser.add_argument(
+        "-o", "--output", default="dem-hub-demo", help="folder for everything it makes (default dem-hub-demo)"
+    )
     parser.set_defaults(run=_demo)
 
 
@@ -214,16 +260,22 @@ def _merge(options: argparse.Namespace) -> None:
 
     repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
     if target is None and repo_id is None:
-        raise ConfigError("There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both.")
+        raise ConfigError(
+            "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
+        )
     details = {name: getattr(options, name) for name in ("dtype", "max_shard_size", "allow_base_mismatch")}
 
     def opened(*, headers_only: bool = False) -> "OpenedRecipe":
         found = _open(options, check_base=not options.allow_base_mismatch, headers_only=headers_only)
-        changes = {name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None}
+        changes = {
+            name: getattr(options, name) for name in ("rounding", "rounding_seed") if getattr(options, name) is not None
+        }
         return replace(found, recipe=replace(found.recipe, **changes))
 
     seen = opened(headers_only=True)
-    plan = preview_push(MergedModel.plan(seen, **details)) if target is None else preview_export(seen, target, **details)
+    plan = (
+        preview_push(MergedModel.plan(seen, **details)) if target is None else preview_export(seen, target, **details)
+    )
     print(plan, file=sys.stderr)
     if options.dry_run:
         return
@@ -282,7 +334,11 @@ def _push(options: argparse.Namespace) -> None:
     from dem_hub.cli.push_folder import push_folder
 
     wanted = {name: getattr(options, name) for name in ("private", "revision", "create_pr", "commit_message")}
-    details = {"base_model": options.base_model, "subfolder": options.subfolder, "include_vectors": options.include_vectors}
+    details = {
+        "base_model": options.base_model,
+        "subfolder": options.subfolder,
+        "include_vectors": options.include_vectors,
+    }
     given = {name: value for name, value in {**wanted, **details}.items() if value}
     info = push_folder(Path(options.folder), options.repo_id, **given)
     print(info.pr_url or info.commit_url)
@@ -295,10 +351,19 @@ def _list(options: argparse.Namespace) -> None:
     found = list_vectors(options.base, author=options.author, search=options.search, limit=options.limit)
     if options.json:
         print(
-            json.dumps([{**asdict(one), "last_modified": one.last_modified and one.last_modified.isoformat()} for one in found], indent=2)
+            json.dumps(
+                [
+                    {**asdict(one), "last_modified": one.last_modified and one.last_modified.isoformat()}
+                    for one in found
+                ],
+                indent=2,
+            )
         )
         return
-    rows = [(one.repo_id, one.kind, str(one.downloads or 0), f"{one.last_modified:%Y-%m-%d}" if one.last_modified else "") for one in found]
+    rows = [
+        (one.repo_id, one.kind, str(one.downloads or 0), f"{one.last_modified:%Y-%m-%d}" if one.last_modified else "")
+        for one in found
+    ]
     print(table(("vector", "kind", "downloads", "changed"), rows))
 
 

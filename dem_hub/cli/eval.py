@@ -16,20 +16,28 @@ if TYPE_CHECKING:
     from dem_hub.evaluation.tasks import TaskScore
 
 
-_MERGE_FIRST = "A vector is evaluated on its base: dem-hub merge BASE --vector ID=COEFFICIENT -o DIR, then dem-hub eval DIR."
+_MERGE_FIRST = (
+    "A vector is evaluated on its base: dem-hub merge BASE --vector ID=COEFFICIENT -o DIR, then dem-hub eval DIR."
+)
 
 
 def add_eval(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
     parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts, and its scores on tasks")
     parser.add_argument("model", help="Hub id or folder of a model or a recipe")
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="tasks, groups or patterns of lm-evaluation-harness")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="NAME", help="tasks, groups or patterns of lm-evaluation-harness"
+    )
     parser.add_argument("--include-path", metavar="FOLDER", help="of more tasks, as the harness's YAML files")
     parser.add_argument("--limit", type=int, help="items of a task at the most, from the first")
     parser.add_argument("--dtype", default="auto", help="of the model (default: its own)")
     parser.add_argument("--device-map", help="as in transformers, for instance auto")
-    parser.add_argument("--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)"
+    )
     parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window of --data (default 1024)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_eval)
@@ -54,7 +62,9 @@ def _eval(options: argparse.Namespace) -> None:
     tasks = find_tasks(options.tasks, options.include_path) if options.tasks else None
     both = sorted(set(files) & set(tasks.names)) if tasks else []
     if both:
-        raise ConfigError(f"{', '.join(map(repr, both))} is the name of data and of a task; give the data another name.")
+        raise ConfigError(
+            f"{', '.join(map(repr, both))} is the name of data and of a task; give the data another name."
+        )
 
     tokenizer = cache(partial(_tokenizer, options.model))
     reader = Reader(tokenizer, options.max_length)
@@ -71,12 +81,16 @@ def _tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except ValueError as error:
-        raise ConfigError(f"'{name}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}). {_MERGE_FIRST}") from error
+        raise ConfigError(
+            f"'{name}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}). {_MERGE_FIRST}"
+        ) from error
 
 
 def _data(texts: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> dict[str, Any]:
     """Everything as JSON data; of a task, `acc` and beside it `acc_stderr`."""
-    found: dict[str, Any] = {name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in texts.items()}
+    found: dict[str, Any] = {
+        name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in texts.items()
+    }
     for name, score in scores.items():
         errors = {f"{metric}_stderr": value for metric, value in score.errors.items()}
         found[name] = {**score.metrics, **errors, "items": score.items}
@@ -89,11 +103,19 @@ def _text(texts: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") 
 
     tables = []
     if texts:
-        losses = [(name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in texts.items()]
+        losses = [
+            (name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in texts.items()
+        ]
         tables.append(table(("data", "perplexity", "loss", "tokens"), losses))
     if scores:
         rows = [
-            (name, metric, f"{value:.4f}", f"{score.errors[metric]:.4f}" if metric in score.errors else "", str(score.items))
+            (
+                name,
+                metric,
+                f"{value:.4f}",
+                f"{score.errors[metric]:.4f}" if metric in score.errors else "",
+                str(score.items),
+            )
             for name, score in scores.items()
             for metric, value in score.metrics.items()
         ]

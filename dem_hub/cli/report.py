@@ -20,7 +20,13 @@ def vector_data(path: str, vector: DistributionVector) -> dict[str, Any]:
     sizes = vector.tensor_bytes()
     tensors = {name: {**asdict(record), "bytes": sizes[name]} for name, record in vector.config.tensors.items()}
     options = dict(vector.config.codec_options)
-    return {**data, "codec": vector.config.codec, "codec_options": options, "choice": vector.config.choice, "tensors": tensors}
+    return {
+        **data,
+        "codec": vector.config.codec,
+        "codec_options": options,
+        "choice": vector.config.choice,
+        "tensors": tensors,
+    }
 
 
 def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
@@ -41,7 +47,16 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
         norm, error = _norm_and_error(records)
         lowest = min(record.projection for record in records)
         codecs = "+".join(sorted({_codec_text(record) if each else record.codec for record in records}))
-        rows.append((layer, codecs, size_text(sum(sizes[name] for name in names)), f"{norm:.4g}", f"{error:.3g}", f"{lowest:.3f}"))
+        rows.append(
+            (
+                layer,
+                codecs,
+                size_text(sum(sizes[name] for name in names)),
+                f"{norm:.4g}",
+                f"{error:.3g}",
+                f"{lowest:.3f}",
+            )
+        )
     head = ("tensor" if each else "layer", "codec", "size", "norm", "relative error", "projection")
     return "\n".join([*lines, table(head, rows)])
 
@@ -100,6 +115,8 @@ def _norm_and_error(records: Sequence[TensorRecord]) -> tuple[float, float]:
 def _codec_text(record: TensorRecord) -> str:
     """A codec and the options that say how much it keeps."""
     options = [
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in record.options.items() if name != "seed"
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in record.options.items()
+        if name != "seed"
     ]
     return " ".join([record.codec, *options])

@@ -16,20 +16,45 @@ _PASSED_ON = (
 
 def add_search(commands: Any) -> None:
     """Add the command and its options to the parser's subcommands."""
-    parser = commands.add_parser("search", help="find the coefficients with the lowest validation loss, and write the recipe")
+    parser = commands.add_parser(
+        "search", help="find the coefficients with the lowest validation loss, and write the recipe"
+    )
     parser.add_argument("base", help="Hub id or folder of the base")
-    parser.add_argument("--vector", action="append", required=True, metavar="ID[@REVISION][//SUBFOLDER]", help="a vector; repeat")
     parser.add_argument(
-        "--data", action="append", required=True, metavar="NAME=FILE", help="validation data: a text, or JSONL rows; repeat"
+        "--vector", action="append", required=True, metavar="ID[@REVISION][//SUBFOLDER]", help="a vector; repeat"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="NAME=FILE",
+        help="validation data: a text, or JSONL rows; repeat",
     )
     parser.add_argument("-o", "--output", required=True, help="folder for the recipe and all that was measured")
-    parser.add_argument("--method", default="auto", help="gauss_newton, gradient, quadratic, optuna, grid, uniform or auto (default)")
-    parser.add_argument("--sampler", help="optuna: gp (default), tpe, cmaes, nsgaii or random")
-    parser.add_argument("--storage", help="optuna: a journal file or a database URL, for several processes that share one study")
-    parser.add_argument("--objective", default="mean", choices=("mean", "worst", "improvement"), help="of the distributions' losses")
-    parser.add_argument("--weight", action="append", default=[], metavar="NAME=NUMBER", help="of a distribution in the objective; repeat")
     parser.add_argument(
-        "--bounds", nargs=2, type=float, default=(0.0, 1.5), metavar=("LOW", "HIGH"), help="of a coefficient (default 0 1.5)"
+        "--method", default="auto", help="gauss_newton, gradient, quadratic, optuna, grid, uniform or auto (default)"
+    )
+    parser.add_argument("--sampler", help="optuna: gp (default), tpe, cmaes, nsgaii or random")
+    parser.add_argument(
+        "--storage", help="optuna: a journal file or a database URL, for several processes that share one study"
+    )
+    parser.add_argument(
+        "--objective", default="mean", choices=("mean", "worst", "improvement"), help="of the distributions' losses"
+    )
+    parser.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="of a distribution in the objective; repeat",
+    )
+    parser.add_argument(
+        "--bounds",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.5),
+        metavar=("LOW", "HIGH"),
+        help="of a coefficient (default 0 1.5)",
     )
     parser.add_argument("--max-sum", type=float, help="the most that the coefficients may sum to")
     parser.add_argument(
@@ -38,10 +63,16 @@ def add_search(commands: Any) -> None:
         choices=("model", "block", "group"),
         help="coefficients of whole vectors (default), or also of runs of layers, or of attention, MLPs, embeddings; kept if better held out",
     )
-    parser.add_argument("--max-forward", type=float, help="forward passes over the data at most (default: what the method needs)")
-    parser.add_argument("--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)")
+    parser.add_argument(
+        "--max-forward", type=float, help="forward passes over the data at most (default: what the method needs)"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.25, help="share of documents on which the answer is accepted (default 0.25)"
+    )
     parser.add_argument("--resume-from", help="folder of an earlier search or recipe to go on from")
-    parser.add_argument("--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass")
+    parser.add_argument(
+        "--with-logits", action="store_true", help="keep the logits (gigabytes), so that a new vector costs one pass"
+    )
     parser.add_argument("--cache", help="folder for everything measured; a search that was killed goes on from there")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of samplers (default 0)")
     parser.add_argument("--dtype", default="float32", help="of the model searched on (default float32)")
@@ -74,7 +105,10 @@ def _search(options: argparse.Namespace) -> None:
         {name: Path(file) for name, file in split_pairs(options.data, "--data").items()},
         method=method,
         objective=options.objective,
-        weights={name: number(value, f"weight of '{name}'") for name, value in split_pairs(options.weight, "--weight").items()},
+        weights={
+            name: number(value, f"weight of '{name}'")
+            for name, value in split_pairs(options.weight, "--weight").items()
+        },
         bounds=tuple(options.bounds),
         device_map=options.device_map,
         **{name: getattr(options, name) for name in _PASSED_ON},

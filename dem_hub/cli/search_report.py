@@ -24,7 +24,12 @@ def result_tables(result: SearchResult) -> list[Table]:
         names = tuple(result.best.losses)
         contenders = result.acceptance.contenders
         rows = [
-            (_short(label), *(f"{one.losses[name]:.4f}" for name in names), f"{one.value:.4f}", f"{one.difference:+.4f} ({one.error:.4f})")
+            (
+                _short(label),
+                *(f"{one.losses[name]:.4f}" for name in names),
+                f"{one.value:.4f}",
+                f"{one.difference:+.4f} ({one.error:.4f})",
+            )
             for label, one in contenders.items()
         ]
         tables.append((("held-out loss", *names, result.objective.kind, f"minus {FOUND} (error)"), rows))
@@ -42,11 +47,15 @@ def result_tables(result: SearchResult) -> list[Table]:
 def cost_text(result: SearchResult) -> str:
     """How it was found, in a line."""
     trials = f"{len(result.trials)} trial{'s' if len(result.trials) != 1 else ''}"
-    text = f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {sum(result.tokens.values())} tokens"
+    text = (
+        f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {sum(result.tokens.values())} tokens"
+    )
     if result.num_forward_held_out:
         text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
     chosen = result.acceptance.chosen if result.acceptance is not None else FOUND
-    text = f"{text}, {result.seconds:.1f} s; objective {result.loss:.5f}" + ("" if chosen == FOUND else f"; chosen: {_short(chosen)}")
+    text = f"{text}, {result.seconds:.1f} s; objective {result.loss:.5f}" + (
+        "" if chosen == FOUND else f"; chosen: {_short(chosen)}"
+    )
     return f"{text}\n{result.refinement.note()}" if result.refinement is not None else text
 
 

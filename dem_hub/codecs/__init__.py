@@ -49,7 +49,9 @@ class Codec(Protocol):
 
 
 OFFERED = {codec.name: codec for codec in (LRSign, Sign, Random, Int4, Int8, NF4, LowRank, Exact, Dense)}  # to a user
-CODECS: dict[str, type[Codec]] = OFFERED | {codec.name: codec for codec in (Full, Replace)}  # these are chosen by the tensor
+CODECS: dict[str, type[Codec]] = OFFERED | {
+    codec.name: codec for codec in (Full, Replace)
+}  # these are chosen by the tensor
 
 
 def get_codec(name: str, options: Mapping[str, Any]) -> Codec:
@@ -86,7 +88,9 @@ def with_options(kind: Callable[..., _Made], options: Mapping[str, Any]) -> _Mad
     name, known = kind.name, [item.name for item in fields(kind)]  # type: ignore[attr-defined, arg-type]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise CodecError(f"Codec '{name}' has no option {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}.")
+        raise CodecError(
+            f"Codec '{name}' has no option {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}."
+        )
     try:
         return kind(**options)
     except TypeError as error:

@@ -31,19 +31,29 @@ class Delta:
 
     def rows(self, part: tuple[slice, ...]) -> "Delta":
         """Some rows of it: one slice, or nothing for a scalar."""
-        left, dense, rest = (tensor[part] if tensor is not None else None for tensor in (self.left, self.dense, self.rest))
+        left, dense, rest = (
+            tensor[part] if tensor is not None else None for tensor in (self.left, self.dense, self.rest)
+        )
         return Delta(left, self.right, dense, rest)
 
 
-def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -> tuple[Factors | None, list[tuple[float, Delta]]]:
+def combine_factors(
+    deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype
+) -> tuple[Factors | None, list[tuple[float, Delta]]]:
     """The same sum as one product of all factors side by side, [B_1 ... B_n] and [c_1 A_1; ...; c_n A_n], and what is dense.
 
     The right one is of this dtype, and the left one too, or of float32 where that holds the factors as they are: it has most of the
     numbers. On the CPU they are valid until this thread's next call.
     """
-    dense = [(coefficient, Delta(dense=delta.dense, rest=delta.rest)) for coefficient, delta in deltas if delta.dense is not None]
+    dense = [
+        (coefficient, Delta(dense=delta.dense, rest=delta.rest))
+        for coefficient, delta in deltas
+        if delta.dense is not None
+    ]
     factored = [
-        (coefficient, delta.left, delta.right) for coefficient, delta in deltas if delta.left is not None and delta.right is not None
+        (coefficient, delta.left, delta.right)
+        for coefficient, delta in deltas
+        if delta.left is not None and delta.right is not None
     ]
     if not factored:
         return None, dense
@@ -52,7 +62,9 @@ def combine_factors(deltas: Sequence[tuple[float, Delta]], dtype: torch.dtype) -
     short = torch.float32 if all(left.dtype.itemsize <= 4 for _, left, _ in factored) else dtype
     left = scratch("left", (first.shape[0], sum(ranks)), short, first.device)
     right = scratch("right", (sum(ranks), last.shape[1]), dtype, last.device)
-    for (coefficient, one, other), columns, rows in zip(factored, left.split(ranks, dim=1), right.split(ranks), strict=True):
+    for (coefficient, one, other), columns, rows in zip(
+        factored, left.split(ranks, dim=1), right.split(ranks), strict=True
+    ):
         columns.copy_(one)
         rows.copy_(other).mul_(coefficient)
     return (left, right), dense
@@ -88,7 +100,11 @@ def add_deltas(total: Tensor, deltas: Sequence[tuple[float, Delta]]) -> Tensor:
     for coefficient, delta in dense:
         for part in (delta.dense, delta.rest):
             if part is not None:
-                wide = part if part.dtype == total.dtype else scratch("wide", tuple(part.shape), total.dtype, total.device).copy_(part)
+                wide = (
+                    part
+                    if part.dtype == total.dtype
+                    else scratch("wide", tuple(part.shape), total.dtype, total.device).copy_(part)
+                )
                 total.add_(wide.to(total.device), alpha=coefficient)  # torch is slow at adding another dtype
     return total
 

@@ -43,7 +43,10 @@ class Dense:
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`dense` of the tensor's shape; in float32 maybe `index` and `remainder`, one number for each element that needs it."""
-        rest = {"index": Part(("I64",), ("some",), optional=True), "remainder": Part(("F32",), ("some",), optional=True)}
+        rest = {
+            "index": Part(("I64",), ("some",), optional=True),
+            "remainder": Part(("F32",), ("some",), optional=True),
+        }
         return {"dense": Part((code_of(self.dtype),), shape)} | (rest if self.dtype == "float32" else {})
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:

@@ -50,7 +50,11 @@ class Exact:
             block = ours[start:stop].to(finetuned.dtype)
             steps = (_ordered(theirs[start:stop]) - _ordered(block)).reshape(-1)[_order(block)].cpu()
             frames += [compress(plane.numpy().tobytes()) for run in torch.split(steps, _RUN) for plane in _planes(run)]
-        blob = torch.frombuffer(bytearray(b"".join(frames)), dtype=torch.uint8) if frames else torch.zeros(0, dtype=torch.uint8)
+        blob = (
+            torch.frombuffer(bytearray(b"".join(frames)), dtype=torch.uint8)
+            if frames
+            else torch.zeros(0, dtype=torch.uint8)
+        )
         ends = torch.tensor([len(frame) for frame in frames], dtype=torch.int64).cumsum(0)
         return {"zstd": blob, "ends": ends, "like": finetuned.new_zeros(0)}
 
@@ -66,7 +70,9 @@ class Exact:
         return Delta(dense=dense.reshape(part), rest=rest.reshape(part) if rest.any() else None)
 
     @staticmethod
-    def _finetuned(parts: Mapping[str, LazyTensor], shape: tuple[int, ...], rows: Tensor, columns: slice, base: LazyTensor) -> Tensor:
+    def _finetuned(
+        parts: Mapping[str, LazyTensor], shape: tuple[int, ...], rows: Tensor, columns: slice, base: LazyTensor
+    ) -> Tensor:
         """Some rows and columns of the fine-tune, in its dtype."""
         dtype = DTYPES[parts["like"].get_dtype()]
         found = torch.empty(len(rows), columns.stop - columns.start, dtype=dtype)
@@ -74,7 +80,9 @@ class Exact:
         ends = [0, *parts["ends"][...].tolist()]
         frames = [0, *accumulate(_frame_count((stop - start) * shape[-1], dtype) for start, stop in pairwise(blocks))]
         if len(ends) != frames[-1] + 1 or sorted(ends) != ends or ends[-1] != parts["zstd"].get_shape()[0]:
-            raise CheckpointError("The frames of the codec 'exact' do not fill what they are in. Fetch the vector again.")
+            raise CheckpointError(
+                "The frames of the codec 'exact' do not fill what they are in. Fetch the vector again."
+            )
         for number, (start, stop) in enumerate(pairwise(blocks)):
             wanted = (rows >= start) & (rows < stop)
             if not wanted.any():
@@ -143,10 +151,14 @@ def _planes(steps: Tensor) -> list[Tensor]:
 
 def _from_planes(planes: list[bytes], count: int, dtype: torch.dtype) -> Tensor:
     """The steps of a run."""
-    bitmap, *others = (torch.frombuffer(bytearray(plane), dtype=torch.uint8) if plane else torch.zeros(0).byte() for plane in planes)
+    bitmap, *others = (
+        torch.frombuffer(bytearray(plane), dtype=torch.uint8) if plane else torch.zeros(0).byte() for plane in planes
+    )
     moved = unpack(bitmap, 1)[:count].bool()
     if {len(plane) for plane in others} != {int(moved.sum())}:
-        raise CheckpointError("A run of the codec 'exact' does not have as many steps as its bitmap says. Fetch the vector again.")
+        raise CheckpointError(
+            "A run of the codec 'exact' does not have as many steps as its bitmap says. Fetch the vector again."
+        )
     zigzag = torch.stack(others, dim=1).view(dtype).reshape(-1)
     steps = torch.zeros(count, dtype=dtype)
     steps[moved] = ((zigzag >> 1) & torch.iinfo(dtype).max) ^ -(zigzag & 1)  # a logical shift
@@ -169,13 +181,17 @@ def _decompress(frames: list[bytes], elements: int, dtype: torch.dtype) -> Tenso
         for place, frame in enumerate(frames[number * size : (number + 1) * size]):
             try:
                 claimed = library.frame_content_size(frame)
-                if claimed > count or (place == 0 and claimed != packed_size(count, 1)):  # before that much memory is taken
+                if claimed > count or (
+                    place == 0 and claimed != packed_size(count, 1)
+                ):  # before that much memory is taken
                     raise CheckpointError(
                         f"A run of the codec 'exact' says that it holds {claimed} bytes for {count} elements. Fetch the vector again."
                     )
                 planes.append(decompress(frame))
             except library.ZstdError as error:
-                raise CheckpointError(f"A run of the codec 'exact' is not whole ({error}). Fetch the vector again.") from error
+                raise CheckpointError(
+                    f"A run of the codec 'exact' is not whole ({error}). Fetch the vector again."
+                ) from error
         runs.append(_from_planes(planes, count, integer))
     return torch.cat(runs) if runs else torch.zeros(0, dtype=integer)
 

@@ -68,7 +68,11 @@ def check_parts(key: str, parts: Mapping[str, LazyTensor], layout: Layout) -> li
         )
         if dtype not in part.dtypes or not fits:
             faults.append(f"'{key}::{name}' is {dtype} {shape}, and must be {part}")
-    halves = [name for name, part in layout.items() if part.optional and name not in parts and any(size in sizes for size in part.shape)]
+    halves = [
+        name
+        for name, part in layout.items()
+        if part.optional and name not in parts and any(size in sizes for size in part.shape)
+    ]
     return faults + [f"'{key}' lacks its part '{name}', without which another means nothing" for name in halves]
 
 

@@ -35,7 +35,9 @@ class LowRank:
     def __post_init__(self) -> None:
         """Refuse both at once, and values out of range."""
         if self.rank is not None and self.energy is not None:
-            raise CodecError(f"codec 'lowrank' takes rank or energy, not both (rank={self.rank}, energy={self.energy}).")
+            raise CodecError(
+                f"codec 'lowrank' takes rank or energy, not both (rank={self.rank}, energy={self.energy})."
+            )
         if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
             raise CodecError(f"codec 'lowrank' has rank={self.rank!r}; it must be a whole number from 1.")
         if self.energy is not None and not 0 < self.energy <= 1:

@@ -17,7 +17,15 @@ from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import unbiased_scale
 from dem_hub.errors import MissingDependencyError
-from dem_hub.numerics.slices import Index, as_rows, count_elements, full_index, index_shape, row_blocks, rows_and_columns
+from dem_hub.numerics.slices import (
+    Index,
+    as_rows,
+    count_elements,
+    full_index,
+    index_shape,
+    row_blocks,
+    rows_and_columns,
+)
 
 BLOCK_SIZE = 64
 _BLOCK = 1 << 22
@@ -40,7 +48,9 @@ class NF4:
         codes, scales = [], []
         for (block,) in row_blocks(full_index(tuple(flat.shape)), _BLOCK):
             values = flat[block]
-            packed, state = _functional().quantize_4bit(values, blocksize=BLOCK_SIZE, compress_statistics=False, quant_type="nf4")
+            packed, state = _functional().quantize_4bit(
+                values, blocksize=BLOCK_SIZE, compress_statistics=False, quant_type="nf4"
+            )
             pad = (0, -len(values) % BLOCK_SIZE)
             decoded = functional.pad(_dequantize(packed, state.absmax, len(values)), pad).view(-1, BLOCK_SIZE)
             true = functional.pad(values, pad).view(-1, BLOCK_SIZE)

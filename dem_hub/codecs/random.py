@@ -38,7 +38,9 @@ class Random:
         if type(self.seed) is not int:
             raise CodecError(f"codec 'random' has seed={self.seed!r}; it must be a whole number.")
         if type(self.bits) is not int or self.bits not in (4, 8):
-            raise CodecError(f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' for 1 and less.")
+            raise CodecError(
+                f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' for 1 and less."
+            )
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
         """`values` (..., ceil(kept * bits / 8)) uint8, and `scale` (..., ceil(kept / 64)) bfloat16."""

@@ -62,7 +62,11 @@ class Sign:
             positive = (kept > 0) | ((kept == 0) & odd)
             squares, sizes = units.square().sum(dim=1), kept.abs().sum(dim=1)
             scales.append((peak.squeeze(1) * torch.where(sizes > 0, squares / sizes, 0)).bfloat16())
-            codes.append(pack(positive, 1) if self.group == 1 else _pack(2 * (columns % self.group) + positive, code_bits(self.group)))
+            codes.append(
+                pack(positive, 1)
+                if self.group == 1
+                else _pack(2 * (columns % self.group) + positive, code_bits(self.group))
+            )
         lead = shape[:-1]
         return {"sign": torch.cat(codes).reshape(*lead, -1), "scale": torch.cat(scales).reshape(lead)}
 
@@ -134,7 +138,9 @@ def _largest(values: Tensor, group: int) -> Tensor:
     groups = -(-columns // group)
     # A float's bits are in the order of its magnitude; the last of them make room for the place, which the largest then brings along.
     bits = (group - 1).bit_length()
-    order = functional.pad(values.abs().view(torch.int32), (0, groups * group - columns), value=-1).unflatten(1, (groups, group))
+    order = functional.pad(values.abs().view(torch.int32), (0, groups * group - columns), value=-1).unflatten(
+        1, (groups, group)
+    )
     places = torch.arange(group, dtype=torch.int32, device=values.device)
     largest = torch.where(order < 0, -1, (order >> bits << bits) | places).amax(dim=2)
     return (largest & ((1 << bits) - 1)) + group * torch.arange(groups, device=values.device)

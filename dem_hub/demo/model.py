@@ -31,7 +31,9 @@ def find_gguf() -> Path:
     """
     missing = []
     if importlib.util.find_spec("gguf") is None:
-        missing.append(f"The demo reads its base model with the package 'gguf', which is not installed. Run `{INSTALL_GGUF}`.")
+        missing.append(
+            f"The demo reads its base model with the package 'gguf', which is not installed. Run `{INSTALL_GGUF}`."
+        )
     spec = importlib.util.find_spec(PACKAGE)
     folders = (spec.submodule_search_locations or []) if spec is not None else []
     path = next((path for path in (Path(folder) / GGUF_FILE for folder in folders) if path.is_file()), None)

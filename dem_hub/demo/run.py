@@ -94,9 +94,13 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> 
         with _stage("search"):
             rows = _search(base, vectors, distributions, folder / "recipe")
             write_text(table, json.dumps([vars(row) for row in rows], indent=2) + "\n")
-    rows = [Row(**{**entry, "coefficients": tuple(entry["coefficients"])}) for entry in json.loads(table.read_text("utf-8"))]
+    rows = [
+        Row(**{**entry, "coefficients": tuple(entry["coefficients"])}) for entry in json.loads(table.read_text("utf-8"))
+    ]
     picture = plot_perplexities(
-        {row.model: _perplexities(row.test) for row in rows}, folder / "perplexity.png", "Perplexity on test text, lower is better"
+        {row.model: _perplexities(row.test) for row in rows},
+        folder / "perplexity.png",
+        "Perplexity on test text, lower is better",
     )
     with _stage("sample"):
         sample = _sample(folder / "recipe", distributions[0])
@@ -120,7 +124,9 @@ def _make_vector(base: Path, distribution: Distribution, folder: Path) -> Path:
     fine_tune, learning_rate = FINE_TUNES[distribution.name]
     fine_tune(base, distribution.train, finetuned, learning_rate=learning_rate)
     is_adapter = fine_tune is train_lora
-    vector = DistributionVector.from_pretrained(finetuned) if is_adapter else DistributionVector.extract(base, finetuned)
+    vector = (
+        DistributionVector.from_pretrained(finetuned) if is_adapter else DistributionVector.extract(base, finetuned)
+    )
     vector.save_pretrained(target)
     return target
 
@@ -137,7 +143,9 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     validation = {item.name: _windows(tokenizer, item.validation) for item in distributions}
     test = {item.name: _windows(tokenizer, item.test) for item in distributions}
     names = list(vectors)
-    result = search_coefficients(base, [str(vectors[name]) for name in names], validation, held_out=0)  # `test` is held out already
+    result = search_coefficients(
+        base, [str(vectors[name]) for name in names], validation, held_out=0
+    )  # `test` is held out already
     result.config.save_pretrained(target)
     count = len(names)
     compared = {"base": (0.0,) * count}
@@ -205,12 +213,17 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
         lines.append(f"{row.model:{width}}{cells}{_mean(row.validation):10.4f}{_mean(row.test):10.4f}")
     by_name = {row.model: row for row in rows}
     chosen = by_name[CHOSEN]
-    lines.append("\nDEM = base " + " ".join(f"+ {value:.3f} * {name}" for name, value in zip(vectors, chosen.coefficients, strict=True)))
+    lines.append(
+        "\nDEM = base "
+        + " ".join(f"+ {value:.3f} * {name}" for name, value in zip(vectors, chosen.coefficients, strict=True))
+    )
     for other in ("base", UNIFORM):
         gain = _mean(by_name[other].test) - _mean(chosen.test)
         lines.append(f"Mean log-perplexity on test text, {other} minus DEM: {gain:+.4f}")
     lines.append(f"\nA sample of it, continuing a test document:\n{sample}")
     recipe = DEMConfig.from_pretrained(folder / "recipe")
-    lines.append(f"\nRecipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)\nPicture  {picture}")
+    lines.append(
+        f"\nRecipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)\nPicture  {picture}"
+    )
     lines.append(f'Load it  DEMModel.from_pretrained("{folder / "recipe"}")')
     return "\n".join(lines)

@@ -150,7 +150,9 @@ def find_reasoning_gym() -> Path:
     """
     spec = importlib.util.find_spec("reasoning_gym")
     if spec is None or spec.origin is None:
-        raise MissingDependencyError(f"The problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`.")
+        raise MissingDependencyError(
+            f"The problems come from the package 'reasoning-gym', which is not installed. Run `{INSTALL_GSM}`."
+        )
     return Path(spec.origin).parent
 
 

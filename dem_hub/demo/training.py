@@ -97,7 +97,9 @@ def pack(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[dict[st
     stream = [token for text in texts for token in (*tokenizer(text)["input_ids"], SEPARATOR)]
     count = len(stream) // BLOCK_SIZE
     if count == 0:
-        raise ValueError(f"The training texts have {len(stream)} tokens, less than the {BLOCK_SIZE} of one sequence. Give more text.")
+        raise ValueError(
+            f"The training texts have {len(stream)} tokens, less than the {BLOCK_SIZE} of one sequence. Give more text."
+        )
     blocks = torch.tensor(stream[: count * BLOCK_SIZE]).view(count, BLOCK_SIZE)
     return [{"input_ids": block, "labels": block} for block in blocks]
 
@@ -178,7 +180,9 @@ def _with_lora(model: "PreTrainedModel") -> "PeftModel":
     _require("peft")
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM", bias="none")
+    config = LoraConfig(
+        r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
+    )
     return get_peft_model(model, config)
 
 
@@ -194,4 +198,6 @@ def _advance(bar: "tqdm") -> "TrainerCallback":
 
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise MissingDependencyError(f"The demo trains with the package '{package}', which is not installed. Run `pip install {package}`.")
+        raise MissingDependencyError(
+            f"The demo trains with the package '{package}', which is not installed. Run `pip install {package}`."
+        )

@@ -87,7 +87,12 @@ class Reader:
         """Documents as windows, packed where that is asked for."""
         if self.packing and not self.is_seq2seq:
             documents = self._packed(documents)
-        return [window for document in documents for window in self._cut(document) if is_scored(window, is_seq2seq=self.is_seq2seq)]
+        return [
+            window
+            for document in documents
+            for window in self._cut(document)
+            if is_scored(window, is_seq2seq=self.is_seq2seq)
+        ]
 
     def split(self, documents: Sequence[Window], share: float, seed: int) -> tuple[list[Window], list[Window]]:
         """Documents as the windows of two parts; several are told apart before they are packed, which lets them share windows."""
@@ -113,7 +118,11 @@ class Reader:
         elif "text" in row and not self.is_seq2seq:
             ids = labels = _ids(self.tokenizer()(row["text"])["input_ids"])
         else:
-            kinds = "'prompt' and 'completion', or 'input_ids' and 'labels'" if self.is_seq2seq else "'text', 'messages' or 'input_ids'"
+            kinds = (
+                "'prompt' and 'completion', or 'input_ids' and 'labels'"
+                if self.is_seq2seq
+                else "'text', 'messages' or 'input_ids'"
+            )
             raise ConfigError(f"Rows have the columns {', '.join(map(str, row))}; give {kinds}.")
         return Window(ids, labels, number)
 
@@ -127,8 +136,12 @@ class Reader:
         labels = _ids(row["labels"]) if row.get("labels") is not None else ids
         seen = _ids(row["attention_mask"]) if row.get("attention_mask") is not None else (1,) * len(ids)
         if not len(ids) == len(labels) == len(seen):
-            raise ConfigError(f"it has {len(ids)} input_ids, {len(labels)} labels and {len(seen)} in the mask; they must be as many.")
-        return tuple(i for i, m in zip(ids, seen, strict=True) if m), tuple(i for i, m in zip(labels, seen, strict=True) if m)
+            raise ConfigError(
+                f"it has {len(ids)} input_ids, {len(labels)} labels and {len(seen)} in the mask; they must be as many."
+            )
+        return tuple(i for i, m in zip(ids, seen, strict=True) if m), tuple(
+            i for i, m in zip(labels, seen, strict=True) if m
+        )
 
     def _completion(self, prompt: Any, completion: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The completion is scored, given the prompt."""
@@ -145,7 +158,9 @@ class Reader:
         """One stream, cut so that a window begins with the document that it is counted to."""
         end = self.tokenizer().eos_token_id
         if end is None:
-            raise ConfigError("packing needs a tokenizer with an end-of-text token, and this one has none. Leave packing out.")
+            raise ConfigError(
+                "packing needs a tokenizer with an end-of-text token, and this one has none. Leave packing out."
+            )
         ids = [token for document in documents for token in (*document.input_ids, end)]
         labels = [label for document in documents for label in (*document.labels, end)]
         owners = [document.document for document in documents for _ in (*document.input_ids, end)]
@@ -155,7 +170,9 @@ class Reader:
 
     def _cut(self, document: Window) -> list[Window]:
         if self.is_seq2seq:
-            return [Window(document.input_ids[: self.max_length], document.labels[: self.max_length], document.document)]
+            return [
+                Window(document.input_ids[: self.max_length], document.labels[: self.max_length], document.document)
+            ]
         parts = [slice(start, start + self.max_length) for start in range(0, len(document.input_ids), self.max_length)]
         return [Window(document.input_ids[part], document.labels[part], document.document) for part in parts]
 
@@ -170,7 +187,10 @@ def check_files(datasets: Mapping[str, Any]) -> None:
     is_file, is_dir = os.path.isfile, os.path.isdir
     lost = {name: data for name, data in datasets.items() if isinstance(data, str | os.PathLike) and not is_file(data)}
     if lost:
-        faults = [f"'{name}': '{str(file)[:200]}' is {'a folder' if is_dir(file) else 'not there'}" for name, file in lost.items()]
+        faults = [
+            f"'{name}': '{str(file)[:200]}' is {'a folder' if is_dir(file) else 'not there'}"
+            for name, file in lost.items()
+        ]
         remedy = "Give the path of a text or of JSONL rows; in Python a text itself goes into a list."
         refuse(ConfigError, f"{len(lost)} of {len(datasets)} distributions have no file.", faults, remedy)
 
@@ -241,14 +261,18 @@ def read_and_split(
     """Windows to search on and to accept on, by distribution; everything wrong with the data in one error."""
     data, held = {}, {}
     faults = [
-        f"'{name}': held out, and not searched on" for name in (held_out if isinstance(held_out, Mapping) else ()) if name not in datasets
+        f"'{name}': held out, and not searched on"
+        for name in (held_out if isinstance(held_out, Mapping) else ())
+        if name not in datasets
     ]
     for name, rows in datasets.items():
         try:
             documents = reader.documents(rows)
             windows = reader.cut(documents)
             if not windows:
-                faults.append(f"'{name}': there is nothing to score: it is empty, or no row has a token that is predicted from others")
+                faults.append(
+                    f"'{name}': there is nothing to score: it is empty, or no row has a token that is predicted from others"
+                )
             elif isinstance(held_out, Mapping):
                 data[name], held[name] = windows, reader.windows(held_out.get(name, []))
             else:
@@ -286,10 +310,14 @@ def _ids(values: Any) -> tuple[int, ...]:
 def _scored_answers(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """A conversation through the chat template; what the assistant says is scored."""
     if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("it has messages, and the tokenizer has no chat template. Give 'text', or a tokenizer with a template.")
+        raise ConfigError(
+            "it has messages, and the tokenizer has no chat template. Give 'text', or a tokenizer with a template."
+        )
 
     def render(turns: Sequence[Mapping[str, str]], *, prompt: bool = False) -> tuple[int, ...]:
-        return _ids(tokenizer.apply_chat_template(list(turns), tokenize=True, return_dict=False, add_generation_prompt=prompt))
+        return _ids(
+            tokenizer.apply_chat_template(list(turns), tokenize=True, return_dict=False, add_generation_prompt=prompt)
+        )
 
     ids = render(messages)
     labels = [NOT_SCORED] * len(ids)

@@ -103,7 +103,9 @@ def totals(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int 
 
 def negative_log_likelihood(scored: Scored) -> float:
     """Of some tokens, summed in float64."""
-    return float(functional.cross_entropy(scored.logits.detach(), scored.targets, reduction="none").cpu().double().sum())
+    return float(
+        functional.cross_entropy(scored.logits.detach(), scored.targets, reduction="none").cpu().double().sum()
+    )
 
 
 def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int = 8) -> Likelihood:

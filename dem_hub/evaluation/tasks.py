@@ -58,7 +58,9 @@ def find_tasks(names: Sequence[str], include_path: str | os.PathLike[str] | None
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise MissingDependencyError(f"Tasks need lm-evaluation-harness ({error}): pip install 'dem-hub[eval]'") from error
+        raise MissingDependencyError(
+            f"Tasks need lm-evaluation-harness ({error}): pip install 'dem-hub[eval]'"
+        ) from error
 
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"'{include_path}' is not a folder; give one that has the tasks' YAML files.")
@@ -74,7 +76,12 @@ def find_tasks(names: Sequence[str], include_path: str | os.PathLike[str] | None
 
 
 def score_tasks(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tasks: Tasks, *, limit: int | None = None, batch_size: int = 8
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Tasks,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
 ) -> dict[str, TaskScore]:
     """Score a model on tasks.
 
@@ -95,7 +102,9 @@ def score_tasks(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    wrong = {name: value for name, value in (("limit", limit), ("batch_size", batch_size)) if value is not None and value < 1}
+    wrong = {
+        name: value for name, value in (("limit", limit), ("batch_size", batch_size)) if value is not None and value < 1
+    }
     if wrong:
         raise ConfigError(" ".join(f"{name} is {value}; it must be 1 or more." for name, value in wrong.items()))
     loaded = _load(tasks)
@@ -134,9 +143,19 @@ def _load(tasks: Tasks) -> Any:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"The tasks {', '.join(tasks.names)} cannot be read: {str(error).strip()}") from error
     reasons = (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "is of more than text"))
-    faults = [f"'{name}' {why}" for name, task in loaded["tasks"].items() for mark, why in reasons if getattr(task, mark, False)]
+    faults = [
+        f"'{name}' {why}"
+        for name, task in loaded["tasks"].items()
+        for mark, why in reasons
+        if getattr(task, mark, False)
+    ]
     if faults:
-        refuse(ConfigError, "These tasks are not run here:", faults, "Run them with lm-eval itself, on a merged model (`dem-hub merge`).")
+        refuse(
+            ConfigError,
+            "These tasks are not run here:",
+            faults,
+            "Run them with lm-eval itself, on a merged model (`dem-hub merge`).",
+        )
     return loaded
 
 
@@ -155,7 +174,9 @@ def _score(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> T
         for metric in sample["metrics"]:
             if isinstance(sample[metric], int | float):
                 each.setdefault(_name(metric, sample["filter"]), []).append(float(sample[metric]))
-    return TaskScore(int(values.get("sample_len", 0)), metrics, errors, {name: tuple(found) for name, found in each.items()})
+    return TaskScore(
+        int(values.get("sample_len", 0)), metrics, errors, {name: tuple(found) for name, found in each.items()}
+    )
 
 
 def _name(metric: str, chain: str) -> str:

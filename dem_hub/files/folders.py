@@ -17,7 +17,13 @@ RECIPE_CONFIG = "config.json"
 PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
 STORE_CONFIG = "vector_store.json"
 
-VECTOR, ADAPTER, STORE, MERGED, RECIPE = "a vector", "a LoRA adapter", "a store of vectors", "a merged model", "a recipe"
+VECTOR, ADAPTER, STORE, MERGED, RECIPE = (
+    "a vector",
+    "a LoRA adapter",
+    "a store of vectors",
+    "a merged model",
+    "a recipe",
+)
 WEIGHTS = "a model's weights"  # which dem_hub did not write
 _MARKS = {VECTOR_CONFIG: VECTOR, STORE_CONFIG: STORE, PROVENANCE_CONFIG: MERGED, ADAPTER_CONFIG: ADAPTER}
 
@@ -86,4 +92,6 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
         raise ConfigError(f"'{target}' is a file, and {kind} is a folder. Choose another name.")
     found = kind_of(target)
     if found not in ("", kind):
-        raise ConfigError(f"'{target}' holds {found}, and {kind} is to be written there. Choose another folder, or empty this one first.")
+        raise ConfigError(
+            f"'{target}' holds {found}, and {kind} is to be written there. Choose another folder, or empty this one first."
+        )

@@ -128,7 +128,11 @@ def level(value: Coefficient) -> float:
 
 def coefficient_text(value: Coefficient) -> str:
     """For people: a number, or the numbers with their groups."""
-    return ", ".join(f"{group} {number:g}" for group, number in value.items()) if isinstance(value, Mapping) else f"{value:g}"
+    return (
+        ", ".join(f"{group} {number:g}" for group, number in value.items())
+        if isinstance(value, Mapping)
+        else f"{value:g}"
+    )
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,15 @@ class BaseRecord:
         """Refuse short commits and subfolders that leave the repository."""
         check_inside(self.subfolder, f"subfolder of base '{self.repo_id}'")
         if self.commit is not None and not COMMIT.fullmatch(self.commit):
-            raise ConfigError(f"Base '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit.")
+            raise ConfigError(
+                f"Base '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."
+            )
 
     def __str__(self) -> str:
         name = self.repo_id or "unknown base"
-        return name + (f"@{self.commit[:12]}" if self.commit else "") + (f"//{self.subfolder}" if self.subfolder else "")
+        return (
+            name + (f"@{self.commit[:12]}" if self.commit else "") + (f"//{self.subfolder}" if self.subfolder else "")
+        )
 
     @property
     def source(self) -> VectorSource:
@@ -172,7 +180,9 @@ def check_inside(name: str, what: str) -> None:
         raise ConfigError(f"The {what} is {name!r}, which is no name.")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise ConfigError(f"The {what} is '{name}'; names must be relative and may not contain '..'. Do not use this repository.")
+        raise ConfigError(
+            f"The {what} is '{name}'; names must be relative and may not contain '..'. Do not use this repository."
+        )
 
 
 def check_version(data: Mapping[str, Any], where: str) -> None:

@@ -31,7 +31,9 @@ class Unfinished:
 
     def note(self, written: int) -> None:
         """Note that the first so many bytes are in files of the folder, if that is worth it by now; another process begins after them."""
-        if min(written - self._noted, self._total - written) < STRIDE or (self._last is not None and not self._last.done()):
+        if min(written - self._noted, self._total - written) < STRIDE or (
+            self._last is not None and not self._last.done()
+        ):
             return
         self.settle()
         self._noted = written

@@ -91,7 +91,10 @@ def vector_card(
     training = (config.training if config is not None else training) or {}
     if config is not None:
         facts |= _vector_facts(config)
-    facts |= {key.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value) for key, value in training.items()}
+    facts |= {
+        key.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value)
+        for key, value in training.items()
+    }
     metadata = {
         "library_name": "dem-hub" if config is not None else "peft",
         **_relation("adapter", [base]),
@@ -112,7 +115,9 @@ def vector_card(
     return Card(name.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
 
 
-def store_card(repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licenses: Mapping[str, str]) -> Card:
+def store_card(
+    repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licenses: Mapping[str, str]
+) -> Card:
     """The card of a store; of each vector its codec and its bytes."""
     rows = [(f"`{name}`", codec, f"{nbytes / 1e6:.1f} MB") for name, (codec, nbytes) in sorted(members.items())]
     chosen = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
@@ -141,8 +146,13 @@ def recipe_card(
     merged: bool = False,
 ) -> Card:
     """The card of a recipe, or of the model that was merged from one."""
-    before, after = ({k: float(v) for k, v in dict((search or {}).get(name) or {}).items()} for name in ("base_losses", "losses"))
-    values = [f"({coefficient_text(value)})" if isinstance(value, Mapping) else f"{value:g}" for value in coefficients.values()]
+    before, after = (
+        {k: float(v) for k, v in dict((search or {}).get(name) or {}).items()} for name in ("base_losses", "losses")
+    )
+    values = [
+        f"({coefficient_text(value)})" if isinstance(value, Mapping) else f"{value:g}"
+        for value in coefficients.values()
+    ]
     formula = "base + " + " + ".join(f"{value} * vector" for value in values)
     text = [f"A distribution-edited model: {formula}.", _table(("", "coefficient"), _terms(base, coefficients))]
     if after:
@@ -162,7 +172,9 @@ def recipe_card(
         **_license(licenses),
     }
     if after:
-        metadata["model-index"] = [{"name": repo_id.rpartition("/")[2], "results": [_result(*item) for item in after.items()]}]
+        metadata["model-index"] = [
+            {"name": repo_id.rpartition("/")[2], "results": [_result(*item) for item in after.items()]}
+        ]
     return Card(repo_id.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
 
 
@@ -194,14 +206,19 @@ def _license(licenses: Mapping[str, str]) -> dict[str, str]:
     """The licence that all of them have; where they disagree, that is for a person to settle."""
     different = sorted(set(licenses.values()))
     if len(different) > 1:
-        warnings.warn(f"The licences disagree: {_by_repository(licenses)}. Check what may be shared, and state a license.", stacklevel=2)
+        warnings.warn(
+            f"The licences disagree: {_by_repository(licenses)}. Check what may be shared, and state a license.",
+            stacklevel=2,
+        )
     return {"license": different[0]} if len(different) == 1 else {}
 
 
 def _source(licenses: Mapping[str, str]) -> str:
     note = ""
     if len(set(licenses.values())) > 1:
-        note = f"The licences of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
+        note = (
+            f"The licences of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
+        )
     return f"{note}Made with [dem_hub](https://pypi.org/project/dem-hub/), after {_PAPER}."
 
 
@@ -217,7 +234,11 @@ def _loading(arguments: str, *, transformers: bool = False) -> str:
 
 
 def _plain(repo_id: str) -> str:
-    lines = ["from transformers import AutoModelForCausalLM", "", f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")']
+    lines = [
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")',
+    ]
     return "\n".join(["```python", *lines, "```"])
 
 
@@ -225,7 +246,11 @@ def _link(name: str | None) -> str:
     if not name:
         return ""
     repo_id = name.partition("//")[0].partition("@")[0]
-    return f"[{name}](https://huggingface.co/{repo_id})" if repo_id.count("/") == 1 and not repo_id.startswith((".", "/")) else f"`{name}`"
+    return (
+        f"[{name}](https://huggingface.co/{repo_id})"
+        if repo_id.count("/") == 1 and not repo_id.startswith((".", "/"))
+        else f"`{name}`"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -138,7 +138,11 @@ def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOp
     operation = CommitOperationAdd(path, file)
     with _pushing(head.repo_id):
         hub_api().preupload_lfs_files(
-            head.repo_id, [operation], token=head.token, revision=options.get("revision"), create_pr=options.get("create_pr")
+            head.repo_id,
+            [operation],
+            token=head.token,
+            revision=options.get("revision"),
+            create_pr=options.get("create_pr"),
         )
     if operation.path_or_fileobj != b"":  # which the repository keeps as a small file, and takes with the commit
         operation.path_or_fileobj = file.read_bytes()
@@ -169,7 +173,9 @@ def _arrived(head: Head, change: Change, options: PushOptions, message: str, err
     from huggingface_hub import CommitInfo
 
     if options.get("create_pr"):
-        error.add_note("Whether the pull request was opened all the same is not known: look at the repository before you push again.")
+        error.add_note(
+            "Whether the pull request was opened all the same is not known: look at the repository before you push again."
+        )
         raise error
     try:
         now = _read_head(head.repo_id, options)
@@ -179,7 +185,9 @@ def _arrived(head: Head, change: Change, options: PushOptions, message: str, err
     if now.commit == head.commit or not all(_has(now, path, content) for path, content in change.files.items()):
         raise error
     url = f"{hub_api().endpoint}/{head.repo_id}/commit/{now.commit}"
-    return CommitInfo(url, options.get("commit_message") or message, options.get("commit_description") or "", str(now.commit))
+    return CommitInfo(
+        url, options.get("commit_message") or message, options.get("commit_description") or "", str(now.commit)
+    )
 
 
 def _has(head: Head, path: str, content: Content) -> bool:
@@ -199,7 +207,9 @@ def _read_head(repo_id: str, options: PushOptions) -> Head:
 def _moved(before: Head, now: Head, change: Change) -> Head:
     """The branch as it is now, if that leaves alone what the change is about."""
     ours = (set(change.files) | change.removed) - change.merged
-    changed = sorted(path for path in ours if before.files.get(path) != now.files.get(path) and not _same(now, path, change))
+    changed = sorted(
+        path for path in ours if before.files.get(path) != now.files.get(path) and not _same(now, path, change)
+    )
     if changed:
         refuse(
             PushConflictError,

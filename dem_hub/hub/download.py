@@ -117,7 +117,9 @@ def hub_api() -> "HfApi":
     return HfApi(library_name="dem-hub", library_version=__version__)
 
 
-def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, without: tuple[str, ...] = ()) -> Resolved:
+def resolve(
+    source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, without: tuple[str, ...] = ()
+) -> Resolved:
     """Find a source on this machine or fetch it from the Hub.
 
     Args:
@@ -141,12 +143,16 @@ def resolve(source: VectorSource, files: Iterable[str], options: HubOptions | No
             raise NotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):
-        raise NotFoundError(f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path.")
+        raise NotFoundError(
+            f"'{source.repo_id}' is not a folder here, and not a Hub id (namespace/name). Check the path."
+        )
     snapshot = _download(source, tuple(files), without, options)
     return Resolved(source, snapshot / source.subfolder, snapshot.name)
 
 
-def wanted_names(source: VectorSource, names: Iterable[str], files: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+def wanted_names(
+    source: VectorSource, names: Iterable[str], files: Iterable[str], without: Iterable[str] = ()
+) -> list[str]:
     """Those of a repository's names that patterns ask for; subfolders are repositories of their own to us."""
     from huggingface_hub.utils import filter_repo_objects
 
@@ -174,9 +180,15 @@ def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, 
             ignore_patterns=ignored,
         )
     snapshot = Path(found)
-    here = sorted(path.relative_to(snapshot).as_posix() for path in (snapshot / source.subfolder).glob("*") if path.is_file())
+    here = sorted(
+        path.relative_to(snapshot).as_posix() for path in (snapshot / source.subfolder).glob("*") if path.is_file()
+    )
     verify_downloads(source.repo_id, [snapshot / name for name in wanted_names(source, here, files, without)])
-    if any(name.endswith(".safetensors") for name in files) and not without and not any(name.endswith(".safetensors") for name in here):
+    if (
+        any(name.endswith(".safetensors") for name in files)
+        and not without
+        and not any(name.endswith(".safetensors") for name in here)
+    ):
         _refuse_pickles(source, snapshot.name, options)
     return snapshot
 
@@ -190,7 +202,11 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
     pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if pickles:
         adapter = any(name.rpartition("/")[2].startswith("adapter_") for name in pickles)
-        load = "PeftModel.from_pretrained(base, '{}')" if adapter else "AutoModel.from_pretrained('{}', use_safetensors=False)"
+        load = (
+            "PeftModel.from_pretrained(base, '{}')"
+            if adapter
+            else "AutoModel.from_pretrained('{}', use_safetensors=False)"
+        )
         raise CheckpointError(
             f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. If you trust them, "
             f"convert them: {load.format(source.repo_id)}.save_pretrained(folder) writes safetensors."

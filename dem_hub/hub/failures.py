@@ -90,4 +90,6 @@ def _answer(error: "HfHubHTTPError") -> str:
     response = error.response
     wait = response.headers.get("Retry-After")
     said = (error.server_message or response.reason_phrase or "no reason").rstrip(".")
-    return f"It answered {response.status_code} ({said}) at {str(response.url).partition('?')[0]}" + (f"; wait {wait} s" if wait else "")
+    return f"It answered {response.status_code} ({said}) at {str(response.url).partition('?')[0]}" + (
+        f"; wait {wait} s" if wait else ""
+    )

@@ -58,7 +58,12 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
         if found != expected:
             faults.append(f"'{name}' has sha256 {found[:16]}, recorded is {expected[:16]}")
     if faults:
-        refuse(CheckpointError, f"Files of '{folder}' are missing or were altered.", faults, "Nothing was loaded. Fetch them again.")
+        refuse(
+            CheckpointError,
+            f"Files of '{folder}' are missing or were altered.",
+            faults,
+            "Nothing was loaded. Fetch them again.",
+        )
 
 
 def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:

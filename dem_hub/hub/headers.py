@@ -20,7 +20,9 @@ _FIRST = 100_001  # bytes asked for at first, in which most headers are whole
 _AHEAD = 1 << 14  # bytes that a reader of single places takes at a time
 
 
-def resolve_headers(source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, scratch: Path) -> Resolved:
+def resolve_headers(
+    source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, scratch: Path
+) -> Resolved:
     """Find a source as [`resolve`] does, but leave weights on the Hub that are not on this machine.
 
     Args:
@@ -43,9 +45,22 @@ def resolve_headers(source: VectorSource, files: Iterable[str], options: HubOpti
     if _is_here(pinned, files, options):
         return replace(resolve(pinned, files, options), source=source)
     with contact(*looking(source)):
-        found = hub_api().model_info(source.repo_id, revision=light.commit, files_metadata=True, token=options.token).siblings or ()
-    names = {one.rfilename: (one.size or 0, one.lfs.sha256 if one.lfs else "") for one in found if one.rfilename.endswith(".safetensors")}
-    missing = {name: names[name] for name in wanted_names(source, names, files) if not (light.folder / Path(name).name).is_file()}
+        found = (
+            hub_api()
+            .model_info(source.repo_id, revision=light.commit, files_metadata=True, token=options.token)
+            .siblings
+            or ()
+        )
+    names = {
+        one.rfilename: (one.size or 0, one.lfs.sha256 if one.lfs else "")
+        for one in found
+        if one.rfilename.endswith(".safetensors")
+    }
+    missing = {
+        name: names[name]
+        for name in wanted_names(source, names, files)
+        if not (light.folder / Path(name).name).is_file()
+    }
     if not missing:  # nothing but pickles, perhaps, of which `resolve` tells
         return resolve(source, files, options)
     remote = Remote(pinned, options, missing)

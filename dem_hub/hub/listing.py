@@ -21,7 +21,12 @@ class FoundVector:
 
 
 def list_vectors(
-    base: str, *, author: str | None = None, search: str | None = None, limit: int | None = None, token: str | bool | None = None
+    base: str,
+    *,
+    author: str | None = None,
+    search: str | None = None,
+    limit: int | None = None,
+    token: str | bool | None = None,
 ) -> list[FoundVector]:
     """Find the vectors and the PEFT LoRA adapters of a base, by the Hub's tags.
 
@@ -35,7 +40,9 @@ def list_vectors(
         `list[FoundVector]`: in the Hub's order. Whether one fits is known when it is opened.
     """
     with contact(f"The vectors of '{base}' were looked for on the Hub.", "Try again."):
-        models = list(hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token))
+        models = list(
+            hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token)
+        )
     found: list[FoundVector] = []
     for model in models:
         kind = _kind(model.tags or [])

@@ -65,7 +65,9 @@ class VectorRecord:
         if isinstance(self.coefficient, Mapping):
             object.__setattr__(self, "coefficient", dict(self.coefficient))  # a copy, which the caller cannot change
         if self.commit is not None and not COMMIT.fullmatch(self.commit):
-            raise ConfigError(f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit.")
+            raise ConfigError(
+                f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."
+            )
 
     @property
     def source(self) -> VectorSource:
@@ -107,7 +109,9 @@ class DEMConfig:
         """Refuse unknown roundings and a vector named twice."""
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
-        names = [canonical_name(name) for name in (str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors)]
+        names = [
+            canonical_name(name) for name in (str(VectorSource(v.repo_id, None, v.subfolder)) for v in self.vectors)
+        ]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
@@ -136,7 +140,9 @@ class DEMConfig:
                 f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, known))}."
             )
         vectors = zip(known, self.vectors, strict=True)
-        return replace(self, vectors=tuple(replace(v, coefficient=coefficients.get(name, v.coefficient)) for name, v in vectors))
+        return replace(
+            self, vectors=tuple(replace(v, coefficient=coefficients.get(name, v.coefficient)) for name, v in vectors)
+        )
 
     def to_dict(self, folder: Path | None = None) -> dict[str, Any]:
         """The recipe as JSON data; paths of this machine are written relative to `folder`, so that both can move together."""
@@ -155,7 +161,9 @@ class DEMConfig:
             `ConfigError`: not a recipe, a newer version, an unknown or missing key, or a local path in a recipe from the Hub.
         """
         if data.get("model_type") != "dem":
-            raise ConfigError(f"{where} has model_type '{data.get('model_type')}', not 'dem': it is a model, not a recipe.")
+            raise ConfigError(
+                f"{where} has model_type '{data.get('model_type')}', not 'dem': it is a model, not a recipe."
+            )
         check_version(data, where)
         body = {key: value for key, value in data.items() if key not in ("model_type", "transformers_version")}
         body["base"] = read_record(BaseRecord, _from_path(body.get("base"), where, home), f"{where}: base")
@@ -210,10 +218,15 @@ class DEMConfig:
         base = public_base(self.base, base_model, "recipe", token=token)
         records, files = _public_vectors(self.vectors, str(base.repo_id), include=include_vectors, token=token)
         public = replace(self, base=base, vectors=records)
-        stated = licenses(dict.fromkeys([str(base.repo_id), *(v.repo_id for v in records if v.repo_id != HERE)]), token=token)
+        stated = licenses(
+            dict.fromkeys([str(base.repo_id), *(v.repo_id for v in records if v.repo_id != HERE)]), token=token
+        )
 
         def compose(head: Head) -> Change:
-            shown = {str(VectorSource(head.repo_id if v.repo_id == HERE else v.repo_id, None, v.subfolder)): v.coefficient for v in records}
+            shown = {
+                str(VectorSource(head.repo_id if v.repo_id == HERE else v.repo_id, None, v.subfolder)): v.coefficient
+                for v in records
+            }
             card = recipe_card(head.repo_id, str(base.repo_id), shown, self.search, stated)
             recipe = json.dumps(public.to_dict(), indent=2, sort_keys=True) + "\n"
             written = {**files, RECIPE_CONFIG: recipe, CARD: render(card, head.read(CARD))}
@@ -256,7 +269,9 @@ class DEMConfig:
             path = found.folder / name
             if path.is_file():
                 data = parse_json(path.read_bytes(), str(path))
-                return cls.from_dict(data, str(path), replace(source, revision=found.commit) if found.commit else found.folder)
+                return cls.from_dict(
+                    data, str(path), replace(source, revision=found.commit) if found.commit else found.folder
+                )
         raise NotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")
 
 
@@ -283,7 +298,12 @@ def _public_vectors(
         records.append(replace(record, repo_id=HERE, commit=None, subfolder=place, sha256=vector.sha256))
     if faults:
         remedy = "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python include_vectors=True."
-        refuse(ConfigError, "This recipe names vectors that are folders of this machine, which nobody else has.", faults, remedy)
+        refuse(
+            ConfigError,
+            "This recipe names vectors that are folders of this machine, which nobody else has.",
+            faults,
+            remedy,
+        )
     return tuple(records), files
 
 
@@ -292,7 +312,8 @@ def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:
     if not search or not search.get("losses") or not search.get("base_losses"):
         return
     table = {
-        name: {data: math.exp(loss) for data, loss in search[key].items()} for name, key in (("base", "base_losses"), ("this", "losses"))
+        name: {data: math.exp(loss) for data, loss in search[key].items()}
+        for name, key in (("base", "base_losses"), ("this", "losses"))
     }
     with suppress(MissingDependencyError):
         plot_perplexities(table, folder / PICTURE, "Validation perplexity")
@@ -315,7 +336,9 @@ def _from_path(data: object, where: str, home: Path | VectorSource | None) -> di
         inside = "/".join(part for part in (home.subfolder, entry.get("subfolder")) if part)
         return {**entry, "repo_id": home.repo_id, "commit": home.revision, "subfolder": inside}
     if folder is None and ("path" in entry or not REPO_ID.fullmatch(str(path))):
-        raise ConfigError(f"{where} comes from the Hub and names the local path '{path}'. A shared recipe names Hub ids only.")
+        raise ConfigError(
+            f"{where} comes from the Hub and names the local path '{path}'. A shared recipe names Hub ids only."
+        )
     if "path" in entry:
         assert folder is not None
         entry["repo_id"] = str((folder / entry.pop("path")).resolve())

@@ -40,7 +40,9 @@ def layer_number(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def take_apart(deltas: Mapping[str, _Delta], groups: Sequence[str], base: Base, name: str) -> dict[str, dict[str, _Delta]]:
+def take_apart(
+    deltas: Mapping[str, _Delta], groups: Sequence[str], base: Base, name: str
+) -> dict[str, dict[str, _Delta]]:
     """The tensors of a vector by group.
 
     Args:
@@ -59,7 +61,9 @@ def take_apart(deltas: Mapping[str, _Delta], groups: Sequence[str], base: Base, 
     for key, delta in deltas.items():
         layer = layer_number(key)
         owners = [
-            group for group, run in runs.items() if (layer in run if run is not None and layer is not None else kinds.get(key) == group)
+            group
+            for group, run in runs.items()
+            if (layer in run if run is not None and layer is not None else kinds.get(key) == group)
         ]
         owner = owners[0] if owners else REST
         if owner in found:

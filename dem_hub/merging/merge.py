@@ -36,7 +36,9 @@ from dem_hub.vectors.vector import DistributionVector, all_deltas
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 _SUMMED = 1 << 17  # of those, elements summed and rounded at a time: what stays in a core's cache
-FACTORED_BLOCK = 1 << 23  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
+FACTORED_BLOCK = (
+    1 << 23
+)  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
 DEVICE_BLOCK = 1 << 24  # on an accelerator
 
 
@@ -90,7 +92,11 @@ class Merge:
 
     def active(self, name: str) -> list[tuple[float, StoredDelta]]:
         """The terms that change this tensor; a coefficient of 0 is skipped, not multiplied."""
-        return [(term.coefficient, term.deltas[name]) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+        return [
+            (term.coefficient, term.deltas[name])
+            for term in self.terms
+            if term.coefficient != 0 and name in term.deltas
+        ]
 
     def coefficients(self, name: str) -> list[tuple[str, float]]:
         """By which vectors, told by their hashes, this tensor is changed, and how much."""
@@ -99,7 +105,9 @@ class Merge:
     def shape(self, name: str) -> tuple[int, ...]:
         """The merged shape: the base's, with the rows that vectors of a grown vocabulary add."""
         shape = self.base[name].shape
-        added = max((stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None), default=0)
+        added = max(
+            (stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None), default=0
+        )
         return (shape[0] + added, *shape[1:]) if added else shape
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
@@ -110,7 +118,9 @@ class Merge:
     @property
     def vocabulary(self) -> int | None:
         """The rows of the grown embeddings, where vectors have more than the base."""
-        return max((self.shape(name)[0] for name in self.base if self.shape(name) != self.base[name].shape), default=None)
+        return max(
+            (self.shape(name)[0] for name in self.base if self.shape(name) != self.base[name].shape), default=None
+        )
 
     def tensor(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
         """A slice of a merged tensor.
@@ -162,7 +172,9 @@ class Merge:
         """The deltas of a slice, decoded on a device, each with what it is to be multiplied by."""
         lazy = self.base.lazy(name)
         return [
-            (coefficient * scale, delta) for coefficient, stored in self.active(name) for scale, delta in stored.decode(lazy, index, device)
+            (coefficient * scale, delta)
+            for coefficient, stored in self.active(name)
+            for scale, delta in stored.decode(lazy, index, device)
         ]
 
     def _sum(self, name: str, index: Index, result: Tensor) -> None:
@@ -212,7 +224,11 @@ class Merge:
         return values
 
     def _not_finite(self, name: str, source: Tensor) -> CheckpointError:
-        terms = "".join(f" + {term.coefficient} * '{term.name}'" for term in self.terms if term.coefficient != 0 and name in term.deltas)
+        terms = "".join(
+            f" + {term.coefficient} * '{term.name}'"
+            for term in self.terms
+            if term.coefficient != 0 and name in term.deltas
+        )
         where = f"'{name}' of '{self.base.path}'{terms}"
         if not is_finite(source):
             return CheckpointError(f"{where} has NaN or inf in it. Use a base and vectors that did not diverge.")
@@ -223,13 +239,21 @@ class Merge:
     def _check_replacements(self) -> None:
         faults = []
         for name in sorted({name for term in self.terms for name in term.deltas}):
-            owners = [(term.name, term.deltas[name].replacement) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+            owners = [
+                (term.name, term.deltas[name].replacement)
+                for term in self.terms
+                if term.coefficient != 0 and name in term.deltas
+            ]
             found = [(owner, value) for owner, value in owners if value is not None]
             for owner, value in found[1:]:
                 if not torch.equal(value[...], found[0][1][...]):
                     faults.append(f"'{name}' differs between '{found[0][0]}' and '{owner}'")
             if found:
-                faults += [f"'{name}' is replaced by '{found[0][0]}' and changed by '{owner}'" for owner, value in owners if value is None]
+                faults += [
+                    f"'{name}' is replaced by '{found[0][0]}' and changed by '{owner}'"
+                    for owner, value in owners
+                    if value is None
+                ]
         if faults:
             refuse(
                 BaseMismatchError,
@@ -242,7 +266,12 @@ class Merge:
 def _add(total: Tensor, dense: Sequence[tuple[float, Delta]]) -> None:
     """What [`add_deltas`] does; of a whole vector in float32 on the CPU in one pass, where that makes two, as extraction has no numba."""
     for coefficient, delta in dense:
-        if delta.dense is not None and delta.dense.dtype == torch.float32 and delta.rest is None and total.device.type == "cpu":
+        if (
+            delta.dense is not None
+            and delta.dense.dtype == torch.float32
+            and delta.rest is None
+            and total.device.type == "cpu"
+        ):
             add_scaled(total.view(-1).numpy(), delta.dense.contiguous().view(-1).numpy(), coefficient)
         else:
             add_deltas(total, [(coefficient, delta)])

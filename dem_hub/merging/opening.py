@@ -31,16 +31,27 @@ class OpenedRecipe:
     @property
     def remotes(self) -> list[Remote]:
         """Weights that are still on the Hub; with any there, it can be planned with, and not merged."""
-        return [remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None]
+        return [
+            remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None
+        ]
 
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
         """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
         weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
-        return Merge.of(self.base, weighted, rounding=recipe.rounding, seed=recipe.rounding_seed, allow_base_mismatch=allow_base_mismatch)
+        return Merge.of(
+            self.base,
+            weighted,
+            rounding=recipe.rounding,
+            seed=recipe.rounding_seed,
+            allow_base_mismatch=allow_base_mismatch,
+        )
 
     def check_target(self, target: Path, kind: str) -> None:
         """Refuse to write what comes of this over its base or a vector, or over something of another kind; see `kinds.check_target`."""
-        inputs = {"the base": self.base.folder, **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors}}
+        inputs = {
+            "the base": self.base.folder,
+            **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors},
+        }
         check_target(target, kind, inputs)
 
 
@@ -71,7 +82,9 @@ def open_base_and_vectors(
     for vector, coefficient in zip(members, vectors.values(), strict=True):
         codec = vector.config.codec if vector.config is not None else "lora"
         source = vector.source
-        place = source.repo_id if vector.commit else str(Path(source.repo_id).resolve())  # the caller may change directory
+        place = (
+            source.repo_id if vector.commit else str(Path(source.repo_id).resolve())
+        )  # the caller may change directory
         records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, codec))
     architectures = tuple(read_config(opened.folder).get("architectures") or ())
     return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, members)
@@ -112,7 +125,9 @@ def open_config(
 ) -> OpenedRecipe:
     """Open what a recipe names; see [`open_recipe`]."""
     sources = [record.source for record in recipe.vectors]
-    base, vectors = _open(recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
+    base, vectors = _open(
+        recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only
+    )
     if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
         raise BaseMismatchError(
             f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
@@ -125,7 +140,12 @@ def open_config(
         if record.sha256 is not None and record.sha256 != vector.sha256
     ]
     if faults:
-        refuse(CheckpointError, "Vectors changed since the recipe was made.", faults, "Restore them, or search the coefficients again.")
+        refuse(
+            CheckpointError,
+            "Vectors changed since the recipe was made.",
+            faults,
+            "Restore them, or search the coefficients again.",
+        )
     return OpenedRecipe(recipe, base, vectors)
 
 
@@ -148,7 +168,9 @@ def _open(
     return opened, members
 
 
-def _look(source: VectorSource, files: tuple[str, ...], options: HubOptions, scratch: Path, *, headers_only: bool) -> Resolved:
+def _look(
+    source: VectorSource, files: tuple[str, ...], options: HubOptions, scratch: Path, *, headers_only: bool
+) -> Resolved:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

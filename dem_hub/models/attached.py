@@ -43,7 +43,9 @@ class AttachedRecipe:
     ```
     """
 
-    def __init__(self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, *, allow_base_mismatch: bool) -> None:
+    def __init__(
+        self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, *, allow_base_mismatch: bool
+    ) -> None:
         """Remember where the base and the vectors are; they are opened again when they are needed."""
         self.config = recipe
         self._model, self._options, self._allow_base_mismatch = model, options, allow_base_mismatch
@@ -113,7 +115,9 @@ class AttachedRecipe:
                 f"The recipe '{source}' is over '{there.base}' (fingerprint {there.base.fingerprint[:16]}), and this model over "
                 f"'{here.base}' (fingerprint {here.base.fingerprint[:16]}). Load it as a model of its own."
             )
-        self._merge_again(there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures))
+        self._merge_again(
+            there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures)
+        )
         self._opened = there
 
     def open(self) -> OpenedRecipe:
@@ -195,7 +199,9 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
         places[target].copy_(values)
 
 
-def _converted(model: "PreTrainedModel", merge: Merge, wanted: set[str], places: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _converted(
+    model: "PreTrainedModel", merge: Merge, wanted: set[str], places: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """Tensors that are several on disk and one in memory (experts), or the other way round, through the loader's own converters."""
     if not wanted:
         return

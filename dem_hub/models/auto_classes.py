@@ -52,5 +52,7 @@ def _register_models(models: Any) -> None:
 
     for name, auto_class in vars(models).items():
         if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
-            model = type(name.replace("Auto", "DEM", 1), (Registered,), {"auto_class": auto_class, "__module__": __name__})
+            model = type(
+                name.replace("Auto", "DEM", 1), (Registered,), {"auto_class": auto_class, "__module__": __name__}
+            )
             auto_class.register(_config_class(), model, exist_ok=True)

@@ -73,7 +73,9 @@ def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Pre
     seconds = changed * _seconds_each(round(directions / max(changed, 1))) / threads
     widest = max((merge.dtype(name, model.torch_dtype).itemsize for name in merge.base), default=0)
     memory = max(8 * BLOCK, widest * FACTORED_BLOCK) * (threads + 2)  # blocks that `in_order` holds
-    return Preview(len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written)
+    return Preview(
+        len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written
+    )
 
 
 def check_room(model: MergedModel, place: Path, room: int) -> int:
@@ -88,7 +90,9 @@ def check_room(model: MergedModel, place: Path, room: int) -> int:
     together = there.stat().st_dev == kept.stat().st_dev
     if room + (downloads if together else 0) > free:
         more = f" and {_text(downloads)} of downloads in '{cache}'" if downloads and together else ""
-        raise DiskSpaceError(f"The merged model takes {_text(room)} in '{place}'{more}, and {_text(free)} are free there. Make room first.")
+        raise DiskSpaceError(
+            f"The merged model takes {_text(room)} in '{place}'{more}, and {_text(free)} are free there. Make room first."
+        )
     if not together and downloads > shutil.disk_usage(kept).free:
         raise DiskSpaceError(
             f"{_text(downloads)} come down to '{cache}', and {_text(shutil.disk_usage(kept).free)} are free there. Make room first, or set HF_HOME."
@@ -108,8 +112,14 @@ def _existing(place: Path) -> Path:
 
 def _seconds_each(directions: int) -> float:
     """What an element takes in one thread, by a sum of so many directions that is done here and now."""
-    base, result = torch.zeros(_TRIED, dtype=torch.bfloat16, device="cpu"), torch.empty(_TRIED, dtype=torch.bfloat16, device="cpu")
-    left, right = (torch.ones(shape, dtype=torch.float32, device="cpu") for shape in ((_TRIED[0], directions), (directions, _TRIED[1])))
+    base, result = (
+        torch.zeros(_TRIED, dtype=torch.bfloat16, device="cpu"),
+        torch.empty(_TRIED, dtype=torch.bfloat16, device="cpu"),
+    )
+    left, right = (
+        torch.ones(shape, dtype=torch.float32, device="cpu")
+        for shape in ((_TRIED[0], directions), (directions, _TRIED[1]))
+    )
     noise = Noise.of(0, "", full_index(_TRIED), _TRIED, base.device)
     taken = []
     with one_core():

@@ -43,7 +43,9 @@ def export(
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
     opened.check_target(target, MERGED)
-    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    model = MergedModel.plan(
+        opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch
+    )
     check_room(model, target, model.nbytes)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
         for name, file in model.copies.items():
@@ -53,7 +55,9 @@ def export(
         _write_weights(model, work)  # whole with their last byte, or with the index of several files
         for name, text in model.index.items():
             write_text(work.folder / name, text)
-        for path in target.glob("model*.safetensors*"):  # of an older export: with files of both, another model would load
+        for path in target.glob(
+            "model*.safetensors*"
+        ):  # of an older export: with files of both, another model would load
             path.unlink()
 
 
@@ -67,7 +71,9 @@ def preview_export(
 ) -> Preview:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""
     opened.check_target(target, MERGED)
-    model = MergedModel.plan(opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch)
+    model = MergedModel.plan(
+        opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch
+    )
     return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
@@ -75,7 +81,11 @@ def _write_weights(model: MergedModel, work: Unfinished) -> None:
     """Write the shards, but for what is there already."""
     begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
     placed = list(zip(model.shards, begins, strict=False))
-    start = work.written if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed) else 0
+    start = (
+        work.written
+        if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed)
+        else 0
+    )
     with merging_bar(model.nbytes, start) as bar:
         for shard, before in placed:
             there = min(max(0, start - before), shard.nbytes)

@@ -41,7 +41,9 @@ class DEMModel:
     """Loads distribution-edited models, as `AutoModel` loads others; it is never instantiated."""
 
     def __init__(self) -> None:
-        raise TypeError("DEMModel is made with DEMModel.from_pretrained(...), which returns a native transformers model.")
+        raise TypeError(
+            "DEMModel is made with DEMModel.from_pretrained(...), which returns a native transformers model."
+        )
 
     @classmethod
     def from_pretrained(
@@ -137,7 +139,9 @@ def _from_merge(
     quantization = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
     config, unused = kwargs.pop("config", None), kwargs
     if config is None or config.model_type == "dem":  # the recipe's own, where an Auto class has read it already
-        config, unused = AutoConfig.from_pretrained(base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs)
+        config, unused = AutoConfig.from_pretrained(
+            base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs
+        )
     if merge.vocabulary is not None:
         config.get_text_config().vocab_size = merge.vocabulary
     target = _resolve_dtype(dtype, recipe, config, merge)
@@ -145,10 +149,16 @@ def _from_merge(
         unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
     heads: Any = auto_class._model_mapping if auto_class is not None else None
     chosen = heads[type(config)] if heads is not None else model_class(config, trust_remote_code=trust_remote_code)
-    loaded: Any = chosen.from_pretrained(None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused)
+    loaded: Any = chosen.from_pretrained(
+        None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused
+    )
     model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
     model.name_or_path = model.config.name_or_path = base.source.repo_id
-    return model, loading_info, replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ()))
+    return (
+        model,
+        loading_info,
+        replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ())),
+    )
 
 
 def _refuse_other_weights(kwargs: Mapping[str, Any]) -> None:
@@ -163,12 +173,16 @@ def _refuse_other_weights(kwargs: Mapping[str, Any]) -> None:
         raise ConfigError("use_safetensors is False; pickled weights can run code and are never read. Leave it out.")
 
 
-def _resolve_dtype(dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:
+def _resolve_dtype(
+    dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge
+) -> torch.dtype:
     """The caller's dtype, else the recipe's, else the base config's, else that of its first float tensor."""
     if dtype in (None, "auto"):
         dtype = recipe.dtype or config.dtype
     if dtype is None:
-        dtype = next((info.torch_dtype for info in merge.base.values() if info.torch_dtype.is_floating_point), torch.float32)
+        dtype = next(
+            (info.torch_dtype for info in merge.base.values() if info.torch_dtype.is_floating_point), torch.float32
+        )
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype):
         raise ConfigError(f"dtype is {dtype!r}; give 'auto', a torch.dtype, or the name of one.")

@@ -76,7 +76,9 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
                     left, right = balanced_factors(exact, rank=rank)
                     lost = squared_norm(torch.addmm(exact, left, right, alpha=-1))
                     squares, errors = squares + lost, errors + lost
-                squares += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))  # what is lost is orthogonal to it
+                squares += float(
+                    ((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64)
+                )  # what is lost is orthogonal to it
                 writer.write(module, left, right)
                 ranks.append(left.shape[1])
         _refuse(opened, faults, rank, ranks)
@@ -89,7 +91,9 @@ def _refuse(opened: OpenedRecipe, faults: Sequence[str], rank: int | None, ranks
         remedy = "Give a rank, and the sum is approximated; or merge it into a model."
         refuse(AdapterError, f"The sum {opened.recipe.coefficients} is not a LoRA.", faults, remedy)
     if not ranks:
-        raise AdapterError(f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model.")
+        raise AdapterError(
+            f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model."
+        )
 
 
 def _sum(shape: tuple[int, ...], factors: Factors | None, dense: Sequence[tuple[float, Delta]]) -> Tensor:

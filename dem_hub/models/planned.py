@@ -40,7 +40,12 @@ class MergedModel:
 
     @classmethod
     def plan(
-        cls, opened: OpenedRecipe, *, dtype: str | None = None, max_shard_size: int | str = "5GB", allow_base_mismatch: bool = False
+        cls,
+        opened: OpenedRecipe,
+        *,
+        dtype: str | None = None,
+        max_shard_size: int | str = "5GB",
+        allow_base_mismatch: bool = False,
     ) -> "MergedModel":
         """Check all that can be refused before anything is read or written.
 
@@ -93,7 +98,16 @@ class MergedModel:
         """A hash of all that decides about its bytes: the recipe, what base and vectors turned out to be, files, and libraries."""
         base, vectors = self.opened.base.record.fingerprint, [vector.sha256 for vector in self.opened.vectors]
         files = {shard.name: len(shard.outlines) for shard in self.shards}
-        decides = [self.opened.recipe.to_dict(), base, vectors, self.dtype, files, __version__, torch.__version__, numba.__version__]
+        decides = [
+            self.opened.recipe.to_dict(),
+            base,
+            vectors,
+            self.dtype,
+            files,
+            __version__,
+            torch.__version__,
+            numba.__version__,
+        ]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def write(self, file: Path, shard: Shard, start: int = 0) -> Iterator[int]:

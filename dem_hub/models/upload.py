@@ -33,8 +33,12 @@ def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "
         `NotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
     """
     if not (folder / PROVENANCE_CONFIG).is_file():
-        raise NotFoundError(f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path.")
-    files: dict[str, Content] = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD}
+        raise NotFoundError(
+            f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path."
+        )
+    files: dict[str, Content] = {
+        path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD
+    }
     return _push(DEMConfig.from_pretrained(folder), lambda _: files, repo_id, options)
 
 
@@ -84,19 +88,28 @@ def _upload_weights(model: MergedModel, head: Head, options: PushOptions) -> dic
     return uploaded
 
 
-def _push(recipe: DEMConfig, gather: Callable[[Head], Mapping[str, Content]], repo_id: str, options: PushOptions) -> "CommitInfo":
+def _push(
+    recipe: DEMConfig, gather: Callable[[Head], Mapping[str, Content]], repo_id: str, options: PushOptions
+) -> "CommitInfo":
     """Push the files of a merged model with a card, in place of an older one's weights."""
     sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
     public = {str(replace(source, revision=None)): source for source in sources if not source.is_local}
     if len(public) < len(sources):
         names = ", ".join(f"'{source}'" for source in sources if source.is_local)
-        warnings.warn(f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.", stacklevel=3)
+        warnings.warn(
+            f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.",
+            stacklevel=3,
+        )
     stated = licenses(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
     called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
     shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
 
     def compose(head: Head) -> Change:
-        own = {name: content for name, content in gather(head).items() if name != PROVENANCE_CONFIG or len(public) == len(sources)}
+        own = {
+            name: content
+            for name, content in gather(head).items()
+            if name != PROVENANCE_CONFIG or len(public) == len(sources)
+        }
         card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
         old = {path for path in head.files if fnmatch(path, "model*.safetensors*") and path not in own}
         return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))

@@ -20,7 +20,10 @@ MARGIN = 2
 _SIZE = np.uint32(0x7FFFFFFF)  # a float without its sign
 _WIDTH = 256  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
 _DEPTH = 128  # products summed in one go; shorter sums have smaller errors, and are then summed themselves
-_SHORT, _LONG = 2.0**-40, 2.0**40  # norms of a factor's rows and columns, between which float32 neither loses products nor overflows
+_SHORT, _LONG = (
+    2.0**-40,
+    2.0**40,
+)  # norms of a factor's rows and columns, between which float32 neither loses products nor overflows
 _inline = numba.njit(inline="always")
 
 
@@ -121,7 +124,9 @@ def _norm(values):
 @_inline
 def _multiply(tile, left, row, right, start, stop):
     first, second, third, fourth = left[row], left[row + 1], left[row + 2], left[row + 3]
-    for k in range(start, stop, 4):  # sixteen factors stay in registers, and each number that is read is used four times
+    for k in range(
+        start, stop, 4
+    ):  # sixteen factors stay in registers, and each number that is read is used four times
         a0, a1, a2, a3 = first[k], first[k + 1], first[k + 2], first[k + 3]
         b0, b1, b2, b3 = second[k], second[k + 1], second[k + 2], second[k + 3]
         c0, c1, c2, c3 = third[k], third[k + 1], third[k + 2], third[k + 3]
@@ -211,7 +216,11 @@ def _settle(take, narrow, base, left, upright, bits, other, result):
 @_inline
 def _merge(take, narrow, base, left, right, rows, low, high, start, result):
     (count, columns), depth = base.shape, (len(right) + 3) // 4 * 4
-    few, panel, upright = _aligned(4, depth), _aligned(depth, _WIDTH), np.zeros((_WIDTH, depth + 8))  # rows a power of two apart collide
+    few, panel, upright = (
+        _aligned(4, depth),
+        _aligned(depth, _WIDTH),
+        np.zeros((_WIDTH, depth + 8)),
+    )  # rows a power of two apart collide
     part, product, spread = _aligned(4, _WIDTH), _aligned(4, _WIDTH), _aligned(1, _WIDTH)[0]
     words, other = np.zeros(_WIDTH // 2 + 1, dtype=np.uint32), np.zeros(_WIDTH, dtype=np.uint16)
     bits = words.view(np.uint16)[start & 1 :]

@@ -56,8 +56,15 @@ def random_bits(row_keys: Tensor, start: int, stop: int) -> Tensor:
     first, device = start >> 1, row_keys.device
     pairs = torch.arange(first, (stop + 1) >> 1, dtype=torch.int32, device=device)
     words = scratch("words", (len(row_keys), len(pairs)), torch.int32, device)
-    torch.add(row_keys[:, None], (pairs * -1640531527)[None, :], out=words)  # 2^32 / golden ratio: neighbouring columns far apart
-    halves = _mix(words).view(-1).view(torch.int16).view(len(row_keys), 2 * len(pairs))[:, start - 2 * first : stop - 2 * first]
+    torch.add(
+        row_keys[:, None], (pairs * -1640531527)[None, :], out=words
+    )  # 2^32 / golden ratio: neighbouring columns far apart
+    halves = (
+        _mix(words)
+        .view(-1)
+        .view(torch.int16)
+        .view(len(row_keys), 2 * len(pairs))[:, start - 2 * first : stop - 2 * first]
+    )
     return scratch("bits", tuple(halves.shape), torch.int32, device).copy_(halves).bitwise_and_(0xFFFF)
 
 

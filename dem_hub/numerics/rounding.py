@@ -74,9 +74,15 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
         return True
     largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
-        if factors is not None and factors[0].dtype == torch.float32 and round_compiled(result, total, factors, noise) <= largest:
+        if (
+            factors is not None
+            and factors[0].dtype == torch.float32
+            and round_compiled(result, total, factors, noise) <= largest
+        ):
             return True
-        if factors is not None:  # not in float32, or out of the range by the bound on the product's error alone, perhaps
+        if (
+            factors is not None
+        ):  # not in float32, or out of the range by the bound on the product's error alone, perhaps
             total = total.double().addmm(*(factor.double() for factor in factors))
         return round_compiled(result, total, None, noise) <= largest
     if factors is not None:

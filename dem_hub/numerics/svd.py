@@ -17,7 +17,9 @@ from dem_hub.codecs.measure import squared_norm
 DEFAULT_RANK = 32
 EXACT_SIZE = 1024
 OVERSAMPLING = 8
-KRYLOV_STEPS = 13  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
+KRYLOV_STEPS = (
+    13  # as many leave a few 1e-4 of the error, relative, above the best on pure noise, where nothing converges slower
+)
 _ENOUGH = 14  # blocks, if there is to be a space at all; with fewer all directions are truer, and as cheap in so small a matrix
 _NARROW = 20  # blocks of a space that is a large part of all
 _SHARED = 0.5  # the most that basis and block may have in common after the first pass, of a sum of squares
@@ -41,7 +43,12 @@ def balance(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor
 
 
 def truncated_svd(
-    matrix: Tensor, *, rank: int | None = None, energy: float | None = None, steps: int = KRYLOV_STEPS, width: int | None = None
+    matrix: Tensor,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    steps: int = KRYLOV_STEPS,
+    width: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The leading singular triplets of a matrix.
 
@@ -96,7 +103,9 @@ def _width(rank: int) -> int:
 def _space(rank: int, full: int, width: int, steps: int) -> tuple[int, int]:
     """How many directions a Krylov space has, and in blocks of how many: where it is a large part of all, smaller ones are truer."""
     size, most = (steps + 1) * width, max(7 * full // 16, 3 * rank)
-    return (min(size, full), width) if size <= most else (min(most, full), min(width, max(OVERSAMPLING, most // _NARROW)))
+    return (
+        (min(size, full), width) if size <= most else (min(most, full), min(width, max(OVERSAMPLING, most // _NARROW)))
+    )
 
 
 def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,9 +135,16 @@ def _gram_svd(matrix: Tensor, rank: int, energy: float | None) -> tuple[Tensor, 
 
 def _multipliers(matrix: Tensor, times: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """block @ matrix.T and block @ matrix; in oneDNN, on some processors twice as fast as MKL, where its copies of the matrix pay."""
-    if matrix.device.type == "cpu" and torch.backends.mkldnn.is_available() and matrix.numel() <= _COPIED and times >= _OFTEN:
+    if (
+        matrix.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and matrix.numel() <= _COPIED
+        and times >= _OFTEN
+    ):
         rows, columns = matrix.to_mkldnn(), matrix.T.to_mkldnn()
-        return (lambda block: linear(block.to_mkldnn(), rows).to_dense()), (lambda block: linear(block.to_mkldnn(), columns).to_dense())
+        return (lambda block: linear(block.to_mkldnn(), rows).to_dense()), (
+            lambda block: linear(block.to_mkldnn(), columns).to_dense()
+        )
     return (lambda block: block @ matrix.T), (lambda block: block @ matrix)
 
 
@@ -140,7 +156,10 @@ def _krylov_svd(matrix: Tensor, rank: int, size: int, width: int) -> tuple[Tenso
         return left.T, values, right.T
     forth, back = _multipliers(matrix, size // width)
     start = torch.randn(width, rows, generator=torch.Generator().manual_seed(0)).to(matrix.device)
-    basis, image = matrix.new_empty(size, columns), matrix.new_empty(size, rows)  # vectors are rows; image = forth(basis)
+    basis, image = (
+        matrix.new_empty(size, columns),
+        matrix.new_empty(size, rows),
+    )  # vectors are rows; image = forth(basis)
     done, block, shared = 0, back(start), matrix.new_zeros(())
     while True:
         known, block = basis[:done], block[: size - done]
@@ -153,7 +172,9 @@ def _krylov_svd(matrix: Tensor, rank: int, size: int, width: int) -> tuple[Tenso
         done += len(block)
         if done == size:
             break
-        block = back(product / product.abs().amax().clamp_(min=torch.finfo(product.dtype).tiny))  # no square of it underflows
+        block = back(
+            product / product.abs().amax().clamp_(min=torch.finfo(product.dtype).tiny)
+        )  # no square of it underflows
     if shared > _SHARED:  # where all of a block was in the basis, not even twice is enough
         basis = torch.linalg.qr(basis.T)[0].T
         image = forth(basis)

@@ -20,10 +20,18 @@ def check(
     """Refuse what needs no loading to be seen."""
     faults = []
     if isinstance(vectors, str | PathLike | VectorSource):
-        refuse(ConfigError, "This search cannot begin.", [f"vectors is '{vectors}', one name; give a list of names: ['{vectors}']"])
+        refuse(
+            ConfigError,
+            "This search cannot begin.",
+            [f"vectors is '{vectors}', one name; give a list of names: ['{vectors}']"],
+        )
     if data is not None and not isinstance(data, Mapping):
         shown = repr(data) if isinstance(data, str | PathLike) else type(data).__name__
-        refuse(ConfigError, "This search cannot begin.", [f"eval_datasets is {shown}; give data by name: {{'maths': 'maths.jsonl'}}"])
+        refuse(
+            ConfigError,
+            "This search cannot begin.",
+            [f"eval_datasets is {shown}; give data by name: {{'maths': 'maths.jsonl'}}"],
+        )
     if not vectors or not (data or score):
         faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
     if data and score:

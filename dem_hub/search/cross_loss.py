@@ -39,7 +39,9 @@ class CrossLoss:
     def of(cls, measured: Likelihoods) -> "CrossLoss":
         """From what has been measured; models that have not been are left out."""
         count = len(measured.names)
-        points = {BASE: (0.0,) * count} | {name: tuple(float(i == j) for j in range(count)) for i, name in enumerate(measured.names)}
+        points = {BASE: (0.0,) * count} | {
+            name: tuple(float(i == j) for j in range(count)) for i, name in enumerate(measured.names)
+        }
         known = {model: measured.known_totals(point) for model, point in points.items() if measured.is_known(point)}
         return cls(
             {
@@ -83,7 +85,9 @@ def geometry_flags(comparison: Comparison) -> list[str]:
     median = norms[len(norms) // 2] if len(norms) % 2 else (norms[len(norms) // 2 - 1] + norms[len(norms) // 2]) / 2
     for name, norm in zip(comparison.names, comparison.norms, strict=True):
         if len(norms) > 2 and median > 0 and not 1 / OUTLIER <= norm / median <= OUTLIER:
-            found.append(f"'{name}' has norm {norm:.4g} and the median is {median:.4g}: one of them was trained much longer or harder.")
+            found.append(
+                f"'{name}' has norm {norm:.4g} and the median is {median:.4g}: one of them was trained much longer or harder."
+            )
     for i, first in enumerate(comparison.names):
         for j, second in enumerate(comparison.names[:i]):
             if comparison.cosines[i][j] > ALIKE:
@@ -114,5 +118,7 @@ def clustered_error(totals: Tensor, tokens: Sequence[int], windows: Sequence[Win
     if units < 2:  # one long text; its windows are more alike than documents are, and all there is
         owners, units = torch.arange(len(windows)), len(windows)
     counts = torch.tensor(tokens, dtype=torch.float64)
-    residual = torch.zeros(units, dtype=torch.float64).index_add(0, owners, totals - counts * (totals.sum() / counts.sum()))
+    residual = torch.zeros(units, dtype=torch.float64).index_add(
+        0, owners, totals - counts * (totals.sum() / counts.sum())
+    )
     return math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(counts.sum())

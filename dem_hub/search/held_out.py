@@ -51,7 +51,8 @@ class Acceptance:
     def from_dict(cls, data: Mapping[str, Any]) -> "Acceptance":
         """Read what `to_dict` wrote."""
         contenders = {
-            label: Contender(**{**entry, "coefficients": tuple(entry["coefficients"])}) for label, entry in data["contenders"].items()
+            label: Contender(**{**entry, "coefficients": tuple(entry["coefficients"])})
+            for label, entry in data["contenders"].items()
         }
         return cls(data["chosen"], contenders, data["tokens"])
 
@@ -77,7 +78,11 @@ def common_of(held_out: Likelihoods, objective: Objective, region: Region, guess
     count = len(held_out.names)
     base = held_out.losses((0.0,) * count) if objective.kind == "improvement" else None
     starts = [0.0, 1 / count, 1.0, guess]  # the first two are rivals too, and are scored once
-    return (lowest(lambda level: _value(objective, held_out.losses((level,) * count), base), starts, *common_bounds(region)),) * count
+    return (
+        lowest(
+            lambda level: _value(objective, held_out.losses((level,) * count), base), starts, *common_bounds(region)
+        ),
+    ) * count
 
 
 def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Mapping[str, Point]) -> Acceptance:
@@ -102,13 +107,23 @@ def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Ma
         losses = held_out.losses(point)
         totals = held_out.window_totals(point)
         errors = [standard_error(totals[name] - mine[name], held_out, name) for name in losses]
-        error = math.sqrt(sum((factor * each) ** 2 for factor, each in zip(slope, errors, strict=True) if factor and not math.isnan(each)))
+        error = math.sqrt(
+            sum(
+                (factor * each) ** 2
+                for factor, each in zip(slope, errors, strict=True)
+                if factor and not math.isnan(each)
+            )
+        )
         value = _value(objective, losses, base)
         contenders[label] = Contender(point, losses, value, value, error)
     reference = contenders[FOUND].value
     contenders = {label: _against(contender, reference) for label, contender in contenders.items()}
     fitted = {COMMON: expected_excess(sum(map(sum, held_out.tokens.values())), 1)}
-    better = [label for label, contender in contenders.items() if not contender.difference >= -(contender.error + fitted.get(label, 0.0))]
+    better = [
+        label
+        for label, contender in contenders.items()
+        if not contender.difference >= -(contender.error + fitted.get(label, 0.0))
+    ]
     chosen = min(better, key=lambda label: contenders[label].value) if better else FOUND
     return Acceptance(chosen, contenders, {name: sum(tokens) for name, tokens in held_out.tokens.items()})
 

@@ -51,7 +51,11 @@ class Refinement:
 
     def note(self) -> str:
         """What came of it, for a user."""
-        doubt = "that is not more than two errors" if self.one.error else "one window of held-out text has no standard error"
+        doubt = (
+            "that is not more than two errors"
+            if self.one.error
+            else "one window of held-out text has no standard error"
+        )
         verdict = "kept" if self.is_kept else f"not kept, as {doubt}"
         return (
             f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on held-out data (standard error "
@@ -79,9 +83,13 @@ class Refinement:
 def groups_of_each(model: "MergedModel", granularity: Granularity) -> list[tuple[str, ...]]:
     """The groups of each vector of a merged model: of those of all vectors, so that runs of layers are the same, the ones that it changes."""
     opened = model.dem.open()
-    deltas = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
+    deltas = [
+        vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors
+    ]  # checked when it was loaded
     groups = groups_of(granularity, sorted({key for each in deltas for key in each}), opened.base)
-    parts = [take_apart(each, groups, opened.base, vector.name) for vector, each in zip(opened.vectors, deltas, strict=True)]
+    parts = [
+        take_apart(each, groups, opened.base, vector.name) for vector, each in zip(opened.vectors, deltas, strict=True)
+    ]
     return [tuple(group for group, tensors in each.items() if tensors) for each in parts]
 
 
@@ -115,7 +123,9 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
         return None
     seen, told = len(problem.trials), problem.callback
     callback = (lambda number, trial: told(seen + number, trial)) if told is not None else None
-    finer = Problem(measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start)
+    finer = Problem(
+        measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start
+    )
     finer.warn_of_few()
     finer.evaluate(start)
     strategy.search(finer)

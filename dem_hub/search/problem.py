@@ -93,7 +93,9 @@ class Problem:
             `ConfigError`: it is a caller's `score`.
         """
         if not isinstance(self.measure, Likelihoods):
-            raise ConfigError("This method needs the losses of data, and a `score` is one number. Use method='quadratic' or 'optuna'.")
+            raise ConfigError(
+                "This method needs the losses of data, and a `score` is one number. Use method='quadratic' or 'optuna'."
+            )
         return self.measure
 
     @property
@@ -104,7 +106,11 @@ class Problem:
     @property
     def best(self) -> Trial:
         """The trial with the lowest objective, of those in the region; the first of equals."""
-        inside = [trial for trial in self.trials if self.region.contains(torch.tensor(trial.coefficients, dtype=torch.float64))]
+        inside = [
+            trial
+            for trial in self.trials
+            if self.region.contains(torch.tensor(trial.coefficients, dtype=torch.float64))
+        ]
         return min(inside, key=lambda trial: trial.value)
 
     @property
@@ -125,7 +131,9 @@ class Problem:
         strength = INDEPENDENT / (SPREAD**2 * tokens)
         if self.home is None:
             return Pull(towards_common=strength)
-        return Pull().towards_also(torch.tensor(self.home, dtype=torch.float64), torch.full((self.count,), strength, dtype=torch.float64))
+        return Pull().towards_also(
+            torch.tensor(self.home, dtype=torch.float64), torch.full((self.count,), strength, dtype=torch.float64)
+        )
 
     def warn_of_few(self) -> None:
         """Note that there are few tokens for so many coefficients, where that is so."""
@@ -172,7 +180,9 @@ class Score:
     its own, or a name of its own. What has no name (a lambda, a partial) is filed for this search alone.
     """
 
-    def __init__(self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximize: bool) -> None:
+    def __init__(
+        self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximize: bool
+    ) -> None:
         self.model, self.function, self.cache, self.sign = model, function, cache, -1.0 if maximize else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names

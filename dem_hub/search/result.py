@@ -64,7 +64,9 @@ class SearchResult:
 
     def __str__(self) -> str:
         found = [f"{self.config.base}", *(f"  + {value} * {name}" for name, value in self.coefficients.items())]
-        return "\n".join([*found, f"{self.method}: {self.objective.kind} {self.loss:.5f}, in {self.num_forward:.4g} forward passes"])
+        return "\n".join(
+            [*found, f"{self.method}: {self.objective.kind} {self.loss:.5f}, in {self.num_forward:.4g} forward passes"]
+        )
 
     @property
     def coefficients(self) -> dict[str, Any]:
@@ -97,7 +99,9 @@ class SearchResult:
     @property
     def mixing_ratio(self) -> dict[str, float]:
         """The shares in which one would mix the vectors' data to train on it together: the coefficients, none below 0, in proportion."""
-        positive = {name: max(value, 0.0) for name, value in zip(self.coefficients, self.best.coefficients, strict=True)}
+        positive = {
+            name: max(value, 0.0) for name, value in zip(self.coefficients, self.best.coefficients, strict=True)
+        }
         total = sum(positive.values())
         return {name: value / total for name, value in positive.items()} if total else {}
 
@@ -131,15 +135,21 @@ class SearchResult:
             `ConfigError`: the method left no statistics, or a name is none of this search.
         """
         if self.model is None:
-            raise ConfigError(f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or 'quadratic'.")
+            raise ConfigError(
+                f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or 'quadratic'."
+            )
         names = self.model.names
-        by_name = dict(bounds) if isinstance(bounds, Mapping) else dict.fromkeys(names, bounds) if bounds is not None else {}
+        by_name = (
+            dict(bounds) if isinstance(bounds, Mapping) else dict.fromkeys(names, bounds) if bounds is not None else {}
+        )
         known = {canonical_name(name): name for name in names}  # a folder may be named from here
         by_name = {known.get(canonical_name(name), name): pair for name, pair in by_name.items()}
         without = [known.get(canonical_name(name), name) for name in without]
         unknown = sorted({*without, *by_name} - set(names))
         if unknown:
-            raise ConfigError(f"This search has no vector {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}.")
+            raise ConfigError(
+                f"This search has no vector {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}."
+            )
         own = dict(zip(names, self.bounds, strict=True)) | by_name | dict.fromkeys(without, (0.0, 0.0))
         goal = Objective(objective or self.objective.kind, self.objective.weights if weights is None else weights)  # type: ignore[arg-type]
         base = self._base_losses() if goal.kind == "improvement" else None
@@ -189,7 +199,9 @@ class SearchResult:
                 trials=tuple(trials),
                 objective=Objective(**data["objective"]),
                 bounds=tuple((low, high) for low, high in data["bounds"]),
-                table=CrossLoss({m: {n: Cell(**c) for n, c in cells.items()} for m, cells in table.items()}) if table else None,
+                table=CrossLoss({m: {n: Cell(**c) for n, c in cells.items()} for m, cells in table.items()})
+                if table
+                else None,
                 acceptance=Acceptance.from_dict(data["acceptance"]) if data["acceptance"] else None,
                 model=LocalModel.from_dict(data["model"]) if data["model"] else None,
                 refinement=Refinement.from_dict(data["refinement"]) if data.get("refinement") else None,

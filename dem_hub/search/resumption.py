@@ -45,4 +45,8 @@ class Before:
 
     def unchanged(self, names: Sequence[str]) -> Point | None:
         """The known coefficients, and none of a new vector."""
-        return tuple(self.coefficients.get(name, 0.0) for name in names) if any(name in self.coefficients for name in names) else None
+        return (
+            tuple(self.coefficients.get(name, 0.0) for name in names)
+            if any(name in self.coefficients for name in names)
+            else None
+        )

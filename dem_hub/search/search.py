@@ -162,7 +162,12 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
     refined = _refine(problem, judge, best, accepted, granularity)
     table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
-    _tell(problem, table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge), model, reason)
+    _tell(
+        problem,
+        table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge),
+        model,
+        reason,
+    )
     plain = measure.coordinates.coefficients(best.coefficients)
     recipe = model.dem.config.with_coefficients(refined.coefficients if refined and refined.is_kept else plain)
     result = SearchResult(
@@ -174,7 +179,9 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         bounds=tuple(problem.bounds()),
         num_forward=problem.num_forward + (refined.num_forward if refined else 0.0),
         seconds=time.monotonic() - began,
-        tokens={name: sum(counts) for name, counts in measure.tokens.items()} if isinstance(measure, Likelihoods) else {},
+        tokens={name: sum(counts) for name, counts in measure.tokens.items()}
+        if isinstance(measure, Likelihoods)
+        else {},
         max_sum=max_sum,
         num_forward_held_out=(judge.num_forward if judge else 0.0) + (refined.num_forward_held_out if refined else 0.0),
         table=table,
@@ -188,7 +195,10 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 
 
 def _load(
-    base: str | os.PathLike[str] | VectorSource, vectors: Sequence[str | VectorSource], dtype: str | None, kwargs: Mapping[str, Any]
+    base: str | os.PathLike[str] | VectorSource,
+    vectors: Sequence[str | VectorSource],
+    dtype: str | None,
+    kwargs: Mapping[str, Any],
 ) -> "MergedModel":
     from dem_hub.models.loading import DEMModel
 
@@ -212,7 +222,9 @@ def _tokenizer(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> C
 
         if not loaded:
             source = VectorSource.parse(base)
-            loaded.append(AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder))
+            loaded.append(
+                AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
+            )
         return loaded[0]
 
     return load
@@ -230,13 +242,21 @@ def _refuse_nothing_finite(problem: Problem) -> None:
 def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial, Acceptance | None]:
     """The trial to use, and the comparison on held-out data where there is any of each distribution."""
     missing = [
-        f"'{name}' ({sum(problem.likelihoods.tokens[name])} tokens to search on)" for name, windows in judge.data.items() if not windows
+        f"'{name}' ({sum(problem.likelihoods.tokens[name])} tokens to search on)"
+        for name, windows in judge.data.items()
+        if not windows
     ]
     if missing:
-        problem.notes.append(f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all.")
+        problem.notes.append(
+            f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
+        )
         return problem.best, None
     obvious = rivals(problem.measure.names, _common(problem, judge), before.unchanged(problem.measure.names))
-    others = {label: point for label, point in obvious.items() if problem.region.contains(torch.tensor(point, dtype=torch.float64))}
+    others = {
+        label: point
+        for label, point in obvious.items()
+        if problem.region.contains(torch.tensor(point, dtype=torch.float64))
+    }
     accepted = accept(judge, problem.objective, problem.best.coefficients, others)
     if accepted.is_found:
         return problem.best, accepted
@@ -267,7 +287,9 @@ def _refine(
     if judge is None or granularity == "model":
         return None
     if accepted is None:
-        problem.notes.append(f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them.")
+        problem.notes.append(
+            f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them."
+        )
         return None
     refined = refine(problem, judge, best, granularity)
     problem.notes += [refined.note()] if refined is not None else []
@@ -307,5 +329,9 @@ def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
     if result.table is not None and BASE in result.table.cells:
         data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
     if result.acceptance is not None:
-        data["held_out"] = {"chosen": result.acceptance.chosen, "loss": result.held_out_loss, "baselines": result.baselines}
+        data["held_out"] = {
+            "chosen": result.acceptance.chosen,
+            "loss": result.held_out_loss,
+            "baselines": result.baselines,
+        }
     return data

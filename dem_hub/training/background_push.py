@@ -45,7 +45,9 @@ class Uploader:
         try:
             snapshot = _snapshot(folder)
         except OSError as error:
-            logger.warning("The push to '%s' failed: no snapshot of '%s' could be made: %s", self._target, folder, _summary(error))
+            logger.warning(
+                "The push to '%s' failed: no snapshot of '%s' could be made: %s", self._target, folder, _summary(error)
+            )
             self._missed = error
             return
         with self._lock:

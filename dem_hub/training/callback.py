@@ -108,7 +108,12 @@ class DEMCallback(TrainerCallback):
         self.codec: Codec | Auto = Auto.or_codec(codec, codec_options)
         self._is_default_codec = codec == Auto.name and not codec_options
         self._output_dir = Path(output_dir) if output_dir is not None else None
-        self._is_pushed, self._repo_id, self._private, self._token = push_to_hub, hub_model_id, hub_private_repo, hub_token
+        self._is_pushed, self._repo_id, self._private, self._token = (
+            push_to_hub,
+            hub_model_id,
+            hub_private_repo,
+            hub_token,
+        )
         self._revision = hub_revision
         self.folder: Path | None = None
         self._trainer: Trainer | None = None
@@ -144,12 +149,16 @@ class DEMCallback(TrainerCallback):
         if self._failure is not None:
             raise self._failure
         if self.folder is None or self._taken_at is None:
-            raise VectorNotFoundError("There is no vector yet: the run has not come to it, or this is not the main process.")
+            raise VectorNotFoundError(
+                "There is no vector yet: the run has not come to it, or this is not the main process."
+            )
         return DistributionVector.from_pretrained(self.folder)
 
     # The Trainer's events
 
-    def on_train_begin(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """Find the base, and refuse now what could not be done later.
 
         Raises:
@@ -172,12 +181,16 @@ class DEMCallback(TrainerCallback):
         if message is not None:
             raise ConfigError(message)
 
-    def on_save(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+    def on_save(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """Take the vector at a save that counts."""
         if self.when == "save" or (self.when == "best" and state.best_global_step == state.global_step):
             self._take(args, state, kwargs, state.global_step)
 
-    def on_train_end(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """Take the last vector, and wait for the pushes."""
         is_best_again = args.load_best_model_at_end and state.best_model_checkpoint is not None
         step = state.best_global_step if is_best_again and state.best_global_step else state.global_step
@@ -185,7 +198,9 @@ class DEMCallback(TrainerCallback):
             self._take(args, state, kwargs, step)
         self._finish_pushes()
 
-    def on_log(self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any) -> None:
+    def on_log(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
+    ) -> None:
         """Add what was measured to what the Trainer logs, for the callbacks after this one."""
         logs = kwargs.get("logs")
         if logs is not None:
@@ -203,7 +218,9 @@ class DEMCallback(TrainerCallback):
         if state.global_step == 0:  # and not resumed
             self._source.look_at_start(gathering)
         if self._source.is_adapter and not self._is_default_codec:
-            logger.warning("The run trains a LoRA, which is stored as it is: the codec '%s' is not used.", self.codec.name)
+            logger.warning(
+                "The run trains a LoRA, which is stored as it is: the codec '%s' is not used.", self.codec.name
+            )
         self._others = self._source.open_others(VectorSource.parse(self.recipe)) if self.recipe is not None else []
         if self._is_pushed:
             self._uploader = self._prepare_push(args, token=token)
@@ -219,7 +236,10 @@ class DEMCallback(TrainerCallback):
         return folder
 
     def _check_when(self, args: "TrainingArguments") -> None:
-        strategies = {name: str(getattr(getattr(args, name), "value", getattr(args, name))) for name in ("save_strategy", "eval_strategy")}
+        strategies = {
+            name: str(getattr(getattr(args, name), "value", getattr(args, name)))
+            for name in ("save_strategy", "eval_strategy")
+        }
         faults = []
         if self.when != "end" and strategies["save_strategy"] == "no":
             faults.append("save_strategy is 'no'")
@@ -229,7 +249,10 @@ class DEMCallback(TrainerCallback):
             faults.append("metric_for_best_model is None")
         if faults:
             refuse(
-                ConfigError, f"when='{self.when}' has nothing to go by.", faults, "Set them in the TrainingArguments, or use when='end'."
+                ConfigError,
+                f"when='{self.when}' has nothing to go by.",
+                faults,
+                "Set them in the TrainingArguments, or use when='end'.",
             )
 
     def _prepare_push(self, args: "TrainingArguments", *, token: str | bool | None) -> Uploader:
@@ -254,9 +277,15 @@ class DEMCallback(TrainerCallback):
         except HfHubHTTPError as error:
             if error.response.status_code < 500 and error.response.status_code != 429:
                 raise
-            logger.warning("The Hub did not answer as it should (%s). The push to '%s' is tried when there is a vector.", error, repo_id)
+            logger.warning(
+                "The Hub did not answer as it should (%s). The push to '%s' is tried when there is a vector.",
+                error,
+                repo_id,
+            )
         except (ConnectionError, TimeoutError) as error:
-            logger.warning("The Hub cannot be reached (%s). The push to '%s' is tried when there is a vector.", error, repo_id)
+            logger.warning(
+                "The Hub cannot be reached (%s). The push to '%s' is tried when there is a vector.", error, repo_id
+            )
         if args.push_to_hub and repo_id.rpartition("/")[2] == trainers.rpartition("/")[2]:
             raise ConfigError(
                 f"hub_model_id is '{repo_id}', where the Trainer pushes the model itself. Give the vector its own repository."
@@ -307,7 +336,10 @@ class DEMCallback(TrainerCallback):
             measured = {"dem/norm": sum(norm**2 for norm in norms.values()) ** 0.5, "dem/bytes": float(vector.nbytes)}
             if self._others:
                 found = compare([vector, *self._others], self._source.base)
-                measured |= {f"dem/cosine/{name}": value for name, value in zip(found.names[1:], found.cosines[0][1:], strict=True)}
+                measured |= {
+                    f"dem/cosine/{name}": value
+                    for name, value in zip(found.names[1:], found.cosines[0][1:], strict=True)
+                }
             try:
                 plot_norms(norms_by_layer(norms), folder / NORMS, "Norm of the delta, by layer")
             except MissingDependencyError as error:
@@ -334,4 +366,9 @@ class DEMCallback(TrainerCallback):
         if failure is not None:
             options = ["--revision", self._revision] if self._revision else []
             command = shlex.join(["dem-hub", "push", str(self.folder), str(self._repo_id), *options])
-            logger.error("The vector is not on the Hub: %s. It is complete in '%s'. Push it with:\n    %s", failure, self.folder, command)
+            logger.error(
+                "The vector is not on the Hub: %s. It is complete in '%s'. Push it with:\n    %s",
+                failure,
+                self.folder,
+                command,
+            )

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 _LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "deepspeed", "bitsandbytes")
 
 
-def training_facts(args: "TrainingArguments", state: "TrainerState", datasets: Sequence[str], step: int) -> dict[str, Any]:
+def training_facts(
+    args: "TrainingArguments", state: "TrainerState", datasets: Sequence[str], step: int
+) -> dict[str, Any]:
     """The facts of a run up to a step, flat, and only those that are known.
 
     Args:

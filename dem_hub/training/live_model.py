@@ -82,8 +82,14 @@ class LiveModel:
 
     def differing(self, base: Base) -> list[str]:
         """Which tensors are not the base's in their dtype, of a few spread over the model, by the beginning of each."""
-        known = {name: info for name, info in base.checkpoint.items() if name in self._slots and self[name].shape == info.shape}
-        names = sorted(name for name, info in known.items() if info.shape and self._slots[name].name not in self._layers)
+        known = {
+            name: info
+            for name, info in base.checkpoint.items()
+            if name in self._slots and self[name].shape == info.shape
+        }
+        names = sorted(
+            name for name, info in known.items() if info.shape and self._slots[name].name not in self._layers
+        )
         start = (slice(0, _LOOKED_AT),)
         found = []
         for name in names[:: max(1, len(names) // _LOOKED_AT)]:
@@ -160,7 +166,9 @@ class LiveModel:
         from peft.utils import AuxiliaryTrainingWrapper
 
         kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        own: dict[str, Any] = {name: module for name, module in self._model.named_modules() if isinstance(module, kinds)}
+        own: dict[str, Any] = {
+            name: module for name, module in self._model.named_modules() if isinstance(module, kinds)
+        }
         for name in self._gathering.tensors:
             owner = next((prefix for prefix in reversed(own) if name.startswith(prefix + ".")), None)  # the innermost
             if owner is None:

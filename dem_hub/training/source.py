@@ -108,7 +108,9 @@ def base_name(model: Any) -> str:
     named = [getattr(config, "base_model_name_or_path", None) for config in adapters.values()]
     name = next((name for name in named if name), None) or getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
-        raise ConfigError("The model does not say which base it was loaded from. Name it: DEMCallback(base_model='org/base').")
+        raise ConfigError(
+            "The model does not say which base it was loaded from. Name it: DEMCallback(base_model='org/base')."
+        )
     if (Path(name) / _TRAINER_STATE).is_file():
         raise ConfigError(
             f"The model was loaded from '{name}', a checkpoint of a training run and hardly its base. Name the base: "
@@ -135,7 +137,9 @@ def _active(model: Any) -> str:
     active = model.active_adapters
     names = list(active() if callable(active) else active)
     if len(names) != 1:
-        raise AdapterError(f"{len(names)} adapters are active ({', '.join(names)}), and a vector is one. Train one at a time.")
+        raise AdapterError(
+            f"{len(names)} adapters are active ({', '.join(names)}), and a vector is one. Train one at a time."
+        )
     return str(names[0])
 
 
@@ -161,7 +165,9 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
 
 
 def _is_quantized(model: Any) -> bool:
-    return getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
+    return (
+        getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
+    )
 
 
 def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
@@ -169,16 +175,22 @@ def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
     architecture = base.architecture
     for module in architecture.tied if architecture is not None else ():
         if architecture is not None and saves_one_side(module, architecture, config):
-            raise AdapterError(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save).")
+            raise AdapterError(
+                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save)."
+            )
 
 
 def _refuse_more(gathering: Gathering, saved: Checkpoint) -> None:
     """Refuse weights of the base itself that are trained beside the adapter, and that PEFT does not save with it."""
     known, adapter = {key.removeprefix(WRAPPED) for key in saved}, _active(gathering.model)
-    trained = [name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")]
+    trained = [
+        name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")
+    ]
     missing = [name for name in trained if name.removeprefix(WRAPPED) not in known]
     if missing:
-        raise AdapterError(f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it.")
+        raise AdapterError(
+            f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it."
+        )
 
 
 def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
@@ -192,7 +204,9 @@ def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
         )
     if why != "no adapter":
         if gathering.is_sharded or not is_peft:
-            raise AdapterError(f"{why}\nMerging it for the vector takes the model whole, as a PeftModel, on each process.")
+            raise AdapterError(
+                f"{why}\nMerging it for the vector takes the model whole, as a PeftModel, on each process."
+            )
         logger.info("The adapter is merged for the vector, layer by layer: %s", why)
     live = LiveModel(gathering, base)
     match_tensors(base.checkpoint, live)

@@ -49,7 +49,9 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
     cosines = tuple(tuple(_cosine(products, norms, i, j) for j in range(count)) for i in range(count))
     called = tuple(names) if names is not None else tuple(vector.name for vector in vectors)
-    return Comparison(called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas))
+    return Comparison(
+        called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas)
+    )
 
 
 def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
@@ -61,7 +63,9 @@ def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
     """
     if vector.config is not None:
         return {name: record.norm for name, record in vector.config.tensors.items()}
-    return {name: math.sqrt(float(_products([stored], base, name)[0, 0])) for name, stored in vector.deltas(base).items()}
+    return {
+        name: math.sqrt(float(_products([stored], base, name)[0, 0])) for name, stored in vector.deltas(base).items()
+    }
 
 
 def _norm(vector: DistributionVector, squares: float) -> float:
@@ -81,7 +85,8 @@ def _cosine(products: torch.Tensor, norms: Sequence[float], i: int, j: int) -> f
 def _overlap(first: Mapping[str, StoredDelta], second: Mapping[str, StoredDelta], base: Base) -> float:
     """The share of elements in tensors that both change."""
     both, either = (
-        sum(count_elements(base.checkpoint[name].shape) for name in names) for names in (set(first) & set(second), set(first) | set(second))
+        sum(count_elements(base.checkpoint[name].shape) for name in names)
+        for names in (set(first) & set(second), set(first) | set(second))
     )
     return both / either if either else 0.0
 
@@ -90,7 +95,9 @@ def _products(stored: Sequence[StoredDelta], base: Base, name: str) -> torch.Ten
     """The inner products of one tensor's deltas; replaced buffers are no part of a vector's direction."""
     products = torch.zeros(len(stored), len(stored), dtype=torch.float64)
     for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
-        decoded = [[] if delta.replacement is not None else delta.decode(base.checkpoint.lazy(name), block) for delta in stored]
+        decoded = [
+            [] if delta.replacement is not None else delta.decode(base.checkpoint.lazy(name), block) for delta in stored
+        ]
         for i, first in enumerate(decoded):
             for j, second in enumerate(decoded[: i + 1]):
                 value = sum(a * b * inner(x, y) for a, x in first for b, y in second)

@@ -33,17 +33,30 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         exact = (key for key, record in config.tensors.items() if record.codec == Exact.name)
         other = [f"'{key}'" for key in _differences(config, base, exact if base.remote is None else ())]
         if other:
-            refuse(BaseMismatchError, f"The codec 'exact' has only steps from its own base, and '{base}' is another.", other, remedy)
+            refuse(
+                BaseMismatchError,
+                f"The codec 'exact' has only steps from its own base, and '{base}' is another.",
+                other,
+                remedy,
+            )
         return
     if base.remote is None:
-        same, asked, seen = config.base.fingerprint == base.fingerprint, sorted(config.tensors), f"fingerprint {base.fingerprint[:16]}"
+        same, asked, seen = (
+            config.base.fingerprint == base.fingerprint,
+            sorted(config.tensors),
+            f"fingerprint {base.fingerprint[:16]}",
+        )
     else:
         same = (config.base.repo_id, config.base.commit) == (base.source.repo_id, base.commit)
         asked, seen = _telling(config, base), "still on the Hub"
     different = None if same else next(_differences(config, base, asked), None)
     if same or (base.remote is not None and different is None):
         return
-    where = f"The first tensor that differs is '{different}'" if different else "A tensor that this vector does not change differs"
+    where = (
+        f"The first tensor that differs is '{different}'"
+        if different
+        else "A tensor that this vector does not change differs"
+    )
     raise BaseMismatchError(
         f"The vector '{name}' was made from '{config.base}' (fingerprint {str(config.base.fingerprint)[:16]}), and this base is "
         f"'{base}' ({seen}): another model, or another revision of it. {where}. {remedy} "
@@ -59,7 +72,9 @@ def _misfits(config: VectorConfig, base: Base) -> list[str]:
         elif tensors[key].shape != record.shape:
             faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(tensors[key].shape)} in this base")
         elif not tensors[key].torch_dtype.is_floating_point and record.codec != Replace.name:
-            faults.append(f"'{key}' is {tensors[key].dtype} in this base, and the vector has a delta for it ({record.codec})")
+            faults.append(
+                f"'{key}' is {tensors[key].dtype} in this base, and the vector has a delta for it ({record.codec})"
+            )
     return faults
 
 

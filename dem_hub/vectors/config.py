@@ -12,7 +12,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.records import FORMAT_VERSION, BaseRecord, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.files.records import (
+    FORMAT_VERSION,
+    BaseRecord,
+    as_mapping,
+    check_inside,
+    check_version,
+    parse_json,
+    read_record,
+)
 
 VECTOR_CONFIG = "vector_config.json"
 VECTOR_STEM = "vector_model"
@@ -54,10 +62,12 @@ class TensorRecord:
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
             raise ConfigError(f"norm, relative_error and projection are {numbers}; they must be finite numbers.")
         if self.rows and self.codec == "replace":
-            raise ConfigError(f"a tensor that is replaced has {self.rows} more rows than the base's; it must have its shape.")
-        if not all(isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)) or not isinstance(
-            self.options, Mapping
-        ):
+            raise ConfigError(
+                f"a tensor that is replaced has {self.rows} more rows than the base's; it must have its shape."
+            )
+        if not all(
+            isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)
+        ) or not isinstance(self.options, Mapping):
             raise ConfigError("dtype, codec, base and module must be texts, and options a JSON object.")
 
     @property
@@ -92,7 +102,9 @@ class VectorConfig:
     @property
     def sha256(self) -> str:
         """What the vector is, whatever it is called: the hash of its files' hashes and of how its tensors are stored, 64 hex digits."""
-        return _checksum({"files": dict(self.files), "tensors": {name: asdict(record) for name, record in self.tensors.items()}})
+        return _checksum(
+            {"files": dict(self.files), "tensors": {name: asdict(record) for name, record in self.tensors.items()}}
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "VectorConfig":
@@ -119,7 +131,9 @@ class VectorConfig:
                 raise ConfigError(f"{where} has {value!r} for the sha256 of '{name}'.")
         as_mapping(config.codec_options, f"{where}: codec_options")
         if config.base.fingerprint is None:
-            raise ConfigError(f"{where} does not say which base it is for: base.fingerprint is missing. Extract the vector anew.")
+            raise ConfigError(
+                f"{where} does not say which base it is for: base.fingerprint is missing. Extract the vector anew."
+            )
         if checksum != _checksum(written):
             raise ConfigError(
                 f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."
@@ -148,7 +162,9 @@ def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
     squares: dict[str, float] = {}
     for key, norm in norms.items():
         squares[layer_of(key)] = squares.get(layer_of(key), 0.0) + norm**2
-    ordered = sorted(squares, key=lambda layer: [(part.rjust(9, "0") if part.isdigit() else part) for part in layer.split(".")])
+    ordered = sorted(
+        squares, key=lambda layer: [(part.rjust(9, "0") if part.isdigit() else part) for part in layer.split(".")]
+    )
     return {layer: math.sqrt(squares[layer]) for layer in ordered}
 
 

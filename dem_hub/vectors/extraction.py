@@ -47,7 +47,9 @@ from dem_hub.vectors.matching import Pair, match_tensors, vocabulary_size
 
 logger = logging.getLogger(__name__)
 
-_SIDE_BY_SIDE = 1 << 24  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
+_SIDE_BY_SIDE = (
+    1 << 24
+)  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
 _UNLIKE = 0.5  # of the weights' norm; fine-tunes change a few hundredths of it
 _GLANCED = 8  # rows, of which one is looked at before a budget is divided
 _LARGEST = torch.finfo(torch.float32).max
@@ -83,7 +85,9 @@ def extract(
     refuse_quantized(finetuned.folder, "fine-tune")
     source = str(finetuned.source)
     tensors = Checkpoint(finetuned.folder)
-    return extract_tensors(folder, Base(base), tensors, codec, finetuned=source, device=device, max_shard_size=max_shard_size)
+    return extract_tensors(
+        folder, Base(base), tensors, codec, finetuned=source, device=device, max_shard_size=max_shard_size
+    )
 
 
 def extract_tensors(
@@ -124,7 +128,9 @@ def extract_tensors(
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
     sizes = [(folder / name).stat().st_size for name in files if name.endswith(".safetensors")]
     choice = explain(plan, vector.tensors, sum(sizes)) if plan is not None else ""
-    config = VectorConfig(base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries)
+    config = VectorConfig(
+        base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries
+    )
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
 
@@ -142,7 +148,9 @@ def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
                 f"The {what} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} -o MODEL."
             )
     if kind := lone_vector(base.folder):
-        raise CheckpointError(f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from.")
+        raise CheckpointError(
+            f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from."
+        )
 
 
 @dataclass(frozen=True)
@@ -322,11 +330,15 @@ def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterat
         yield from filter(None, found)  # which, unlike a loop, holds on to none of them
 
 
-def _encode_tensor(pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode) -> _Encoded | None:
+def _encode_tensor(
+    pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode
+) -> _Encoded | None:
     """Encode one tensor; `None` where the fine-tune did not change it."""
     key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
     sides.check_finite(pair, old, new)
-    record = TensorRecord(info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows)
+    record = TensorRecord(
+        info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows
+    )
     if sides.is_replaced(key):  # whole numbers: float32 does not tell all of them apart
         if pair.rows:
             raise CheckpointError(
@@ -340,10 +352,14 @@ def _encode_tensor(pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, si
         return _Encoded(key, record, None, {}, rows) if pair.rows else None
     codec, parts = encode(key, delta, old, new)
     norm, error, projection = measure(codec, parts, delta, old)
-    record = replace(record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection)
+    record = replace(
+        record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection
+    )
     return _Encoded(key, record, codec, parts, rows)
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:
     if not is_finite(tensor):
-        raise CheckpointError(f"'{key}' of '{path}' has NaN or inf in it. A model that diverged has no vector; use an earlier checkpoint.")
+        raise CheckpointError(
+            f"'{key}' of '{path}' has NaN or inf in it. A model that diverged has no vector; use an earlier checkpoint."
+        )

@@ -37,15 +37,24 @@ def match_tensors(base: Checkpoint, finetuned: TensorSource) -> list[Pair]:
             continue
         ours, theirs = base[key].shape, finetuned[finetuned_key].shape
         grown = len(ours) == len(theirs) > 0 and ours[1:] == theirs[1:] and theirs[0] > ours[0]
-        grown = grown and base[key].torch_dtype.is_floating_point and (None in vocabularies or vocabularies == (ours[0], theirs[0]))
+        grown = (
+            grown
+            and base[key].torch_dtype.is_floating_point
+            and (None in vocabularies or vocabularies == (ours[0], theirs[0]))
+        )
         if ours != theirs and not grown:
             faults.append(f"'{key}' is {list(ours)} in the base and {list(theirs)} in the fine-tune")
         elif base[key].torch_dtype.is_floating_point != finetuned[finetuned_key].torch_dtype.is_floating_point:
-            faults.append(f"'{key}' is {base[key].dtype} in the base and {finetuned[finetuned_key].dtype} in the fine-tune")
+            faults.append(
+                f"'{key}' is {base[key].dtype} in the base and {finetuned[finetuned_key].dtype} in the fine-tune"
+            )
         elif any(
-            dtype.is_floating_point and dtype.itemsize == 1 for dtype in (base[key].torch_dtype, finetuned[finetuned_key].torch_dtype)
+            dtype.is_floating_point and dtype.itemsize == 1
+            for dtype in (base[key].torch_dtype, finetuned[finetuned_key].torch_dtype)
         ):
-            faults.append(f"'{key}' is {base[key].dtype} in the base and {finetuned[finetuned_key].dtype} in the fine-tune: quantised")
+            faults.append(
+                f"'{key}' is {base[key].dtype} in the base and {finetuned[finetuned_key].dtype} in the fine-tune: quantised"
+            )
         else:
             pairs.append(Pair(key, finetuned_key, theirs[0] - ours[0] if grown else 0))
     if faults:

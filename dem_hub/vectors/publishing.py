@@ -33,7 +33,11 @@ class PublicVector:
     @property
     def nbytes(self) -> int:
         """Bytes of its tensor files."""
-        return sum(file.stat().st_size for name, file in self.files.items() if isinstance(file, Path) and name.endswith(".safetensors"))
+        return sum(
+            file.stat().st_size
+            for name, file in self.files.items()
+            if isinstance(file, Path) and name.endswith(".safetensors")
+        )
 
 
 def public_vector(folder: Path, base_model: str | None = None, *, token: str | bool | None = None) -> PublicVector:
@@ -53,7 +57,9 @@ def public_vector(folder: Path, base_model: str | None = None, *, token: str | b
     if (folder / VECTOR_CONFIG).is_file():
         config = VectorConfig.from_json((folder / VECTOR_CONFIG).read_bytes(), str(folder / VECTOR_CONFIG))
         base = public_base(config.base, base_model, f"vector '{folder}'", token=token)
-        finetuned = config.finetuned if config.finetuned and REPO_ID.fullmatch(config.finetuned.partition("@")[0]) else None
+        finetuned = (
+            config.finetuned if config.finetuned and REPO_ID.fullmatch(config.finetuned.partition("@")[0]) else None
+        )
         files = dict(config.files)
         if adapter.is_file() and base.repo_id is not None:
             changed = _with_base(adapter, base.repo_id)
@@ -62,14 +68,23 @@ def public_vector(folder: Path, base_model: str | None = None, *, token: str | b
         changed[VECTOR_CONFIG] = config.to_json()
         return PublicVector({**{name: folder / name for name in files}, **changed}, config, base.repo_id, config.sha256)
     if not adapter.is_file():
-        raise VectorNotFoundError(f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is no vector. Check the path.")
+        raise VectorNotFoundError(
+            f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is no vector. Check the path."
+        )
     named = parse_json(adapter.read_bytes(), str(adapter)).get("base_model_name_or_path") or None
-    base_id = public_base(BaseRecord(named), base_model, f"adapter '{folder}'", token=token).repo_id if named or base_model else None
+    base_id = (
+        public_base(BaseRecord(named), base_model, f"adapter '{folder}'", token=token).repo_id
+        if named or base_model
+        else None
+    )
     changed = _with_base(adapter, base_id) if base_id != named and base_id is not None else {}
     digests = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     digests |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in changed.items()}
     return PublicVector(
-        {**{name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}, **changed}, None, base_id, contents_sha256(digests)
+        {**{name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}, **changed},
+        None,
+        base_id,
+        contents_sha256(digests),
     )
 
 
@@ -79,7 +94,12 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
     Raises:
         `ConfigError`: see [`public_vector`].
     """
-    if base_model is None and base.repo_id is not None and not Path(base.repo_id).is_dir() and REPO_ID.fullmatch(base.repo_id):
+    if (
+        base_model is None
+        and base.repo_id is not None
+        and not Path(base.repo_id).is_dir()
+        and REPO_ID.fullmatch(base.repo_id)
+    ):
         return base
     if base_model is None:
         raise ConfigError(
@@ -97,7 +117,11 @@ def stale(head: Head, prefix: str, files: Mapping[str, Path | str]) -> frozenset
         for path in head.files
         if path.startswith(prefix)
         and path not in files
-        and any(fnmatch(path.removeprefix(prefix), pattern) for pattern in VECTOR_FILES if "/" not in path.removeprefix(prefix))
+        and any(
+            fnmatch(path.removeprefix(prefix), pattern)
+            for pattern in VECTOR_FILES
+            if "/" not in path.removeprefix(prefix)
+        )
     )
 
 

@@ -31,7 +31,9 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
     """
     unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
     if unknown:
-        raise CodecError(f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}.")
+        raise CodecError(
+            f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
+        )
     rest, factors = _open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config)
     parts: dict[str, dict[str, LazyTensor]] = {}
     if rest is not None:
@@ -52,7 +54,12 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
         rows = own.pop(_ROWS, None)
         deltas[key] = StoredDelta((Component(codec, own, record.shape),) if own else (), rows)
     if faults:
-        refuse(CheckpointError, f"The files of the vector '{folder}' are not what its config says.", faults, "Fetch it again.")
+        refuse(
+            CheckpointError,
+            f"The files of the vector '{folder}' are not what its config says.",
+            faults,
+            "Fetch it again.",
+        )
     return deltas
 
 
@@ -66,7 +73,9 @@ def part_sizes(folder: Path, config: VectorConfig) -> dict[str, int]:
 def tensor_sizes(config: VectorConfig, parts: Mapping[str, int]) -> dict[str, int]:
     """Bytes of the parts of each tensor, by the base's key, from the bytes of each part."""
     sizes = dict.fromkeys(config.tensors, 0)
-    owners = {name: key for key, record in config.tensors.items() if record.module for name in factor_names(record.module)}
+    owners = {
+        name: key for key, record in config.tensors.items() if record.module for name in factor_names(record.module)
+    }
     for name, nbytes in parts.items():
         sizes[owners.get(name, name.rpartition(SEPARATOR)[0])] += nbytes
     return sizes
@@ -85,7 +94,12 @@ def _open(folder: Path, name: str, config: VectorConfig) -> Checkpoint | None:
     there = [file for file in (name, name + ".index.json") if (folder / file).is_file()]
     strange = [f"'{file}'" for file in there if file not in config.files]
     if strange:
-        refuse(CheckpointError, f"'{folder}' has files that its config does not name.", strange, "Remove them, or fetch the vector again.")
+        refuse(
+            CheckpointError,
+            f"'{folder}' has files that its config does not name.",
+            strange,
+            "Remove them, or fetch the vector again.",
+        )
     return Checkpoint(folder, index=name) if there else None
 
 

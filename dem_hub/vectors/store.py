@@ -17,7 +17,16 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import STORE, STORE_CONFIG, check_target
-from dem_hub.files.records import FORMAT_VERSION, BaseRecord, VectorSource, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.files.records import (
+    FORMAT_VERSION,
+    BaseRecord,
+    VectorSource,
+    as_mapping,
+    check_inside,
+    check_version,
+    parse_json,
+    read_record,
+)
 from dem_hub.hub.cards import render, store_card
 from dem_hub.hub.commits import CARD, Change, Head, PushOptions, push
 from dem_hub.hub.download import MODEL_FILES, SIDE_FILES, HubOptions, Resolved, copy_side_files, resolve
@@ -74,7 +83,9 @@ class VectorStore(Mapping[str, DistributionVector]):
         """
         target = Path(folder)
         if (target / STORE_CONFIG).is_file():
-            raise ConfigError(f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}').")
+            raise ConfigError(
+                f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}')."
+            )
         check_target(target, STORE)
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         target.mkdir(parents=True, exist_ok=True)
@@ -179,7 +190,9 @@ class VectorStore(Mapping[str, DistributionVector]):
         self._update(members)
         shutil.rmtree(folder)
 
-    def push_to_hub(self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]) -> "CommitInfo":
+    def push_to_hub(
+        self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]
+    ) -> "CommitInfo":
         """Push all vectors of the store's folder, the index and a card as one commit; vectors that only the repository has stay.
 
         Args:
@@ -216,13 +229,19 @@ class VectorStore(Mapping[str, DistributionVector]):
             base (`str`, `os.PathLike` or [`VectorSource`], *optional*): where the base is; where the store says, by default.
         """
         source = VectorSource.parse(base) if base is not None else self.base.source
-        return compare([self[name] for name in self], Base(resolve(source, MODEL_FILES, self._options)), names=list(self))
+        return compare(
+            [self[name] for name in self], Base(resolve(source, MODEL_FILES, self._options)), names=list(self)
+        )
 
     def _writable(self, name: str) -> Path:
         if self.commit is not None:
-            raise ConfigError(f"'{self.source}' is on the Hub and cannot be changed here. Change a folder, and push that.")
+            raise ConfigError(
+                f"'{self.source}' is on the Hub and cannot be changed here. Change a folder, and push that."
+            )
         if not name or name.startswith(".") or any(sign in name for sign in "/\\:") or (self.folder / name).is_file():
-            raise ConfigError(f"A vector in a store cannot be called '{name}': it is the name of a folder in '{self.folder}'.")
+            raise ConfigError(
+                f"A vector in a store cannot be called '{name}': it is the name of a folder in '{self.folder}'."
+            )
         return self.folder / name
 
     def _reread(self) -> dict[str, Member]:
@@ -250,7 +269,9 @@ def _members_of(head: Head, base: BaseRecord) -> dict[str, Member]:
 
 def _read_index(path: Path) -> tuple[BaseRecord, dict[str, Member]]:
     if not path.is_file():
-        raise NotFoundError(f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one.")
+        raise NotFoundError(
+            f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
+        )
     return _parse_index(path.read_bytes(), str(path))
 
 

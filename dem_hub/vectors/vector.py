@@ -241,10 +241,16 @@ class DistributionVector:
 
         def compose(head: Head) -> Change:
             picture = NORMS if NORMS in beside else ""
-            card = vector_card(head.repo_id, subfolder, public.config, public.base, stated, read_training(self.folder), picture)
+            card = vector_card(
+                head.repo_id, subfolder, public.config, public.base, stated, read_training(self.folder), picture
+            )
             files = {prefix + name: file for name, file in {**public.files, **beside}.items()}
-            removed = stale(head, prefix, files) | ({prefix + name for name in COMPANIONS if prefix + name in head.files} - set(files))
-            return Change({**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD}))
+            removed = stale(head, prefix, files) | (
+                {prefix + name for name in COMPANIONS if prefix + name in head.files} - set(files)
+            )
+            return Change(
+                {**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD})
+            )
 
         return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
 
@@ -322,7 +328,9 @@ class DistributionVector:
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         shape = opened.checkpoint[name].shape
         stored = self.deltas(opened).get(name, StoredDelta())
-        return add_deltas(torch.zeros(shape, dtype=torch.float32), stored.decode(opened.checkpoint.lazy(name), full_index(shape)))
+        return add_deltas(
+            torch.zeros(shape, dtype=torch.float32), stored.decode(opened.checkpoint.lazy(name), full_index(shape))
+        )
 
     def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
         if base.architecture is None:
@@ -333,7 +341,9 @@ class DistributionVector:
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
 
 
-def all_deltas(vectors: Sequence[DistributionVector], base: Base, *, allow_base_mismatch: bool = False) -> list[dict[str, StoredDelta]]:
+def all_deltas(
+    vectors: Sequence[DistributionVector], base: Base, *, allow_base_mismatch: bool = False
+) -> list[dict[str, StoredDelta]]:
     """[`DistributionVector.deltas`] of several vectors; what is wrong with any of them is in one error."""
     found: list[dict[str, StoredDelta]] = []
     errors: list[DemHubError] = []
@@ -343,7 +353,11 @@ def all_deltas(vectors: Sequence[DistributionVector], base: Base, *, allow_base_
         except (AdapterError, BaseMismatchError, CheckpointError, CodecError) as error:
             errors.append(error)
     if len(errors) > 1:
-        refuse(type(errors[0]), f"{len(errors)} of {len(vectors)} vectors cannot be put on '{base}'.", [str(error) for error in errors])
+        refuse(
+            type(errors[0]),
+            f"{len(errors)} of {len(vectors)} vectors cannot be put on '{base}'.",
+            [str(error) for error in errors],
+        )
     if errors:
         raise errors[0]
     return found

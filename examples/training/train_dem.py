@@ -48,17 +48,29 @@ def texts_of(name: str, split: str, template: str) -> list[str]:
     """The texts of a file, or of a dataset on the Hub through a template."""
     if Path(name).is_file() and template == "{text}":
         return [row["text"] for row in read_rows(name)]
-    rows = load_dataset("json", data_files=name, split="train") if Path(name).is_file() else load_dataset(name, split=split)
+    rows = (
+        load_dataset("json", data_files=name, split="train")
+        if Path(name).is_file()
+        else load_dataset(name, split=split)
+    )
     return [template.format(**row) for row in rows]
 
 
 def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path) -> Path:
     """Train one distribution into its vector, or find that it is done."""
-    target, done = folder / "vectors" / name, folder / "vectors" / f"{name}.done"  # when="save" leaves a vector before that
+    target, done = (
+        folder / "vectors" / name,
+        folder / "vectors" / f"{name}.done",
+    )  # when="save" leaves a vector before that
     if target.is_dir() and done.is_file():
         logger.info("%s: done already", name)
         return target
-    settings = {"report_to": "none", "lr_scheduler_type": "constant", "save_total_limit": 1, "include_num_input_tokens_seen": "non_padding"}
+    settings = {
+        "report_to": "none",
+        "lr_scheduler_type": "constant",
+        "save_total_limit": 1,
+        "include_num_input_tokens_seen": "non_padding",
+    }
     settings |= config.get("training", {})
     arguments = TrainingArguments(str(folder / "runs" / name), **{**settings, **entry.get("training", {})})
     set_seed(arguments.seed)
@@ -100,7 +112,9 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], folder: Path) 
     for name, entry in config["distributions"].items():
         split, template = entry.get("validation_split", "validation"), entry.get("template", "{text}")
         validation[name] = texts_of(entry["validation"], split, template)
-    result = search_coefficients(config["base"], [str(vectors[name]) for name in names], validation, **config.get("search", {}))
+    result = search_coefficients(
+        config["base"], [str(vectors[name]) for name in names], validation, **config.get("search", {})
+    )
     result.config.save_pretrained(recipe)
     made_of.write_text(json.dumps(contents))
     for vector, coefficient in result.config.coefficients.items():

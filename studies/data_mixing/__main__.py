@@ -48,9 +48,13 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     validation = {
-        name: windows(read_texts(texts, name, "validation"), settings.validation_tokens, settings.window, tokenizer) for name in FIVE
+        name: windows(read_texts(texts, name, "validation"), settings.validation_tokens, settings.window, tokenizer)
+        for name in FIVE
     }
-    test = {name: windows(read_texts(texts, name, "test"), settings.test_tokens, settings.window, tokenizer) for name in FIVE}
+    test = {
+        name: windows(read_texts(texts, name, "test"), settings.test_tokens, settings.window, tokenizer)
+        for name in FIVE
+    }
     searches = search_all(base, list(compact.values()), validation, folder / "search", settings)
     grown = searches.pop(GROWN)
 
@@ -65,7 +69,16 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
     models.add("1/N", equal_shares(NAMES))
     models.add("1/N of five", equal_shares(FIVE))
     models.add("DEM of five", grown["coefficients"])
-    labels = ["base", *FIVE, *dict.fromkeys((mixtures[0], tuned)), RETRAINED, *searches, "1/N", "1/N of five", "DEM of five"]
+    labels = [
+        "base",
+        *FIVE,
+        *dict.fromkeys((mixtures[0], tuned)),
+        RETRAINED,
+        *searches,
+        "1/N",
+        "1/N of five",
+        "DEM of five",
+    ]
     scores = score_all(models, labels, test, folder / "test")
     from_whole = Models(base, {}, whole)
     from_whole.add("DEM, whole vectors", searches[FOUND]["coefficients"])
@@ -77,7 +90,10 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
     if not tasks.is_dir():
         write_tasks(texts, tasks, settings.items, settings.seed)
     answers = {
-        label: keep(file_of(folder / "downstream", label), lambda label=label: _answers(models, label, tokenizer, tasks)) for label in asked
+        label: keep(
+            file_of(folder / "downstream", label), lambda label=label: _answers(models, label, tokenizer, tasks)
+        )
+        for label in asked
     }
     main = ["base", *NAMES, "1/N", "best common coefficient", "DEM", *dict.fromkeys((mixtures[0], tuned))]
     return {
@@ -86,7 +102,9 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
         "tokens_per_step": STEP,
         "parameters": keep(folder / "parameters.json", lambda: _parameters(models)),
         "vectors": keep(folder / "relations.json", lambda: relate(base, compact, whole)),
-        "searches": {label: {**entry, "test": mean_loss(scores[label], counts, NAMES)} for label, entry in searches.items()},
+        "searches": {
+            label: {**entry, "test": mean_loss(scores[label], counts, NAMES)} for label, entry in searches.items()
+        },
         "grown": grown,
         "mixtures": {label: mean_loss(chosen[label], tokens_of(validation), NAMES) for label in mixtures},
         "tuned": tuned,
@@ -106,7 +124,9 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
             if label != "DEM"
         },
         "with_later": ["base", LATER, "DEM", "1/N of five", "DEM of five", mixtures[0], RETRAINED],
-        "architectures": {kind: _architecture(kind, texts, folder / kind, base, settings) for kind in architectures.FULL},
+        "architectures": {
+            kind: _architecture(kind, texts, folder / kind, base, settings) for kind in architectures.FULL
+        },
         "later_interval": difference(scores[RETRAINED], scores["DEM of five"], counts, FIVE, settings.seed),
     }
 
@@ -118,7 +138,10 @@ def _parameters(models: Models) -> int:
 
 def _architecture(kind: Any, texts: Path, folder: Path, tokenizer: Path, settings: Settings) -> dict[str, Any]:
     budget = (architectures.SMOKE if settings.architectures == "smoke" else architectures.FULL)[kind]
-    found = keep(folder / "result.json", lambda: architectures.study(kind, texts, folder, tokenizer_folder=tokenizer, budget=budget))
+    found = keep(
+        folder / "result.json",
+        lambda: architectures.study(kind, texts, folder, tokenizer_folder=tokenizer, budget=budget),
+    )
     return {name: value for name, value in found.items() if name != "documents"}
 
 
@@ -135,7 +158,9 @@ def main() -> None:
     """Run the study and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="for everything; about 15 GB")
-    parser.add_argument("--smoke", action="store_true", help="the same path in under five minutes; its numbers mean nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the same path in under five minutes; its numbers mean nothing"
+    )
     parser.add_argument("--report", type=Path, help="where the report goes (default: <folder>/report)")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)

@@ -33,7 +33,19 @@ from dem_hub.models.loading import DEMModel
 from dem_hub.search import SearchResult
 from dem_hub.search.search import HELD_OUT
 from studies.data_mixing.scores import difference
-from studies.data_mixing.small_models import BATCH_SIZE, KINDS, PRETRAINING_RATE, RATE, SEED, WINDOW, Kind, build, is_seq2seq, load, trained
+from studies.data_mixing.small_models import (
+    BATCH_SIZE,
+    KINDS,
+    PRETRAINING_RATE,
+    RATE,
+    SEED,
+    WINDOW,
+    Kind,
+    build,
+    is_seq2seq,
+    load,
+    trained,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +55,14 @@ logger = logging.getLogger(__name__)
 PRETRAINED_ON = ("gsm", "code", "reference", "tasks")
 NAMES = ("gsm", "code", "reference")  # a vector each
 DEM, UNIFORM, COMMON, MIXTURE = "DEM", "1/N", "common", "mixture"
-COMMON_VALUES = (0.25, 1 / 3, 0.5, 0.75, 1.0, 1.25)  # scored on all validation text, the best of which is the common coefficient
+COMMON_VALUES = (
+    0.25,
+    1 / 3,
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+)  # scored on all validation text, the best of which is the common coefficient
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,10 @@ class Budget:
 
 
 # A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of the other takes 1.2.
-FULL: Mapping[str, Budget] = {"encoder-decoder": Budget(160, 24, 1000, 24, 60), "mixture-of-experts": Budget(80, 12, 1000, 24, 60)}
+FULL: Mapping[str, Budget] = {
+    "encoder-decoder": Budget(160, 24, 1000, 24, 60),
+    "mixture-of-experts": Budget(80, 12, 1000, 24, 60),
+}
 SMOKE: Mapping[str, Budget] = dict.fromkeys(KINDS, Budget(3, 1, 100, 6, 8))
 
 
@@ -92,8 +114,13 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
     check_budget(folder / "budget.json", {"kind": kind, **asdict(budget)})
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     seconds = Clock(folder / "seconds.json")
-    train = {name: full_windows(tokenizer, texts / f"{name}.train.jsonl", kind, budget.training_documents) for name in PRETRAINED_ON}
-    pretraining = taken([w for part in train.values() for w in part if w.document % 2 == 0], budget.pretraining_steps * BATCH_SIZE)
+    train = {
+        name: full_windows(tokenizer, texts / f"{name}.train.jsonl", kind, budget.training_documents)
+        for name in PRETRAINED_ON
+    }
+    pretraining = taken(
+        [w for part in train.values() for w in part if w.document % 2 == 0], budget.pretraining_steps * BATCH_SIZE
+    )
     sequences = {name: taken([w for w in train[name] if w.document % 2], budget.steps * BATCH_SIZE) for name in NAMES}
     together = taken([window for part in sequences.values() for window in part], sum(map(len, sequences.values())))
 
@@ -106,7 +133,10 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
     mixture = fit(MIXTURE, lambda: load(base), together, RATE)
     with seconds.of("vectors"):
         vectors = {name: extracted(base, finetuned, folder / "vectors" / name) for name, finetuned in finetunes.items()}
-    validation = {name: first_windows(tokenizer, texts / f"{name}.validation.jsonl", kind, budget.validation_documents) for name in NAMES}
+    validation = {
+        name: first_windows(tokenizer, texts / f"{name}.validation.jsonl", kind, budget.validation_documents)
+        for name in NAMES
+    }
     with seconds.of("search"):
         result = searched(base, vectors, validation, folder / "search")
     test = {name: first_windows(tokenizer, texts / f"{name}.test.jsonl", kind, budget.test_documents) for name in NAMES}
@@ -126,7 +156,9 @@ def study(kind: Kind, texts: Path, folder: Path, *, tokenizer_folder: Path, budg
         "losses": {label: {**one.losses, "mean": one.mean} for label, one in scores.items()},
         "documents": {label: one.documents for label, one in scores.items()},
         "coefficients": {label: dict(zip(NAMES, point, strict=True)) for label, point in points.items()},
-        "intervals": {f"{other} minus {DEM}": interval(scores[other], scores[DEM], counts) for other in (UNIFORM, COMMON, MIXTURE)},
+        "intervals": {
+            f"{other} minus {DEM}": interval(scores[other], scores[DEM], counts) for other in (UNIFORM, COMMON, MIXTURE)
+        },
         "training_tokens": {name: sum(map(size_of(kind), windows)) for name, windows in parts.items()},
         "forward_tokens": forward_tokens(kind, result, validation, test, len(scores)),
         "num_forward": {"search": result.num_forward, "held_out": result.num_forward_held_out},
@@ -162,7 +194,9 @@ class Clock:
         began = time.monotonic()
         yield
         taken_now = round(time.monotonic() - began, 1)
-        write_text(self.path, json.dumps({**self.all, stage: max(taken_now, self.all.get(stage, 0.0))}, indent=2) + "\n")
+        write_text(
+            self.path, json.dumps({**self.all, stage: max(taken_now, self.all.get(stage, 0.0))}, indent=2) + "\n"
+        )
 
 
 def size_of(kind: Kind) -> Callable[[Window], int]:
@@ -179,7 +213,11 @@ def full_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind, d
 def first_windows(tokenizer: "PreTrainedTokenizerBase", path: Path, kind: Kind, documents: int) -> list[Window]:
     """The beginning of each of the first documents, so that a window is a document."""
     rows = read_rows(path)[:documents]
-    beginnings = {window.document: window for window in reversed(Reader(lambda: tokenizer, WINDOW).windows(rows)) if len(window) > 3}
+    beginnings = {
+        window.document: window
+        for window in reversed(Reader(lambda: tokenizer, WINDOW).windows(rows))
+        if len(window) > 3
+    }
     return [shaped(beginnings[document], kind) for document in sorted(beginnings)]
 
 
@@ -209,7 +247,9 @@ def extracted(base: Path, finetuned: Path, target: Path) -> Path:
     return target
 
 
-def searched(base: Path, vectors: Mapping[str, Path], validation: Mapping[str, list[Window]], target: Path) -> SearchResult:
+def searched(
+    base: Path, vectors: Mapping[str, Path], validation: Mapping[str, list[Window]], target: Path
+) -> SearchResult:
     """Coefficients by Gauss-Newton; a search that is done is read."""
     if not target.is_dir():
         names = [str(vectors[name]) for name in NAMES]
@@ -257,11 +297,21 @@ def score(model: "PreTrainedModel", test: Mapping[str, list[Window]]) -> Score:
 
 def interval(other: Score, ours: Score, counts: Mapping[str, list[int]]) -> dict[str, float]:
     """The difference of two models' mean losses and its 95 % interval, over documents in pairs; above 0 where ours is better."""
-    return dict(zip(("mean", "low", "high"), difference(other.documents, ours.documents, counts, list(counts), SEED), strict=True))
+    return dict(
+        zip(
+            ("mean", "low", "high"),
+            difference(other.documents, ours.documents, counts, list(counts), SEED),
+            strict=True,
+        )
+    )
 
 
 def forward_tokens(
-    kind: Kind, result: SearchResult, validation: Mapping[str, list[Window]], test: Mapping[str, list[Window]], models: int
+    kind: Kind,
+    result: SearchResult,
+    validation: Mapping[str, list[Window]],
+    test: Mapping[str, list[Window]],
+    models: int,
 ) -> dict[str, int]:
     """Tokens that were run through a model to search, held-out ones included, to find the common coefficient, and to report."""
     size = size_of(kind)

@@ -53,12 +53,18 @@ def mean_interval(
     """
     values = np.asarray(values_a, dtype=np.float64)
     counts = {"values_a": len(values)}
-    counts |= {name: len(given) for name, given in (("values_b", values_b), ("weights", weights), ("groups", groups)) if given is not None}
+    counts |= {
+        name: len(given)
+        for name, given in (("values_b", values_b), ("weights", weights), ("groups", groups))
+        if given is not None
+    }
     if not len(values) or len(set(counts.values())) > 1:
         raise ValueError(f"A mean over documents needs some, and a number for each; there are {counts}.")
     shares = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     if not (np.isfinite(shares).all() and (shares > 0).all()):
-        raise ValueError(f"Weights must be finite and above 0; the least is {shares.min()}. Leave documents of no weight out.")
+        raise ValueError(
+            f"Weights must be finite and above 0; the least is {shares.min()}. Leave documents of no weight out."
+        )
     if values_b is not None:
         values = values - np.asarray(values_b, dtype=np.float64)
     rng = np.random.default_rng(seed)

@@ -34,7 +34,9 @@ class Shortlist:
             problem.evaluate(point)
 
 
-def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder: Path, settings: Settings) -> dict[str, Any]:
+def search_all(
+    base: Path, vectors: Sequence[Path], data: dict[str, Any], folder: Path, settings: Settings
+) -> dict[str, Any]:
     """Search by every strategy, for all vectors but the last; then add the last one to what `gauss_newton` found.
 
     Args:
@@ -85,7 +87,9 @@ def search_all(base: Path, vectors: Sequence[Path], data: dict[str, Any], folder
     found[GROWN] = keep(folder / f"{GROWN}.json", grow)
     found["quadratic"] = keep(folder / "quadratic.json", lambda: run("quadratic", TrustRegion()))
     found[COMMON] = keep(folder / f"{COMMON}.json", lambda: run(COMMON, Uniform()))
-    found["grid"] = keep(folder / "grid.json", lambda: run("grid", _shortlist(SearchResult.from_pretrained(folder / FOUND), settings)))
+    found["grid"] = keep(
+        folder / "grid.json", lambda: run("grid", _shortlist(SearchResult.from_pretrained(folder / FOUND), settings))
+    )
     found["grid"]["num_forward"] = float(len(settings.grid) ** len(first))
     found["optuna tpe"] = keep(folder / "optuna tpe.json", lambda: run("optuna tpe", Optuna("tpe"), settings.trials))
     return found
@@ -108,6 +112,8 @@ def _record(result: SearchResult, names: Sequence[str]) -> dict[str, Any]:
         "seconds": result.seconds,
         "trials": len(result.trials),
         "tokens": dict(zip(names, result.tokens.values(), strict=True)),
-        "mixing_ratio": dict(zip(names, result.mixing_ratio.values(), strict=bool(result.mixing_ratio))),  # none where all are 0
+        "mixing_ratio": dict(
+            zip(names, result.mixing_ratio.values(), strict=bool(result.mixing_ratio))
+        ),  # none where all are 0
         "notes": list(result.notes),
     }

@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("first", type=Path, help="a report.json")
     parser.add_argument("second", type=Path, help="another")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative, and absolute for values below 1 (default: %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-3, help="relative, and absolute for values below 1 (default: %(default)s)"
+    )
     options = parser.parse_args()
     first, second = (json.loads(path.read_text("utf-8")) for path in (options.first, options.second))
     found = list(differences(first, second, options.tolerance))

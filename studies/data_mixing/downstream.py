@@ -47,7 +47,9 @@ def write_tasks(texts: Path, folder: Path, items: int = 100, seed: int = 0) -> l
         made = worked_steps(documents, random) if name == "gsm" else next_words(documents, random)
         found = list(islice(made, items))
         if len(found) < items:
-            raise ValueError(f"'{texts / f'{name}.test.jsonl'}' has places for {len(found)} items, and {items} are asked for.")
+            raise ValueError(
+                f"'{texts / f'{name}.test.jsonl'}' has places for {len(found)} items, and {items} are asked for."
+            )
         tasks.append(f"{name}_choice")
         data = folder / f"{tasks[-1]}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in found), "utf-8")
@@ -70,7 +72,11 @@ def accuracies(model: Any, tokenizer: Any, folder: Path, limit: int | None = Non
     tasks = find_tasks(sorted(path.stem for path in folder.glob("*.yaml")), folder)
     scores = score_tasks(model, tokenizer, tasks, limit=limit)
     return {
-        name: {"accuracy": score.metrics["acc"], "error": score.errors["acc"], "each": [int(value) for value in score.each["acc"]]}
+        name: {
+            "accuracy": score.metrics["acc"],
+            "error": score.errors["acc"],
+            "each": [int(value) for value in score.each["acc"]],
+        }
         for name, score in scores.items()
     }
 
@@ -88,7 +94,8 @@ def next_words(documents: Sequence[str], random: Random) -> Iterator[dict[str, A
     for document, place in _in_turn(documents, WORD, random):
         right = place["right"]
         others = sorted(
-            {found["right"] for found in WORD.finditer(document)} - {right}, key=lambda word: (abs(len(word) - len(right)), word)
+            {found["right"] for found in WORD.finditer(document)} - {right},
+            key=lambda word: (abs(len(word) - len(right)), word),
         )
         if len(others) >= 2 * CHOICES:
             end = place.start("right")
@@ -116,7 +123,10 @@ def _task(name: str, data: Path) -> Mapping[str, Any]:
     return {
         "task": name,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}, "cache_dir": str(data.parent.resolve() / "cache")},
+        "dataset_kwargs": {
+            "data_files": {"test": str(data.resolve())},
+            "cache_dir": str(data.parent.resolve() / "cache"),
+        },
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": "{{context}}",

@@ -19,7 +19,8 @@ def write_pictures(data: dict[str, Any], folder: Path) -> None:
 
     shown = ["base", "1/N", data["tuned"], "DEM"]
     table = {
-        label: {name: math.exp(loss) for name, loss in data["test"][label]["by_distribution"].items() if name != LATER} for label in shown
+        label: {name: math.exp(loss) for name, loss in data["test"][label]["by_distribution"].items() if name != LATER}
+        for label in shown
     }
     plot_perplexities(table, folder / "perplexity.png", "Perplexity on test text, lower is better")
 
@@ -63,12 +64,24 @@ def costs_of(data: dict[str, Any]) -> dict[str, Cost]:
 
 def _model(settings: dict[str, Any]) -> str:
     layers = settings.get("layers")  # a report of before there was a choice has none
-    return "SmolLM2-135M" if layers is None else f"the first {layers} layers of SmolLM2-135M: a quick look, whose numbers mean nothing"
+    return (
+        "SmolLM2-135M"
+        if layers is None
+        else f"the first {layers} layers of SmolLM2-135M: a quick look, whose numbers mean nothing"
+    )
 
 
 def to_markdown(data: dict[str, Any]) -> str:
     """The page."""
-    parts = [_head(data), _main_table(data), _strategies(data), _costs(data), _incremental(data), _compact(data), _vectors(data)]
+    parts = [
+        _head(data),
+        _main_table(data),
+        _strategies(data),
+        _costs(data),
+        _incremental(data),
+        _compact(data),
+        _vectors(data),
+    ]
     parts += [_downstream(data), _architectures(data), _reading(data)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -93,11 +106,15 @@ def _main_table(data: dict[str, Any]) -> str:
     for label in data["main"]:
         entry = data["test"][label]
         losses = [f"{math.exp(entry['by_distribution'][name]):.2f}" for name in NAMES]
-        rows.append([f"**{label}**" if label == "DEM" else label, *losses, f"{entry['mean']:.4f}", _against(data, label)])
+        rows.append(
+            [f"**{label}**" if label == "DEM" else label, *losses, f"{entry['mean']:.4f}", _against(data, label)]
+        )
     head = ["model", *NAMES, "mean loss", "its mean loss minus DEM's"]
     return (
         "## 1. Models on test text\n\nPerplexity by distribution; the mean over distributions of the loss. The last column has a 95 % interval "
-        "over documents, paired: it is above 0 where DEM is better.\n\n" + _table(head, rows) + "\n\n![Perplexity](perplexity.png)"
+        "over documents, paired: it is above 0 where DEM is better.\n\n"
+        + _table(head, rows)
+        + "\n\n![Perplexity](perplexity.png)"
     )
 
 
@@ -117,7 +134,9 @@ def _strategies(data: dict[str, Any]) -> str:
     scored = data["settings"]["grid_scored"]
     return (
         "## 2. Coefficients by every strategy\n\n"
-        + _table(["strategy", f"coefficients ({', '.join(NAMES)})", "forward passes", "validation loss", "test loss"], rows)
+        + _table(
+            ["strategy", f"coefficients ({', '.join(NAMES)})", "forward passes", "validation loss", "test loss"], rows
+        )
         + f"\n\n(Of the grid the {scored} points were scored that rank first by the statistics of `gauss_newton`; its cost is that of all.)"
         + "\n\n![Strategies](strategies.png)"
     )
@@ -131,7 +150,14 @@ def _costs(data: dict[str, Any]) -> str:
         if not label.startswith("one more")
     ]
     dem = costs["fine-tunes"] + costs["search"]
-    rows.append(["**DEM in all: fine-tunes and search**", f"{dem.training:,.0f}", f"{dem.evaluation:,.0f}", f"{dem.flops(parameters):.2e}"])
+    rows.append(
+        [
+            "**DEM in all: fine-tunes and search**",
+            f"{dem.training:,.0f}",
+            f"{dem.evaluation:,.0f}",
+            f"{dem.flops(parameters):.2e}",
+        ]
+    )
     share = 1 - cheaper(costs["search, as many candidates as mixtures"], costs["tuned mixture"])
     whole = 1 - cheaper(costs["search"], costs["tuned mixture"])
     count = len(data["settings"]["mixtures"])
@@ -181,7 +207,11 @@ def _vectors(data: dict[str, Any]) -> str:
         [name, f"{norm:.3f}", *(f"{value:.2f}" for value in row)]
         for name, norm, row in zip(vectors["names"], vectors["norms"], vectors["cosines"], strict=True)
     ]
-    return "## 6. How the vectors relate\n\n" + _table(["vector", "norm", *vectors["names"]], rows) + "\n\n![Norms by layer](layers.png)"
+    return (
+        "## 6. How the vectors relate\n\n"
+        + _table(["vector", "norm", *vectors["names"]], rows)
+        + "\n\n![Norms by layer](layers.png)"
+    )
 
 
 def _downstream(data: dict[str, Any]) -> str:
@@ -190,7 +220,8 @@ def _downstream(data: dict[str, Any]) -> str:
         return ""
     tasks = list(next(iter(found.values())))
     rows = [
-        [label, *(f"{scores[task]['accuracy']:.1%} ± {scores[task]['error']:.1%}" for task in tasks)] for label, scores in found.items()
+        [label, *(f"{scores[task]['accuracy']:.1%} ± {scores[task]['error']:.1%}" for task in tasks)]
+        for label, scores in found.items()
     ]
     return (
         "## 7. Downstream accuracy\n\nMultiple choice of four made from test text, scored by lm-evaluation-harness; ± is the standard error.\n\n"
@@ -203,14 +234,21 @@ def _architectures(data: dict[str, Any]) -> str:
     for kind, found in data["architectures"].items():
         names = [name for name in found["losses"]["DEM"] if name != "mean"]
         rows = [[label, *(f"{value:.4f}" for value in losses.values())] for label, losses in found["losses"].items()]
-        notes = [f"{label}: {one['mean']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})" for label, one in found["intervals"].items()]
+        notes = [
+            f"{label}: {one['mean']:+.4f} ({one['low']:+.4f} to {one['high']:+.4f})"
+            for label, one in found["intervals"].items()
+        ]
         point = ", ".join(f"{name} {value:.2f}" for name, value in found["coefficients"]["DEM"].items())
         about = (
             f"{found['parameters'] / 1e6:.1f} million parameters, random at first, pretrained on {found['training_tokens']['pretraining']:,} tokens "
             f"of all texts, then fine-tuned on {found['training_tokens'][names[0]]:,} of each. DEM: {point}, in {found['num_forward']['search']:.0f} "
             "forward passes. Test losses in nats a token:"
         )
-        parts.append(f"### {kind.capitalize()}\n\n{about}\n\n" + _table(["model", *names, "mean"], rows) + f"\n\n{'; '.join(notes)}.")
+        parts.append(
+            f"### {kind.capitalize()}\n\n{about}\n\n"
+            + _table(["model", *names, "mean"], rows)
+            + f"\n\n{'; '.join(notes)}."
+        )
     return "## 8. Encoder-decoder and mixture of experts\n\n" + "\n\n".join(parts)
 
 

@@ -44,7 +44,9 @@ class Models:
         yield self._merged.eval()
 
 
-def score_all(models: Models, labels: Sequence[str], data: Mapping[str, Sequence[Window]], folder: Path) -> dict[str, Losses]:
+def score_all(
+    models: Models, labels: Sequence[str], data: Mapping[str, Sequence[Window]], folder: Path
+) -> dict[str, Losses]:
     """The losses of each model's documents."""
     return {label: keep(file_of(folder, label), lambda label=label: _score(models, label, data)) for label in labels}
 

@@ -39,11 +39,28 @@ def build(kind: Kind, vocabulary: int) -> "PreTrainedModel":
     ids = {"vocab_size": vocabulary, "pad_token_id": 2, "eos_token_id": 2}
     if kind == "encoder-decoder":
         sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4}
-        options = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0, "initializer_factor": 0.3}
+        options = {
+            "feed_forward_proj": "gated-gelu",
+            "dropout_rate": 0.0,
+            "decoder_start_token_id": 0,
+            "initializer_factor": 0.3,
+        }
         return T5ForConditionalGeneration(T5Config(**ids, **sizes, **options))
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
-    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "output_router_logits": True}  # the loss that keeps experts in balance
-    config = MixtralConfig(**ids, **sizes, **experts, bos_token_id=1, max_position_embeddings=2 * WINDOW, tie_word_embeddings=True)
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    experts = {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "output_router_logits": True,
+    }  # the loss that keeps experts in balance
+    config = MixtralConfig(
+        **ids, **sizes, **experts, bos_token_id=1, max_position_embeddings=2 * WINDOW, tie_word_embeddings=True
+    )
     return MixtralForCausalLM(config)
 
 
@@ -70,7 +87,11 @@ def load(folder: Path) -> "PreTrainedModel":
 
 
 def trained(
-    start: Callable[[], "PreTrainedModel"], windows: Sequence[Window], target: Path, tokenizer: "PreTrainedTokenizerBase", rate: float
+    start: Callable[[], "PreTrainedModel"],
+    windows: Sequence[Window],
+    target: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    rate: float,
 ) -> Path:
     """Train on these windows, each once, and save in float32; a folder that exists is reused."""
     from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed

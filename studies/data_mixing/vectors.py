@@ -32,7 +32,9 @@ def relate(base: Path, folders: Mapping[str, Path], whole: Mapping[str, Path]) -
         "names": list(folders),
         "norms": list(found.norms),
         "cosines": [list(row) for row in found.cosines],
-        "by_layer": {name: _by_layer(tensor_norms(vector, opened)) for name, vector in zip(folders, vectors, strict=True)},
+        "by_layer": {
+            name: _by_layer(tensor_norms(vector, opened)) for name, vector in zip(folders, vectors, strict=True)
+        },
         "bytes": [vector.nbytes for vector in vectors],
         "whole_bytes": [DistributionVector.from_pretrained(folder).nbytes for folder in whole.values()],
         "base_bytes": sum(info.nbytes for info in opened.checkpoint.values()),

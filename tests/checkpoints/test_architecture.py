@@ -33,7 +33,9 @@ EXPECTED = {
     },
     "bert": {
         "bert.embeddings.word_embeddings.weight": Module("bert.embeddings.word_embeddings", "embedding"),
-        "bert.encoder.layer.0.attention.self.query.weight": Module("bert.encoder.layer.0.attention.self.query", "linear"),
+        "bert.encoder.layer.0.attention.self.query.weight": Module(
+            "bert.encoder.layer.0.attention.self.query", "linear"
+        ),
         "cls.predictions.transform.dense.weight": Module("cls.predictions.transform.dense", "linear"),
         "cls.predictions.bias": None,
     },
@@ -50,7 +52,9 @@ def test_modules(zoo: Zoo, family: str) -> None:
     base = zoo.models(family).base
     found = describe(base, Checkpoint(base))
     assert {key: found.modules.get(key) for key in EXPECTED[family]} == EXPECTED[family]
-    embeddings = {name for name, module in found.modules.items() if module.kind == "embedding" and module.name in found.tied}
+    embeddings = {
+        name for name, module in found.modules.items() if module.kind == "embedding" and module.name in found.tied
+    }
     expected = {
         "llama-tied": "model.embed_tokens.weight",
         "gpt2": "transformer.wte.weight",
@@ -72,7 +76,9 @@ def test_every_key_is_a_parameter_or_buffer(zoo: Zoo, family: str) -> None:
 
 
 def test_gpt2_without_its_prefix(zoo: Zoo, tmp_path: Path) -> None:
-    base = reshard(zoo.models("gpt2").base, tmp_path / "base", change=lambda tensors: without_prefix("transformer.", tensors))
+    base = reshard(
+        zoo.models("gpt2").base, tmp_path / "base", change=lambda tensors: without_prefix("transformer.", tensors)
+    )
     found = describe(base, Checkpoint(base))
     assert found.modules["h.1.mlp.c_fc.weight"] == Module("transformer.h.1.mlp.c_fc", "conv1d")
     assert found.parameters["transformer.wte.weight"] == "wte.weight"
@@ -117,7 +123,9 @@ def test_class_that_transformers_lacks(llama: Models, tmp_path: Path) -> None:
 
     base = reshard(llama.base, tmp_path / "base")
     edit_json(base / "config.json", architectures=["LlamaForEverything"])
-    with pytest.raises(CheckpointError, match=r"names the architectures \['LlamaForEverything'\].*AutoModel class of your task"):
+    with pytest.raises(
+        CheckpointError, match=r"names the architectures \['LlamaForEverything'\].*AutoModel class of your task"
+    ):
         model_class(AutoConfig.from_pretrained(base))
 
 
@@ -141,12 +149,19 @@ def test_base_with_code_of_its_own_is_not_run(llama: Models, tmp_path: Path) -> 
 
 def test_record_of_a_folder(llama: Models) -> None:
     base = opened(llama.base)
-    assert (base.record.repo_id, base.record.commit, base.record.fingerprint) == (str(llama.base), None, base.fingerprint)
+    assert (base.record.repo_id, base.record.commit, base.record.fingerprint) == (
+        str(llama.base),
+        None,
+        base.fingerprint,
+    )
 
 
 def test_refuse_quantized(llama: Models, tmp_path: Path) -> None:
     refuse_quantized(llama.base, "base")
     base = reshard(llama.base, tmp_path / "base")
     edit_json(base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(CheckpointError, match=r"The base '.*' is quantised \(gptq\).*rounded weights.*Use the base in bf16, fp16 or fp32"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"The base '.*' is quantised \(gptq\).*rounded weights.*Use the base in bf16, fp16 or fp32",
+    ):
         refuse_quantized(base, "base")

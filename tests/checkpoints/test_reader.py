@@ -48,7 +48,9 @@ def test_byte_range_is_that_of_the_file(folder: Path) -> None:
 
 
 def test_reads_a_slice(folder: Path) -> None:
-    assert torch.equal(Checkpoint(folder).read("cube", (slice(1, 2), slice(0, 3), slice(1, 3))), TENSORS["cube"][1:2, :, 1:3])
+    assert torch.equal(
+        Checkpoint(folder).read("cube", (slice(1, 2), slice(0, 3), slice(1, 3))), TENSORS["cube"][1:2, :, 1:3]
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
@@ -59,7 +61,9 @@ def test_sharding_makes_no_difference(llama: Models, tmp_path: Path, shards: int
     assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["deepcopy", "pickle"]
+)
 def test_copies_open_their_own_files(folder: Path, duplicate: object) -> None:
     checkpoint = Checkpoint(folder)
     checkpoint.read("line")
@@ -114,7 +118,10 @@ def test_index_names_a_tensor_that_its_file_lacks(llama: Models, tmp_path: Path)
 
 
 def test_unknown_dtypes_are_all_listed(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, dtype=torch.complex64), "b": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+    save_file(
+        {"a": torch.zeros(2, dtype=torch.complex64), "b": torch.zeros(2, dtype=torch.complex64)},
+        tmp_path / "model.safetensors",
+    )
     with pytest.raises(CheckpointError, match=r"(?s)'a' has dtype C64.*'b' has dtype C64.*Known: F64"):
         Checkpoint(tmp_path)
 
@@ -139,7 +146,8 @@ def test_verify_files_lists_every_fault(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"b")
     verify_files(tmp_path, {"a": digest(tmp_path / "a")})
     with pytest.raises(
-        CheckpointError, match=r"(?s)'b' has sha256 3e23e8160039594a, recorded is 0000000000000000.*'c' has sha256 no such file"
+        CheckpointError,
+        match=r"(?s)'b' has sha256 3e23e8160039594a, recorded is 0000000000000000.*'c' has sha256 no such file",
     ):
         verify_files(tmp_path, {"a": digest(tmp_path / "a"), "b": "0" * 64, "c": "1" * 64})
     with pytest.raises(ConfigError, match=r"'\.\./x'"):

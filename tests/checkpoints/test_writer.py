@@ -22,7 +22,9 @@ TENSORS = {
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(12, 12), ("12", 12), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("7B", 7), ("many", None)], ids=str
+    ("size", "expected"),
+    [(12, 12), ("12", 12), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("7B", 7), ("many", None)],
+    ids=str,
 )
 def test_parse_size(size: int | str, expected: int | None) -> None:
     if expected is None:
@@ -36,7 +38,9 @@ def test_safetensors_reads_it(tmp_path: Path) -> None:
     write_file(tmp_path / "x.safetensors", TENSORS)
     found = load_tensors(tmp_path)
     assert set(found) == set(TENSORS)
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
@@ -58,7 +62,11 @@ def test_shards_past_the_limit(tmp_path: Path) -> None:
     for name in sorted(TENSORS):
         writer.write(name, TENSORS[name])
     files = [path.name for path in writer.close()]
-    assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert files == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
     index = json.loads((tmp_path / files[-1]).read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in TENSORS.values())
     assert set(index["weight_map"]) == set(TENSORS)

@@ -105,7 +105,11 @@ OPTIONS = {
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    return [action.option_strings[-1] if action.option_strings else action.dest for action in parser._actions if action.dest != "help"]
+    return [
+        action.option_strings[-1] if action.option_strings else action.dest
+        for action in parser._actions
+        if action.dest != "help"
+    ]
 
 
 def test_option_names_are_frozen() -> None:
@@ -116,7 +120,10 @@ def test_option_names_are_frozen() -> None:
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
-    lines = [" ".join(f"w{int(i)}" for i in torch.randint(0, 60, (length,), generator=generator)) for length in (3, 17, 40, 5, 29, 1, 12)]
+    lines = [
+        " ".join(f"w{int(i)}" for i in torch.randint(0, 60, (length,), generator=generator))
+        for length in (3, 17, 40, 5, 29, 1, 12)
+    ]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path
@@ -147,7 +154,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=str,
 )
-def test_extract(llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], codec: str) -> None:
+def test_extract(
+    llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], codec: str
+) -> None:
     out = run(capsys, "extract", llama.base, llama.full, "-o", tmp_path / "vector", *options)
     vector = DistributionVector.from_pretrained(tmp_path / "vector")
     assert vector.config is not None
@@ -160,7 +169,18 @@ def test_extract(llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_merge_base_and_vectors(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vectors = {str(zoo.vector("llama-tied", kind=kind)): c for kind, c in (("dense", 0.25), ("lossy", -0.5))}
     arguments = [part for name, c in vectors.items() for part in ("--vector", f"{name}={c}")]
-    out = run(capsys, "merge", llama.base, *arguments, "-o", tmp_path / "merged", "--rounding", "nearest", "--dtype", "float16")
+    out = run(
+        capsys,
+        "merge",
+        llama.base,
+        *arguments,
+        "-o",
+        tmp_path / "merged",
+        "--rounding",
+        "nearest",
+        "--dtype",
+        "float16",
+    )
     assert out == f"{tmp_path}/merged\n"
     expected = DEMModel.from_pretrained(llama.base, vectors=vectors, rounding="nearest", dtype="float16").state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in load_tensors(tmp_path / "merged").items())
@@ -171,10 +191,14 @@ def test_merge_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.
     model.dem.save_pretrained(tmp_path / "recipe")
     run(capsys, "merge", tmp_path / "recipe", "-o", tmp_path / "merged", "--max-shard-size", "10KB")
     assert (tmp_path / "merged" / "model.safetensors.index.json").is_file()
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_tensors(tmp_path / "merged").items())
+    assert all(
+        torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_tensors(tmp_path / "merged").items()
+    )
 
 
-def test_merge_onto_another_base_by_hand(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_onto_another_base_by_hand(
+    zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["merge", llama.full, "--vector", f"{zoo.vector('llama-tied')}=0.5", "-o", tmp_path / "merged"]
     assert main([str(argument) for argument in arguments]) == 2
     capsys.readouterr()
@@ -192,7 +216,9 @@ def test_info_of_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     assert table["model.layers.0"][1] == "dense+lowrank"
     config = DistributionVector.from_pretrained(folder).config
     assert config is not None
-    norm = math.sqrt(sum(record.norm**2 for name, record in config.tensors.items() if name.startswith("model.layers.0.")))
+    norm = math.sqrt(
+        sum(record.norm**2 for name, record in config.tensors.items() if name.startswith("model.layers.0."))
+    )
     assert float(table["model.layers.0"][4]) == pytest.approx(norm, rel=1e-3)
     assert float(table["model.norm.weight"][4]) == pytest.approx(float(deltas["model.norm.weight"].norm()), rel=1e-3)
 
@@ -205,7 +231,9 @@ def test_info_of_each_tensor(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> No
     assert line.split()[1:4] == ["lowrank", "dtype=float32", "rank=4"]
     items = json.loads(run(capsys, "info", "--json", folder))["items"][0]
     stored = load_tensors(folder)
-    assert sum(entry["bytes"] for entry in items["tensors"].values()) == sum(tensor.nbytes for tensor in stored.values())
+    assert sum(entry["bytes"] for entry in items["tensors"].values()) == sum(
+        tensor.nbytes for tensor in stored.values()
+    )
     assert items["bytes"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -232,7 +260,9 @@ def test_info_of_an_adapter_and_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture
 
 
 def test_info_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.4}).dem.save_pretrained(tmp_path / "recipe")
+    DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.4}).dem.save_pretrained(
+        tmp_path / "recipe"
+    )
     out = run(capsys, "info", tmp_path / "recipe")
     assert f"+0.4000 * {zoo.vector('llama-tied')}" in out
     assert "stochastic rounding, seed 0" in out
@@ -248,12 +278,18 @@ def test_eval_is_the_same_for_any_batch_size(zoo: Zoo, texts: Path, capsys: pyte
         arguments = ["--data", f"words={texts}", "--batch-size", size, "--max-length", 16, "--json"]
         results.append(json.loads(run(capsys, "eval", model, *arguments))["words"])
     assert results[0]["tokens"] == results[1]["tokens"] == results[2]["tokens"] > 50
-    assert results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-6) == pytest.approx(results[2]["loss"], abs=1e-6)
+    assert (
+        results[0]["loss"] == pytest.approx(results[1]["loss"], abs=1e-6) == pytest.approx(results[2]["loss"], abs=1e-6)
+    )
     assert results[0]["perplexity"] == pytest.approx(math.exp(results[0]["loss"]))
 
 
-def test_eval_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 1.0}).dem.save_pretrained(tmp_path / "recipe")
+def test_eval_of_a_recipe(
+    zoo: Zoo, llama: Models, tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 1.0}).dem.save_pretrained(
+        tmp_path / "recipe"
+    )
     reshard(llama.full, tmp_path / "full")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "full" / name).write_bytes((llama.base / name).read_bytes())
@@ -345,7 +381,9 @@ def places(zoo: Zoo, llama: Models, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(places: dict[str, Any], capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_mistakes(
+    places: dict[str, Any], capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     assert main([argument.format(**places) for argument in arguments]) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
@@ -357,7 +395,13 @@ def test_mistakes(places: dict[str, Any], capfd: pytest.CaptureFixture[str], arg
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["explode"], ["extract"], ["merge", "x", "-o", "y", "--rounding", "up"], ["extract", "a", "b", "-o", "c", "--rank", "x"]],
+    [
+        [],
+        ["explode"],
+        ["extract"],
+        ["merge", "x", "-o", "y", "--rounding", "up"],
+        ["extract", "a", "b", "-o", "c", "--rank", "x"],
+    ],
     ids=str,
 )
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,11 +412,23 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_recipes_keep_the_seed(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(capsys, "merge", llama.base, "--vector", f"{zoo.vector('llama-tied')}=0.5", "-o", tmp_path / "m", "--rounding-seed", "9")
+    run(
+        capsys,
+        "merge",
+        llama.base,
+        "--vector",
+        f"{zoo.vector('llama-tied')}=0.5",
+        "-o",
+        tmp_path / "m",
+        "--rounding-seed",
+        "9",
+    )
     assert DEMConfig.from_pretrained(tmp_path / "m").rounding_seed == 9
 
 
-def test_push_list_and_info_on_the_hub(hub: Hub, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_list_and_info_on_the_hub(
+    hub: Hub, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.add_user("ann", orgs=("org",))
     HfApi().create_repo("org/base")
     HfApi().upload_folder(repo_id="org/base", folder_path=llama.base)
@@ -380,24 +436,35 @@ def test_push_list_and_info_on_the_hub(hub: Hub, llama: Models, tmp_path: Path, 
     assert run(capsys, "push", tmp_path / "vector", "ann/maths", "--commit-message", "Maths").startswith(
         f"{hub.endpoint}/ann/maths/commit/"
     )
-    assert "/discussions/1" in run(capsys, "push", tmp_path / "vector", "ann/maths", "--create-pr", "--subfolder", "again")
+    assert "/discussions/1" in run(
+        capsys, "push", tmp_path / "vector", "ann/maths", "--create-pr", "--subfolder", "again"
+    )
     lines = run(capsys, "list", "--base", "org/base").splitlines()
-    assert (lines[0].split(), lines[1].split()[:2]) == (["vector", "kind", "downloads", "changed"], ["ann/maths", "vector"])
+    assert (lines[0].split(), lines[1].split()[:2]) == (
+        ["vector", "kind", "downloads", "changed"],
+        ["ann/maths", "vector"],
+    )
     assert [found["kind"] for found in json.loads(run(capsys, "list", "--base", "org/base", "--json"))] == ["vector"]
 
     def numbers(text: str) -> list[str]:
-        return [line for line in text.splitlines()[1:] if "lowrank dtype" not in line]  # the size of the file has its header in it
+        return [
+            line for line in text.splitlines()[1:] if "lowrank dtype" not in line
+        ]  # the size of the file has its header in it
 
     hub.forget_requests()
     remote = run(capsys, "info", "ann/maths")
     assert numbers(remote) == numbers(run(capsys, "info", tmp_path / "vector"))
-    assert all("range" in seen.headers for seen in hub.requests("GET", r"/resolve/.*safetensors")), "only headers come down"
+    assert all("range" in seen.headers for seen in hub.requests("GET", r"/resolve/.*safetensors")), (
+        "only headers come down"
+    )
     assert main(["push", str(llama.base), "ann/x"]) == 2
     assert "no vector, store, recipe or merged model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["hub", "both", "dry"])
-def test_merge_onto_the_hub(published: Published, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+def test_merge_onto_the_hub(
+    published: Published, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
     arguments = ["merge", RECIPE, "--push-to-hub", "ann/merged", "--private", "--max-shard-size", "8KB"]
     more = {"hub": [], "both": ["-o", tmp_path / "merged"], "dry": ["--dry-run"]}[where]
     lines = run(capsys, *arguments, *more).splitlines()
@@ -428,9 +495,11 @@ run()
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.endswith("told at the end\n")
-    assert (done.returncode, done.stdout.startswith(f"{places[target]}: dense"), "dem-hub extract: " in done.stderr) == (
-        (0, True, False) if target == "vector" else (2, False, True)
-    )
+    assert (
+        done.returncode,
+        done.stdout.startswith(f"{places[target]}: dense"),
+        "dem-hub extract: " in done.stderr,
+    ) == ((0, True, False) if target == "vector" else (2, False, True))
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])

@@ -28,9 +28,20 @@ def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys
     assert result.method == "gauss_newton"
     assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
     tables = out.split("\n\n")
-    assert [table.splitlines()[0].split("  ")[0] for table in tables[:3]] == ["loss, 1 of each (error)", "held-out loss", "vector"]
+    assert [table.splitlines()[0].split("  ")[0] for table in tables[:3]] == [
+        "loss, 1 of each (error)",
+        "held-out loss",
+        "vector",
+    ]
     assert [line.split()[0] for line in tables[0].splitlines()[1:]] == ["base", "up", "down"]
-    assert [line.split("  ")[0] for line in tables[1].splitlines()[1:]] == ["found", "base", "up alone", "down alone", "1/N", "common"]
+    assert [line.split("  ")[0] for line in tables[1].splitlines()[1:]] == [
+        "found",
+        "base",
+        "up alone",
+        "down alone",
+        "1/N",
+        "common",
+    ]
     for line, value in zip(tables[2].splitlines()[1:], result.coefficients.values(), strict=True):
         assert float(line.split()[1]) == pytest.approx(value, abs=1e-4)
     assert tables[3].startswith(
@@ -69,12 +80,19 @@ def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.Cap
     assert data["coefficients"] == result.coefficients
     assert all(0 <= value <= 0.4 for value in data["coefficients"].values())
     assert sum(data["coefficients"].values()) <= 0.6 + 1e-9
-    assert (data["method"], data["num_forward"], data["held_out_loss"], data["chosen"]) == ("quadratic", 9, None, "found")
+    assert (data["method"], data["num_forward"], data["held_out_loss"], data["chosen"]) == (
+        "quadratic",
+        9,
+        None,
+        "found",
+    )
     assert (result.objective.kind, result.objective.weights) == ("worst", {"down": 0.5})
     assert data["loss"] == pytest.approx(max(data["losses"]["up"], 0.5 * data["losses"]["down"]))
 
 
-def test_going_on_from_an_earlier_search(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_going_on_from_an_earlier_search(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command, "--with-logits"]) == 0
     again = [part if part != str(tmp_path / "found") else str(tmp_path / "again") for part in command]
     assert main([*again, "--resume-from", str(tmp_path / "found"), "--json"]) == 0
@@ -83,7 +101,10 @@ def test_going_on_from_an_earlier_search(command: list[str], tmp_path: Path, cap
 
 
 def test_a_sampler(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "--sampler", "tpe", "--storage", str(tmp_path / "journal.log"), "--max-forward", "6", "--json"]) == 0
+    assert (
+        main([*command, "--sampler", "tpe", "--storage", str(tmp_path / "journal.log"), "--max-forward", "6", "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["method"] == "optuna"
     assert (tmp_path / "journal.log").is_file()
 
@@ -94,12 +115,17 @@ def test_a_sampler(command: list[str], tmp_path: Path, capsys: pytest.CaptureFix
         (["--method", "magic"], "method is 'magic'; it must be auto, or one of"),
         (["--weight", "up=much"], "The weight of 'up' is 'much', which is not a number"),
         (["--weight", "left=1"], "weights name 'left'; the distributions are 'up', 'down'"),
-        (["--sampler", "tpe", "--method", "grid"], "--sampler and --storage are for --method optuna, and the method is grid"),
+        (
+            ["--sampler", "tpe", "--method", "grid"],
+            "--sampler and --storage are for --method optuna, and the method is grid",
+        ),
         (["--data", "file.jsonl"], "'file.jsonl' is not NAME=VALUE"),
         (["--bounds", "1", "0"], "each must be a finite (lower, upper) pair"),
         (["--resume-from", "nowhere/at-all"], "nowhere/at-all"),
     ],
 )
-def test_mistakes_are_one_message(command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+def test_mistakes_are_one_message(
+    command: list[str], capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err

@@ -17,7 +17,21 @@ from dem_hub.codecs.layout import check_parts, layout_bytes
 from dem_hub.errors import CodecError
 from dem_hub.numerics.slices import Index, full_index
 
-SHAPES = [(12, 7), (5, 40), (6, 200), (1, 9), (9, 1), (33,), (130,), (3, 4, 5), (4, 3, 2, 2), (2, 3, 70), (1,), (1, 1), ()]
+SHAPES = [
+    (12, 7),
+    (5, 40),
+    (6, 200),
+    (1, 9),
+    (9, 1),
+    (33,),
+    (130,),
+    (3, 4, 5),
+    (4, 3, 2, 2),
+    (2, 3, 70),
+    (1,),
+    (1, 1),
+    (),
+]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {}, "dense-bfloat16": {"dtype": "bfloat16"}, "lowrank": {"rank": 3}, "lowrank-energy": {"energy": 0.9},
@@ -131,7 +145,18 @@ def test_within_the_bound(variant: str, shape: tuple[int, ...], dtype: torch.dty
         assert (decoded - delta).norm() <= BOUNDS[variant] * delta.norm() + 1e-9 * delta.norm()
 
 
-UNBIASED = ("sign", "sign-grouped", "lrsign", "lrsign-grouped", "random", "random-8", "random-whole", "int4", "int8", "nf4")
+UNBIASED = (
+    "sign",
+    "sign-grouped",
+    "lrsign",
+    "lrsign-grouped",
+    "random",
+    "random-8",
+    "random-whole",
+    "int4",
+    "int8",
+    "nf4",
+)
 
 
 @pytest.mark.parametrize("variant", UNBIASED)
@@ -140,7 +165,9 @@ def test_unbiased_along_the_delta(variant: str) -> None:
     base, finetuned = pair((400, 500), torch.float32)
     delta = finetuned.double() - base.double()
     decoded = decode(variant, encode(variant, base, finetuned), base).double()
-    assert float((decoded * delta).sum() / delta.square().sum()) == pytest.approx(1, abs=0.02 if "random" in variant else 2e-3)
+    assert float((decoded * delta).sum() / delta.square().sum()) == pytest.approx(
+        1, abs=0.02 if "random" in variant else 2e-3
+    )
 
 
 def test_unbiased_in_the_mean_over_seeds() -> None:

@@ -47,7 +47,9 @@ def assert_same_values(merged: Tensor, finetuned: Tensor) -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(pairs=st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 65535)), min_size=1, max_size=64))
-def test_any_pair_comes_back(tmp_path_factory: pytest.TempPathFactory, dtype: str, pairs: list[tuple[int, int]]) -> None:
+def test_any_pair_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, pairs: list[tuple[int, int]]
+) -> None:
     base, finetuned = (values_of([pair[side] for pair in pairs], HALVES[dtype]) for side in (0, 1))
     merged = through_the_merge(tmp_path_factory.mktemp("pair"), base, finetuned)
     assert_same_values(merged, finetuned)

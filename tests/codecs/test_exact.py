@@ -38,13 +38,22 @@ def test_the_fine_tune_bit_for_bit(zoo: Zoo, family: str, dtype: str, tmp_path: 
 
 def through(base: Tensor, finetuned: Tensor) -> Tensor:
     codec = Exact()
-    parts = {name: InMemory(part) for name, part in codec.encode(finetuned.float() - base.float(), base, finetuned).items()}
+    parts = {
+        name: InMemory(part) for name, part in codec.encode(finetuned.float() - base.float(), base, finetuned).items()
+    }
     delta = codec.decode(parts, tuple(base.shape), (slice(0, len(base)),), InMemory(base))
     return add_deltas(base.double(), [(1.0, delta)]).to(finetuned.dtype)
 
 
 @pytest.mark.parametrize(
-    "kinds", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+    "kinds",
+    [
+        ("bfloat16", "bfloat16"),
+        ("float16", "float16"),
+        ("float32", "float32"),
+        ("bfloat16", "float32"),
+        ("float32", "bfloat16"),
+    ],
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())

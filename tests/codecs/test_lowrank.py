@@ -64,7 +64,10 @@ def test_energy_with_no_more_rank_than_needed(shape: str, spectrum: str, energy:
     held = values.square().cumsum(0) / values.square().sum()
     least = int((held < energy).sum()) + 1
     left, found, right = truncated_svd(delta, energy=energy)
-    lost = float((left.double() * found.double() @ right.double() - delta.double()).square().sum() / delta.double().square().sum())
+    lost = float(
+        (left.double() * found.double() @ right.double() - delta.double()).square().sum()
+        / delta.double().square().sum()
+    )
     assert lost <= 1 - energy + 1e-6
     assert least <= len(found) + 1
     assert len(found) <= math.ceil(1.05 * least) + 1
@@ -112,7 +115,9 @@ def test_tiny_and_huge_deltas(scale: float) -> None:
     assert found <= 1.02 * float(torch.linalg.svdvals(delta.double())[8:].norm()) + 1e-6 * float(delta.double().norm())
 
 
-@pytest.mark.parametrize(("size", "rank"), [(64, 8), (192, 24), (576, 64), (576, 72), (1024, 32), (1024, 128), (1100, 16)])
+@pytest.mark.parametrize(
+    ("size", "rank"), [(64, 8), (192, 24), (576, 64), (576, 72), (1024, 32), (1024, 128), (1100, 16)]
+)
 def test_a_few_directions_of_noise(size: int, rank: int) -> None:
     """A flat spectrum is the worst case of an iteration: the error is within 5e-4 of the best, relative."""
     matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
@@ -121,7 +126,9 @@ def test_a_few_directions_of_noise(size: int, rank: int) -> None:
     assert (matrix.double() - (left * values).double() @ right.double()).norm() <= (1 + 5e-4) * best
 
 
-@pytest.mark.parametrize(("rank", "full", "width", "steps"), [(1000, 1030, 258, 5), (1030, 1030, 265, 13), (1, 2000, 8, 13), (8, 9, 10, 2)])
+@pytest.mark.parametrize(
+    ("rank", "full", "width", "steps"), [(1000, 1030, 258, 5), (1030, 1030, 265, 13), (1, 2000, 8, 13), (8, 9, 10, 2)]
+)
 def test_a_space_has_room_for_the_rank_and_no_more_than_all(rank: int, full: int, width: int, steps: int) -> None:
     size, block = _space(rank, full, width, steps)
     assert rank <= size <= full

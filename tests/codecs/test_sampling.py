@@ -33,8 +33,12 @@ def test_all_elements_are_as_likely() -> None:
     counts = torch.zeros(30)
     for seed in range(20):
         sample = draw(full_index((500, 30)), (500, 30), 7, seed, CPU)
-        counts += torch.bincount(sample.positions.flatten(), weights=sample.sizes.expand(500, 7).flatten(), minlength=30)
-    torch.testing.assert_close(counts / 10_000, torch.ones(30), rtol=0, atol=0.08)  # 4 standard deviations of sqrt(4 / 10,000)
+        counts += torch.bincount(
+            sample.positions.flatten(), weights=sample.sizes.expand(500, 7).flatten(), minlength=30
+        )
+    torch.testing.assert_close(
+        counts / 10_000, torch.ones(30), rtol=0, atol=0.08
+    )  # 4 standard deviations of sqrt(4 / 10,000)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

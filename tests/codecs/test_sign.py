@@ -79,7 +79,10 @@ def test_signs_of_the_largest_have_less_noise_than_random_elements(delta: Tensor
 
 
 def test_lrsign_is_closer_than_either(delta: Tensor) -> None:
-    error = {type(codec).__name__: float((through(codec, delta) - delta).norm() / delta.norm()) for codec in (Sign(), LRSign(rank=8))}
+    error = {
+        type(codec).__name__: float((through(codec, delta) - delta).norm() / delta.norm())
+        for codec in (Sign(), LRSign(rank=8))
+    }
     assert error["LRSign"] < 0.75 * error["Sign"]
 
 

@@ -110,7 +110,9 @@ def test_the_reader_of_the_page(zoo: Zoo, name: str, family: str) -> None:
     reader: dict[str, Any] = {}
     exec(code, reader)
     models, (codec, options) = zoo.models(family), CODECS[name]
-    vector = DistributionVector.extract(models.base, models.low if name in ("lora", "auto") else models.full, codec=codec, **options)
+    vector = DistributionVector.extract(
+        models.base, models.low if name in ("lora", "auto") else models.full, codec=codec, **options
+    )
     deltas = reader["read_vector"](vector.folder, load_file(models.base / "model.safetensors"))
     assert vector.config is not None and set(deltas) == set(vector.config.tensors) and len(deltas) >= 8
     for key, delta in deltas.items():
@@ -120,10 +122,14 @@ def test_the_reader_of_the_page(zoo: Zoo, name: str, family: str) -> None:
 
 def test_the_configs_of_the_page(zoo: Zoo, tmp_path: Path) -> None:
     """The JSON that formats.md shows has the keys that are written, and is read."""
-    shown, recipe = (json.loads(block.code) for block in blocks_of(ROOT / "docs" / "formats.md") if block.language == "json")
+    shown, recipe = (
+        json.loads(block.code) for block in blocks_of(ROOT / "docs" / "formats.md") if block.language == "json"
+    )
     written = json.loads((zoo.vector("llama-tied") / "vector_config.json").read_text())
     assert shown.keys() == written.keys() and shown["base"].keys() == written["base"].keys()
-    assert {frozenset(record) for record in written["tensors"].values()} == {frozenset(shown["tensors"]["model.norm.weight"])}
+    assert {frozenset(record) for record in written["tensors"].values()} == {
+        frozenset(shown["tensors"]["model.norm.weight"])
+    }
     read = DEMConfig.from_dict(recipe, "formats.md")
     assert json.loads(json.dumps(read.to_dict())) == recipe
 

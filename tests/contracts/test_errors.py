@@ -23,7 +23,9 @@ STANDARD = {
     "HubError": OSError,
 }
 CLASSES = [
-    value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, DemHubError) and value is not DemHubError
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, DemHubError) and value is not DemHubError
 ]
 each_class = pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
 

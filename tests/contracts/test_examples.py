@@ -20,6 +20,8 @@ def test_example(path: Path, hub: Hub, tmp_path: Path) -> None:
     lines = path.read_text("utf-8").splitlines()
     assert 40 <= len(lines) <= 90, "An example is a page."
     assert lines[-1].startswith("assert "), "An example ends in an assertion."
-    done = subprocess.run([sys.executable, str(path)], env=hub.environment(tmp_path), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(path)], env=hub.environment(tmp_path), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "An example shows what it did."

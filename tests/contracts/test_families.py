@@ -19,7 +19,14 @@ from tests.support.tiny_models import assert_around, load_tensors, reference, sh
 
 TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
 MOE = {"moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}
 
 CUSTOM = """
@@ -68,10 +75,15 @@ def build(family: str) -> Any:
         ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**VISION, num_labels=3)),
         "qwen3-moe": lambda: t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**TEXT, **MOE, head_dim=8)),
-        "mamba": lambda: t.MambaForCausalLM(t.MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2)),
+        "mamba": lambda: t.MambaForCausalLM(
+            t.MambaConfig(vocab_size=64, hidden_size=32, state_size=4, num_hidden_layers=2)
+        ),
         "llava": lambda: t.LlavaForConditionalGeneration(
             t.LlavaConfig(
-                vision_config=t.CLIPVisionConfig(**VISION), text_config=t.LlamaConfig(**TEXT), image_token_index=5, image_seq_length=4
+                vision_config=t.CLIPVisionConfig(**VISION),
+                text_config=t.LlamaConfig(**TEXT),
+                image_token_index=5,
+                image_seq_length=4,
             )
         ),
     }
@@ -163,7 +175,9 @@ def test_an_adapter(family: str, tmp_path: Path) -> None:
     else:
         assert len(in_adapter) == sum(record.codec == "lowrank" for record in vector.config.tensors.values())
     ours = DEMModel.from_pretrained(base, vectors={str(tmp_path / "vector"): 1.0}, dtype="float32")
-    theirs = PeftModel.from_pretrained(type(ours).from_pretrained(base, dtype="float32"), tmp_path / "vector").merge_and_unload()
+    theirs = PeftModel.from_pretrained(
+        type(ours).from_pretrained(base, dtype="float32"), tmp_path / "vector"
+    ).merge_and_unload()
     alone = dict(theirs.named_parameters())
     beside = {name for name, record in vector.config.tensors.items() if not record.module}
     for name, parameter in ours.named_parameters():
@@ -187,7 +201,9 @@ def test_a_model_with_code_of_its_own(tmp_path: Path, monkeypatch: pytest.Monkey
         model.save_pretrained(tmp_path / "tuned")
     finally:
         sys.modules.pop("modeling_wave")
-    DistributionVector.extract(tmp_path / "base", tmp_path / "tuned", codec="dense").save_pretrained(tmp_path / "vector")
+    DistributionVector.extract(tmp_path / "base", tmp_path / "tuned", codec="dense").save_pretrained(
+        tmp_path / "vector"
+    )
     vectors = {str(tmp_path / "vector"): 1.0}
     with pytest.raises(ValueError, match="trust_remote_code"):
         DEMModel.from_pretrained(tmp_path / "base", vectors=vectors)

@@ -25,7 +25,11 @@ from dem_hub.numerics.slices import full_index
 from tests.support.tiny_models import edit_vector
 
 ROUNDS = 400  # of each codec and each kind of damage: 9 codecs * 3 kinds * 400 = 10,800
-OPTIONS: dict[str, dict[str, Any]] = {"lrsign": {"rank": 2, "group": 3}, "lowrank": {"rank": 2}, "random": {"density": 0.5}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lrsign": {"rank": 2, "group": 3},
+    "lowrank": {"rank": 2},
+    "random": {"density": 0.5},
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     generator = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (6, 16), "b.weight": (3, 4, 5), "c.weight": (9, 7), "norm": (5,)}
     tensors = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
-    tuned = {name: (tensor.float() + 0.01 * torch.randn(tensor.shape, generator=generator)).bfloat16() for name, tensor in tensors.items()}
+    tuned = {
+        name: (tensor.float() + 0.01 * torch.randn(tensor.shape, generator=generator)).bfloat16()
+        for name, tensor in tensors.items()
+    }
     for name, side in (("base", tensors), ("tuned", tuned)):
         (folder / name).mkdir()
         write_file(folder / name / "model.safetensors", side)
@@ -82,7 +89,9 @@ def lie_in_the_header(folder: Path, rng: random.Random) -> None:
     entry = header[name]
     kind = rng.randrange(5)
     if kind == 0:
-        entry["shape"] = [rng.choice([0, 1, size + 1, size - 1, 10**12, -1, size]) for size in entry["shape"]] + [2] * rng.randrange(2)
+        entry["shape"] = [rng.choice([0, 1, size + 1, size - 1, 10**12, -1, size]) for size in entry["shape"]] + [
+            2
+        ] * rng.randrange(2)
     elif kind == 1:
         entry["dtype"] = rng.choice(["F32", "BF16", "U8", "I64", "F8_E4M3", "BOOL", "NONE"])
     elif kind == 2:
@@ -143,7 +152,9 @@ def lie_in_the_config(folder: Path, rng: random.Random) -> None:
 @pytest.mark.parametrize("codec", list(OFFERED))
 def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Base, tmp_path: Path) -> None:
     good = tmp_path / "good"
-    DistributionVector.extract(base.folder, base.folder.parent / "tuned", codec=codec, **OPTIONS.get(codec, {})).save_pretrained(good)
+    DistributionVector.extract(
+        base.folder, base.folder.parent / "tuned", codec=codec, **OPTIONS.get(codec, {})
+    ).save_pretrained(good)
     assert set(use(good, base)) == set(base.checkpoint)
     rng = random.Random(f"{codec} {kind.__name__}")
     refused = 0

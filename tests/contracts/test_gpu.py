@@ -22,7 +22,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("gpu")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, dtype="bfloat16"
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        dtype="bfloat16",
     )
     base = LlamaForCausalLM(config).to(torch.bfloat16)
     base.save_pretrained(folder / "base")
@@ -32,7 +37,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             for parameter in finetuned.parameters():
                 parameter.add_(torch.randn_like(parameter) * 1e-3)
         finetuned.save_pretrained(folder / f"{name}-finetuned")
-        DistributionVector.extract(folder / "base", folder / f"{name}-finetuned", **codec).save_pretrained(folder / name)
+        DistributionVector.extract(folder / "base", folder / f"{name}-finetuned", **codec).save_pretrained(
+            folder / name
+        )
     return {name: folder / name for name in ("base", "dense", "lowrank", "dense-finetuned")}
 
 
@@ -68,7 +75,9 @@ def test_set_coefficients_on_the_device_is_a_fresh_load(folders: dict[str, Path]
 def test_coefficient_one_of_a_dense_vector_is_the_fine_tune(folders: dict[str, Path]) -> None:
     from transformers import LlamaForCausalLM
 
-    model = DEMModel.from_pretrained(folders["base"], vectors={str(folders["dense"]): 1.0}, dtype=torch.float32, device_map="cuda")
+    model = DEMModel.from_pretrained(
+        folders["base"], vectors={str(folders["dense"]): 1.0}, dtype=torch.float32, device_map="cuda"
+    )
     finetuned = LlamaForCausalLM.from_pretrained(folders["dense-finetuned"])
     for ours, other in zip(model.parameters(), finetuned.parameters(), strict=True):
         torch.testing.assert_close(ours.cpu(), other, rtol=2**-22, atol=0)  # two units in the last place
@@ -81,7 +90,9 @@ def test_codecs_decode_to_the_same_delta(codec: str) -> None:
     base = torch.randn(300, 500, generator=generator).bfloat16()
     finetuned = (base.float() + 1e-3 * torch.randn(300, 500, generator=generator)).bfloat16()
     made = get_codec(codec, {"sign": {"group": 6}, "lrsign": {"group": 6}, "random": {"density": 0.3}}.get(codec, {}))
-    parts = {name: InMemory(part) for name, part in made.encode(finetuned.float() - base.float(), base, finetuned).items()}
+    parts = {
+        name: InMemory(part) for name, part in made.encode(finetuned.float() - base.float(), base, finetuned).items()
+    }
     stored = Component(made, parts, (300, 500))
     index = (slice(17, 290), slice(33, 470))
     here = to_dense(stored.decode(InMemory(base), index), base[index])

@@ -48,7 +48,11 @@ def test_another_revision_of_the_base(zoo: Zoo, llama: Models, tmp_path: Path) -
     fingerprints = re.findall(r"fingerprint ([0-9a-f]{16})", text)
     assert len(set(fingerprints)) == 2
     assert_says(
-        text, f"'{vector}'", f"'{llama.base}'", f"'{other}'", "The first tensor that differs is 'model.layers.1.mlp.up_proj.weight'"
+        text,
+        f"'{vector}'",
+        f"'{llama.base}'",
+        f"'{other}'",
+        "The first tensor that differs is 'model.layers.1.mlp.up_proj.weight'",
     )
     assert_says(text, "Put it on the base it was made from", "allow_base_mismatch=True")
 
@@ -66,9 +70,14 @@ def test_another_architecture(zoo: Zoo) -> None:
     vector = str(zoo.vector("llama-tied"))
     for options in ({}, {"allow_base_mismatch": True}):
         text = message(
-            BaseMismatchError, lambda options=options: DEMModel.from_pretrained(zoo.models("gpt2").base, vectors={vector: 0.5}, **options)
+            BaseMismatchError,
+            lambda options=options: DEMModel.from_pretrained(zoo.models("gpt2").base, vectors={vector: 0.5}, **options),
         )
-        assert_says(text, "'model.embed_tokens.weight' [64, 32] is not in this base", "'model.norm.weight' [32] is not in this base")
+        assert_says(
+            text,
+            "'model.embed_tokens.weight' [64, 32] is not in this base",
+            "'model.norm.weight' [32] is not in this base",
+        )
 
 
 def test_a_base_of_another_size(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
@@ -78,9 +87,13 @@ def test_a_base_of_another_size(zoo: Zoo, llama: Models, tmp_path: Path) -> None
 
     other = reshard(llama.base, tmp_path / "other", change=cut)
     vector = str(zoo.vector("llama-tied"))
-    text = message(BaseMismatchError, lambda: DEMModel.from_pretrained(other, vectors={vector: 0.5}, allow_base_mismatch=True))
+    text = message(
+        BaseMismatchError, lambda: DEMModel.from_pretrained(other, vectors={vector: 0.5}, allow_base_mismatch=True)
+    )
     assert_says(
-        text, "'model.norm.weight' is [32] in the vector and [30] in this base", "'model.layers.0.mlp.up_proj.weight' [48, 32] is not in"
+        text,
+        "'model.norm.weight' is [32] in the vector and [30] in this base",
+        "'model.layers.0.mlp.up_proj.weight' [48, 32] is not in",
     )
 
 
@@ -129,7 +142,11 @@ def test_adapter_of_a_larger_model(zoo: Zoo, llama: Models, tmp_path: Path) -> N
         adapter / "adapter_model.safetensors",
     )
     text = message(AdapterError, lambda: DEMModel.from_pretrained(llama.base, vectors={str(adapter): 1.0}))
-    assert_says(text, "'model.layers.0.self_attn.q_proj.weight' is [32, 32] in the base, and the LoRA's B @ A is [64, 64]", "layers.1")
+    assert_says(
+        text,
+        "'model.layers.0.self_attn.q_proj.weight' is [32, 32] in the base, and the LoRA's B @ A is [64, 64]",
+        "layers.1",
+    )
     assert_says(text, f"The adapter '{adapter}' does not fit the base '{llama.base}'", "Use the base it was trained on")
 
 
@@ -174,7 +191,9 @@ def alter(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vector_model.safetensors", "adapter_model.safetensors", "adapter_config.json"])
 @pytest.mark.parametrize(
-    "damage", [alter, lambda path: path.write_bytes(path.read_bytes()[:-7]), Path.unlink], ids=["altered", "truncated", "lost"]
+    "damage",
+    [alter, lambda path: path.write_bytes(path.read_bytes()[:-7]), Path.unlink],
+    ids=["altered", "truncated", "lost"],
 )
 def test_damaged_vector(llama: Models, vector: Path, name: str, damage: Callable[[Path], object]) -> None:
     damage(vector / name)
@@ -204,7 +223,10 @@ def test_truncated_adapter(zoo: Zoo, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(zoo.adapter("llama-tied"), tmp_path / "adapter"))
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    assert_says(message(CheckpointError, lambda: DistributionVector.from_pretrained(adapter)), f"'{file}' is not a whole safetensors file")
+    assert_says(
+        message(CheckpointError, lambda: DistributionVector.from_pretrained(adapter)),
+        f"'{file}' is not a whole safetensors file",
+    )
 
 
 # NaN or inf.
@@ -224,7 +246,9 @@ def test_not_finite_in_extraction(llama: Models, tmp_path: Path, side: str, valu
 def test_not_finite_base_in_a_load(zoo: Zoo, llama: Models, tmp_path: Path, name: str) -> None:
     base = reshard(llama.base, tmp_path / "base", change=lambda tensors: tensors[name][0].fill_(torch.nan))
     vector = str(zoo.vector("llama-tied", kind="lowrank"))
-    text = message(CheckpointError, lambda: DEMModel.from_pretrained(base, vectors={vector: 0.5}, allow_base_mismatch=True))
+    text = message(
+        CheckpointError, lambda: DEMModel.from_pretrained(base, vectors={vector: 0.5}, allow_base_mismatch=True)
+    )
     assert_says(text, f"'{name}' of '{base}'", "has NaN or inf in it", "did not diverge")
 
 
@@ -232,7 +256,12 @@ def test_not_finite_after_the_merge(zoo: Zoo) -> None:
     base, vector = zoo.models("llama-tied", "float16").base, str(zoo.vector("llama-tied", "float16"))
     text = message(CheckpointError, lambda: DEMModel.from_pretrained(base, vectors={vector: 1e9}))
     assert re.search(r"'model\.\S+' of ", text)
-    assert_says(text, f"1000000000.0 * '{vector}'", "beyond the range of the target dtype", "Use smaller coefficients or a wider dtype")
+    assert_says(
+        text,
+        f"1000000000.0 * '{vector}'",
+        "beyond the range of the target dtype",
+        "Use smaller coefficients or a wider dtype",
+    )
 
 
 # Pickles.
@@ -261,24 +290,37 @@ def test_pickled_adapter(zoo: Zoo, tmp_path: Path) -> None:
     adapter = Path(shutil.copytree(zoo.adapter("llama-tied"), tmp_path / "adapter"))
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     text = message(CheckpointError, lambda: DistributionVector.from_pretrained(adapter))
-    assert_says(text, "pickled weights only (adapter_model.bin)", "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)")
+    assert_says(
+        text,
+        "pickled weights only (adapter_model.bin)",
+        "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)",
+    )
 
 
 # Names that leave their folder.
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "a/../../b.safetensors", "..\\b.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/model.safetensors", "a/../../b.safetensors", "..\\b.safetensors"]
+)
 def test_index_that_leaves_its_folder(tmp_path: Path, name: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
     text = message(ConfigError, lambda: Checkpoint(tmp_path))
-    assert_says(text, f"The file in {index} is '{name}'", "names must be relative and may not contain '..'", "Do not use this repository")
+    assert_says(
+        text,
+        f"The file in {index} is '{name}'",
+        "names must be relative and may not contain '..'",
+        "Do not use this repository",
+    )
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd"])
 def test_vector_that_names_files_elsewhere(vector: Path, name: str) -> None:
     edit_vector(vector, files={name: "0" * 64})
-    assert_says(message(ConfigError, lambda: DistributionVector.from_pretrained(vector)), f"'{name}'", "may not contain '..'")
+    assert_says(
+        message(ConfigError, lambda: DistributionVector.from_pretrained(vector)), f"'{name}'", "may not contain '..'"
+    )
 
 
 @pytest.mark.parametrize("subfolder", ["../other", "/etc"])
@@ -286,10 +328,15 @@ def test_recipe_that_names_folders_elsewhere(tmp_path: Path, subfolder: str) -> 
     recipe: dict[str, Any] = {"model_type": "dem", "format_version": 1, "base": {"repo_id": "org/base"}}
     recipe["vectors"] = [{"repo_id": "me/maths", "coefficient": 1.0, "subfolder": subfolder}]
     (tmp_path / "config.json").write_text(json.dumps(recipe))
-    assert_says(message(ConfigError, lambda: DEMConfig.from_pretrained(tmp_path)), f"subfolder of vector 'me/maths' is '{subfolder}'")
+    assert_says(
+        message(ConfigError, lambda: DEMConfig.from_pretrained(tmp_path)),
+        f"subfolder of vector 'me/maths' is '{subfolder}'",
+    )
 
 
-@pytest.mark.parametrize("entry", [{"path": "/home/me/base"}, {"repo_id": "/home/me/base"}, {"repo_id": "../base"}], ids=str)
+@pytest.mark.parametrize(
+    "entry", [{"path": "/home/me/base"}, {"repo_id": "/home/me/base"}, {"repo_id": "../base"}], ids=str
+)
 def test_recipe_from_the_hub_that_names_a_local_path(entry: dict[str, str]) -> None:
     data = {"model_type": "dem", "format_version": 1, "base": entry, "vectors": []}
     text = message(ConfigError, lambda: DEMConfig.from_dict(data, "me/recipe", None))
@@ -311,9 +358,13 @@ def test_base_with_code_of_its_own_needs_the_caller(llama: Models, tmp_path: Pat
     from transformers import AutoConfig
 
     base = reshard(llama.base, tmp_path / "base")
-    (base / "code.py").write_text("from transformers import LlamaConfig\nclass Config(LlamaConfig):\n    model_type = 'mine'\n")
+    (base / "code.py").write_text(
+        "from transformers import LlamaConfig\nclass Config(LlamaConfig):\n    model_type = 'mine'\n"
+    )
     edit_json(base / "config.json", model_type="mine", auto_map={"AutoConfig": "code.Config"})
-    DistributionVector.extract(base, reshard(llama.full, tmp_path / "full"), codec="dense").save_pretrained(tmp_path / "vector")
+    DistributionVector.extract(base, reshard(llama.full, tmp_path / "full"), codec="dense").save_pretrained(
+        tmp_path / "vector"
+    )
     vectors = {str(tmp_path / "vector"): 0.5}
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DEMModel.from_pretrained(base, vectors=vectors)
@@ -332,13 +383,18 @@ def test_quantized_checkpoint(llama: Models, tmp_path: Path, side: str, method: 
     edit_json(folders[side] / "config.json", quantization_config={"quant_method": method})
     text = message(CheckpointError, lambda: DistributionVector.extract(*folders.values()))
     assert_says(
-        text, f"'{folders[side]}' is quantised ({method})", "the difference would be one of rounded weights", "in bf16, fp16 or fp32"
+        text,
+        f"'{folders[side]}' is quantised ({method})",
+        "the difference would be one of rounded weights",
+        "in bf16, fp16 or fp32",
     )
 
 
 def test_quantized_base_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     base = reshard(llama.base, tmp_path / "base")
-    DEMModel.from_pretrained(base, vectors={str(zoo.vector("llama-tied")): 0.5}).dem.save_pretrained(tmp_path / "recipe")
+    DEMModel.from_pretrained(base, vectors={str(zoo.vector("llama-tied")): 0.5}).dem.save_pretrained(
+        tmp_path / "recipe"
+    )
     edit_json(base / "config.json", quantization_config={"quant_method": "awq"})
     assert_says(message(CheckpointError, lambda: DEMModel.from_pretrained(tmp_path / "recipe")), "is quantised (awq)")
 
@@ -349,9 +405,15 @@ def test_quantized_base_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path) -> 
 def test_newer_vector(vector: Path) -> None:
     edit_vector(vector, format_version=2)
     text = message(ConfigError, lambda: DistributionVector.from_pretrained(vector))
-    assert_says(text, "format_version 2, and this dem_hub reads up to 1", "Upgrade: pip install --upgrade dem-hub", str(vector))
+    assert_says(
+        text, "format_version 2, and this dem_hub reads up to 1", "Upgrade: pip install --upgrade dem-hub", str(vector)
+    )
 
 
 def test_unknown_key(vector: Path) -> None:
     edit_vector(vector, scale=2, shift=1)
-    assert_says(message(ConfigError, lambda: DistributionVector.from_pretrained(vector)), "unknown keys 'scale', 'shift'", str(vector))
+    assert_says(
+        message(ConfigError, lambda: DistributionVector.from_pretrained(vector)),
+        "unknown keys 'scale', 'shift'",
+        str(vector),
+    )

@@ -17,10 +17,16 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "training" / "train_dem.py"
 
 def run(config: dict[str, Any], folder: Path, processes: int = 0) -> str:
     (folder / "config.json").write_text(json.dumps(config))
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"] if processes else []
+    launcher = (
+        ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"]
+        if processes
+        else []
+    )
     command = [sys.executable, *launcher, str(SCRIPT), str(folder / "config.json")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -31,7 +37,9 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
     texts["down"] = [" ".join(reversed(text.split())) for text in texts["up"]]
     for name, lines in texts.items():
         for side, part in (("train", lines[:48]), ("validation", lines[48:])):
-            (tmp_path / f"{name}.{side}.jsonl").write_text("\n".join(json.dumps({"question": text, "text": text}) for text in part))
+            (tmp_path / f"{name}.{side}.jsonl").write_text(
+                "\n".join(json.dumps({"question": text, "text": text}) for text in part)
+            )
     entries = {name: {"train": f"{name}.train.jsonl", "validation": f"{name}.validation.jsonl"} for name in texts}
     entries["down"] |= {"lora": {"r": 2, "target_modules": "all-linear"}, "template": "{question}"}  # type: ignore[dict-item]
     training = {

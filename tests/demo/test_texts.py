@@ -48,9 +48,9 @@ def test_name_and_seed_decide_the_split(name: str, seed: int, same: bool) -> Non
 
 def test_pieces_end_between_paragraphs() -> None:
     paragraphs = [f"{i} " + "x" * 398 for i in range(10)]
-    assert list(pieces("\n\n".join(paragraphs), size=1_000)) == ["\n\n".join(paragraphs[start : start + 3]) for start in (0, 3, 6)] + [
-        paragraphs[9]
-    ]
+    assert list(pieces("\n\n".join(paragraphs), size=1_000)) == [
+        "\n\n".join(paragraphs[start : start + 3]) for start in (0, 3, 6)
+    ] + [paragraphs[9]]
 
 
 @pytest.mark.parametrize("text", ["too short", "x" * 4_000], ids=["stub", "table"])

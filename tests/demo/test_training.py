@@ -21,10 +21,14 @@ def base(zoo: Zoo) -> Models:
 def test_full_fine_tune(base: Models, tmp_path: Path) -> None:
     folder = train(base.base, TEXTS, tmp_path / "full", steps=3, learning_rate=1e-3)
     trained, before = load_tensors(folder), load_tensors(base.base)
-    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}, "saved in bf16, half of a short run would be lost"
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}, (
+        "saved in bf16, half of a short run would be lost"
+    )
     assert all((trained[name] != before[name]).any() for name in before)
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(base.base).get_vocab()
-    assert {path.name for path in folder.iterdir()}.isdisjoint({"optimizer.pt", "training_args.bin", "trainer_state.json"})
+    assert {path.name for path in folder.iterdir()}.isdisjoint(
+        {"optimizer.pt", "training_args.bin", "trainer_state.json"}
+    )
     assert DistributionVector.extract(base.base, folder).config is not None
 
 
@@ -35,7 +39,10 @@ def test_lora(base: Models, tmp_path: Path) -> None:
 
 
 def test_the_same_seed_trains_the_same(base: Models, tmp_path: Path) -> None:
-    runs = [load_tensors(train(base.base, TEXTS, tmp_path / name, steps=2, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    runs = [
+        load_tensors(train(base.base, TEXTS, tmp_path / name, steps=2, seed=seed))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
 

@@ -32,7 +32,10 @@ DATASETS = {
     "texts": ["w1 w2 w3", "w4 w5"],
     "rows with text": [{"text": "w1 w2 w3"}, {"text": "w4 w5"}],
     "rows with input_ids": [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}],
-    "rows with tensors": [{"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([5, 6, 7])}, {"input_ids": torch.tensor([8, 9])}],
+    "rows with tensors": [
+        {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([5, 6, 7])},
+        {"input_ids": torch.tensor([8, 9])},
+    ],
     "rows with padding": [
         {"input_ids": [5, 6, 7, 0], "attention_mask": [1, 1, 1, 0]},
         {"input_ids": [0, 8, 9], "attention_mask": [0, 1, 1]},
@@ -95,7 +98,13 @@ def test_only_answers_of_a_conversation_are_scored(tokenizer: Any, form: str) ->
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
-    row = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}, {"role": "user", "content": "w3"}]}
+    row = {
+        "messages": [
+            {"role": "user", "content": "w1"},
+            {"role": "assistant", "content": "w2"},
+            {"role": "user", "content": "w3"},
+        ]
+    }
     tokenizer.chat_template = "w{{ messages | length }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
     with pytest.raises(ConfigError, match="writes the turns before message 1 differently than in the whole"):
         Reader(lambda: tokenizer).windows([row])
@@ -103,7 +112,9 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> No
 
 def test_packing_fills_windows(tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
-    found = Reader(lambda: tokenizer, 4, packing=True).windows(["w1 w2 w3", "w4 w5", {"prompt": "w6", "completion": "w7"}])
+    found = Reader(lambda: tokenizer, 4, packing=True).windows(
+        ["w1 w2 w3", "w4 w5", {"prompt": "w6", "completion": "w7"}]
+    )
     assert ids(found) == [[5, 6, 7, end], [8, 9, end, 10], [11, end]]
     assert labels(found) == [[5, 6, 7, end], [8, 9, end, N], [11, end]]
     assert [window.document for window in found] == [0, 1, 2]
@@ -114,7 +125,10 @@ def test_packed_documents_are_split_before_they_are_packed(tokenizer: Any) -> No
     texts = [f"w{number} w{number} w{number}" for number in range(12)]
     reader = Reader(lambda: tokenizer, 8, packing=True)
     data, held = read_and_split(reader, {"words": texts}, 0.25, seed=0)
-    first, second = ({token for window in side["words"] for token in window.input_ids} - {tokenizer.eos_token_id} for side in (data, held))
+    first, second = (
+        {token for window in side["words"] for token in window.input_ids} - {tokenizer.eos_token_id}
+        for side in (data, held)
+    )
     assert (len(first), len(second), first & second) == (9, 3, set())
 
 
@@ -128,7 +142,11 @@ def test_seq2seq_rows(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"question": "w1", "answer": "w2"}, {}, "Rows have the columns question, answer; give 'text', 'messages' or 'input_ids'"),
+        (
+            {"question": "w1", "answer": "w2"},
+            {},
+            "Rows have the columns question, answer; give 'text', 'messages' or 'input_ids'",
+        ),
         ({"text": "w1"}, {"is_seq2seq": True}, "give 'prompt' and 'completion', or 'input_ids' and 'labels'"),
         ({"input_ids": [1, 2]}, {"is_seq2seq": True}, "has input_ids and no labels"),
         ({"input_ids": [1, 2], "labels": [1]}, {}, "it has 2 input_ids, 1 labels and 2 in the mask"),
@@ -148,7 +166,11 @@ def test_windows_of_one_token() -> None:
 
 
 def test_windows_with_nothing_to_score_are_left_out() -> None:
-    rows = [{"input_ids": [1, 2, 3], "labels": [1, N, N]}, {"input_ids": [4], "labels": [4]}, {"input_ids": [5, 6], "labels": [N, 6]}]
+    rows = [
+        {"input_ids": [1, 2, 3], "labels": [1, N, N]},
+        {"input_ids": [4], "labels": [4]},
+        {"input_ids": [5, 6], "labels": [N, 6]},
+    ]
     assert ids(Reader(lambda: None).windows(rows)) == [[5, 6]]
 
 
@@ -209,4 +231,7 @@ def test_everything_wrong_is_said_at_once() -> None:
 def test_digest_tells_ids_and_labels() -> None:
     first = Window((1, 2), (1, 2))
     assert digest([first]) == digest([Window((1, 2), (1, 2), document=7)])
-    assert len({digest(rows) for rows in ([first], [Window((1, 2), (N, 2))], [Window((1, 3), (1, 3))], [first, first])}) == 4
+    assert (
+        len({digest(rows) for rows in ([first], [Window((1, 2), (N, 2))], [Window((1, 3), (1, 3))], [first, first])})
+        == 4
+    )

@@ -37,7 +37,9 @@ def one_by_one(model: Any, rows: list[Window]) -> list[float]:
     for row in rows:
         with torch.no_grad():
             scores = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
-        found.append(-sum(float(scores[place, label]) for place, label in enumerate(row.labels[1:]) if label != NOT_SCORED))
+        found.append(
+            -sum(float(scores[place, label]) for place, label in enumerate(row.labels[1:]) if label != NOT_SCORED)
+        )
     return found
 
 
@@ -48,7 +50,9 @@ def test_is_the_sum_over_scored_tokens(model: Any, batch_size: int, hide: float)
     expected = one_by_one(model, rows)
     assert totals(model, rows, batch_size).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)  # float32 logits
     found = likelihood(model, rows, batch_size)
-    assert found.tokens == sum(label != NOT_SCORED for row in rows for label in row.labels[1:]) == sum(scored_tokens(rows))
+    assert (
+        found.tokens == sum(label != NOT_SCORED for row in rows for label in row.labels[1:]) == sum(scored_tokens(rows))
+    )
     assert found.loss == pytest.approx(sum(expected) / found.tokens, rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(found.loss))
 

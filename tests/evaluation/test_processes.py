@@ -40,7 +40,14 @@ WAYS: list[dict[str, Any]] = [
 
 def request(counters: Counters, tmp_path: Path, **changes: object) -> str:
     vectors = list(counters.vectors.values())
-    content = {"base": str(counters.base), "vectors": vectors, "data": counters.data, "storage": "", "ways": WAYS, "options": {}}
+    content = {
+        "base": str(counters.base),
+        "vectors": vectors,
+        "data": counters.data,
+        "storage": "",
+        "ways": WAYS,
+        "options": {},
+    }
     return json.dumps(content | {"output": str(tmp_path / "result")} | changes)
 
 
@@ -53,7 +60,13 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
 
 
 def results(tmp_path: Path) -> list[list[dict[str, Any]]]:
@@ -68,7 +81,13 @@ def test_accelerate_launch(counters: Counters, tmp_path: Path, script: Path, env
     """
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
-    done = subprocess.run([*launch, str(script), request(counters, tmp_path)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*launch, str(script), request(counters, tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-9000:]
     first, second = results(tmp_path)
     assert first == second
@@ -88,7 +107,9 @@ def test_accelerate_launch(counters: Counters, tmp_path: Path, script: Path, env
 
 
 @pytest.mark.slow
-def test_one_study_of_two_processes(counters: Counters, tmp_path: Path, script: Path, environment: dict[str, str]) -> None:
+def test_one_study_of_two_processes(
+    counters: Counters, tmp_path: Path, script: Path, environment: dict[str, str]
+) -> None:
     """Both add to it; whoever ends last has seen all trials, and nobody scores what the other has."""
     journal = str(tmp_path / "journal.log")
     command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, options={"max_forward": 8})]
@@ -100,7 +121,8 @@ def test_one_study_of_two_processes(counters: Counters, tmp_path: Path, script: 
     import optuna
 
     study = optuna.load_study(
-        study_name="dem_hub", storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
+        study_name="dem_hub",
+        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal)),
     )
     points = {tuple(trial.params.values()) for trial in study.trials if trial.values is not None}
     assert len([trial for trial in study.trials if trial.values is not None]) == 16

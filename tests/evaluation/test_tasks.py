@@ -147,7 +147,9 @@ def test_mistakes(
     (tmp_path / "words.txt").write_text("w1 w2 w3 w4")
     task = json.loads((folder / "pick.yaml").read_text())
     (folder / "unsafe.yaml").write_text(json.dumps({**task, "task": "unsafe", "unsafe_code": True}))
-    (folder / "broken.yaml").write_text(json.dumps({**task, "task": "broken", "dataset_kwargs": {"data_files": {"test": "absent.jsonl"}}}))
+    (folder / "broken.yaml").write_text(
+        json.dumps({**task, "task": "broken", "dataset_kwargs": {"data_files": {"test": "absent.jsonl"}}})
+    )
     (folder / "empty.yaml").write_text(json.dumps({"task": "empty", "output_type": "guess"}))
     assert main(["eval", str(llama.base), *arguments]) == 2
     captured = capfd.readouterr()

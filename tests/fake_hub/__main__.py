@@ -13,7 +13,9 @@ from tests.fake_hub.server import Hub
 def main() -> None:
     """Serve until Ctrl-C. Everything is in memory, and gone afterwards."""
     parser = argparse.ArgumentParser(prog="python -m tests.fake_hub", description=main.__doc__)
-    parser.add_argument("--port", type=int, default=8080, help="of the Hub; 0 for any that is free (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="of the Hub; 0 for any that is free (default: %(default)s)"
+    )
     port = parser.parse_args().port
     try:
         hub = Hub(port)

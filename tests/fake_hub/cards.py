@@ -51,7 +51,9 @@ def problems(text: str) -> tuple[list[str], list[str]]:
 
 def _wrong_names(card: Mapping[str, Any]) -> list[str]:
     errors = [
-        f'"{key}" must be a string' for key in ("library_name", "pipeline_tag", "license_name") if not isinstance(card.get(key, ""), str)
+        f'"{key}" must be a string'
+        for key in ("library_name", "pipeline_tag", "license_name")
+        if not isinstance(card.get(key, ""), str)
     ]
     if any(not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(one)) for one in listed(card.get("license"))):
         errors.append(f'"license" must be one of the Hub\'s identifiers, not {card["license"]!r}')
@@ -79,10 +81,22 @@ def _wrong_results(card: Mapping[str, Any]) -> list[str]:
             continue
         for j, result in enumerate(listed(model.get("results"))):
             where = f"model-index[{i}].results[{j}]"
-            wanted = {"task.type": ("task", "type"), "dataset.name": ("dataset", "name"), "dataset.type": ("dataset", "type")}
-            errors += [f'"{where}.{name}" is required' for name, (part, field) in wanted.items() if not (result.get(part) or {}).get(field)]
+            wanted = {
+                "task.type": ("task", "type"),
+                "dataset.name": ("dataset", "name"),
+                "dataset.type": ("dataset", "type"),
+            }
+            errors += [
+                f'"{where}.{name}" is required'
+                for name, (part, field) in wanted.items()
+                if not (result.get(part) or {}).get(field)
+            ]
             for k, metric in enumerate(listed(result.get("metrics"))):
-                errors += [f'"{where}.metrics[{k}].{field}" is required' for field in ("type", "value") if metric.get(field) is None]
+                errors += [
+                    f'"{where}.metrics[{k}].{field}" is required'
+                    for field in ("type", "value")
+                    if metric.get(field) is None
+                ]
     return errors
 
 

@@ -10,7 +10,9 @@ from tests.fake_hub.store import Blob, Commit, Discussion, Repo, Store
 from tests.fake_hub.wire import Refusal, Request, Response, json_response, stamp
 
 
-def open_request(store: Store, repo: Repo, author: str, title: str, *, fork: str | None, status: str = "open") -> Discussion:
+def open_request(
+    store: Store, repo: Repo, author: str, title: str, *, fork: str | None, status: str = "open"
+) -> Discussion:
     """Number a new discussion; one with a fork is a pull request and has a ref."""
     number = len(repo.discussions) + 1
     repo.discussions[number] = Discussion(number, title, author, datetime.now(UTC), status, fork)
@@ -82,7 +84,9 @@ def create(store: Store, request: Request) -> Response:
     wanted = bool(asked.get("pullRequest"))
     fork, status = (repo.commit("main").id, "draft") if wanted else (None, "open")
     made = open_request(store, repo, user.name, asked["title"], fork=fork, status=status)
-    return json_response({**shown(repo, made), "url": f"{store.endpoint}/{repo.prefix}{repo.id}/discussions/{made.number}"})
+    return json_response(
+        {**shown(repo, made), "url": f"{store.endpoint}/{repo.prefix}{repo.id}/discussions/{made.number}"}
+    )
 
 
 @route("GET", "/api/{repo}/discussions/{number}")

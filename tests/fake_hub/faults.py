@@ -54,7 +54,9 @@ class Fault:
     hits: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if not (self.status or self.cut is not None or self.truncate is not None or self.corrupt or self.delay or self.lost):
+        if not (
+            self.status or self.cut is not None or self.truncate is not None or self.corrupt or self.delay or self.lost
+        ):
             raise ValueError("This fault does nothing: give status, cut, truncate, corrupt, delay or lost.")
 
     @property

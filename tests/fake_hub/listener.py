@@ -57,7 +57,9 @@ class Origin(ThreadingHTTPServer):
 
     def serve(self, store: Store) -> None:
         self.store = store
-        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, name=f"hub-{self.name}", daemon=True)
+        self.thread = threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.05}, name=f"hub-{self.name}", daemon=True
+        )
         self.thread.start()
 
     def stop(self) -> None:
@@ -100,7 +102,9 @@ class Handler(BaseHTTPRequestHandler):
         if response is None:
             response = self.answer(request)
             fault = journal.strike(request, response)
-        seen = Seen(request.origin, request.method, request.path, query, headers, response.status, fault.name if fault else None)
+        seen = Seen(
+            request.origin, request.method, request.path, query, headers, response.status, fault.name if fault else None
+        )
         with journal.lock:
             journal.seen.append(seen)
         self.reply(response, fault)

@@ -28,8 +28,12 @@ def folders(commit: Commit) -> set[str]:
 
 def listing(store: Store, commit: Commit) -> list[dict[str, Any]]:
     """All entries, sorted by path."""
-    directories = [{"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path} for path in folders(commit)]
-    return sorted([*directories, *(entry(store, path, blob) for path, blob in commit.files.items())], key=lambda one: one["path"])
+    directories = [
+        {"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path} for path in folders(commit)
+    ]
+    return sorted(
+        [*directories, *(entry(store, path, blob) for path, blob in commit.files.items())], key=lambda one: one["path"]
+    )
 
 
 def expanded(found: list[dict[str, Any]], commit: Commit, request: Request) -> list[dict[str, Any]]:
@@ -66,17 +70,29 @@ def refs(store: Store, request: Request) -> Response:
 
     def under(prefix: str) -> list[dict[str, str]]:
         return [
-            {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": oid} for ref, oid in repo.refs.items() if ref.startswith(prefix)
+            {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": oid}
+            for ref, oid in repo.refs.items()
+            if ref.startswith(prefix)
         ]
 
-    pulls = {"pullRequests": [{**one, "name": one["ref"]} for one in under("refs/pr/")]} if request.flag("include_prs") else {}
+    pulls = (
+        {"pullRequests": [{**one, "name": one["ref"]} for one in under("refs/pr/")]}
+        if request.flag("include_prs")
+        else {}
+    )
     return json_response({"branches": under("refs/heads/"), "tags": under("refs/tags/"), "converts": [], **pulls})
 
 
 @route("GET", "/api/{repo}/commits/{rev}")
 def commits(store: Store, request: Request) -> Response:
     found = [
-        {"id": one.id, "title": one.title, "message": one.message, "date": stamp(one.date), "authors": [{"user": one.author}]}
+        {
+            "id": one.id,
+            "title": one.title,
+            "message": one.message,
+            "date": stamp(one.date),
+            "authors": [{"user": one.author}],
+        }
         for one in readable(store, request).history(request.params["rev"])
     ]
     return paged(store, request, found)
@@ -98,7 +114,9 @@ def resolve(store: Store, request: Request) -> Response:
     there = f"{store.cdn}/{repo.prefix}{repo.id}/resolve/{commit.id}/{quote(path)}?oid={blob.sha256}"
     linked = {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(blob.size), "ETag": f'"{blob.oid}"'}
     return Response(
-        302, f"Found. Redirecting to {there}".encode(), {"Location": there, **linked, **named, **xet.headers(store, repo, commit, blob)}
+        302,
+        f"Found. Redirecting to {there}".encode(),
+        {"Location": there, **linked, **named, **xet.headers(store, repo, commit, blob)},
     )
 
 

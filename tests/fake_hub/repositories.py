@@ -30,7 +30,13 @@ def whoami(store: Store, request: Request) -> Response:
     orgs = [{"type": "org", "name": org, "fullname": org, "roleInOrg": "write"} for org in user.orgs]
     token = {"accessToken": {"displayName": "tests", "role": user.role}}
     return json_response(
-        {"type": "user", "name": user.name, "fullname": user.name, "orgs": orgs, "auth": {"type": "access_token", **token}}
+        {
+            "type": "user",
+            "name": user.name,
+            "fullname": user.name,
+            "orgs": orgs,
+            "auth": {"type": "access_token", **token},
+        }
     )
 
 
@@ -53,7 +59,10 @@ def create(store: Store, request: Request) -> Response:
 def delete(store: Store, request: Request) -> Response:
     asked = request.json()
     user = require_writer(store, request)
-    params = {"kind": f"{asked.get('type') or 'model'}s", "id": f"{asked.get('organization') or user.name}/{asked['name']}"}
+    params = {
+        "kind": f"{asked.get('type') or 'model'}s",
+        "id": f"{asked.get('organization') or user.name}/{asked['name']}",
+    }
     repo, _ = writable(store, replace(request, params=params))
     del store.repos[repo.kind, repo.id]
     return json_response({})
@@ -152,7 +161,11 @@ def search(store: Store, request: Request) -> Response:
     """The repositories that have every filter among their tags."""
     if unknown := request.query.keys() - SEARCHES:
         raise Refusal(400, f"The tests' Hub cannot search by {', '.join(sorted(unknown))}")
-    found = [describe(store, repo, repo.commit("main")) for repo in _visible(store, request) if "refs/heads/main" in repo.refs]
+    found = [
+        describe(store, repo, repo.commit("main"))
+        for repo in _visible(store, request)
+        if "refs/heads/main" in repo.refs
+    ]
     for tag in request.query.get("filter", []):
         found = [one for one in found if tag in one["tags"]]
     if task := request.query.get("pipeline_tag", [""])[0]:

@@ -47,7 +47,11 @@ def route(method: str, template: str, origin: str = "hub") -> Callable[[Handler]
 def answer(store: Store, request: Request) -> Response:
     """Find the handler and run it. HEAD is answered wherever GET is."""
     method = "GET" if request.method == "HEAD" else request.method
-    found = [(entry, match) for entry in ROUTES if entry.origin == request.origin and (match := entry.pattern.fullmatch(request.path))]
+    found = [
+        (entry, match)
+        for entry in ROUTES
+        if entry.origin == request.origin and (match := entry.pattern.fullmatch(request.path))
+    ]
     for entry, match in found:
         if entry.method == method:
             params = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}

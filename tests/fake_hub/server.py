@@ -89,7 +89,9 @@ class Hub:
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """What a model's repository has, whatever the client says; without the Hub's own `.gitattributes`. (Not for Xet: no bytes here.)"""
         commit = self.store.repos["models", repo_id].commit(revision)
-        return {path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"}
+        return {
+            path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"
+        }
 
     @contextmanager
     def fault(self, method: str, pattern: str, **what: Any) -> Iterator[Fault]:
@@ -107,7 +109,11 @@ class Hub:
         """The requests so far, in order, of one kind or of all."""
         with self.journal.lock:
             seen = list(self.journal.seen)
-        return [one for one in seen if method in {None, one.method} and origin in {None, one.origin} and re.search(pattern, one.path)]
+        return [
+            one
+            for one in seen
+            if method in {None, one.method} and origin in {None, one.origin} and re.search(pattern, one.path)
+        ]
 
     def forget_requests(self) -> None:
         """Count from here."""
@@ -116,7 +122,11 @@ class Hub:
 
     def environment(self, home: Path, *, user: User | None = None, **more: str) -> dict[str, str]:
         """The environment of a process that shall use this Hub, with an empty home (cache, token) of its own."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_"))
+        }
         return {
             **inherited,
             "HF_ENDPOINT": self.endpoint,

@@ -15,7 +15,20 @@ from pathlib import Path
 from tests.fake_hub.wire import Refusal
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
-LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".onnx", ".msgpack", ".npz", ".parquet", ".tar.gz", ".zip")
+LFS_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".msgpack",
+    ".npz",
+    ".parquet",
+    ".tar.gz",
+    ".zip",
+)
 REGULAR_LIMIT = 10 * 2**20  # bytes; the Hub takes nothing larger outside LFS
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 
@@ -95,7 +108,9 @@ class Repo:
 
     def ref(self, revision: str) -> str | None:
         """The full name of a ref, tried as the Hub does: branch, tag, full name."""
-        return next((name for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision) if name in self.refs), None)
+        return next(
+            (name for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision) if name in self.refs), None
+        )
 
     def commit(self, revision: str) -> Commit:
         """The commit of a branch, a tag, a pull request or a full commit id."""
@@ -142,17 +157,38 @@ class Store:
         """A new repository with the first commit that the Hub gives it."""
         repo = self.repos[kind, repo_id] = Repo(kind, repo_id, datetime.now(UTC), private)
         self.moved.pop((kind, repo_id), None)
-        self.record(repo, "refs/heads/main", None, {".gitattributes": self.put(ATTRIBUTES, lfs=False)}, "initial commit", author=author)
+        self.record(
+            repo,
+            "refs/heads/main",
+            None,
+            {".gitattributes": self.put(ATTRIBUTES, lfs=False)},
+            "initial commit",
+            author=author,
+        )
         return repo
 
     def record(
-        self, repo: Repo, ref: str, parent: str | None, files: Mapping[str, Blob], title: str, message: str = "", *, author: str
+        self,
+        repo: Repo,
+        ref: str,
+        parent: str | None,
+        files: Mapping[str, Blob],
+        title: str,
+        message: str = "",
+        *,
+        author: str,
     ) -> Commit:
         """Add a commit and move a ref to it."""
         listing = "".join(f"{path}\0{blob.oid}\n" for path, blob in sorted(files.items()))
         name = f"{repo.kind}\0{repo.id}\0{parent}\0{listing}\0{title}\0{message}\0{author}\0{next(self._counter)}"
         commit = Commit(
-            hashlib.sha1(name.encode()).hexdigest(), parent, title, message, author, datetime.now(UTC), dict(sorted(files.items()))
+            hashlib.sha1(name.encode()).hexdigest(),
+            parent,
+            title,
+            message,
+            author,
+            datetime.now(UTC),
+            dict(sorted(files.items())),
         )
         repo.commits[commit.id] = commit
         repo.refs[ref] = commit.id

@@ -11,7 +11,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import HfApi, get_session, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import httpx
 
 from tests.fake_hub.commits import add, commit
@@ -103,11 +109,17 @@ def test_cut_late_goes_on_where_it_was(hub: Hub, api: HfApi, sleeps: list[float]
     commit(api, add("a.safetensors", data))
     with hub.fault("GET", WEIGHTS, cut=11 * 2**20, times=1):
         assert Path(hf_hub_download("ann/x", "a.safetensors")).read_bytes() == data
-    assert [one.headers.get("range") for one in hub.requests("GET", WEIGHTS, origin="cdn")] == [None, f"bytes={10 * 2**20}-"]
+    assert [one.headers.get("range") for one in hub.requests("GET", WEIGHTS, origin="cdn")] == [
+        None,
+        f"bytes={10 * 2**20}-",
+    ]
 
 
 def test_truncated(hub: Hub, weights: str) -> None:
-    with hub.fault("GET", WEIGHTS, truncate=1000), pytest.raises(OSError, match="should be of size 16384 but has size 1000"):
+    with (
+        hub.fault("GET", WEIGHTS, truncate=1000),
+        pytest.raises(OSError, match="should be of size 16384 but has size 1000"),
+    ):
         hf_hub_download("ann/x", weights)
     assert cached() == []
 
@@ -142,7 +154,10 @@ def test_server_errors_of_an_upload_are_retried(hub: Hub, api: HfApi, sleeps: li
 
 
 def test_server_errors_that_stay(hub: Hub, api: HfApi, sleeps: list[float]) -> None:
-    with hub.fault("PUT", "/upload/", status=503) as fault, pytest.raises(RuntimeError, match=r"uploading 'a\.safetensors'"):
+    with (
+        hub.fault("PUT", "/upload/", status=503) as fault,
+        pytest.raises(RuntimeError, match=r"uploading 'a\.safetensors'"),
+    ):
         commit(api, add("a.safetensors", DATA))
     assert fault.hits == 6 and sleeps == [1, 2, 4, 8, 8] and hub.files("ann/x") == {}
 
@@ -208,7 +223,11 @@ def test_another_process(hub: Hub, weights: str, tmp_path: Path) -> None:
     code = "import huggingface_hub as h; print(h.hf_hub_download('ann/x', 'a.safetensors'), h.whoami()['name'])"
     user = hub.add_user("bob")
     done = subprocess.run(
-        [sys.executable, "-c", code], env=hub.environment(tmp_path / "home", user=user), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=hub.environment(tmp_path / "home", user=user),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     path, name = done.stdout.split()
     assert Path(path).read_bytes() == DATA and Path(path).is_relative_to(tmp_path / "home") and name == "bob"
@@ -216,6 +235,9 @@ def test_another_process(hub: Hub, weights: str, tmp_path: Path) -> None:
 
 def test_unknown_addresses(hub: Hub) -> None:
     answer = get_session().get(f"{hub.endpoint}/api/nothing")
-    assert (answer.status_code, json.loads(answer.content)) == (404, {"error": "The tests' Hub has no GET /api/nothing"})
+    assert (answer.status_code, json.loads(answer.content)) == (
+        404,
+        {"error": "The tests' Hub has no GET /api/nothing"},
+    )
     assert get_session().put(f"{hub.endpoint}/api/whoami-v2", content=b"x" * 100_000).status_code == 405
     assert get_session().get(f"{hub.endpoint}/api/models").json() == [], "the connection is still in step"

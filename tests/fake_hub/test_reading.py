@@ -18,11 +18,17 @@ def test_tree_and_paths(api: HfApi) -> None:
     commit(api, add("a/b/c.json", "{}"), add("a/w.safetensors", b"123"), add("d.txt", "d"))
     top = {entry.path: type(entry).__name__ for entry in api.list_repo_tree("ann/x")}
     assert top == {".gitattributes": "RepoFile", "a": "RepoFolder", "d.txt": "RepoFile"}
-    assert [entry.path for entry in api.list_repo_tree("ann/x", "a", recursive=True)] == ["a/b", "a/b/c.json", "a/w.safetensors"]
+    assert [entry.path for entry in api.list_repo_tree("ann/x", "a", recursive=True)] == [
+        "a/b",
+        "a/b/c.json",
+        "a/w.safetensors",
+    ]
     assert set(api.list_repo_files("ann/x")) == {".gitattributes", "a/b/c.json", "a/w.safetensors", "d.txt"}
     with pytest.raises(EntryNotFoundError):
         list(api.list_repo_tree("ann/x", "absent"))
-    file, folder = sorted(api.get_paths_info("ann/x", ["a/w.safetensors", "a", "absent"]), key=lambda one: one.path, reverse=True)
+    file, folder = sorted(
+        api.get_paths_info("ann/x", ["a/w.safetensors", "a", "absent"]), key=lambda one: one.path, reverse=True
+    )
     assert (file.size, file.lfs.size, folder.path) == (3, 3, "a")
     assert api.get_paths_info("ann/x", ["d.txt"], expand=True)[0].last_commit.title == "Change"
 
@@ -55,8 +61,14 @@ def test_refs_and_history(hub: Hub, api: HfApi) -> None:
 def test_download(hub: Hub, api: HfApi) -> None:
     oid = commit(api, add("a/w.safetensors", b"0123456789"), add("a.json", "{}"))
     hub.forget_requests()
-    folder = Path(snapshot_download("ann/x", revision=oid, allow_patterns=["a/*"], library_name="dem-hub", library_version="1"))
-    assert folder.name == oid and (folder / "a/w.safetensors").read_bytes() == b"0123456789" and not (folder / "a.json").exists()
+    folder = Path(
+        snapshot_download("ann/x", revision=oid, allow_patterns=["a/*"], library_name="dem-hub", library_version="1")
+    )
+    assert (
+        folder.name == oid
+        and (folder / "a/w.safetensors").read_bytes() == b"0123456789"
+        and not (folder / "a.json").exists()
+    )
     assert [(one.method, one.status, one.token) for one in hub.requests(origin="cdn")] == [("GET", 200, None)]
     assert {one.headers["authorization"] for one in hub.requests(origin="hub")} == {f"Bearer {hub.user.token}"}
     assert all("dem-hub/1" in one.headers["user-agent"] for one in hub.requests())
@@ -67,7 +79,8 @@ def test_download(hub: Hub, api: HfApi) -> None:
 
 @pytest.mark.parametrize("name", ["w.safetensors", "a.json"])
 @pytest.mark.parametrize(
-    ("wanted", "expected"), [("bytes=2-4", b"234"), ("bytes=7-", b"789"), ("bytes=-2", b"89"), ("bytes=0-99", b"0123456789")]
+    ("wanted", "expected"),
+    [("bytes=2-4", b"234"), ("bytes=7-", b"789"), ("bytes=-2", b"89"), ("bytes=0-99", b"0123456789")],
 )
 def test_ranges(api: HfApi, name: str, wanted: str, expected: bytes) -> None:
     from huggingface_hub import get_session, hf_hub_url
@@ -75,7 +88,10 @@ def test_ranges(api: HfApi, name: str, wanted: str, expected: bytes) -> None:
     commit(api, add(name, b"0123456789"))
     response = get_session().get(hf_hub_url("ann/x", name), headers={"Range": wanted}, follow_redirects=True)
     assert (response.status_code, response.content) == (206, expected)
-    assert get_session().get(hf_hub_url("ann/x", name), headers={"Range": "bytes=10-"}, follow_redirects=True).status_code == 416
+    assert (
+        get_session().get(hf_hub_url("ann/x", name), headers={"Range": "bytes=10-"}, follow_redirects=True).status_code
+        == 416
+    )
 
 
 def test_safetensors_metadata_is_read_by_range(hub: Hub, api: HfApi) -> None:

@@ -66,7 +66,10 @@ def test_model_info(hub: Hub, api: HfApi) -> None:
     assert info.sha == oid and re.fullmatch("[0-9a-f]{40}", oid) and info.author == "ann"
     assert info.library_name == info.card_data.library_name == "dem-hub"
     found = {one.rfilename: (one.size, one.lfs and one.lfs.sha256) for one in info.siblings}
-    assert found["w.safetensors"] == (5, "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5")  # sha256sum of 12345
+    assert found["w.safetensors"] == (
+        5,
+        "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5",
+    )  # sha256sum of 12345
     assert found["README.md"][1] is None
     assert api.model_info("ann/x", revision=before).sha == before
     assert api.model_info("ann/x", expand=["sha"]).sha == oid
@@ -78,13 +81,24 @@ def test_model_info(hub: Hub, api: HfApi) -> None:
     ("base", "relation", "tags"),
     [
         ("org/base", "adapter", ["base_model:org/base", "base_model:adapter:org/base"]),
-        ("[org/a, org/b]", "merge", ["base_model:org/a", "base_model:org/b", "base_model:merge:org/a", "base_model:merge:org/b"]),
+        (
+            "[org/a, org/b]",
+            "merge",
+            ["base_model:org/a", "base_model:org/b", "base_model:merge:org/a", "base_model:merge:org/b"],
+        ),
     ],
 )
 def test_tags_come_from_the_card(api: HfApi, base: str, relation: str, tags: list[str]) -> None:
     commit(api, add("README.md", CARD.format(base=base, relation=relation)))
     found = api.model_info("ann/x").tags
-    assert set(found) == {"dem-hub", "distribution-vector", "dataset:org/data", "license:apache-2.0", "region:us", *tags}
+    assert set(found) == {
+        "dem-hub",
+        "distribution-vector",
+        "dataset:org/data",
+        "license:apache-2.0",
+        "region:us",
+        *tags,
+    }
 
 
 def test_relation_is_inferred(api: HfApi) -> None:

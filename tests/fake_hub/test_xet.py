@@ -46,13 +46,21 @@ check()
 def test_xet(hub: Hub, tmp_path: Path) -> None:
     hub.use_xet(tmp_path / "cas")
     environment = hub.environment(tmp_path / "home")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert hub.requests("GET", "xet-write-token") and hub.requests("GET", "xet-read-token")
     assert hub.requests(origin="cdn") == [], "no byte went over plain HTTP"
     paths = HfApi().get_paths_info("ann/x", ["a.safetensors", "c.safetensors", "d.safetensors"])
-    assert [(one.size, bool(one.xet_hash)) for one in paths] == [(12 * 2**20, True), (6 * 2**20 + 11, True), (100_000, True)]
-    stored = sum(path.stat().st_size for path in (tmp_path / "cas").rglob("xorbs/default.*") if path.suffix != ".tagset")
+    assert [(one.size, bool(one.xet_hash)) for one in paths] == [
+        (12 * 2**20, True),
+        (6 * 2**20 + 11, True),
+        (100_000, True),
+    ]
+    stored = sum(
+        path.stat().st_size for path in (tmp_path / "cas").rglob("xorbs/default.*") if path.suffix != ".tagset"
+    )
     assert stored < 15 * 2**20, "what c has in common with a is stored once"
 
 

@@ -9,13 +9,17 @@ from typing import Any
 class Refusal(Exception):
     """An answer that is an error. `code` is the `X-Error-Code` by which the client chooses its exception."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, headers or {}
 
     def response(self) -> "Response":
         named = {"X-Error-Code": self.code} if self.code else {}
-        return json_response({"error": self.message}, self.status, {"X-Error-Message": self.message, **named, **self.headers})
+        return json_response(
+            {"error": self.message}, self.status, {"X-Error-Message": self.message, **named, **self.headers}
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ def stamp(date: datetime) -> str:
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+    return Response(
+        status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
+    )
 
 
 def ranged(body: bytes, wanted: str | None, headers: dict[str, str]) -> Response:

@@ -57,24 +57,35 @@ def _no_ref(repo: Repo, ref: str) -> Response:
 def squash(store: Store, request: Request) -> Response:
     repo, user = writable(store, request)
     commit = repo.commit(request.params["rev"])
-    store.record(repo, f"refs/heads/{request.params['rev']}", None, commit.files, request.json()["message"], author=user.name)
+    store.record(
+        repo, f"refs/heads/{request.params['rev']}", None, commit.files, request.json()["message"], author=user.name
+    )
     return json_response({})
 
 
 @route("POST", "/api/{repo}/preupload/{rev}")
 def preupload(store: Store, request: Request) -> Response:
     """How each file is to come up, and which version of it is here already."""
-    repo, _ = writable(store, request, by_request=request.flag("create_pr") or request.params["rev"].startswith("refs/pr/"))
+    repo, _ = writable(
+        store, request, by_request=request.flag("create_pr") or request.params["rev"].startswith("refs/pr/")
+    )
     there = repo.commit(request.params["rev"]).files
     asked = request.json()["files"]
     if len(asked) > 256:
         raise Refusal(400, f"{len(asked)} files; 256 at most")
-    return json_response({"files": [_upload_mode(check_path(one["path"]), one["size"], there.get(one["path"])) for one in asked]})
+    return json_response(
+        {"files": [_upload_mode(check_path(one["path"]), one["size"], there.get(one["path"])) for one in asked]}
+    )
 
 
 def _upload_mode(path: str, size: int, there: Blob | None) -> dict[str, Any]:
     known = {} if there is None else {"oid": there.sha256 if there.lfs else there.oid}
-    return {"path": path, "uploadMode": "lfs" if belongs_to_lfs(path, size) else "regular", "shouldIgnore": False, **known}
+    return {
+        "path": path,
+        "uploadMode": "lfs" if belongs_to_lfs(path, size) else "regular",
+        "shouldIgnore": False,
+        **known,
+    }
 
 
 @route("POST", r"/{page}\.git/info/lfs/objects/batch")
@@ -84,7 +95,8 @@ def batch(store: Store, request: Request) -> Response:
     ref = asked.get("ref", {}).get("name")
     repo, _ = writable(store, request, by_request=ref is None or ref.startswith("refs/pr/"))
     objects = [
-        {**one, **({} if one["oid"] in store.contents else _actions(store, repo, one["oid"], one["size"]))} for one in asked["objects"]
+        {**one, **({} if one["oid"] in store.contents else _actions(store, repo, one["oid"], one["size"]))}
+        for one in asked["objects"]
     ]
     return json_response({"transfer": "basic", "objects": objects})
 
@@ -154,7 +166,12 @@ def commit(store: Store, request: Request) -> Response:
         ref, extra = _target(repo, revision, user.name), {}
     made = store.record(repo, ref, parent.id, files, header["summary"], header.get("description", ""), author=user.name)
     return json_response(
-        {"success": True, "commitOid": made.id, "commitUrl": f"{store.endpoint}/{repo.prefix}{repo.id}/commit/{made.id}", **extra}
+        {
+            "success": True,
+            "commitOid": made.id,
+            "commitUrl": f"{store.endpoint}/{repo.prefix}{repo.id}/commit/{made.id}",
+            **extra,
+        }
     )
 
 
@@ -202,7 +219,10 @@ def _changed(store: Store, before: Mapping[str, Blob], lines: list[dict[str, Any
 
 def _regular(store: Store, path: str, data: bytes) -> Blob:
     if belongs_to_lfs(path, len(data)):
-        raise Refusal(400, f"Your push was rejected because {path} belongs into LFS. https://hf.co/docs/hub/repositories-getting-started")
+        raise Refusal(
+            400,
+            f"Your push was rejected because {path} belongs into LFS. https://hf.co/docs/hub/repositories-getting-started",
+        )
     if path == "README.md" and (errors := cards.problems(data.decode("utf-8", "replace"))[0]):
         raise Refusal(400, f"Invalid metadata in README.md: {'; '.join(errors)}")
     return store.put(data, lfs=False)

@@ -79,5 +79,9 @@ def _token(store: Store, scope: str) -> Response:
     if store.cas is None:
         raise Refusal(404, "This Hub has no Xet storage: set HF_HUB_DISABLE_XET=1")
     access = {"casUrl": f"local://{store.cas}", "accessToken": f"xet_{scope}", "exp": int(time.time()) + 3600}
-    named = {"X-Xet-Cas-Url": access["casUrl"], "X-Xet-Access-Token": access["accessToken"], "X-Xet-Token-Expiration": str(access["exp"])}
+    named = {
+        "X-Xet-Cas-Url": access["casUrl"],
+        "X-Xet-Access-Token": access["accessToken"],
+        "X-Xet-Token-Expiration": str(access["exp"]),
+    }
     return json_response(access, headers={name: str(value) for name, value in named.items()})

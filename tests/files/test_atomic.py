@@ -27,5 +27,9 @@ def test_atomic_folder_over_another(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "there") as folder:
         (folder / "changed").write_text("new")
         (folder / "added").write_text("new")
-    assert {path.name: path.read_text() for path in (tmp_path / "there").iterdir()} == {"kept": "old", "changed": "new", "added": "new"}
+    assert {path.name: path.read_text() for path in (tmp_path / "there").iterdir()} == {
+        "kept": "old",
+        "changed": "new",
+        "added": "new",
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -67,7 +67,9 @@ def test_nothing_is_written_over_another_kind(
             WRITERS[kind](recipe, target)
             assert kind_of(target) == kind
         return
-    with pytest.raises(ConfigError, match=f"target' holds {there}, and {kind} is to be written there. Choose another folder"):
+    with pytest.raises(
+        ConfigError, match=f"target' holds {there}, and {kind} is to be written there. Choose another folder"
+    ):
         WRITERS[kind](recipe, target)
     assert contents(target) == before
 

@@ -5,7 +5,9 @@ from huggingface_hub import ModelCard
 
 from dem_hub.hub.cards import BEGIN, END, Card, recipe_card, render, store_card
 
-CARD = Card("maths", {"library_name": "dem-hub", "tags": ["dem"], "license": "mit", "base_model": ["org/base"]}, "What we know.")
+CARD = Card(
+    "maths", {"library_name": "dem-hub", "tags": ["dem"], "license": "mit", "base_model": ["org/base"]}, "What we know."
+)
 
 
 def test_a_new_readme() -> None:
@@ -54,7 +56,9 @@ def test_broken_marks_lose_nothing() -> None:
 
 
 def test_a_recipe_with_no_search_says_nothing_of_perplexity() -> None:
-    card = recipe_card("me/dem", "org/base", {"me/maths": 0.5, "me/all//code": 0.25}, None, {"org/base": "mit", "me/maths": "mit"})
+    card = recipe_card(
+        "me/dem", "org/base", {"me/maths": 0.5, "me/all//code": 0.25}, None, {"org/base": "mit", "me/maths": "mit"}
+    )
     assert "erplexity" not in card.text
     assert "| [me/all//code](https://huggingface.co/me/all) | 0.25 |" in card.text
     assert card.metadata["base_model"] == ["org/base", "me/maths", "me/all"]

@@ -61,7 +61,9 @@ def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
 # Vectors
 
 
-def test_a_vector_there_and_back(hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path) -> None:
+def test_a_vector_there_and_back(
+    hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path
+) -> None:
     info = vector.push_to_hub("ann/maths", base_model=base, commit_message="Maths")
     assert info.repo_url.repo_id == "ann/maths"
     assert set(hub.files("ann/maths")) == {"vector_config.json", "vector_model.safetensors", "README.md"}
@@ -80,7 +82,10 @@ def _saved(vector: DistributionVector, folder: Path) -> str:
 
 
 def test_the_base_must_have_a_name_that_others_know(hub: Hub, vector: DistributionVector, llama: Models) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"'{llama.base}', a folder of this machine, which nobody else has") + ".*base_model="):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape(f"'{llama.base}', a folder of this machine, which nobody else has") + ".*base_model=",
+    ):
         vector.push_to_hub("ann/maths")
     assert hub.requests("POST") == []
 
@@ -108,7 +113,10 @@ def test_what_a_person_wrote_stays(hub: Hub, base: str, vector: DistributionVect
     vector.push_to_hub("ann/maths", base_model=base)
     text = hub.files("ann/maths")["README.md"].decode()
     edited = (
-        text.replace("license: apache-2.0", "license: mit\nlanguage: en").replace("# maths", "# My maths vector\n\nBy me.") + "\nCite me.\n"
+        text.replace("license: apache-2.0", "license: mit\nlanguage: en").replace(
+            "# maths", "# My maths vector\n\nBy me."
+        )
+        + "\nCite me.\n"
     )
     api.upload_file(repo_id="ann/maths", path_in_repo="README.md", path_or_fileobj=edited.encode())
     vector.push_to_hub("ann/maths", base_model=base)
@@ -118,7 +126,9 @@ def test_what_a_person_wrote_stays(hub: Hub, base: str, vector: DistributionVect
     assert (card.data.license, card.data.language) == ("mit", "en")
 
 
-def test_an_older_vector_in_the_same_place_goes(hub: Hub, base: str, vector: DistributionVector, llama: Models, api: HfApi) -> None:
+def test_an_older_vector_in_the_same_place_goes(
+    hub: Hub, base: str, vector: DistributionVector, llama: Models, api: HfApi
+) -> None:
     DistributionVector.extract(BASE, llama.low, codec="lowrank").push_to_hub("ann/maths")
     api.upload_file(repo_id="ann/maths", path_in_repo="notes/vector_model_notes.txt", path_or_fileobj=b"keep")
     assert "adapter_model.safetensors" in hub.files("ann/maths")
@@ -134,7 +144,10 @@ def test_a_peft_adapter(hub: Hub, base: str, zoo: Zoo, tmp_path: Path) -> None:
     config = json.loads(hub.files("ann/lora")["adapter_config.json"])
     assert config["base_model_name_or_path"] == BASE
     assert ModelCard(hub.files("ann/lora")["README.md"].decode()).data.library_name == "peft"
-    assert_same(DEMModel.from_pretrained(BASE, vectors={"ann/lora": 0.5}), DEMModel.from_pretrained(BASE, vectors={str(folder): 0.5}))
+    assert_same(
+        DEMModel.from_pretrained(BASE, vectors={"ann/lora": 0.5}),
+        DEMModel.from_pretrained(BASE, vectors={str(folder): 0.5}),
+    )
 
 
 def test_branch_and_pull_request(hub: Hub, base: str, vector: DistributionVector) -> None:
@@ -157,7 +170,9 @@ def test_private(hub: Hub, base: str, vector: DistributionVector) -> None:
 # Several people
 
 
-def test_two_push_to_one_store_at_once(hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path) -> None:
+def test_two_push_to_one_store_at_once(
+    hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path
+) -> None:
     """The second commit is refused, made again on top of the first, and both vectors are there."""
     stores = []
     for name in ("maths", "code"):
@@ -202,7 +217,9 @@ def test_a_conflict_names_the_files(hub: Hub, api: HfApi) -> None:
         api.upload_file(repo_id="ann/r", path_in_repo="a.txt", path_or_fileobj=b"theirs %d" % len(calls))
         return Change({"a.txt": "ours"})
 
-    with pytest.raises(PushConflictError, match=r"moved from \w+ to \w+ while this was pushed, and the same files changed") as caught:
+    with pytest.raises(
+        PushConflictError, match=r"moved from \w+ to \w+ while this was pushed, and the same files changed"
+    ) as caught:
         push("ann/r", compose, {}, "x")  # type: ignore[arg-type]
     assert "'a.txt'" in str(caught.value)
     assert hub.files("ann/r")["a.txt"] == b"theirs 1"
@@ -234,7 +251,9 @@ def test_parent_commit(hub: Hub, base: str, vector: DistributionVector) -> None:
 # Stores
 
 
-def test_a_store_and_one_member_without_the_others(hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path) -> None:
+def test_a_store_and_one_member_without_the_others(
+    hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path
+) -> None:
     store = VectorStore.create(tmp_path / "store", llama.base)
     store.add("maths", vector)
     store.add("code", DistributionVector.extract(llama.base, llama.low, codec="lowrank"))
@@ -249,7 +268,9 @@ def test_a_store_and_one_member_without_the_others(hub: Hub, base: str, llama: M
     _run_code(ModelCard(hub.files("ann/vectors")["README.md"].decode()))
 
 
-def test_a_store_of_another_base(hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path) -> None:
+def test_a_store_of_another_base(
+    hub: Hub, base: str, llama: Models, vector: DistributionVector, tmp_path: Path
+) -> None:
     store = VectorStore.create(tmp_path / "store", BASE)
     store.add("maths", vector)
     store.push_to_hub("ann/vectors")
@@ -276,12 +297,20 @@ def test_a_recipe_there_and_back_in_another_process(hub: Hub, recipe: DEMConfig,
         "assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))\n"
         "print(type(b).__name__, b.dem.coefficients, AutoTokenizer.from_pretrained('ann/dem').vocab_size)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=hub.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("LlamaForCausalLM {'ann/maths': 0.5}")
 
 
-def test_a_recipe_pins_commits(hub: Hub, recipe: DEMConfig, base: str, vector: DistributionVector, llama: Models) -> None:
+def test_a_recipe_pins_commits(
+    hub: Hub, recipe: DEMConfig, base: str, vector: DistributionVector, llama: Models
+) -> None:
     """A vector or a base that moves on does not move a recipe."""
     recipe.push_to_hub("ann/dem")
     before = DEMModel.from_pretrained("ann/dem")
@@ -291,7 +320,9 @@ def test_a_recipe_pins_commits(hub: Hub, recipe: DEMConfig, base: str, vector: D
     assert_same(before, DEMModel.from_pretrained("ann/dem"))
 
 
-def test_a_recipe_of_local_vectors(hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path) -> None:
+def test_a_recipe_of_local_vectors(
+    hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
     path = _saved(vector, tmp_path)
     model = DEMModel.from_pretrained(llama.base, vectors={path: 0.5})
     with pytest.raises(ConfigError, match=f"'{path}'(.|\n)*include_vectors=True"):
@@ -308,10 +339,14 @@ def test_a_recipe_of_local_vectors(hub: Hub, base: str, vector: DistributionVect
 
 def test_growing_in_the_open(hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path) -> None:
     """A new vector and a new version of the recipe, as one pull request."""
-    DEMModel.from_pretrained(BASE, vectors={_saved(vector, tmp_path): 0.5}).dem.push_to_hub("ann/dem", include_vectors=True)
+    DEMModel.from_pretrained(BASE, vectors={_saved(vector, tmp_path): 0.5}).dem.push_to_hub(
+        "ann/dem", include_vectors=True
+    )
     first = DEMConfig.from_pretrained("ann/dem")
     DistributionVector.extract(llama.base, llama.low, codec="dense").save_pretrained(tmp_path / "new")
-    vectors = {record.source: record.coefficient for record in first.vectors} | {VectorSource(str(tmp_path / "new")): 0.25}
+    vectors = {record.source: record.coefficient for record in first.vectors} | {
+        VectorSource(str(tmp_path / "new")): 0.25
+    }
     grown = DEMModel.from_pretrained(BASE, vectors=vectors)
     info = grown.dem.push_to_hub("ann/dem", include_vectors=True, create_pr=True)
     assert len(DEMConfig.from_pretrained("ann/dem").vectors) == 1
@@ -330,7 +365,10 @@ def test_the_card_of_a_recipe(hub: Hub, recipe: DEMConfig) -> None:
     card.validate()
     data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ([BASE, "ann/maths"], "merge")
-    assert [(result.dataset_name, result.metric_value) for result in card.data.eval_results or []] == [("maths", 2.7183), ("code", 7.3891)]
+    assert [(result.dataset_name, result.metric_value) for result in card.data.eval_results or []] == [
+        ("maths", 2.7183),
+        ("code", 7.3891),
+    ]
     assert "| maths | 4.48 | 2.72 | 1.0000 |" in card.text
     assert "](perplexity.png)" in card.text
     assert files["perplexity.png"].startswith(b"\x89PNG")
@@ -366,7 +404,9 @@ def test_a_merged_model(hub: Hub, recipe: DEMConfig, tmp_path: Path) -> None:
     _run_code(card)
 
 
-def test_a_merged_model_of_local_vectors_says_what_stays_behind(hub: Hub, base: str, vector: DistributionVector, tmp_path: Path) -> None:
+def test_a_merged_model_of_local_vectors_says_what_stays_behind(
+    hub: Hub, base: str, vector: DistributionVector, tmp_path: Path
+) -> None:
     from dem_hub.merging.opening import open_base_and_vectors
 
     export(open_base_and_vectors(VectorSource(BASE), {_saved(vector, tmp_path): 0.5}), tmp_path / "merged")
@@ -376,7 +416,9 @@ def test_a_merged_model_of_local_vectors_says_what_stays_behind(hub: Hub, base: 
     assert str(tmp_path) not in hub.files("ann/merged")["README.md"].decode()
 
 
-def test_push_folder_knows_what_it_has(hub: Hub, recipe: DEMConfig, vector: DistributionVector, llama: Models, tmp_path: Path) -> None:
+def test_push_folder_knows_what_it_has(
+    hub: Hub, recipe: DEMConfig, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
     push_folder(Path(_saved(vector, tmp_path)), "ann/one", base_model=BASE)
     store = VectorStore.create(tmp_path / "store", BASE)
     store.add("maths", vector)
@@ -385,7 +427,11 @@ def test_push_folder_knows_what_it_has(hub: Hub, recipe: DEMConfig, vector: Dist
     push_folder(tmp_path / "recipe", "ann/three")
     assert [
         name in hub.files(repo)
-        for repo, name in (("ann/one", "vector_config.json"), ("ann/two", "vector_store.json"), ("ann/three", "config.json"))
+        for repo, name in (
+            ("ann/one", "vector_config.json"),
+            ("ann/two", "vector_store.json"),
+            ("ann/three", "config.json"),
+        )
     ] == [True] * 3
     with pytest.raises(NotFoundError, match="no vector, store, recipe or merged model") as caught:
         push_folder(llama.full, "ann/four")
@@ -394,7 +440,9 @@ def test_push_folder_knows_what_it_has(hub: Hub, recipe: DEMConfig, vector: Dist
         push_folder(tmp_path / "recipe", "ann/three", subfolder="x")
 
 
-def test_list_vectors(hub: Hub, recipe: DEMConfig, base: str, vector: DistributionVector, zoo: Zoo, tmp_path: Path) -> None:
+def test_list_vectors(
+    hub: Hub, recipe: DEMConfig, base: str, vector: DistributionVector, zoo: Zoo, tmp_path: Path
+) -> None:
     store = VectorStore.create(tmp_path / "store", BASE)
     store.add("maths", vector)
     store.push_to_hub("ann/vectors")

@@ -50,7 +50,12 @@ def everything(published: Published, token: str, folder: Path) -> torch.nn.Modul
 
 
 def test_where_the_token_goes(
-    hub: Hub, published: Published, token: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    hub: Hub,
+    published: Published,
+    token: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     keep_only(hub, BASE)
@@ -93,7 +98,9 @@ def test_messages(
     """Of the command, on stderr, and in the log at its most talkative."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("HF_TOKEN", token)
-    arguments = ["info", VECTOR] if operation == "load" else ["push", str(published.vector), "ann/new", "--base-model", BASE]
+    arguments = (
+        ["info", VECTOR] if operation == "load" else ["push", str(published.vector), "ann/new", "--base-model", BASE]
+    )
     with hub.fault("*", "/resolve/" if operation == "load" else "/commit/", status=status):
         assert main(arguments) == 2
     output = "".join(capfd.readouterr())
@@ -150,11 +157,15 @@ def test_nobody_is_told_otherwise(hub: Hub, published: Published, tmp_path: Path
     code = f"from dem_hub import DistributionVector; DistributionVector.from_pretrained('{VECTOR}')"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    known = re.compile(r"/api/models/|/resolve/|/api/agent-harnesses")  # the last is the client's, to name an agent that runs it
+    known = re.compile(
+        r"/api/models/|/resolve/|/api/agent-harnesses"
+    )  # the last is the client's, to name an agent that runs it
     assert {seen.path for seen in hub.requests() if not known.search(seen.path)} == set()
 
 
-def test_private_files_come_with_the_token_passed_by_hand(hub: Hub, published: Published, token: str, tmp_path: Path) -> None:
+def test_private_files_come_with_the_token_passed_by_hand(
+    hub: Hub, published: Published, token: str, tmp_path: Path
+) -> None:
     """Everything a push or a save fetches on the way is asked for with the same token."""
     api = HfApi(token=token)
     api.update_repo_settings(BASE, visibility="private")

@@ -95,7 +95,10 @@ def test_load(hub: Hub, published: Published, operation: str, fault: str) -> Non
 def test_slower_than_the_client_waits(hub: Hub, published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
         monkeypatch.setattr(huggingface_hub.constants, name, 0.05)
-    with hub.fault("*", WEIGHTS, origin="cdn", delay=0.3), pytest.raises(HubError, match="The connection failed.*ReadTimeout") as caught:
+    with (
+        hub.fault("*", WEIGHTS, origin="cdn", delay=0.3),
+        pytest.raises(HubError, match="The connection failed.*ReadTimeout") as caught,
+    ):
         load_vector()
     assert_clear(caught.value, VECTOR)
     monkeypatch.undo()
@@ -189,19 +192,33 @@ STEPS = {
 STATUSES: dict[int, type[Exception]] = {
     401: HfHubHTTPError, 403: HfHubHTTPError, 404: HfHubHTTPError, 412: HfHubHTTPError, 429: HubError, 503: HubError,
 }  # fmt: skip
-IN_COMMIT = STATUSES | {412: PushConflictError}  # somebody was quicker, which the client's commit says at any of its steps
+IN_COMMIT = STATUSES | {
+    412: PushConflictError
+}  # somebody was quicker, which the client's commit says at any of its steps
 PUSH_FAULTS: list[tuple[str, str, dict[str, Any], Error]] = [
     *((operation, "commit", {"status": status}, error) for operation in PUSHES for status, error in IN_COMMIT.items()),
     *((operation, "commit", {"status": 412, "times": 1}, None) for operation in PUSHES),
     *((operation, "upload", {"status": status}, error) for operation in PUSHES for status, error in IN_COMMIT.items()),
     *((operation, "upload", {"status": 503, "times": 2}, None) for operation in PUSHES),
     *(("vector", step, {"status": status}, error) for step in ("create", "look") for status, error in STATUSES.items()),
-    *(("vector", step, {"status": status}, error) for step in ("modes", "places") for status, error in IN_COMMIT.items()),
+    *(
+        ("vector", step, {"status": status}, error)
+        for step in ("modes", "places")
+        for status, error in IN_COMMIT.items()
+    ),
     *(("vector", "verify", {"status": status}, error) for status, error in STATUSES.items() if status != 412),
-    *((operation, "commit", what, None) for operation in PUSHES for what in ({"lost": True}, {"delay": 0.05}, {"cut": 5}, {"truncate": 5})),
+    *(
+        (operation, "commit", what, None)
+        for operation in PUSHES
+        for what in ({"lost": True}, {"delay": 0.05}, {"cut": 5}, {"truncate": 5})
+    ),
     *(("vector", step, {"lost": True}, HubError) for step in ("create", "look", "modes")),
     *(("vector", "upload", {"lost": True, "times": 1}, None),),
-    *(("vector", step, what, HubError) for step in ("create", "look", "modes", "places") for what in ({"cut": 5}, {"truncate": 5})),
+    *(
+        ("vector", step, what, HubError)
+        for step in ("create", "look", "modes", "places")
+        for what in ({"cut": 5}, {"truncate": 5})
+    ),
 ]
 
 

@@ -135,7 +135,10 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, hashed: list[str]) -> No
 @pytest.mark.parametrize("name", [SHA256, GIT])
 def test_a_damaged_download_is_named_and_taken_out(tmp_path: Path, name: str) -> None:
     path = cached(tmp_path, name, b"contentz")
-    with pytest.raises(CheckpointError, match=rf"(?s)'org/base' were damaged.*'file' has hash \w+, the Hub's has {name[:16]}.*Try again"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"(?s)'org/base' were damaged.*'file' has hash \w+, the Hub's has {name[:16]}.*Try again",
+    ):
         verify_downloads("org/base", [path])
     assert not path.is_symlink() and not list(tmp_path.rglob("blobs/*"))
 
@@ -178,7 +181,10 @@ def test_is_version(tmp_path: Path, content: str) -> None:
     ],
 )
 def test_corrupted_on_the_way(hub: Hub, published: Published, repo_id: str, name: str) -> None:
-    with hub.fault("GET", f"/{repo_id}/resolve/.*/{name}", corrupt=True) as fault, pytest.raises(CheckpointError) as caught:
+    with (
+        hub.fault("GET", f"/{repo_id}/resolve/.*/{name}", corrupt=True) as fault,
+        pytest.raises(CheckpointError) as caught,
+    ):
         DEMModel.from_pretrained(RECIPE)
     assert fault.hits
     assert f"'{repo_id}'" in str(caught.value) and f"'{name}'" in str(caught.value)

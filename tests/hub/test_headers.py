@@ -37,7 +37,9 @@ def data_bytes(hub: Hub) -> int:
         repo_id, _, rest = seen.path.lstrip("/").partition("/resolve/")
         data = hub.files(repo_id)[rest.partition("/")[2]]
         first, last = (
-            map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["range"]).groups()) if "range" in seen.headers else (0, len(data))
+            map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", seen.headers["range"]).groups())
+            if "range" in seen.headers
+            else (0, len(data))
         )  # type: ignore[union-attr]
         total += max(0, min(last, len(data)) - max(first, 8 + int.from_bytes(data[:8], "little")))
     return total
@@ -48,7 +50,9 @@ def large(hub: Hub, published: Published, llama: Models, tmp_path: Path) -> str:
     """A base in two files, one of which is large."""
 
     def grow(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.embed_tokens.weight"] = torch.randn(LARGE // 32, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+        tensors["model.embed_tokens.weight"] = torch.randn(
+            LARGE // 32, 32, generator=torch.Generator().manual_seed(0)
+        ).bfloat16()
 
     edit_json(reshard(llama.base, tmp_path / "large", 2, grow) / "config.json", vocab_size=LARGE // 32)
     upload("org/large", tmp_path / "large")
@@ -60,7 +64,10 @@ def test_headers_are_those_of_the_files(hub: Hub, large: str, tmp_path: Path) ->
     stubs = resolve_headers(VectorSource(large), MODEL_FILES, scratch=tmp_path)
     seen = Checkpoint(stubs.folder)
     assert stubs.remote is not None
-    assert {seen.headers.get("range") for seen in hub.requests("GET", WEIGHTS)} == {"bytes=0-100000", f"bytes=0-{_small(hub, large) - 1}"}
+    assert {seen.headers.get("range") for seen in hub.requests("GET", WEIGHTS)} == {
+        "bytes=0-100000",
+        f"bytes=0-{_small(hub, large) - 1}",
+    }
     whole = resolve(VectorSource(large), MODEL_FILES)
     assert stubs.remote.nbytes == sum(file.stat().st_size for file in whole.folder.glob("*.safetensors"))
     assert stubs.commit == whole.commit
@@ -97,7 +104,9 @@ def test_a_header_longer_than_what_is_asked_for_at_first(hub: Hub, published: Pu
     from safetensors.torch import save_file
 
     (tmp_path / "many").mkdir()
-    save_file({f"{'long' * 30}.{number}": torch.zeros(1) for number in range(1000)}, tmp_path / "many" / "model.safetensors")
+    save_file(
+        {f"{'long' * 30}.{number}": torch.zeros(1) for number in range(1000)}, tmp_path / "many" / "model.safetensors"
+    )
     upload("org/many", tmp_path / "many")
     stubs = resolve_headers(VectorSource("org/many"), MODEL_FILES, scratch=tmp_path)
     assert len(Checkpoint(stubs.folder)) == 1000
@@ -106,15 +115,24 @@ def test_a_header_longer_than_what_is_asked_for_at_first(hub: Hub, published: Pu
 # A dry run
 
 
-def test_a_dry_run_fetches_no_weights(hub: Hub, large: str, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_fetches_no_weights(
+    hub: Hub, large: str, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = resolve(VectorSource(large), MODEL_FILES)
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         for tensor in tensors.values():
             tensor.add_(0.01)
 
-    DistributionVector.extract(large, reshard(base.folder, tmp_path / "full", 1, change), codec="dense").push_to_hub("ann/large")
-    expected = sum(len(data) for repo in (large, "ann/large") for name, data in hub.files(repo).items() if name.endswith(".safetensors"))
+    DistributionVector.extract(large, reshard(base.folder, tmp_path / "full", 1, change), codec="dense").push_to_hub(
+        "ann/large"
+    )
+    expected = sum(
+        len(data)
+        for repo in (large, "ann/large")
+        for name, data in hub.files(repo).items()
+        if name.endswith(".safetensors")
+    )
     _forget(hub)
     assert main(["merge", large, "--vector", "ann/large=0.5", "-o", str(tmp_path / "merged"), "--dry-run"]) == 0
     told = capsys.readouterr().err
@@ -168,7 +186,9 @@ def test_the_cache_on_another_disk(published: Published, tmp_path: Path, monkeyp
 
     opened = open_recipe(VectorSource(RECIPE), headers_only=True)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10 if path == Path("/proc") else usage.free))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=10 if path == Path("/proc") else usage.free)
+    )
     monkeypatch.setattr(dem_hub.hub.download.Remote, "cache", property(lambda self: Path("/proc")))  # another device
     with pytest.raises(DiskSpaceError, match="come down to '/proc', and 0.0 MB are free there"):
         preview_export(opened, tmp_path / "merged")
@@ -200,11 +220,15 @@ def wrong(hub: Hub, published: Published, llama: Models, zoo: Zoo, tmp_path: Pat
         DistributionVector.from_pretrained(tmp_path / name).push_to_hub(f"ann/{name}", base_model=BASE)
     upload("org/other", llama.full)
     DistributionVector.extract(llama.full, llama.base, codec="dense").push_to_hub("ann/other", base_model="org/other")
-    DistributionVector.extract(llama.low, llama.base, codec="lowrank", rank=2).push_to_hub("ann/matrices", base_model="org/other")
+    DistributionVector.extract(llama.low, llama.base, codec="lowrank", rank=2).push_to_hub(
+        "ann/matrices", base_model="org/other"
+    )
     adapter = DistributionVector.from_pretrained(zoo.adapter("gpt2"))
     adapter.push_to_hub("ann/lora", base_model=BASE)
     HfApi().upload_file(
-        repo_id=STORE, path_in_repo="code/adapter_model.safetensors", path_or_fileobj=hub.files(VECTOR)["vector_model.safetensors"]
+        repo_id=STORE,
+        path_in_repo="code/adapter_model.safetensors",
+        path_or_fileobj=hub.files(VECTOR)["vector_model.safetensors"],
     )
     _forget(hub)
     return {
@@ -220,14 +244,28 @@ def wrong(hub: Hub, published: Published, llama: Models, zoo: Zoo, tmp_path: Pat
 
 @pytest.mark.parametrize("way", ["load", "merge", "dry run"])
 @pytest.mark.parametrize("what", ["shape", "name", "base", "base, of matrices", "adapter", "altered", "several"])
-def test_refused_first(hub: Hub, wrong: dict[str, Wrong], tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str, what: str) -> None:
+def test_refused_first(
+    hub: Hub, wrong: dict[str, Wrong], tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str, what: str
+) -> None:
     vectors, error, message = wrong[what]
     if way == "load":
         with pytest.raises(error, match=message):
             DEMModel.from_pretrained(BASE, vectors=vectors)
     else:
         arguments = [word for name, value in vectors.items() for word in ("--vector", f"{name}={value}")]
-        assert main(["merge", BASE, *arguments, "-o", str(tmp_path / "merged"), *(["--dry-run"] if way == "dry run" else [])]) == 2
+        assert (
+            main(
+                [
+                    "merge",
+                    BASE,
+                    *arguments,
+                    "-o",
+                    str(tmp_path / "merged"),
+                    *(["--dry-run"] if way == "dry run" else []),
+                ]
+            )
+            == 2
+        )
         assert re.search(message, capsys.readouterr().err)
     assert [seen for seen in hub.requests("GET", WEIGHTS) if "range" not in seen.headers] == [], "no weights"
     assert not list((tmp_path / "empty").rglob("*.safetensors"))

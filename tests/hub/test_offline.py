@@ -38,7 +38,9 @@ def run(hub: Hub, home: Path, **environment: str) -> str:
 
 def files_of(hub: Hub, repo_id: str) -> set[str]:
     """The files of a repository that came down, by their paths."""
-    return {seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.requests("GET", f"/{repo_id}/resolve/")}
+    return {
+        seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.requests("GET", f"/{repo_id}/resolve/")
+    }
 
 
 def by_repository(hub: Hub) -> dict[str, int]:

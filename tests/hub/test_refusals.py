@@ -29,7 +29,9 @@ def on_hub(hub: Hub, repo_id: str, name: str) -> dict[str, Any]:
     return json.loads(hub.files(repo_id)[name])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", ["../../../../secret.safetensors", "/etc/secret.safetensors", "..\\secret.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../../../../secret.safetensors", "/etc/secret.safetensors", "..\\secret.safetensors"]
+)
 def test_index_of_a_base(hub: Hub, published: Published, llama: Models, name: str) -> None:
     files = {"config.json": (llama.base / "config.json").read_bytes(), "model-00001-of-00001.safetensors": b"x" * 100}
     upload("ann/bad", {**files, "model.safetensors.index.json": {"weight_map": {"lm_head.weight": name}}})
@@ -42,7 +44,10 @@ def test_index_of_a_base(hub: Hub, published: Published, llama: Models, name: st
 @pytest.mark.parametrize("repo_id", [".", VECTOR])
 def test_subfolders_of_a_recipe(hub: Hub, published: Published, repo_id: str, subfolder: str) -> None:
     recipe = on_hub(hub, RECIPE, "config.json")
-    upload("ann/bad", {"config.json": {**recipe, "vectors": [{"repo_id": repo_id, "coefficient": 1.0, "subfolder": subfolder}]}})
+    upload(
+        "ann/bad",
+        {"config.json": {**recipe, "vectors": [{"repo_id": repo_id, "coefficient": 1.0, "subfolder": subfolder}]}},
+    )
     with pytest.raises(ConfigError) as caught:
         DEMModel.from_pretrained("ann/bad")
     assert f"is '{subfolder}'; names must be relative" in str(caught.value)
@@ -89,7 +94,13 @@ def test_pickled_base(hub: Hub, published: Published, llama: Models, name: str) 
 
 
 def test_pickled_adapter(hub: Hub, published: Published) -> None:
-    config = {"peft_type": "LORA", "base_model_name_or_path": BASE, "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": BASE,
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": ["q_proj"],
+    }
     upload("ann/pickled", {"adapter_config.json": config, "adapter_model.bin": b"pickled" * 10})
     with pytest.raises(CheckpointError, match=r"only pickled weights \(adapter_model\.bin\).*PeftModel"):
         DistributionVector.from_pretrained("ann/pickled")

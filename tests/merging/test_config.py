@@ -17,7 +17,9 @@ from dem_hub.vectors.config import TensorRecord, VectorConfig
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 BASE = BaseRecord("org/base", COMMIT, "sub", "f" * 64)
 RECORD = TensorRecord((4, 2), "BF16", "lowrank", 1.5, 0.25, 0.9, "ab", module="model.layer", transposed=True)
-VECTOR = VectorConfig(BASE, "lowrank", {"rank": 4}, {"layer.weight": RECORD}, {"vector_model.safetensors": "0" * 64}, "me/tuned")
+VECTOR = VectorConfig(
+    BASE, "lowrank", {"rank": 4}, {"layer.weight": RECORD}, {"vector_model.safetensors": "0" * 64}, "me/tuned"
+)
 RECIPE = DEMConfig(
     BASE,
     (VectorRecord("me/maths", 0.4, COMMIT, "", "1" * 64, "lowrank"), VectorRecord("me/many", -0.25, None, "chat")),
@@ -51,7 +53,9 @@ def test_existing_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subfolder", ["..", "a/../../b", "/etc", "a\\b", "c:/x"])
 @pytest.mark.parametrize(
-    "record", [VectorSource, BaseRecord, lambda name, **rest: VectorRecord(name, 1.0, **rest)], ids=["source", "base", "vector"]
+    "record",
+    [VectorSource, BaseRecord, lambda name, **rest: VectorRecord(name, 1.0, **rest)],
+    ids=["source", "base", "vector"],
 )
 def test_subfolders_stay_inside(record: Any, subfolder: str) -> None:
     with pytest.raises(ConfigError, match="may not contain"):
@@ -59,7 +63,9 @@ def test_subfolders_stay_inside(record: Any, subfolder: str) -> None:
 
 
 @pytest.mark.parametrize("commit", ["main", COMMIT[:12], COMMIT.upper(), COMMIT + "0"])
-@pytest.mark.parametrize("record", [BaseRecord, lambda name, commit: VectorRecord(name, 1.0, commit)], ids=["base", "vector"])
+@pytest.mark.parametrize(
+    "record", [BaseRecord, lambda name, commit: VectorRecord(name, 1.0, commit)], ids=["base", "vector"]
+)
 def test_commits_are_whole(record: Any, commit: str) -> None:
     with pytest.raises(ConfigError, match="not 40 hex digits. Pin the full commit"):
         record("me/vectors", commit)
@@ -83,7 +89,10 @@ def test_vector_config_round_trip() -> None:
         (lambda data: data.pop("format_version"), "format_version None"),
         (lambda data: data.update(color="red"), "unknown key 'color'"),
         (lambda data: data["base"].update(color="red", size=1), "base has unknown keys 'color', 'size'"),
-        (lambda data: data["tensors"]["layer.weight"].update(color="red"), "tensor 'layer.weight' has unknown key 'color'"),
+        (
+            lambda data: data["tensors"]["layer.weight"].update(color="red"),
+            "tensor 'layer.weight' has unknown key 'color'",
+        ),
         (lambda data: data["tensors"]["layer.weight"].pop("norm"), "tensor 'layer.weight' is incomplete.*'norm'"),
         (lambda data: data["tensors"].update({"layer.weight": 3}), "tensor 'layer.weight' is int, not a JSON object"),
         (lambda data: data.pop("codec"), "is incomplete.*'codec'"),
@@ -124,7 +133,10 @@ def test_recipe_round_trip() -> None:
         ({"vectors": [{"repo_id": "me/maths", "coefficient": 1}] * 2}, "named twice in one recipe: me/maths"),
         ({"base": {"path": "/tmp"}}, "comes from the Hub and names the local path '/tmp'"),
         ({"base": {"repo_id": "/etc/base"}}, "comes from the Hub and names the local path '/etc/base'"),
-        ({"vectors": [{"repo_id": "../maths", "coefficient": 1}]}, r"comes from the Hub and names the local path '\.\./maths'"),
+        (
+            {"vectors": [{"repo_id": "../maths", "coefficient": 1}]},
+            r"comes from the Hub and names the local path '\.\./maths'",
+        ),
         ({"auto_map": {"AutoModel": "code.Model"}}, "unknown key 'auto_map'"),
     ],
 )
@@ -140,7 +152,9 @@ def test_with_coefficients_keeps_the_others() -> None:
 
 
 def test_unknown_vector() -> None:
-    with pytest.raises(CoefficientError, match="No vector of this recipe is called 'me/math'; it has 'me/maths', 'me/many//chat'"):
+    with pytest.raises(
+        CoefficientError, match="No vector of this recipe is called 'me/math'; it has 'me/maths', 'me/many//chat'"
+    ):
         RECIPE.with_coefficients({"me/math": 0.5})
 
 

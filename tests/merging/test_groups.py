@@ -106,7 +106,10 @@ def test_layers_of_an_encoder_decoder(llama: Models, encoder: int, decoder: int,
         first, last = map(int, run.removeprefix("layers ").split("-"))
         blocks = {(key.split(".")[0], int(key.split(".")[2])) for key in taken[run]}
         assert blocks == {
-            (name, n) for name, count in (("encoder", encoder), ("decoder", decoder)) for n in range(first, last + 1) if n < count
+            (name, n)
+            for name, count in (("encoder", encoder), ("decoder", decoder))
+            for n in range(first, last + 1)
+            if n < count
         }
     assert {key.split(".")[1] for key in taken["rest"]} <= {"weight", "embed_tokens", "final_layer_norm"}
 
@@ -121,7 +124,9 @@ COEFFICIENTS = [
 
 @pytest.mark.parametrize("coefficients", COEFFICIENTS, ids=str)
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_each_tensor_as_with_its_coefficient_alone(zoo: Zoo, tmp_path: Path, family: str, coefficients: dict[str, float]) -> None:
+def test_each_tensor_as_with_its_coefficient_alone(
+    zoo: Zoo, tmp_path: Path, family: str, coefficients: dict[str, float]
+) -> None:
     """Bit for bit: in memory, in place, from a recipe, through the Auto classes, and on disk."""
     from transformers import AutoModelForCausalLM
 
@@ -151,7 +156,11 @@ def test_each_tensor_as_with_its_coefficient_alone(zoo: Zoo, tmp_path: Path, fam
 
 def test_only_what_changes_is_merged_again(llama: Models, zoo: Zoo) -> None:
     """What somebody wrote over a tensor shows which ones were."""
-    vector, before, after = str(zoo.vector("llama-tied")), {"attention": 0.5, "rest": 0.2}, {"attention": 0.3, "rest": 0.2}
+    vector, before, after = (
+        str(zoo.vector("llama-tied")),
+        {"attention": 0.5, "rest": 0.2},
+        {"attention": 0.3, "rest": 0.2},
+    )
     model = DEMModel.from_pretrained(llama.base, vectors={vector: before})
     fresh = DEMModel.from_pretrained(llama.base, vectors={vector: after}).state_dict()
     model.dem.set_coefficients({vector: after}, only_changed=True)
@@ -202,7 +211,10 @@ def test_a_recipe_keeps_a_copy() -> None:
         ({"attention": 1.0, "layers 0-3": 1.0}, "which share tensors or have none"),
         ({"layers 0-3": 1.0, "layers 3-5": 1.0}, "which share tensors or have none"),
         ({"layers 5-3": 1.0}, "which share tensors or have none"),
-        ({"attention": float("nan"), "rest": 1.0}, "group 'attention', has coefficient nan; it must be a finite number"),
+        (
+            {"attention": float("nan"), "rest": 1.0},
+            "group 'attention', has coefficient nan; it must be a finite number",
+        ),
         ({"attention": {"mlp": 1.0}}, "group 'attention', has coefficient {'mlp': 1.0}; it must be"),
         ({"attention": True}, "has coefficient True; it must be"),
     ],
@@ -214,7 +226,8 @@ def test_groups_that_are_refused(coefficients: Any, message: str) -> None:
 
 def test_tensors_that_no_group_has(llama: Models, zoo: Zoo) -> None:
     with pytest.raises(
-        CoefficientError, match=r"are for 'attention', and \d+ tensors that it changes are in none.*Give 'rest' a coefficient"
+        CoefficientError,
+        match=r"are for 'attention', and \d+ tensors that it changes are in none.*Give 'rest' a coefficient",
     ):
         DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): {"attention": 0.5}})
 
@@ -222,7 +235,9 @@ def test_tensors_that_no_group_has(llama: Models, zoo: Zoo) -> None:
 def test_an_architecture_that_is_not_known(llama: Models, zoo: Zoo, tmp_path: Path) -> None:
     base = opened(llama.base)
     base.architecture = None
-    with pytest.raises(CoefficientError, match="it has no config.json, or code of its own. Give coefficients for runs of layers"):
+    with pytest.raises(
+        CoefficientError, match="it has no config.json, or code of its own. Give coefficients for runs of layers"
+    ):
         groups_of("group", base.checkpoint, base)
     assert groups_of("block", base.checkpoint, base) == ("layers 0-0", "layers 1-1", "rest")
 

@@ -57,7 +57,9 @@ MIXES = {
 }
 
 
-def mixed(zoo: Zoo, family: str, dtype: str, mix: dict[str, float]) -> tuple[list[tuple[Path, float]], dict[str, Tensor]]:
+def mixed(
+    zoo: Zoo, family: str, dtype: str, mix: dict[str, float]
+) -> tuple[list[tuple[Path, float]], dict[str, Tensor]]:
     """The vectors of a mix, and what they sum to."""
     models = zoo.models(family, dtype)
     paths, terms = [], []
@@ -94,7 +96,9 @@ def test_nearest_is_the_nearest(zoo: Zoo, dtype: str) -> None:
     for name, tensor in merged(merge).items():
         assert_around(tensor, exact[name])
         expected = exact[name].to(tensor.dtype)
-        assert int((tensor != expected).sum()) <= 1e-3 * tensor.numel() + 1  # sums in float32 fall on the other side of a tie now and then
+        assert (
+            int((tensor != expected).sum()) <= 1e-3 * tensor.numel() + 1
+        )  # sums in float32 fall on the other side of a tie now and then
 
 
 @pytest.mark.parametrize("shards", [2, 5])
@@ -178,7 +182,11 @@ def test_slices_of_the_merge(zoo: Zoo, dtype: str, index: Callable[[int, int], t
 def test_slices_of_dense_vectors_are_the_same_bits(zoo: Zoo, kind: str) -> None:
     merge = merge_of(zoo.models("gpt2").base, (zoo.vector("gpt2", "bfloat16", kind), 0.3))
     for name, info in merge.base.items():
-        places = [index(*info.shape) for index in INDICES.values()] if len(info.shape) == 2 else [(slice(1, info.shape[0] - 1),)]
+        places = (
+            [index(*info.shape) for index in INDICES.values()]
+            if len(info.shape) == 2
+            else [(slice(1, info.shape[0] - 1),)]
+        )
         for place in places:
             assert torch.equal(merge.tensor(name, place, CPU), merged_tensor(merge, name)[place])
 
@@ -245,7 +253,9 @@ def test_new_rows_whose_coefficients_cancel(zoo: Zoo, tmp_path: Path) -> None:
 
 def counted(models: Models, folder: Path, value: int) -> DistributionVector:
     base = reshard(models.base, folder / "base", change=lambda tensors: tensors.update(steps=torch.tensor([0])))
-    finetuned = reshard(models.full, folder / f"finetuned-{value}", change=lambda tensors: tensors.update(steps=torch.tensor([value])))
+    finetuned = reshard(
+        models.full, folder / f"finetuned-{value}", change=lambda tensors: tensors.update(steps=torch.tensor([value]))
+    )
     return DistributionVector.extract(base, finetuned, codec="dense")
 
 

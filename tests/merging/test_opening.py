@@ -18,7 +18,10 @@ def opened(zoo: Zoo) -> OpenedRecipe:
 
 def test_what_is_written_down(zoo: Zoo, opened: OpenedRecipe) -> None:
     recipe = opened.recipe
-    assert (recipe.base.repo_id, recipe.base.fingerprint) == (str(zoo.models("llama-tied").base), opened.base.fingerprint)
+    assert (recipe.base.repo_id, recipe.base.fingerprint) == (
+        str(zoo.models("llama-tied").base),
+        opened.base.fingerprint,
+    )
     assert [vector.sha256 for vector in recipe.vectors] == [vector.sha256 for vector in opened.vectors]
     assert [vector.codec for vector in recipe.vectors] == ["dense", "lora"]
     assert recipe.architectures == ("LlamaForCausalLM",)

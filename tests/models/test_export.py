@@ -20,7 +20,10 @@ from tests.support.tiny_models import DTYPES, FAMILIES, Models, Zoo, edit_json, 
 
 
 def opened(zoo: Zoo, family: str, dtype: str = "bfloat16", **coefficients: float) -> OpenedRecipe:
-    vectors = {str(zoo.vector(family, dtype, kind)): value for kind, value in (coefficients or {"dense": 0.3, "lowrank": 0.6}).items()}
+    vectors = {
+        str(zoo.vector(family, dtype, kind)): value
+        for kind, value in (coefficients or {"dense": 0.3, "lowrank": 0.6}).items()
+    }
     return open_base_and_vectors(VectorSource(str(zoo.models(family, dtype).base)), vectors)
 
 
@@ -66,7 +69,9 @@ print(type(model).__name__, model.generation_config.max_length, float(model.lm_h
 
 def test_loads_with_no_dem_hub(zoo: Zoo, tmp_path: Path) -> None:
     export(opened(zoo, "llama-untied"), tmp_path / "merged", max_shard_size="10KB")
-    done = subprocess.run([sys.executable, "-c", WITHOUT, tmp_path / "merged"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, tmp_path / "merged"], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     expected = load_tensors(tmp_path / "merged")["lm_head.weight"].double().sum()
     assert done.stdout.split() == ["LlamaForCausalLM", "37", str(float(expected)), "2"]
@@ -115,7 +120,10 @@ def test_over_an_older_export_in_shards(zoo: Zoo, tmp_path: Path) -> None:
     assert not (tmp_path / "merged" / "model.safetensors").exists()
     recipe = opened(zoo, "llama-tied")
     export(recipe, tmp_path / "new")
-    assert all(torch.equal(tensor, load_tensors(tmp_path / "merged")[name]) for name, tensor in load_tensors(tmp_path / "new").items())
+    assert all(
+        torch.equal(tensor, load_tensors(tmp_path / "merged")[name])
+        for name, tensor in load_tensors(tmp_path / "new").items()
+    )
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "llama-untied"])
@@ -167,18 +175,25 @@ def test_base_with_code_of_its_own(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_a_preview_is_what_is_written(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
-    opened = open_base_and_vectors(VectorSource(str(llama.base)), {str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5})
+    opened = open_base_and_vectors(
+        VectorSource(str(llama.base)), {str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5}
+    )
     seen = preview_export(opened, tmp_path / "not" / "there", dtype="float32")
     assert not (tmp_path / "not").exists()
     export(opened, tmp_path / "merged", dtype="float32")
     tensors = load_tensors(tmp_path / "merged")
     assert (seen.tensors, seen.writes) == (len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
     assert seen.changed == 14  # seven matrices in each of two layers
-    inputs = [*load_tensors(llama.base).values(), *load_tensors(zoo.vector("llama-tied", "bfloat16", "lowrank")).values()]
+    inputs = [
+        *load_tensors(llama.base).values(),
+        *load_tensors(zoo.vector("llama-tied", "bfloat16", "lowrank")).values(),
+    ]
     assert seen.reads == sum(tensor.nbytes for tensor in inputs)
 
 
-def test_too_little_room_is_said_first(zoo: Zoo, llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_said_first(
+    zoo: Zoo, llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     usage = shutil.disk_usage(tmp_path)

@@ -80,7 +80,10 @@ SIZE = "8KB"
 
 
 def recipe(zoo: Zoo, coefficient: float = 0.3) -> OpenedRecipe:
-    vectors = {str(zoo.vector("llama-tied", kind="dense")): coefficient, str(zoo.vector("llama-tied", kind="lowrank")): 0.6}
+    vectors = {
+        str(zoo.vector("llama-tied", kind="dense")): coefficient,
+        str(zoo.vector("llama-tied", kind="lowrank")): 0.6,
+    }
     return open_base_and_vectors(VectorSource(str(zoo.models("llama-tied").base)), vectors)
 
 
@@ -103,7 +106,13 @@ def loads(folder: Path, base: Path) -> bool:
 def killed(zoo: Zoo, root: Path, points: dict[str, tuple[str, str, int]]) -> dict[str, Path]:
     """The folder that each killed export was for."""
     opened = recipe(zoo)
-    arguments = [str(opened.base.folder), json.dumps(opened.recipe.coefficients), str(root), json.dumps(list(points.values())), SIZE]
+    arguments = [
+        str(opened.base.folder),
+        json.dumps(opened.recipe.coefficients),
+        str(root),
+        json.dumps(list(points.values())),
+        SIZE,
+    ]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {name: root / str(number) / "merged" for number, name in enumerate(points)}
@@ -144,7 +153,9 @@ def test_killed_and_run_again(zoo: Zoo, fresh: dict[str, Path], whole: dict[str,
 
 
 @pytest.mark.parametrize("point", OVER)
-def test_killed_over_an_older_export(zoo: Zoo, older: tuple[dict[str, Path], dict[str, str]], whole: dict[str, str], point: str) -> None:
+def test_killed_over_an_older_export(
+    zoo: Zoo, older: tuple[dict[str, Path], dict[str, str]], whole: dict[str, str], point: str
+) -> None:
     target, old = older[0][point], older[1]
     assert contents(target) == old or not loads(target, zoo.models("llama-tied").base)
     export(recipe(zoo), target, max_shard_size=SIZE)
@@ -191,7 +202,9 @@ def stop(zoo: Zoo, target: Path, monkeypatch: pytest.MonkeyPatch, count: int = 9
     return asked
 
 
-def test_what_was_done_is_not_done_again(zoo: Zoo, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_done_is_not_done_again(
+    zoo: Zoo, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = stop(zoo, tmp_path / "merged", monkeypatch)
     first = tmp_path / ".merged.partial" / "model-00001-of-00006.safetensors"
     data = bytearray(first.read_bytes())
@@ -245,7 +258,9 @@ def test_another_export_begins_anew(zoo: Zoo, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("harm", ["journal", "file"])
-def test_a_folder_that_came_to_harm(zoo: Zoo, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+def test_a_folder_that_came_to_harm(
+    zoo: Zoo, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
     asked = stop(zoo, tmp_path / "merged", monkeypatch)
     asked.extend(["-"] * 100)
     partial = tmp_path / ".merged.partial"
@@ -264,7 +279,9 @@ def test_two_at_once(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def meanwhile(self: Merge, *rest: object) -> object:
         if not refused:
-            with pytest.raises(BusyError, match=r"Another process is writing '.*merged' \('.*.lock' is locked\). Wait for it"):
+            with pytest.raises(
+                BusyError, match=r"Another process is writing '.*merged' \('.*.lock' is locked\). Wait for it"
+            ):
                 export(recipe(zoo, 0.7), tmp_path / "merged")
             refused.append(True)
         return real(self, *rest)  # type: ignore[arg-type]
@@ -296,7 +313,10 @@ def test_written_out_twins_stay_tied(zoo: Zoo, tmp_path: Path, monkeypatch: pyte
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     models = zoo.models("llama-tied")
-    base, full = (reshard(folder, tmp_path / name, change=write_out) for name, folder in (("base", models.base), ("full", models.full)))
+    base, full = (
+        reshard(folder, tmp_path / name, change=write_out)
+        for name, folder in (("base", models.base), ("full", models.full))
+    )
     DistributionVector.extract(base, full, codec="dense").save_pretrained(tmp_path / "vector")
     opened = open_base_and_vectors(VectorSource(str(base)), {str(tmp_path / "vector"): 0.3})
     asked = stop_at(monkeypatch, 2)

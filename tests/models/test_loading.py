@@ -135,7 +135,12 @@ def test_subfolders(llama: Models, zoo: Zoo, tmp_path: Path) -> None:
 def test_other_arguments_of_transformers(llama: Models, zoo: Zoo) -> None:
     vectors = {str(zoo.vector("llama-tied")): 0.5}
     model, info = DEMModel.from_pretrained(
-        llama.base, vectors=vectors, attn_implementation="eager", output_loading_info=True, use_cache=False, low_cpu_mem_usage=True
+        llama.base,
+        vectors=vectors,
+        attn_implementation="eager",
+        output_loading_info=True,
+        use_cache=False,
+        low_cpu_mem_usage=True,
     )
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -146,7 +151,8 @@ def test_other_arguments_of_transformers(llama: Models, zoo: Zoo) -> None:
 def test_rounding_and_seed(llama: Models, zoo: Zoo) -> None:
     vectors = {str(zoo.vector("llama-tied")): 0.3}
     models = [
-        DEMModel.from_pretrained(llama.base, vectors=vectors, **options) for options in ({}, {"rounding_seed": 1}, {"rounding": "nearest"})
+        DEMModel.from_pretrained(llama.base, vectors=vectors, **options)
+        for options in ({}, {"rounding_seed": 1}, {"rounding": "nearest"})
     ]
     assert not any(same(state(models[i]), state(models[j])) for i, j in ((0, 1), (0, 2), (1, 2)))
     assert (models[1].dem.config.rounding_seed, models[2].dem.config.rounding) == (1, "nearest")
@@ -155,7 +161,10 @@ def test_rounding_and_seed(llama: Models, zoo: Zoo) -> None:
 
 
 def test_no_vectors_is_the_base(llama: Models) -> None:
-    assert torch.equal(DEMModel.from_pretrained(llama.base, vectors={}).model.norm.weight, load_tensors(llama.base)["model.norm.weight"])
+    assert torch.equal(
+        DEMModel.from_pretrained(llama.base, vectors={}).model.norm.weight,
+        load_tensors(llama.base)["model.norm.weight"],
+    )
 
 
 def test_never_instantiated() -> None:
@@ -168,7 +177,13 @@ def test_a_recipe(zoo: Zoo, tmp_path: Path) -> None:
     model = DEMModel.from_pretrained(base, vectors={first: 0.3, second: 0.6}, rounding_seed=5)
     model.dem.save_pretrained(tmp_path / "recipe")
     names = {path.name for path in (tmp_path / "recipe").iterdir()}
-    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    assert {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    } <= names
     assert not any(name.endswith(".safetensors") for name in names)
     again = DEMModel.from_pretrained(tmp_path / "recipe")
     assert same(state(again), state(model))
@@ -190,7 +205,9 @@ def test_a_recipe_moves_with_what_it_names(zoo: Zoo, tmp_path: Path) -> None:
     moved.dem.set_coefficients({str(there / "vectors" / "maths"): 0.0})
 
 
-def test_relative_paths_outlive_a_change_of_directory(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_outlive_a_change_of_directory(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, first, _ = two(zoo, "llama-tied")
     shutil.copytree(base, tmp_path / "base")
     shutil.copytree(first, tmp_path / "maths")
@@ -213,7 +230,10 @@ def test_recipe_and_vectors_exclude_each_other(zoo: Zoo, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("vectors", [["maths-vector"], "maths-vector"], ids=str)
 def test_vectors_without_coefficients(llama: Models, vectors: Any) -> None:
-    with pytest.raises(ConfigError, match=r"vectors is .*maths-vector.*; give the coefficient of each: vectors=\{'maths-vector': 0\.5\}"):
+    with pytest.raises(
+        ConfigError,
+        match=r"vectors is .*maths-vector.*; give the coefficient of each: vectors=\{'maths-vector': 0\.5\}",
+    ):
         DEMModel.from_pretrained(llama.base, vectors=vectors)
 
 
@@ -221,14 +241,19 @@ def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
     base, first, _ = two(zoo, "llama-tied")
     shutil.copytree(base, tmp_path / "base")
     shutil.copytree(first, tmp_path / "maths")
-    DEMModel.from_pretrained(tmp_path / "base", vectors={str(tmp_path / "maths"): 0.4}).dem.save_pretrained(tmp_path / "recipe")
+    DEMModel.from_pretrained(tmp_path / "base", vectors={str(tmp_path / "maths"): 0.4}).dem.save_pretrained(
+        tmp_path / "recipe"
+    )
     shutil.rmtree(tmp_path / "maths")
     shutil.copytree(zoo.vector("llama-tied", kind="short"), tmp_path / "maths")
-    with pytest.raises(CheckpointError, match=r"(?s)Vectors changed since the recipe was made.*has sha256 .*, the recipe says"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)Vectors changed since the recipe was made.*has sha256 .*, the recipe says"
+    ):
         DEMModel.from_pretrained(tmp_path / "recipe")
     reshard(zoo.models("llama-tied").low, tmp_path / "base")
     with pytest.raises(
-        BaseMismatchError, match="another model, or another revision. Restore it, or pass --allow-base-mismatch, in Python allow_base"
+        BaseMismatchError,
+        match="another model, or another revision. Restore it, or pass --allow-base-mismatch, in Python allow_base",
     ):
         DEMModel.from_pretrained(tmp_path / "recipe")
 
@@ -236,7 +261,9 @@ def test_recipe_whose_base_or_vector_changed(zoo: Zoo, tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
 def test_a_device_that_is_not_there(zoo: Zoo) -> None:
     with pytest.raises(ConfigError, match="device_map is 'cuda', which is no device of this machine"):
-        DEMModel.from_pretrained(zoo.models("llama-tied").base, vectors={zoo.vector("llama-tied"): 0.4}, device_map="cuda")
+        DEMModel.from_pretrained(
+            zoo.models("llama-tied").base, vectors={zoo.vector("llama-tied"): 0.4}, device_map="cuda"
+        )
 
 
 def test_allow_base_mismatch(zoo: Zoo) -> None:
@@ -268,7 +295,9 @@ def test_mixtral_experts_are_merged_on_disk_names(zoo: Zoo) -> None:
     base, first, second = two(zoo, "mixtral")
     model = DEMModel.from_pretrained(base, vectors={first: 0.9, second: -0.2})
     exact = reference(base, [(read_deltas(Path(first)), 0.9), (read_deltas(Path(second)), -0.2)])
-    down = torch.stack([exact[name] for name in sorted(exact) if "layers.1" in name and "experts" in name and ".w2." in name])
+    down = torch.stack(
+        [exact[name] for name in sorted(exact) if "layers.1" in name and "experts" in name and ".w2." in name]
+    )
     assert_around(model.state_dict()["model.layers.1.mlp.experts.down_proj"], down)
 
 
@@ -300,7 +329,10 @@ def test_checkpoints_without_their_prefix(zoo: Zoo, tmp_path: Path, prefix: str)
             tensors[name.removeprefix(prefix)] = tensors.pop(name)
 
     models = zoo.models("gpt2")
-    base, finetuned = reshard(models.base, tmp_path / "base", change=drop), reshard(models.full, tmp_path / "finetuned", change=drop)
+    base, finetuned = (
+        reshard(models.base, tmp_path / "base", change=drop),
+        reshard(models.full, tmp_path / "finetuned", change=drop),
+    )
     DistributionVector.extract(base, finetuned, codec="dense").save_pretrained(tmp_path / "vector")
     model = DEMModel.from_pretrained(base, vectors={str(tmp_path / "vector"): 1.0})
     assert torch.equal(model.transformer.wte.weight, load_tensors(models.full)["transformer.wte.weight"])
@@ -387,11 +419,16 @@ def test_quantized_model(zoo: Zoo) -> None:
     model = DEMModel.from_pretrained(base, vectors={first: 0.5}, quantization_config=quantization, dtype=torch.float32)
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
     weight = model.model.layers[0].mlp.up_proj.weight
-    merged = DEMModel.from_pretrained(base, vectors={first: 0.5}, dtype=torch.float32).model.layers[0].mlp.up_proj.weight
-    expected, _ = quantize_4bit(merged.data, blocksize=weight.quant_state.blocksize, quant_type=weight.quant_state.quant_type)
+    merged = (
+        DEMModel.from_pretrained(base, vectors={first: 0.5}, dtype=torch.float32).model.layers[0].mlp.up_proj.weight
+    )
+    expected, _ = quantize_4bit(
+        merged.data, blocksize=weight.quant_state.blocksize, quant_type=weight.quant_state.quant_type
+    )
     assert torch.equal(weight.data, expected)
     with pytest.raises(
-        CoefficientError, match=r"is quantised \(.*bitsandbytes.*cannot be merged again in place. Load it anew with the new coefficients"
+        CoefficientError,
+        match=r"is quantised \(.*bitsandbytes.*cannot be merged again in place. Load it anew with the new coefficients",
     ):
         model.dem.set_coefficients({first: 0.2})
 
@@ -432,9 +469,19 @@ def test_auto_classes(zoo: Zoo, tmp_path: Path, imports: str) -> None:
     causal = DEMModel.from_pretrained(recipe, dtype="float32").model.embed_tokens.weight.detach()
     bert = DEMModel.from_pretrained(masked, dtype="float32").bert.embeddings.word_embeddings.weight.detach()
     assert results["config"] == "dem"
-    assert results["AutoModelForCausalLM"] == ["LlamaForCausalLM", "torch.float32", float(causal.double().sum()), [0.3, 0.6]]
+    assert results["AutoModelForCausalLM"] == [
+        "LlamaForCausalLM",
+        "torch.float32",
+        float(causal.double().sum()),
+        [0.3, 0.6],
+    ]
     assert results["AutoModel"] == ["LlamaModel", "torch.float32", float(causal.double().sum()), [0.3, 0.6]]
-    assert results["AutoModelForMaskedLM"] == ["BertForMaskedLM", "torch.float32", float(bert.double().sum()), [0.3, 0.6]]
+    assert results["AutoModelForMaskedLM"] == [
+        "BertForMaskedLM",
+        "torch.float32",
+        float(bert.double().sum()),
+        [0.3, 0.6],
+    ]
     assert (len(results["tokens"]), results["chat"]) == (2, "w3")
     assert results["pipeline"].startswith("w1 w2")
 
@@ -483,17 +530,27 @@ def test_recipe_is_the_config_class(zoo: Zoo, tmp_path: Path) -> None:
 def test_switching_between_recipes(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     """One base in memory, several recipes with other vectors: each switch is a fresh load, whatever was there before."""
     vectors = {kind: str(zoo.vector("llama-tied", "bfloat16", kind)) for kind in ("dense", "lowrank", "short")}
-    recipes = {"a": {vectors["dense"]: 0.4}, "b": {vectors["lowrank"]: 0.7, vectors["short"]: -0.2}, "c": {vectors["dense"]: -0.1}}
+    recipes = {
+        "a": {vectors["dense"]: 0.4},
+        "b": {vectors["lowrank"]: 0.7, vectors["short"]: -0.2},
+        "c": {vectors["dense"]: -0.1},
+    }
     for name, coefficients in recipes.items():
-        DEMModel.from_pretrained(llama.base, vectors=coefficients, rounding_seed=len(name)).dem.save_pretrained(tmp_path / name)
+        DEMModel.from_pretrained(llama.base, vectors=coefficients, rounding_seed=len(name)).dem.save_pretrained(
+            tmp_path / name
+        )
     model = DEMModel.from_pretrained(tmp_path / "a")
     for name in ("b", "c", "a", "b"):
         model.dem.switch(tmp_path / name)
         assert model.dem.coefficients == recipes[name]
         fresh = DEMModel.from_pretrained(tmp_path / name)
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
+        assert all(
+            torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True)
+        )
     model.dem.set_coefficients({vectors["short"]: 0.3})
-    fresh = DEMModel.from_pretrained(llama.base, vectors={vectors["lowrank"]: 0.7, vectors["short"]: 0.3}, rounding_seed=1)
+    fresh = DEMModel.from_pretrained(
+        llama.base, vectors={vectors["lowrank"]: 0.7, vectors["short"]: 0.3}, rounding_seed=1
+    )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
@@ -501,7 +558,9 @@ def test_switching_to_another_base(zoo: Zoo, llama: Models, tmp_path: Path) -> N
     model = DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.4})
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     DistributionVector.extract(llama.full, llama.base, codec="dense").save_pretrained(tmp_path / "vector")
-    DEMModel.from_pretrained(llama.full, vectors={str(tmp_path / "vector"): 0.5}).dem.save_pretrained(tmp_path / "other")
+    DEMModel.from_pretrained(llama.full, vectors={str(tmp_path / "vector"): 0.5}).dem.save_pretrained(
+        tmp_path / "other"
+    )
     with pytest.raises(BaseMismatchError, match="Load it as a model of its own"):
         model.dem.switch(tmp_path / "other")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())

@@ -36,14 +36,19 @@ def test_exact_by_concatenation(zoo: Zoo, family: str, tmp_path: Path) -> None:
     expected = dict(DEMModel.from_pretrained(base, vectors=vectors, dtype="float32").named_parameters())
     for name, tensor in in_peft(base, tmp_path / "sum").items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
-    again = DEMModel.from_pretrained(base, vectors={str(tmp_path / "sum"): 1.0}, dtype="float32")  # it is a vector like any other
+    again = DEMModel.from_pretrained(
+        base, vectors={str(tmp_path / "sum"): 1.0}, dtype="float32"
+    )  # it is a vector like any other
     for name, tensor in again.named_parameters():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_truncated_with_its_error(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     """A full fine-tune at a rank: the matrices as well as they can be, and norms and embeddings left out, which the error counts."""
-    vectors = {str(zoo.vector("llama-tied", "bfloat16", "dense")): 0.5, str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5}
+    vectors = {
+        str(zoo.vector("llama-tied", "bfloat16", "dense")): 0.5,
+        str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5,
+    }
     recipe = opened(llama.base, vectors)
     made = export_adapter(recipe, tmp_path / "sum", rank=6)
     assert set(made.ranks) == {6}
@@ -54,7 +59,12 @@ def test_truncated_with_its_error(zoo: Zoo, llama: Models, tmp_path: Path) -> No
     adapter = DistributionVector.from_pretrained(tmp_path / "sum")
     squares = errors = 0.0
     for name in base:
-        exact = sum((c * DistributionVector.from_pretrained(path).decode(name, llama.base).double() for path, c in vectors.items()))
+        exact = sum(
+            (
+                c * DistributionVector.from_pretrained(path).decode(name, llama.base).double()
+                for path, c in vectors.items()
+            )
+        )
         assert isinstance(exact, torch.Tensor)
         difference = exact - adapter.decode(name, llama.base).double()
         squares, errors = squares + float(exact.square().sum()), errors + float(difference.square().sum())
@@ -82,10 +92,22 @@ def test_what_is_no_lora_is_refused(zoo: Zoo, llama: Models, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("options", [[], ["--peft"]])
-def test_from_a_shell(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+def test_from_a_shell(
+    zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
     """PEFT's format is the default, and may be named."""
     vector = zoo.vector("llama-tied", "bfloat16", "dense")
-    command = ["export", *options, str(llama.base), "--vector", f"{vector}=0.5", "-o", str(tmp_path / "sum"), "--rank", "4"]
+    command = [
+        "export",
+        *options,
+        str(llama.base),
+        "--vector",
+        f"{vector}=0.5",
+        "-o",
+        str(tmp_path / "sum"),
+        "--rank",
+        "4",
+    ]
     assert main(command) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{tmp_path}/sum: rank 4 to 4, relative error 0.")

@@ -20,8 +20,18 @@ SCRIPT = Path(__file__).with_name("distributed.py")
 def test_two_processes(parallel: dict[str, Any], zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     vectors = {str(zoo.vector("llama-tied", "bfloat16", kind)): c for kind, c in (("lowrank", 0.7), ("dense", -0.2))}
     task = {"base": str(llama.base), "vectors": vectors, "parallel": parallel, "out": str(tmp_path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), json.dumps(task)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(SCRIPT),
+        json.dumps(task),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
     whole = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype="float32").eval()

@@ -133,7 +133,9 @@ def test_pull_request_and_a_dtype(hub: Hub, model: MergedModel) -> None:
     assert all(a.equal(b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
-def test_files_that_the_repository_keeps_as_small_ones(hub: Hub, model: MergedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_the_repository_keeps_as_small_ones(
+    hub: Hub, model: MergedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hub.writing.belongs_to_lfs", lambda path, size: False)
     push_merged(model, "ann/one")
     assert set(weights(hub.files("ann/one"))) == {shard.name for shard in model.shards}

@@ -105,7 +105,13 @@ def test_odd_shapes(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("shape", "index"), PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("block", [24, rounding.BLOCK], ids=["blocks", "at once"])
 def test_a_cpu_rounds_as_an_accelerator(
-    dtype: torch.dtype, scale: float, wide: torch.dtype, shape: tuple[int, ...], index: Index, block: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    scale: float,
+    wide: torch.dtype,
+    shape: tuple[int, ...],
+    index: Index,
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rounding, "BLOCK", block)
     part = floats(shape, scale)[index].to(wide)
@@ -121,11 +127,15 @@ def test_a_cpu_rounds_as_an_accelerator(
 @each_half
 @pytest.mark.parametrize("start", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("rank", [0, 1, 4, 7, 130])
-@pytest.mark.parametrize("index", [(slice(0, 1), slice(0, 1)), (slice(2, 9), slice(1, 300)), (slice(0, 13), slice(6, 134))], ids=str)
+@pytest.mark.parametrize(
+    "index", [(slice(0, 1), slice(0, 1)), (slice(2, 9), slice(1, 300)), (slice(0, 13), slice(6, 134))], ids=str
+)
 def test_a_product_is_part_of_the_sum(dtype: torch.dtype, start: str, rank: int, index: Index) -> None:
     generator, (rows, columns) = torch.Generator().manual_seed(0), index_shape(index)
     # small multiples of a power of two: no order of summation rounds them
-    left, right = (torch.randint(-9, 10, shape, generator=generator).double() / 128 for shape in ((rows, rank), (rank, columns)))
+    left, right = (
+        torch.randint(-9, 10, shape, generator=generator).double() / 128 for shape in ((rows, rank), (rank, columns))
+    )
     base = floats((rows, columns)).to(dtype).to(getattr(torch, start))
     total = base.double() + left @ right
     noise = Noise.of(0, "weight", index, (20, 300), base.device)
@@ -139,8 +149,16 @@ HARD: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
     "as fine-tunes are": lambda base, left, right: (base, left, right),
     "large": lambda base, left, right: (base, 300 * left, 30 * right),
     "no base": lambda base, left, right: (0 * base, left, right),
-    "nearly cancels": lambda base, left, right: (1e-5 * base - left.float().double() @ right, left.float().double(), right),
-    "no rows, no columns": lambda base, left, right: (base, left * (torch.arange(len(left)) % 3 > 0)[:, None], right * (right[0] > 0)),
+    "nearly cancels": lambda base, left, right: (
+        1e-5 * base - left.float().double() @ right,
+        left.float().double(),
+        right,
+    ),
+    "no rows, no columns": lambda base, left, right: (
+        base,
+        left * (torch.arange(len(left)) % 3 > 0)[:, None],
+        right * (right[0] > 0),
+    ),
     "on the grid": lambda base, left, right: (base, 1e-9 * left, right),
     "below float32": lambda base, left, right: (0 * base, 1e-30 * left, 1e-20 * right),
     "unequal": lambda base, left, right: (base, 1e-25 * left, 1e25 * right),
@@ -172,7 +190,9 @@ def test_a_product_rounds_as_in_float64(
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38], ids=str)
 @pytest.mark.parametrize("side", [0, 1], ids=["left", "right"])
 @pytest.mark.parametrize("left", [torch.float32, torch.float64], ids=str)
-def test_tells_factors_that_lead_out_of_the_range(dtype: torch.dtype, value: float, side: int, left: torch.dtype) -> None:
+def test_tells_factors_that_lead_out_of_the_range(
+    dtype: torch.dtype, value: float, side: int, left: torch.dtype
+) -> None:
     factors = torch.full((5, 3), 9.0, dtype=left), torch.full((3, 300), 9.0, dtype=torch.float64)
     factors[side][1, 2] = value
     noise = Noise.of(0, "weight", (slice(0, 5), slice(0, 300)), (5, 300), factors[0].device)
@@ -184,7 +204,10 @@ def test_the_error_of_a_product_refuses_nothing(dtype: torch.dtype) -> None:
     largest = torch.finfo(dtype).max
     base = torch.zeros(4, 4, dtype=torch.float64)
     base[0, 0] = largest
-    factors = torch.full((4, 64), 1e4), torch.tensor([1e4, -1e4]).double().repeat(32)[:, None].expand(64, 4)  # whose product is 0
+    factors = (
+        torch.full((4, 64), 1e4),
+        torch.tensor([1e4, -1e4]).double().repeat(32)[:, None].expand(64, 4),
+    )  # whose product is 0
     result, noise = torch.empty(4, 4, dtype=dtype), Noise.of(0, "weight", full_index((4, 4)), (4, 4), base.device)
     assert round_into(result, base, factors, noise)
     assert torch.equal(result.double(), base)
@@ -195,10 +218,17 @@ def test_the_error_of_a_product_refuses_nothing(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("column", [0, 1, 3, 6])
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "beyond", "3 ulps", "2 ulps", "edge"], ids=str)
-def test_tells_what_is_beyond_the_range(dtype: torch.dtype, noisy: bool, column: int, first: int, value: float | str) -> None:
+def test_tells_what_is_beyond_the_range(
+    dtype: torch.dtype, noisy: bool, column: int, first: int, value: float | str
+) -> None:
     largest = torch.finfo(dtype).max
     total = torch.zeros(3, 7, dtype=torch.float64)
-    places = {"beyond": -largest * (1 + 2**-20), "3 ulps": -largest * (1 + 3 * 2**-24), "2 ulps": -largest * (1 + 2**-23), "edge": -largest}
+    places = {
+        "beyond": -largest * (1 + 2**-20),
+        "3 ulps": -largest * (1 + 3 * 2**-24),
+        "2 ulps": -largest * (1 + 2**-23),
+        "edge": -largest,
+    }
     total[1, column] = places.get(value, value)  # type: ignore[arg-type]
     noise = Noise.of(0, "weight", (slice(0, 3), slice(first, first + 7)), (3, 8), total.device) if noisy else None
     result = torch.empty(total.shape, dtype=dtype)
@@ -260,7 +290,9 @@ def test_any_float32_to_bfloat16(bits: list[int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_neighbors_by_brute_force(dtype: torch.dtype) -> None:
     """The reference itself: against all values of the 16-bit types, and torch's own for float32."""
-    values = torch.cat([floats((200,)).double(), torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 65504.0, 3e-8], dtype=torch.float64)])
+    values = torch.cat(
+        [floats((200,)).double(), torch.tensor([0.0, -0.0, 1.0, -1.0, 1e-7, -1e-7, 65504.0, 3e-8], dtype=torch.float64)]
+    )
     low, high = neighbors(values, dtype)
     if dtype == torch.float32:
         near = values.float()

@@ -35,12 +35,20 @@ def test_row_blocks_cover_all_rows_once(shape: tuple[int, ...], elements: int) -
     parts = [tensor[block] for block in row_blocks(full_index(shape), elements)]
     if shape:
         assert torch.equal(torch.cat(parts) if parts else tensor[:0], tensor)
-    assert all(part.shape == index_shape(block) for part, block in zip(parts, row_blocks(full_index(shape), elements), strict=True))
+    assert all(
+        part.shape == index_shape(block)
+        for part, block in zip(parts, row_blocks(full_index(shape), elements), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("shape", "index"),
-    [((), ()), ((5,), (slice(1, 4),)), ((4, 3), (slice(1, 3), slice(0, 2))), ((2, 3, 4), (slice(1, 2), slice(1, 3), slice(2, 4)))],
+    [
+        ((), ()),
+        ((5,), (slice(1, 4),)),
+        ((4, 3), (slice(1, 3), slice(0, 2))),
+        ((2, 3, 4), (slice(1, 2), slice(1, 3), slice(2, 4))),
+    ],
     ids=str,
 )
 def test_rows_and_columns(shape: tuple[int, ...], index: Index) -> None:

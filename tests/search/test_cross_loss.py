@@ -12,7 +12,9 @@ from dem_hub.vectors.comparison import Comparison
 
 
 def table(**losses: tuple[float, float]) -> CrossLoss:
-    return CrossLoss({model.replace("_", "/"): {"maths": Cell(a, 0.1), "chat": Cell(b, 0.1)} for model, (a, b) in losses.items()})
+    return CrossLoss(
+        {model.replace("_", "/"): {"maths": Cell(a, 0.1), "chat": Cell(b, 0.1)} for model, (a, b) in losses.items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,11 @@ def test_own_distribution() -> None:
 
 @pytest.mark.parametrize(
     ("norms", "cosine", "said"),
-    [((1.0, 1.1, 0.9), 0.1, []), ((1.0, 9.0, 1.1), 0.1, ["'b' has norm 9"]), ((1.0, 1.0, 1.0), 0.95, ["'a' and 'b' have cosine 0.95"])],
+    [
+        ((1.0, 1.1, 0.9), 0.1, []),
+        ((1.0, 9.0, 1.1), 0.1, ["'b' has norm 9"]),
+        ((1.0, 1.0, 1.0), 0.95, ["'a' and 'b' have cosine 0.95"]),
+    ],
 )
 def test_geometry(norms: tuple[float, ...], cosine: float, said: list[str]) -> None:
     cosines = ((1.0, cosine, 0.0), (cosine, 1.0, 0.0), (0.0, 0.0, 1.0))

@@ -36,7 +36,9 @@ def kept(search: Callable[..., SearchResult], counters: Counters) -> SearchResul
 def finer(counters: Counters) -> Likelihoods:
     vectors = dict.fromkeys(list(counters.vectors.values())[:2], 0.0)
     model = DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32")
-    data = {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
+    data = {
+        name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()
+    }
     return Likelihoods(model, data, MeasurementCache()).at(Coordinates(model, (GROUPS, GROUPS)))
 
 
@@ -47,7 +49,9 @@ def narrow(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> str:
     learned = load_tensors(counters.base.parent / "full-down")
     part = {name: tensor for name, tensor in learned.items() if "self_attn" in name}
     reshard(counters.base, root / "full", change=lambda tensors: tensors.update(part))
-    DistributionVector.extract(counters.base, root / "full", codec="dense", dtype="float32").save_pretrained(root / "attention")
+    DistributionVector.extract(counters.base, root / "full", codec="dense", dtype="float32").save_pretrained(
+        root / "attention"
+    )
     return str(root / "attention")
 
 
@@ -67,7 +71,10 @@ def test_coordinates(finer: Likelihoods, counters: Counters) -> None:
     plain = Coordinates(place.model)
     point = (0.1, 0.2, 0.3, 0.4, 0.0, 0.0, 0.5, 0.0)
     assert place.names == tuple(f"{vector} [{group}]" for vector in (up, down) for group in GROUPS)
-    assert place.coefficients(point) == {up: dict(zip(GROUPS, point[:4], strict=True)), down: dict(zip(GROUPS, point[4:], strict=True))}
+    assert place.coefficients(point) == {
+        up: dict(zip(GROUPS, point[:4], strict=True)),
+        down: dict(zip(GROUPS, point[4:], strict=True)),
+    }
     assert place.key((0.3,) * 4 + (0.7,) * 4) == plain.key((0.3, 0.7))
     assert place.key((0.0,) * 8) == plain.key((0.0, 0.0)) == ""
     assert len({place.key(point), place.key(point[::-1]), place.key((*point[:7], 0.1))}) == 3
@@ -90,7 +97,9 @@ def test_gradient_by_groups_is_the_finite_difference(finer: Likelihoods) -> None
     point, step = (0.3, 0.5, 0.7, 0.2, 0.6, 0.4, 0.8, 0.1), 1e-2
     slopes, found = finer.gradient(point), finer.statistics(point)
     for place in range(8):
-        up, down = (finer.losses(tuple(v + sign * step * (i == place) for i, v in enumerate(point))) for sign in (1, -1))
+        up, down = (
+            finer.losses(tuple(v + sign * step * (i == place) for i, v in enumerate(point))) for sign in (1, -1)
+        )
         for name in slopes:
             assert float(slopes[name][place]) == pytest.approx((up[name] - down[name]) / (2 * step), abs=1e-3)
     for name, slope in slopes.items():
@@ -130,13 +139,19 @@ def test_only_groups_that_a_vector_changes(
     """What has no effect would cost a forward pass a step, and be told as if it were known."""
     monkeypatch.setattr("dem_hub.search.strategies._MANY", many)
     up = counters.vectors["up"]
-    found = search_coefficients(counters.base, [up, narrow], counters.data, held_out=counters.test, method=method, granularity="group")
+    found = search_coefficients(
+        counters.base, [up, narrow], counters.data, held_out=counters.test, method=method, granularity="group"
+    )
     refined = found.refinement
     assert refined is not None
     assert refined.method == method
     assert refined.coordinates == (*(f"{up} [{group}]" for group in GROUPS), f"{narrow} [attention]")
     assert [tuple(value) for value in refined.coefficients.values()] == [GROUPS, ("attention",)]
-    assert refined.num_forward <= 2 * (5 + 1) + 2 if method == "gauss_newton" else refined.num_forward == 3 * len(refined.trials)
+    assert (
+        refined.num_forward <= 2 * (5 + 1) + 2
+        if method == "gauss_newton"
+        else refined.num_forward == 3 * len(refined.trials)
+    )
     assert refined.best.value < found.best.value
     assert mean(fresh(counters, refined.coefficients, counters.data)) == pytest.approx(refined.best.value, rel=1e-6)
     whole = mean(fresh(counters, dict(zip(found.coefficients, found.best.coefficients, strict=True)), counters.data))
@@ -174,7 +189,9 @@ def test_many_groups_are_found_by_gradients(
 
 def test_what_does_not_hold_is_not_kept(search: Callable[..., SearchResult], counters: Counters) -> None:
     """Text of another kind is held out: what is fitted to the search's is no better there, and one coefficient a vector stays."""
-    found = search("up", "down", data={"text": counters.data["down"]}, held_out={"text": counters.data["up"]}, granularity="group")
+    found = search(
+        "up", "down", data={"text": counters.data["down"]}, held_out={"text": counters.data["up"]}, granularity="group"
+    )
     refined = found.refinement
     assert refined is not None
     assert refined.best.value < found.best.value  # on what was searched
@@ -222,7 +239,9 @@ def test_growing_from_groups(kept: SearchResult, search: Callable[..., SearchRes
     """Whole vectors are searched first, from where they stood; from a recipe alone, from the mean of each vector's groups."""
     kept.config.save_pretrained(tmp_path)
     grown = search("up", "down", resume_from=tmp_path, max_forward=4)
-    assert grown.trials[0].coefficients == pytest.approx([sum(value.values()) / 4 for value in kept.coefficients.values()])
+    assert grown.trials[0].coefficients == pytest.approx(
+        [sum(value.values()) / 4 for value in kept.coefficients.values()]
+    )
     assert search("up", "down", resume_from=kept, max_forward=4).trials[0].coefficients is not None
 
 
@@ -236,7 +255,9 @@ class StopError(Exception):
     pass
 
 
-def test_goes_on_where_it_stopped(search: Callable[..., SearchResult], counters: Counters, kept: SearchResult, tmp_path: Path) -> None:
+def test_goes_on_where_it_stopped(
+    search: Callable[..., SearchResult], counters: Counters, kept: SearchResult, tmp_path: Path
+) -> None:
     assert kept.refinement is not None
     first = len(kept.trials)
     seen: list[Trial] = []
@@ -280,7 +301,16 @@ def test_refused(options: dict[str, Any], message: str) -> None:
 def test_command(counters: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "up.jsonl"
     file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in counters.data["up"] + counters.test["up"]))
-    command = ["search", str(counters.base), "--vector", counters.vectors["up"], "--data", f"up={file}", "--held-out", "0.5"]
+    command = [
+        "search",
+        str(counters.base),
+        "--vector",
+        counters.vectors["up"],
+        "--data",
+        f"up={file}",
+        "--held-out",
+        "0.5",
+    ]
     assert main([*command, "--granularity", "group", "-o", str(tmp_path / "found")]) == 0
     out = capsys.readouterr().out
     found = SearchResult.from_pretrained(tmp_path / "found")

@@ -41,7 +41,9 @@ def test_the_result(result: SearchResult, counters: Counters) -> None:
     assert list(result.coefficients) == list(counters.vectors.values())
     assert tuple(result.coefficients.values()) == result.best.coefficients
     assert result.num_forward <= 12
-    assert 1 + 3 + 1 + 1 + 1 <= result.num_forward_held_out <= 1 + 3 + 1 + 6 + 1  # base, three alone, 1/N, common and its line, found
+    assert (
+        1 + 3 + 1 + 1 + 1 <= result.num_forward_held_out <= 1 + 3 + 1 + 6 + 1
+    )  # base, three alone, 1/N, common and its line, found
     assert result.loss == result.best.value == min(trial.value for trial in result.trials)
     assert list(result.baselines) == ["base", *(f"{name} alone" for name in result.coefficients), "1/N", "common"]
     assert result.held_out_loss is not None
@@ -69,7 +71,9 @@ def test_losses_are_those_of_a_fresh_load(search: Callable[..., SearchResult], c
 
 def test_search_and_held_out_share_no_document(result: SearchResult) -> None:
     assert result.acceptance is not None
-    assert {name: result.tokens[name] + result.acceptance.tokens[name] for name in STEPS} == dict.fromkeys(STEPS, 24 * 19)
+    assert {name: result.tokens[name] + result.acceptance.tokens[name] for name in STEPS} == dict.fromkeys(
+        STEPS, 24 * 19
+    )
     assert result.tokens["up"] == 18 * 19
 
 
@@ -79,7 +83,11 @@ def test_recipe_loads(result: SearchResult, tmp_path: Path) -> None:
     assert recipe == result.config
     assert recipe.dtype is None
     assert recipe.search is not None
-    assert (recipe.search["method"], recipe.search["objective"], recipe.search["tokens"]) == ("gauss_newton", "mean", dict(result.tokens))
+    assert (recipe.search["method"], recipe.search["objective"], recipe.search["tokens"]) == (
+        "gauss_newton",
+        "mean",
+        dict(result.tokens),
+    )
     assert recipe.search["losses"] == dict(result.best.losses)
     assert result.table is not None
     assert recipe.search["base_losses"] == {name: cell.loss for name, cell in result.table.cells["base"].items()}
@@ -127,7 +135,9 @@ def test_reweighting_costs_nothing_and_is_true(counters: Counters, search: Calla
     assert len(plain.cache) == size
     assert wished.config.coefficients == wished.coefficients
     objective = Objective("mean", weights)
-    truth, before = (objective.value(fresh(counters, point, counters.data)) for point in (wished.coefficients, plain.coefficients))
+    truth, before = (
+        objective.value(fresh(counters, point, counters.data)) for point in (wished.coefficients, plain.coefficients)
+    )
     assert truth < before
     assert truth == pytest.approx(search(held_out=0, weights=weights).loss, abs=0.01)
     assert wished.value == pytest.approx(truth, abs=0.02)
@@ -166,7 +176,9 @@ def test_reweighting_for_what_is_gained(result: SearchResult) -> None:
     gained = result.reweight("improvement")
     axis = torch.linspace(0, 1.5, 16).tolist()
     points = [(x, y, z) for x in axis for y in axis for z in axis]
-    assert gained.value <= min(Objective("improvement").value(result.model.losses(point), base) for point in points) + 1e-9
+    assert (
+        gained.value <= min(Objective("improvement").value(result.model.losses(point), base) for point in points) + 1e-9
+    )
 
 
 def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
@@ -198,10 +210,17 @@ RESUMED = ["gauss_newton", "quadratic", "gradient", "optuna"]
 def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The caches of searches that were killed, by the kernel, after four trials."""
     cache = tmp_path_factory.mktemp("killed")
-    request = {"base": str(counters.base), "vectors": list(counters.vectors.values()), "eval_datasets": counters.data, "max_forward": 12}
+    request = {
+        "base": str(counters.base),
+        "vectors": list(counters.vectors.values()),
+        "eval_datasets": counters.data,
+        "max_forward": 12,
+    }
     content = json.dumps({**request, "cache": str(cache), "methods": RESUMED})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
-    done = subprocess.run([sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return cache
 
@@ -232,7 +251,9 @@ def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
 
     def search(**options: Any) -> SearchResult:
         vectors = [counters.vectors["up"], counters.vectors["down"]]
-        return search_coefficients(counters.base, vectors, score=length, direction="minimize", max_forward=10, **options)
+        return search_coefficients(
+            counters.base, vectors, score=length, direction="minimize", max_forward=10, **options
+        )
 
     first = search(cache=tmp_path)
     assert len(calls) == first.num_forward
@@ -277,17 +298,23 @@ def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
     assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
     assert any("The kept logits promised" in note for note in three.notes)
     assert three.loss == pytest.approx(search().loss, abs=5e-3)
-    assert search(resume_from=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
+    assert (
+        search(resume_from=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1
+    )  # a budget leaves it at the check
 
 
 def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
     """One pass over it for the base and each vector, and a check over everything."""
     vectors = list(gentle.vectors.values())[:2]
     known = {name: gentle.data[name] for name in ("up", "down")}
-    grown = search_coefficients(gentle.base, vectors, gentle.data, resume_from=search_coefficients(gentle.base, vectors, known))
+    grown = search_coefficients(
+        gentle.base, vectors, gentle.data, resume_from=search_coefficients(gentle.base, vectors, known)
+    )
     share = grown.tokens["threes"] / sum(grown.tokens.values())
     assert grown.acceptance is not None
-    returned = int(not grown.acceptance.is_found)  # a rival's losses on the search data, where it is better on the held-out data
+    returned = int(
+        not grown.acceptance.is_found
+    )  # a rival's losses on the search data, where it is better on the held-out data
     assert grown.num_forward == pytest.approx(3 * share + 1 + returned)
 
 
@@ -362,7 +389,9 @@ def test_a_harmful_vector(counters: Counters, tmp_path: Path, low: float, method
     base, up = (load_tensors(folder) for folder in (counters.base, counters.base.parent / "full-up"))
     opposite = {name: 2 * base[name] - up[name] for name in base}
     reshard(counters.base, tmp_path / "full", change=lambda tensors: tensors.update(opposite))
-    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "bad")
+    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(
+        tmp_path / "bad"
+    )
     vectors = [counters.vectors["up"], str(tmp_path / "bad")]
     found = search_coefficients(counters.base, vectors, {"up": counting(1, 60, 4)}, bounds=(low, 1.0), method=method)
     assert found.coefficients[vectors[1]] == pytest.approx(low, abs=1e-6)
@@ -402,9 +431,13 @@ def test_a_vector_that_is_much_longer(counters: Counters, tmp_path: Path) -> Non
     base, up = (load_tensors(folder) for folder in (counters.base, counters.base.parent / "full-up"))
     longer = {name: base[name] + 8 * (up[name] - base[name]) for name in base}
     reshard(counters.base, tmp_path / "full", change=lambda tensors: tensors.update(longer))
-    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "long")
+    DistributionVector.extract(counters.base, tmp_path / "full", codec="dense", dtype="float32").save_pretrained(
+        tmp_path / "long"
+    )
     vectors = [counters.vectors["down"], counters.vectors["threes"], str(tmp_path / "long")]
-    found = search_coefficients(counters.base, vectors, {"up": counters.data["up"]}, method=Grid((0.0, 0.1)), max_forward=2)
+    found = search_coefficients(
+        counters.base, vectors, {"up": counters.data["up"]}, method=Grid((0.0, 0.1)), max_forward=2
+    )
     assert [note for note in found.notes if "has norm" in note and f"'{tmp_path / 'long'}'" in note]
 
 
@@ -467,7 +500,9 @@ def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp
 
 def test_callback_sees_each_trial(search: Callable[..., SearchResult]) -> None:
     seen: list[tuple[int, Trial]] = []
-    found = search(method=Grid((0.0, 1.0)), max_forward=3, held_out=0, callback=lambda number, trial: seen.append((number, trial)))
+    found = search(
+        method=Grid((0.0, 1.0)), max_forward=3, held_out=0, callback=lambda number, trial: seen.append((number, trial))
+    )
     assert seen == list(enumerate(found.trials))
 
 
@@ -478,7 +513,9 @@ def test_texts_are_tokenized_with_the_base_tokenizer(counters: Counters) -> None
 
 
 def test_searching_in_bfloat16(counters: Counters) -> None:
-    found = search_coefficients(counters.base, list(counters.vectors.values()), counters.data, dtype="bfloat16", held_out=0)
+    found = search_coefficients(
+        counters.base, list(counters.vectors.values()), counters.data, dtype="bfloat16", held_out=0
+    )
     model = DEMModel.from_pretrained(counters.base, vectors=found.coefficients, dtype="bfloat16")
     assert found.best.losses == pytest.approx({k: s.loss for k, s in evaluate(model, counters.data).items()}, rel=1e-6)
     assert found.loss < min(trial.value for trial in found.trials[:4])
@@ -492,14 +529,18 @@ def test_sequence_to_sequence(tmp_path: Path) -> None:
     model = t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0))
     model.save_pretrained(tmp_path / "base")
     generator = torch.Generator().manual_seed(1)
-    rows = [{"input_ids": row, "labels": row[::-1]} for row in torch.randint(1, 32, (32, 6), generator=generator).tolist()]
+    rows = [
+        {"input_ids": row, "labels": row[::-1]} for row in torch.randint(1, 32, (32, 6), generator=generator).tolist()
+    ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(15):
         model(**{name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(tmp_path / "full")
-    DistributionVector.extract(tmp_path / "base", tmp_path / "full", codec="dense", dtype="float32").save_pretrained(tmp_path / "reverse")
+    DistributionVector.extract(tmp_path / "base", tmp_path / "full", codec="dense", dtype="float32").save_pretrained(
+        tmp_path / "reverse"
+    )
     found = search_coefficients(tmp_path / "base", [str(tmp_path / "reverse")], {"reverse": rows})
     assert found.coefficients[str(tmp_path / "reverse")] > 0.5
     assert found.tokens == {"reverse": 24 * 6}
@@ -509,7 +550,10 @@ def test_sequence_to_sequence(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no vectors": ({"vectors": []}, "needs vectors and eval_datasets; it was given 0 and 1"),
     "no data": ({"eval_datasets": {}}, "it was given 1 and 0"),
-    "one vector, not in a list": ({"vectors": "chat-lora"}, "vectors is 'chat-lora', one name; give a list of names: \\['chat-lora'\\]"),
+    "one vector, not in a list": (
+        {"vectors": "chat-lora"},
+        "vectors is 'chat-lora', one name; give a list of names: \\['chat-lora'\\]",
+    ),
     "data without a name": (
         {"eval_datasets": "maths.jsonl"},
         "eval_datasets is 'maths.jsonl'; give data by name: {'maths': 'maths.jsonl'}",
@@ -522,7 +566,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"weights": {"other": 1.0}}, "weights name 'other'; the distributions are 'maths'"),
     "share": ({"held_out": 1.5}, "held_out is 1.5; it must be a share"),
     "data and a score": ({"score": float}, "there are eval_datasets and a score"),
-    "two weights": ({"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}}, "the objective has weights of its own"),
+    "two weights": (
+        {"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}},
+        "the objective has weights of its own",
+    ),
     "bounds": ({"bounds": [(0, 1), (0, 1)]}, "give one \\(lower, upper\\) pair, or one for each of 1 vectors"),
 }
 
@@ -535,7 +582,9 @@ def test_refused_before_anything_is_loaded(changes: dict[str, Any], message: str
 
 
 def test_a_distribution_with_nothing_to_score(search: Callable[..., SearchResult], counters: Counters) -> None:
-    with pytest.raises(ConfigError, match="'empty': there is nothing to score(.|\n)*'short': there is nothing to score"):
+    with pytest.raises(
+        ConfigError, match="'empty': there is nothing to score(.|\n)*'short': there is nothing to score"
+    ):
         search(data={**counters.data, "empty": [], "short": [[1]]})
 
 

@@ -8,7 +8,17 @@ import pytest
 
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import Window
-from studies.data_mixing.architectures import Clock, Score, check_budget, first_windows, full_windows, interval, shaped, size_of, taken
+from studies.data_mixing.architectures import (
+    Clock,
+    Score,
+    check_budget,
+    first_windows,
+    full_windows,
+    interval,
+    shaped,
+    size_of,
+    taken,
+)
 from studies.data_mixing.small_models import WINDOW, Kind
 
 
@@ -39,11 +49,16 @@ def test_training_takes_whole_windows(path: Path) -> None:
 def test_scoring_takes_the_beginning_of_each_document(path: Path) -> None:
     tokenizer: Any = words
     found = first_windows(tokenizer, path, "mixture-of-experts", 3)
-    assert [(window.document, window.input_ids[0], len(window)) for window in found] == [(0, 0, WINDOW), (1, 1000, WINDOW // 2)]
+    assert [(window.document, window.input_ids[0], len(window)) for window in found] == [
+        (0, 0, WINDOW),
+        (1, 1000, WINDOW // 2),
+    ]
     assert len(first_windows(tokenizer, path, "mixture-of-experts", 1)) == 1
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("encoder-decoder", ((1, 2), (3, 4, 5))), ("mixture-of-experts", ((1, 2, 3, 4, 5),) * 2)])
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("encoder-decoder", ((1, 2), (3, 4, 5))), ("mixture-of-experts", ((1, 2, 3, 4, 5),) * 2)]
+)
 def test_both_kinds_run_the_same_tokens(kind: Kind, expected: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     window = shaped(Window((1, 2, 3, 4, 5), (1, 2, 3, 4, 5), 7), kind)
     assert (window.input_ids, window.labels) == expected

@@ -19,7 +19,9 @@ def test_agrees_with_the_normal_theory() -> None:
     error = math.sqrt(sum((value - average) ** 2 for value in values) / 400) / math.sqrt(400)
     mean, low, high = mean_interval(values)
     assert mean == pytest.approx(average, abs=1e-12)
-    assert [low, high] == pytest.approx([average - 1.96 * error, average + 1.96 * error], abs=0.06 * error)  # 10,000 draws
+    assert [low, high] == pytest.approx(
+        [average - 1.96 * error, average + 1.96 * error], abs=0.06 * error
+    )  # 10,000 draws
 
 
 def test_covers_the_truth_as_often_as_it_says() -> None:
@@ -40,7 +42,9 @@ def test_pairs_cancel_what_documents_share() -> None:
 def test_weights_count_documents_by_their_tokens() -> None:
     assert mean_interval([1.0, 4.0], weights=[200, 100])[0] == pytest.approx(2.0)
     values, weights = normal(50, 0.0, 1.0, seed=4), [1 + place % 7 for place in range(50)]
-    assert mean_interval(values, weights=weights) == pytest.approx(mean_interval(values, weights=[3 * weight for weight in weights]))
+    assert mean_interval(values, weights=weights) == pytest.approx(
+        mean_interval(values, weights=[3 * weight for weight in weights])
+    )
 
 
 def test_groups_count_the_same_whatever_their_size() -> None:

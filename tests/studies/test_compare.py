@@ -6,7 +6,13 @@ import pytest
 
 from studies.data_mixing.compare import differences
 
-REPORT: dict[str, Any] = {"loss": 2.0, "count": 3, "seconds": 5.0, "each": [1.0, {"name": "gsm", "seconds": 1}], "none": None}
+REPORT: dict[str, Any] = {
+    "loss": 2.0,
+    "count": 3,
+    "seconds": 5.0,
+    "each": [1.0, {"name": "gsm", "seconds": 1}],
+    "none": None,
+}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,20 @@ from studies.data_mixing import downstream
 from tests.support.tiny_models import Models
 
 TASKS = ["gsm_choice", "code_choice", "reference_choice"]
-WORDS = ["apple", "table", "chair", "garden", "window", "little", "yellow", "orange", "stone", "water", "river", "forest"]
+WORDS = [
+    "apple",
+    "table",
+    "chair",
+    "garden",
+    "window",
+    "little",
+    "yellow",
+    "orange",
+    "stone",
+    "water",
+    "river",
+    "forest",
+]
 
 
 @pytest.fixture
@@ -24,7 +37,9 @@ def texts(tmp_path: Path) -> Path:
     ]
     prose = [f" {i} ".join([*WORDS[i:], *WORDS[:i]] * 3) for i in range(len(WORDS))]
     for name, documents in {"gsm": sums, "code": prose, "reference": prose[:4]}.items():
-        (tmp_path / f"{name}.test.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+        (tmp_path / f"{name}.test.jsonl").write_text(
+            "".join(json.dumps({"text": document}) + "\n" for document in documents)
+        )
     return tmp_path
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from studies.data_mixing.architectures import COMMON, COMMON_VALUES, DEM, MIXTURE, NAMES, PRETRAINED_ON, UNIFORM, Budget, study
+from studies.data_mixing.architectures import (
+    COMMON,
+    COMMON_VALUES,
+    DEM,
+    MIXTURE,
+    NAMES,
+    PRETRAINED_ON,
+    UNIFORM,
+    Budget,
+    study,
+)
 from studies.data_mixing.small_models import BATCH_SIZE, KINDS, WINDOW, Kind
 from tests.support.tiny_models import save_tokenizer
 
@@ -23,7 +33,10 @@ def texts(tmp_path: Path) -> Path:
         for side, documents in (("train", 8), ("validation", 8), ("test", 6)):
             random = Random(f"{name}/{side}")
             starts = [random.randrange(60) for _ in range(documents)]
-            lines = [json.dumps({"text": " ".join(f"w{(start + step * place) % 60}" for place in range(WINDOW))}) for start in starts]
+            lines = [
+                json.dumps({"text": " ".join(f"w{(start + step * place) % 60}" for place in range(WINDOW))})
+                for start in starts
+            ]
             (folder / f"{name}.{side}.jsonl").write_text("\n".join(lines))
     save_tokenizer(tmp_path / "tokenizer")
     return folder
@@ -54,4 +67,6 @@ def test_the_study(kind: Kind, texts: Path, tmp_path: Path) -> None:
 
 def run(kind: Kind, texts: Path, folder: Path) -> dict[str, Any]:
     """As JSON would have it."""
-    return json.loads(json.dumps(study(kind, texts, folder, tokenizer_folder=texts.parent / "tokenizer", budget=BUDGET)))  # type: ignore[no-any-return]
+    return json.loads(
+        json.dumps(study(kind, texts, folder, tokenizer_folder=texts.parent / "tokenizer", budget=BUDGET))
+    )  # type: ignore[no-any-return]

@@ -57,7 +57,9 @@ def make_counters(root: Path, steps: int = 24, learning_rate: float = 1e-3) -> C
         teach(finetuned, counting(step, 256, 1), steps, learning_rate)
         finetuned.save_pretrained(root / f"full-{name}")
         vectors[name] = str(root / name)
-        DistributionVector.extract(root / "base", root / f"full-{name}", codec="dense", dtype="float32").save_pretrained(root / name)
+        DistributionVector.extract(
+            root / "base", root / f"full-{name}", codec="dense", dtype="float32"
+        ).save_pretrained(root / name)
     data = {name: counting(step, 24, 2) for name, step in STEPS.items()}
     test = {name: counting(step, 64, 3) for name, step in STEPS.items()}
     return Counters(root / "base", vectors, data, test)

@@ -24,7 +24,11 @@ from tests.support.tiny_models import Zoo, make_adapter
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-MODELS, ADAPTERS, VECTOR = ("org/base", "me/base-maths", "me/base-chat"), ("other/chat-lora", "me/code-lora"), "me/maths-vector"
+MODELS, ADAPTERS, VECTOR = (
+    ("org/base", "me/base-maths", "me/base-chat"),
+    ("other/chat-lora", "me/code-lora"),
+    "me/maths-vector",
+)
 WORDS = {"maths": 1, "chat": -1, "code": 2}  # the step between the words of a text
 _BLOCK = re.compile(
     r"^(?P<mark><!-- (?P<kind>no-test|test)(?P<reason>: [^\n]+)? -->\n+)?```(?P<language>[^\n]*)\n(?P<code>.*?)^```$",
@@ -47,7 +51,9 @@ def blocks_of(page: Path) -> list[Block]:
     """The blocks of a page, in order. Every fence belongs to one."""
     text = page.read_text("utf-8")
     found = list(_BLOCK.finditer(text))
-    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.MULTILINE)), f"{page.name} has a fence that begins no block."
+    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.MULTILINE)), (
+        f"{page.name} has a fence that begins no block."
+    )
     blocks = []
     for match in found:
         skipped = match["kind"] == "no-test"
@@ -99,7 +105,9 @@ def set_the_stage(hub: Hub, zoo: Zoo, folder: Path) -> str:
         _made["repos"], _made["contents"] = hub.store.repos, dict(hub.store.contents)
     hub.store.repos, hub.store.contents = copy.deepcopy(_made["repos"]), dict(_made["contents"])
     for name, step in WORDS.items():
-        rows = ({"text": " ".join(f"w{(start + step * place) % 50}" for place in range(9))} for start in range(0, 50, 2))
+        rows = (
+            {"text": " ".join(f"w{(start + step * place) % 50}" for place in range(9))} for start in range(0, 50, 2)
+        )
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return token
 
@@ -112,8 +120,12 @@ def _publish(zoo: Zoo, token: str, folder: Path) -> None:
         make_adapter(models.base, adapter, seed, target_modules="all-linear", r=3 + seed, lora_alpha=6)
         config = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
-        (adapter / "README.md").write_text(f"---\nbase_model: {base}\nlibrary_name: peft\n---\n")  # PEFT's names the folder
-    sources = zip(MODELS + ADAPTERS, (models.base, models.full, models.low, *(folder / name for name in ADAPTERS)), strict=True)
+        (adapter / "README.md").write_text(
+            f"---\nbase_model: {base}\nlibrary_name: peft\n---\n"
+        )  # PEFT's names the folder
+    sources = zip(
+        MODELS + ADAPTERS, (models.base, models.full, models.low, *(folder / name for name in ADAPTERS)), strict=True
+    )
     for repo_id, source in sources:
         api.create_repo(repo_id)
         api.upload_folder(repo_id=repo_id, folder_path=source)

@@ -57,5 +57,10 @@ def _push(models: Models, folder: Path) -> Published:
 def keep_only(hub: Hub, repo_id: str) -> None:
     """Take everything else from the Hub, which does not ask for large files that it has."""
     hub.store.repos = {key: repo for key, repo in hub.store.repos.items() if key == ("models", repo_id)}
-    kept = {blob.sha256 for repo in hub.store.repos.values() for commit in repo.commits.values() for blob in commit.files.values()}
+    kept = {
+        blob.sha256
+        for repo in hub.store.repos.values()
+        for commit in repo.commits.values()
+        for blob in commit.files.values()
+    }
     hub.store.contents = {sha256: data for sha256, data in hub.store.contents.items() if sha256 in kept}

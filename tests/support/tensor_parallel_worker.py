@@ -20,7 +20,9 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     config = DistributedConfig(**task["parallel"])
-    model = DEMModel.from_pretrained(task["base"], vectors=task["vectors"], dtype="float32", distributed_config=config).eval()
+    model = DEMModel.from_pretrained(
+        task["base"], vectors=task["vectors"], dtype="float32", distributed_config=config
+    ).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[1, 7, 9, 11]])).logits
     logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits

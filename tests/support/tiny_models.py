@@ -32,13 +32,21 @@ def build(family: str) -> Any:
         return t.LlamaForCausalLM(t.LlamaConfig(**llama, tie_word_embeddings=family == "llama-tied"))
     if family == "gpt2":
         ids = {"bos_token_id": 1, "eos_token_id": 2}
-        return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids))
+        return t.GPT2LMHeadModel(
+            t.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, **ids)
+        )
     if family == "mixtral":
         return t.MixtralForCausalLM(t.MixtralConfig(**llama, num_local_experts=3, num_experts_per_tok=2))
     if family == "qwen2-moe":
         sizes = {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
         return t.Qwen2MoeForCausalLM(t.Qwen2MoeConfig(**llama, **sizes, num_experts=11, num_experts_per_tok=2))
-    bert = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    bert = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
     return t.BertForMaskedLM(t.BertConfig(vocab_size=VOCABULARY, **bert))
 
 
@@ -141,12 +149,24 @@ class Zoo:
     def _adapter(self, family: str, dtype: str) -> Path:
         folder = self.root / f"{family}-{dtype}" / "adapter"
         transposed = family == "gpt2"
-        make_adapter(self.models(family, dtype).base, folder, target_modules="all-linear", r=3, lora_alpha=6, fan_in_fan_out=transposed)
+        make_adapter(
+            self.models(family, dtype).base,
+            folder,
+            target_modules="all-linear",
+            r=3,
+            lora_alpha=6,
+            fan_in_fan_out=transposed,
+        )
         return folder
 
 
 def make_adapter(
-    base: Path, folder: Path, seed: int = 0, train: Callable[[Any], None] | None = None, resize: int | None = None, **options: Any
+    base: Path,
+    folder: Path,
+    seed: int = 0,
+    train: Callable[[Any], None] | None = None,
+    resize: int | None = None,
+    **options: Any,
 ) -> Any:
     """Save a LoRA made by PEFT with random factors; returns the PEFT model, in float32."""
     import transformers
@@ -168,7 +188,9 @@ def make_adapter(
     return adapted
 
 
-def reshard(source: Path, target: Path, shards: int = 1, change: Callable[[dict[str, Tensor]], None] | None = None) -> Path:
+def reshard(
+    source: Path, target: Path, shards: int = 1, change: Callable[[dict[str, Tensor]], None] | None = None
+) -> Path:
     """Copy a model folder with its tensors in so many files, after changing them."""
     tensors = load_tensors(source)
     if change is not None:

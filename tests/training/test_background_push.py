@@ -31,7 +31,9 @@ def base(hub: Hub, llama: Models) -> str:
     hub.add_user("ann", orgs=("org",))
     HfApi().create_repo(BASE)
     HfApi().upload_folder(repo_id=BASE, folder_path=llama.base)
-    HfApi().upload_file(repo_id=BASE, path_in_repo="README.md", path_or_fileobj=b"---\nlicense: apache-2.0\n---\n# Base\n")
+    HfApi().upload_file(
+        repo_id=BASE, path_in_repo="README.md", path_or_fileobj=b"---\nlicense: apache-2.0\n---\n# Base\n"
+    )
     return BASE
 
 
@@ -52,12 +54,19 @@ def test_a_run_leaves_a_vector_on_the_hub(hub: Hub, base: str, llama: Models, tm
     card.validate()
     assert (card.data.base_model, card.data.datasets, card.data.license) == ([BASE], ["org/maths"], "apache-2.0")
     loss = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1]
-    assert all(text in card.text for text in ("| steps | 4 |", f"| loss | {loss} |", "| datasets | org/maths |", "](norms.png)"))
+    assert all(
+        text in card.text
+        for text in ("| steps | 4 |", f"| loss | {loss} |", "| datasets | org/maths |", "](norms.png)")
+    )
     DEMModel.from_pretrained(BASE, vectors={"ann/maths": 0.4})
 
 
 def test_a_lora_run(hub: Hub, base: str, llama: Models, tmp_path: Path) -> None:
-    train(adapted(llama.base), DEMCallback(base, push_to_hub=True, hub_model_id="ann/lora", datasets=["org/maths"]), tmp_path)
+    train(
+        adapted(llama.base),
+        DEMCallback(base, push_to_hub=True, hub_model_id="ann/lora", datasets=["org/maths"]),
+        tmp_path,
+    )
     names = {"adapter_config.json", "adapter_model.safetensors", "dem_training.json", "norms.png", "README.md"}
     assert set(hub.files("ann/lora")) == names
     assert json.loads(hub.files("ann/lora")["adapter_config.json"])["base_model_name_or_path"] == BASE
@@ -68,11 +77,15 @@ def test_a_lora_run(hub: Hub, base: str, llama: Models, tmp_path: Path) -> None:
 
 
 def test_each_save_is_a_commit_or_gives_way(hub: Hub, base: str, llama: Models, tmp_path: Path) -> None:
-    callback = DEMCallback(base, when="save", push_to_hub=True, hub_model_id="ann/maths", hub_revision="draft", hub_private_repo=True)
+    callback = DEMCallback(
+        base, when="save", push_to_hub=True, hub_model_id="ann/maths", hub_revision="draft", hub_private_repo=True
+    )
     train(load(llama.base), callback, tmp_path, save_steps=1)
     assert HfApi().model_info("ann/maths").private
     assert DistributionVector.from_pretrained("ann/maths", revision="draft").sha256 == callback.vector.sha256
-    commits = [commit.title for commit in HfApi().list_repo_commits("ann/maths", revision="draft") if "Push" in commit.title]
+    commits = [
+        commit.title for commit in HfApi().list_repo_commits("ann/maths", revision="draft") if "Push" in commit.title
+    ]
     assert 1 <= len(commits) <= 4
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -90,7 +103,10 @@ def test_the_trainers_own_repository_is_left_alone(hub: Hub, base: str, llama: M
     assert "vector_config.json" in hub.files("ann/model-vector")
     with pytest.raises(ConfigError, match="Give the vector its own repository"):
         Trainer(
-            load(llama.base), settings, train_dataset=rows(), callbacks=[DEMCallback(base, push_to_hub=True, hub_model_id="ann/model")]
+            load(llama.base),
+            settings,
+            train_dataset=rows(),
+            callbacks=[DEMCallback(base, push_to_hub=True, hub_model_id="ann/model")],
         ).train()
     inside = DEMCallback(base, output_dir=tmp_path / "run" / "mine")
     with pytest.raises(ConfigError, match="which the Trainer pushes. Name a folder elsewhere"):
@@ -160,12 +176,20 @@ def test_a_hub_that_fails_to_the_end(
     assert DistributionVector.from_pretrained("ann/maths").sha256 == expected.sha256
 
 
-LOST = pytest.param({"method": "POST", "pattern": "/commit/", "lost": True}, id="lost answer")  # it was done, and is found done
+LOST = pytest.param(
+    {"method": "POST", "pattern": "/commit/", "lost": True}, id="lost answer"
+)  # it was done, and is found done
 
 
 @pytest.mark.parametrize("fault", [LOST, *(one for one in FAULTS if one.id not in ("403", "401"))])
 def test_a_hub_that_fails_once(
-    hub: Hub, base: str, llama: Models, tmp_path: Path, sleeps: list[float], caplog: pytest.LogCaptureFixture, fault: dict[str, Any]
+    hub: Hub,
+    base: str,
+    llama: Models,
+    tmp_path: Path,
+    sleeps: list[float],
+    caplog: pytest.LogCaptureFixture,
+    fault: dict[str, Any],
 ) -> None:
     callback = DEMCallback(base, push_to_hub=True, hub_model_id="ann/maths")
     with hub.fault(**fault, times=1), caplog.at_level(logging.INFO, "dem_hub"):
@@ -272,7 +296,9 @@ def test_no_snapshot(tmp_path: Path) -> None:
     assert uploader.finish() is None and len(pushed) == 1
 
 
-@pytest.mark.parametrize(("error", "attempts"), [(ConnectionError("away"), 4), (ConfigError("wrong"), 1)], ids=["passing", "lasting"])
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(ConnectionError("away"), 4), (ConfigError("wrong"), 1)], ids=["passing", "lasting"]
+)
 def test_what_is_tried_again(tmp_path: Path, error: Exception, attempts: int) -> None:
     tried: list[Path] = []
 

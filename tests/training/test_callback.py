@@ -76,7 +76,10 @@ def test_it_is_the_vector_of_the_checkpoint(zoo: Zoo, tmp_path: Path, family: st
         pytest.param({"torch_compile": True, "torch_compile_backend": "eager"}, id="compiled"),
         pytest.param({"save_total_limit": 1}, id="rotation"),
         pytest.param({"bf16": True}, id="autocast"),
-        pytest.param({"save_strategy": "epoch", "num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 12}, id="epochs"),
+        pytest.param(
+            {"save_strategy": "epoch", "num_train_epochs": 1, "max_steps": -1, "per_device_train_batch_size": 12},
+            id="epochs",
+        ),
     ],
 )
 def test_ways_of_training(llama: Models, tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -122,13 +125,21 @@ def test_resumed_is_uninterrupted(llama: Models, tmp_path: Path) -> None:
 
 
 # The loss falls; the highest is the best here, so that the last step is not.
-BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "loss", "greater_is_better": True}
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_steps": 1,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,
+}
 
 
 @pytest.mark.parametrize(("when", "loaded"), [("end", True), ("save", True), ("best", False)])
 def test_the_best(llama: Models, tmp_path: Path, when: Any, loaded: bool) -> None:
     callback = DEMCallback(when=when, **DENSE)
-    trainer = train(load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, include_num_input_tokens_seen="all", **BEST)
+    trainer = train(
+        load(llama.base), callback, tmp_path, load_best_model_at_end=loaded, include_num_input_tokens_seen="all", **BEST
+    )
     best = trainer.state.best_model_checkpoint
     assert best is not None and trainer.state.best_global_step < 4
     assert_same_files(callback.vector, DistributionVector.extract(llama.base, best, **DENSE))
@@ -141,7 +152,9 @@ def test_the_best(llama: Models, tmp_path: Path, when: Any, loaded: bool) -> Non
 
 def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
     callback = DEMCallback(llama.base, datasets=["org/maths"], **DENSE)
-    trainer = train(load(llama.base), callback, tmp_path, include_num_input_tokens_seen="all", eval_strategy="steps", eval_steps=4)
+    trainer = train(
+        load(llama.base), callback, tmp_path, include_num_input_tokens_seen="all", eval_strategy="steps", eval_steps=4
+    )
     config = callback.vector.config
     assert config is not None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -158,7 +171,9 @@ def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
 def test_datasets_by_hand(llama: Models, tmp_path: Path, named: Any) -> None:
     callback = DEMCallback(datasets=named)
     train(adapted(llama.base), callback, tmp_path, max_steps=1)
-    assert json.loads((tmp_path / "vector" / "dem_training.json").read_text())["training"]["datasets"] == ["maths.jsonl"]
+    assert json.loads((tmp_path / "vector" / "dem_training.json").read_text())["training"]["datasets"] == [
+        "maths.jsonl"
+    ]
 
 
 def test_facts_are_json(tmp_path: Path) -> None:
@@ -171,7 +186,9 @@ def test_facts_are_json(tmp_path: Path) -> None:
     assert facts["eval_loss"] == 2.5 and "loss" not in facts
 
 
-def test_whatever_goes_wrong_does_not_end_the_run(llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_whatever_goes_wrong_does_not_end_the_run(
+    llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Rows(list[Any]):
         """A dataset that says of itself what nobody expects."""
 
@@ -224,7 +241,9 @@ def test_seq2seq_trainer(tmp_path: Path) -> None:
     callback = DEMCallback(**DENSE)
     settings = arguments(tmp_path / "run", Seq2SeqTrainingArguments)
     Seq2SeqTrainer(model, settings, train_dataset=rows(), callbacks=[callback]).train()
-    assert_same_files(callback.vector, DistributionVector.extract(tmp_path / "base", tmp_path / "run" / "checkpoint-4", **DENSE))
+    assert_same_files(
+        callback.vector, DistributionVector.extract(tmp_path / "base", tmp_path / "run" / "checkpoint-4", **DENSE)
+    )
 
 
 # PEFT
@@ -293,9 +312,15 @@ def other_methods() -> list[Any]:
     bank = VBLoRAConfig(r=2, num_vectors=4, vector_length=2, topk=2, target_modules=["q_proj"])  # shared by all layers
     return [
         pytest.param("llama-tied", LoraConfig(**LORA, use_dora=True), id="dora"),
-        pytest.param("llama-untied", LoraConfig(**LORA, use_dora=True, modules_to_save=["lm_head"]), id="dora and a head"),
-        pytest.param("gpt2", LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_bias=True), id="a bias in B"),
-        pytest.param("llama-tied", IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), id="ia3"),
+        pytest.param(
+            "llama-untied", LoraConfig(**LORA, use_dora=True, modules_to_save=["lm_head"]), id="dora and a head"
+        ),
+        pytest.param(
+            "gpt2", LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_bias=True), id="a bias in B"
+        ),
+        pytest.param(
+            "llama-tied", IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), id="ia3"
+        ),
         pytest.param("llama-tied", LoHaConfig(r=2, alpha=4, target_modules=["q_proj"]), id="loha"),
         pytest.param("llama-tied", LNTuningConfig(target_modules=["input_layernorm"]), id="norms"),
         pytest.param("llama-tied", LoraConfig(**LORA, trainable_token_indices=[5, 6]), id="tokens"),
@@ -407,7 +432,11 @@ def test_quantized_and_no_lora(llama: Models, tmp_path: Path, config: str | None
     from transformers import BitsAndBytesConfig
 
     options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
-    model = load(llama.base, **options) if config is None else adapted(llama.base, LoraConfig(**LORA, use_dora=True), **options)
+    model = (
+        load(llama.base, **options)
+        if config is None
+        else adapted(llama.base, LoraConfig(**LORA, use_dora=True), **options)
+    )
     with pytest.raises(CheckpointError, match="The model is quantised"):
         begin(DEMCallback(), model, arguments(tmp_path))
 
@@ -430,12 +459,16 @@ def test_a_prompt_has_no_vector(llama: Models, tmp_path: Path) -> None:
 
 
 def test_nothing_to_go_by(llama: Models, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="save_strategy is 'no'(.|\n)*eval_strategy is 'no'(.|\n)*metric_for_best_model is None"):
+    with pytest.raises(
+        ConfigError, match="save_strategy is 'no'(.|\n)*eval_strategy is 'no'(.|\n)*metric_for_best_model is None"
+    ):
         begin(DEMCallback(when="best"), load(llama.base), arguments(tmp_path, save_strategy="no"))
 
 
 @pytest.mark.parametrize(
-    ("options", "error"), [({"when": "never"}, ConfigError), ({"codec": "zip"}, CodecError), ({"rank": 3}, CodecError)], ids=str
+    ("options", "error"),
+    [({"when": "never"}, ConfigError), ({"codec": "zip"}, CodecError), ({"rank": 3}, CodecError)],
+    ids=str,
 )
 def test_wrong_options(options: dict[str, Any], error: type[DemHubError]) -> None:
     with pytest.raises(error):
@@ -476,7 +509,9 @@ class Recorder(TrainerCallback):
         self.seen: list[tuple[int, dict[str, float]]] = []
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen += [(state.global_step, {key: value for key, value in kwargs["logs"].items() if key.startswith("dem/")})]
+        self.seen += [
+            (state.global_step, {key: value for key, value in kwargs["logs"].items() if key.startswith("dem/")})
+        ]
 
     def on_train_end(self, *positional: Any, **named: Any) -> None:
         self.seen = [entry for entry in self.seen if entry[1]]
@@ -497,10 +532,13 @@ def test_logs(llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert config is not None
     norm = sum(record.norm**2 for record in config.tensors.values()) ** 0.5
     assert recorder.seen[-1][1]["dem/norm"] == pytest.approx(norm)
-    assert recorder.seen[-1][1]["dem/bytes"] == (tmp_path / "run" / "vector" / "vector_model.safetensors").stat().st_size
+    assert (
+        recorder.seen[-1][1]["dem/bytes"] == (tmp_path / "run" / "vector" / "vector_model.safetensors").stat().st_size
+    )
     both = [load_tensors(folder) for folder in (tmp_path / "low", tmp_path / "run" / "vector")]
     first, second = (
-        torch.cat([tensors[name].double().flatten() for name in sorted(both[0]) if name.endswith("::dense")]) for tensors in both
+        torch.cat([tensors[name].double().flatten() for name in sorted(both[0]) if name.endswith("::dense")])
+        for tensors in both
     )
     cosine = float(first @ second) / float(first.norm() * norm)
     assert recorder.seen[-1][1][f"dem/cosine/{tmp_path / 'low'}"] == pytest.approx(cosine, abs=1e-9)

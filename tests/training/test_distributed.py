@@ -124,17 +124,30 @@ for kind in ("full", "lora"):
 """
 
 
-def launch(script: str, folder: Path, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def launch(
+    script: str, folder: Path, *arguments: object, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a script in two processes, as torchrun does."""
     (folder / "script.py").write_text(script)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", folder / "script.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        f"--master-port={port}",
+        folder / "script.py",
+    ]
     return subprocess.run(
         [*map(str, [*command, *arguments])],
-        env={**(environment or os.environ), **threads, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3]))},
+        env={
+            **(environment or os.environ),
+            **threads,
+            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -154,7 +167,9 @@ def test_ddp(hub: Hub, llama: Models, tmp_path: Path) -> None:
     vector = DistributionVector.from_pretrained(tmp_path / "run" / "vector")
     assert vector.sha256 == DistributionVector.extract(llama.base, tmp_path / "run" / "checkpoint-4", **DENSE).sha256
     assert DistributionVector.from_pretrained("ann/maths").sha256 == vector.sha256
-    assert len(hub.requests("POST", "/repos/create")) <= 1 + 3, "one before training and one for each push, whatever the processes"
+    assert len(hub.requests("POST", "/repos/create")) <= 1 + 3, (
+        "one before training and one for each push, whatever the processes"
+    )
 
 
 @pytest.mark.slow

@@ -17,15 +17,27 @@ def test_compare(zoo: Zoo, family: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("dem_hub.vectors.comparison._BLOCK", 500)  # several blocks a tensor
     base = zoo.models(family, "float32").base
     folders = [zoo.adapter(family) if kind == "adapter" else zoo.vector(family, "float32", kind) for kind in KINDS]
-    found = compare([DistributionVector.from_pretrained(folder) for folder in folders], Base(resolve(VectorSource(str(base)), MODEL_FILES)))
-    tensors = load_tensors(base)
-    deltas = [adapter_deltas(folder, tensors, 2.0) if folder.name == "adapter" else read_deltas(folder) for folder in folders]
-    flat = torch.stack(
-        [torch.cat([delta.get(name, torch.zeros_like(tensors[name])).double().flatten() for name in tensors]) for delta in deltas]
+    found = compare(
+        [DistributionVector.from_pretrained(folder) for folder in folders],
+        Base(resolve(VectorSource(str(base)), MODEL_FILES)),
     )
-    norms = flat.norm(dim=1)  # of what was kept; from projections, which truncation in float32 meets to a few parts in 100,000
+    tensors = load_tensors(base)
+    deltas = [
+        adapter_deltas(folder, tensors, 2.0) if folder.name == "adapter" else read_deltas(folder) for folder in folders
+    ]
+    flat = torch.stack(
+        [
+            torch.cat([delta.get(name, torch.zeros_like(tensors[name])).double().flatten() for name in tensors])
+            for delta in deltas
+        ]
+    )
+    norms = flat.norm(
+        dim=1
+    )  # of what was kept; from projections, which truncation in float32 meets to a few parts in 100,000
     torch.testing.assert_close(torch.tensor(found.norms, dtype=torch.float64), norms, rtol=1e-4, atol=0)
-    torch.testing.assert_close(torch.tensor(found.cosines, dtype=torch.float64), flat @ flat.T / norms / norms[:, None], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(found.cosines, dtype=torch.float64), flat @ flat.T / norms / norms[:, None], rtol=0, atol=1e-4
+    )
     assert found.names == tuple(map(str, folders))
 
 
@@ -55,7 +67,9 @@ def test_noise_is_no_length(zoo: Zoo) -> None:
 def test_tensor_norms(zoo: Zoo, kind: str) -> None:
     base = zoo.models("gpt2", "float32").base
     folder = zoo.adapter("gpt2") if kind == "adapter" else zoo.vector("gpt2", "float32", kind)
-    found = tensor_norms(DistributionVector.from_pretrained(folder), Base(resolve(VectorSource(str(base)), MODEL_FILES)))
+    found = tensor_norms(
+        DistributionVector.from_pretrained(folder), Base(resolve(VectorSource(str(base)), MODEL_FILES))
+    )
     deltas = adapter_deltas(folder, load_tensors(base), 2.0) if kind == "adapter" else read_deltas(folder)
     assert found.keys() == deltas.keys()
     for name, delta in deltas.items():

@@ -24,7 +24,11 @@ from tests.support.tiny_models import DTYPES, FAMILIES, RANK, Models, Zoo, edit_
 def differences(base: Path, finetuned: Path) -> dict[str, Tensor]:
     """The reference: finetuned - base of every tensor that differs, in float64."""
     before, after = load_tensors(base), load_tensors(finetuned)
-    return {name: after[name].double() - before[name].double() for name in before if not torch.equal(before[name], after[name])}
+    return {
+        name: after[name].double() - before[name].double()
+        for name in before
+        if not torch.equal(before[name], after[name])
+    }
 
 
 def saved(folder: Path, base: Path, finetuned: Path, **options: Any) -> Path:
@@ -52,7 +56,9 @@ def test_lowrank_of_a_low_rank_change_is_all_of_it(zoo: Zoo, family: str) -> Non
     found, expected = read_deltas(zoo.vector(family, "float32", "lowrank")), differences(models.base, models.low)
     assert set(found) == set(expected)
     for name in expected:
-        assert (found[name] - expected[name]).norm() <= 1e-4 * expected[name].norm()  # the fine-tune itself was rounded to float32
+        assert (found[name] - expected[name]).norm() <= 1e-4 * expected[
+            name
+        ].norm()  # the fine-tune itself was rounded to float32
 
 
 @pytest.mark.parametrize("kind", ["dense", "short", "lowrank", "lossy"])
@@ -73,17 +79,26 @@ def test_records_say_how_true_each_tensor_is(zoo: Zoo, kind: str) -> None:
 @pytest.mark.parametrize("shards", [(1, 3), (3, 1), (2, 5)], ids=str)
 @pytest.mark.parametrize("codec", ["dense", "lowrank"])
 def test_sharding_makes_no_difference(llama: Models, tmp_path: Path, shards: tuple[int, int], codec: str) -> None:
-    base, finetuned = reshard(llama.base, tmp_path / "base", shards[0]), reshard(llama.full, tmp_path / "finetuned", shards[1])
+    base, finetuned = (
+        reshard(llama.base, tmp_path / "base", shards[0]),
+        reshard(llama.full, tmp_path / "finetuned", shards[1]),
+    )
     single = DistributionVector.extract(llama.base, llama.full, codec=codec)
     vector = DistributionVector.extract(base, finetuned, codec=codec)
     assert vector.config is not None
     assert single.config is not None
-    tensors = {name for name in vector.config.files if name.endswith(".safetensors")}  # adapter_config.json has the path of the base
-    assert {name: vector.config.files[name] for name in tensors} == {name: single.config.files[name] for name in tensors}
+    tensors = {
+        name for name in vector.config.files if name.endswith(".safetensors")
+    }  # adapter_config.json has the path of the base
+    assert {name: vector.config.files[name] for name in tensors} == {
+        name: single.config.files[name] for name in tensors
+    }
     assert vector.config.tensors == single.config.tensors
 
 
-@pytest.mark.parametrize("options", [{"codec": "dense"}, {"codec": "lowrank", "rank": 3}, {"codec": "lowrank", "energy": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"codec": "dense"}, {"codec": "lowrank", "rank": 3}, {"codec": "lowrank", "energy": 0.7}], ids=str
+)
 def test_the_same_bytes_again(llama: Models, tmp_path: Path, options: dict[str, Any]) -> None:
     first, second = (saved(tmp_path / name, llama.base, llama.full, **options) for name in ("first", "second"))
     assert hashes(first) == hashes(second)
@@ -183,7 +198,9 @@ def test_integers_that_differ_in_their_last_bit(llama: Models, tmp_path: Path) -
 
     base = reshard(llama.base, tmp_path / "base", change=large(2**40))
     finetuned = reshard(llama.full, tmp_path / "finetuned", change=large(2**40 + 1))
-    assert load_tensors(saved(tmp_path / "vector", base, finetuned), "vector_model*")["steps::replace"].item() == 2**40 + 1
+    assert (
+        load_tensors(saved(tmp_path / "vector", base, finetuned), "vector_model*")["steps::replace"].item() == 2**40 + 1
+    )
 
 
 def test_grown_vocabulary_is_stored_as_it_is(llama: Models, tmp_path: Path) -> None:
@@ -207,7 +224,9 @@ def test_other_tensors_may_not_grow(zoo: Zoo, tmp_path: Path) -> None:
 
     models = zoo.models("gpt2")
     finetuned = reshard(models.full, tmp_path / "finetuned", change=lengthen)
-    with pytest.raises(CheckpointError, match=r"'transformer.wpe.weight' is \[64, 32\] in the base and \[128, 32\] in the fine-tune"):
+    with pytest.raises(
+        CheckpointError, match=r"'transformer.wpe.weight' is \[64, 32\] in the base and \[128, 32\] in the fine-tune"
+    ):
         DistributionVector.extract(models.base, finetuned)
 
 
@@ -233,7 +252,9 @@ def test_a_failure_leaves_nothing_behind(llama: Models, tmp_path: Path, monkeypa
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     with pytest.raises(CheckpointError, match="NaN or inf"):
-        DistributionVector.extract(llama.base, reshard(llama.full, tmp_path / "finetuned", change=poison), codec="dense")
+        DistributionVector.extract(
+            llama.base, reshard(llama.full, tmp_path / "finetuned", change=poison), codec="dense"
+        )
     assert list(scratch.iterdir()) == []
 
 
@@ -260,7 +281,12 @@ def test_what_a_vector_says_of_itself(zoo: Zoo) -> None:
     assert (config.codec, dict(config.codec_options)) == ("lowrank", {"rank": RANK, "dtype": "float32"})
     assert (config.base.repo_id, config.finetuned) == (str(models.base), str(models.low))
     record = config.tensors["transformer.h.0.attn.c_attn.weight"]
-    assert (record.module, record.transposed, record.dtype, record.shape) == ("transformer.h.0.attn.c_attn", True, "BF16", (32, 96))
+    assert (record.module, record.transposed, record.dtype, record.shape) == (
+        "transformer.h.0.attn.c_attn",
+        True,
+        "BF16",
+        (32, 96),
+    )
     assert not (zoo.vector("gpt2", "bfloat16", "lowrank") / "config.json").exists()
 
 
@@ -278,7 +304,9 @@ def test_every_codec_takes_any_tensor(tmp_path: Path, codec: str, dtype: str) ->
     sides: dict[str, dict[str, Tensor]] = {"base": {}, "finetuned": {}}
     for name, shape in SHAPES.items():
         sides["base"][name] = (torch.randn(shape, generator=generator) * 0.05).to(getattr(torch, dtype))
-        sides["finetuned"][name] = (sides["base"][name] + 0.01 * torch.randn(shape, generator=generator)).to(getattr(torch, dtype))
+        sides["finetuned"][name] = (sides["base"][name] + 0.01 * torch.randn(shape, generator=generator)).to(
+            getattr(torch, dtype)
+        )
     sides["base"]["same"] = sides["finetuned"]["same"] = torch.ones(8, 8, dtype=getattr(torch, dtype))
     for name, tensors in sides.items():
         (tmp_path / name).mkdir()
@@ -295,5 +323,7 @@ def test_every_codec_takes_any_tensor(tmp_path: Path, codec: str, dtype: str) ->
         merged = merged_tensor(merge, name)
         record = vector.config.tensors.get(name)
         bound = record.relative_error * record.norm if record is not None else 0.0
-        step = torch.finfo(base.dtype).eps * float(base.double().norm() + sides["finetuned"][name].double().norm())  # of rounding the sum
+        step = torch.finfo(base.dtype).eps * float(
+            base.double().norm() + sides["finetuned"][name].double().norm()
+        )  # of rounding the sum
         assert float((merged.double() - sides["finetuned"][name].double()).norm()) <= 1.01 * bound + step

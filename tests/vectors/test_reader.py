@@ -31,12 +31,18 @@ def sign_again(folder: Path, **records: dict[str, Any]) -> None:
 def test_a_file_that_nobody_checked(vector: Path, llama: Models, zoo: Zoo) -> None:
     """Beside shards, a single file would be read in their place."""
     shutil.copy(zoo.adapter("llama-tied") / "adapter_model.safetensors", vector)
-    with pytest.raises(CheckpointError, match=r"has files that its config does not name.\n  - 'adapter_model.safetensors'\nRemove them"):
+    with pytest.raises(
+        CheckpointError, match=r"has files that its config does not name.\n  - 'adapter_model.safetensors'\nRemove them"
+    ):
         DEMModel.from_pretrained(llama.base, vectors={str(vector): 0.5})
 
 
 def test_everything_wrong_at_once(vector: Path, llama: Models) -> None:
-    shapes = {"model.norm.weight::dense": (31,), "model.layers.0.mlp.up_proj.weight::dense": (48, 32), "extra::dense": (2,)}
+    shapes = {
+        "model.norm.weight::dense": (31,),
+        "model.layers.0.mlp.up_proj.weight::dense": (48, 32),
+        "extra::dense": (2,),
+    }
     write_file(vector / "vector_model.safetensors", {name: torch.zeros(shape) for name, shape in shapes.items()})
     sign_again(vector)
     with pytest.raises(CheckpointError) as caught:
@@ -74,7 +80,9 @@ def test_whole_numbers_have_no_delta(llama: Models, tmp_path: Path) -> None:
     tensors["steps::dense"] = tensors.pop("steps::replace").float()
     write_file(tmp_path / "vector" / "vector_model.safetensors", tensors)
     sign_again(tmp_path / "vector", steps={"codec": "dense", "options": {"dtype": "float32"}, "norm": 1.0})
-    with pytest.raises(BaseMismatchError, match=r"'steps' is I64 in this base, and the vector has a delta for it \(dense\)"):
+    with pytest.raises(
+        BaseMismatchError, match=r"'steps' is I64 in this base, and the vector has a delta for it \(dense\)"
+    ):
         DEMModel.from_pretrained(base, vectors={str(tmp_path / "vector"): 0.5})
 
 
@@ -89,7 +97,9 @@ def test_half_a_remainder(tmp_path: Path) -> None:
     for name, value in (("base", 0.02), ("tuned", 6e-8)):
         (tmp_path / name).mkdir()
         write_file(tmp_path / name / "model.safetensors", {"w": torch.full((3,), value), "point": torch.tensor(value)})
-    DistributionVector.extract(tmp_path / "base", tmp_path / "tuned", codec="dense").save_pretrained(tmp_path / "vector")
+    DistributionVector.extract(tmp_path / "base", tmp_path / "tuned", codec="dense").save_pretrained(
+        tmp_path / "vector"
+    )
     from safetensors.torch import load_file
 
     tensors = load_file(tmp_path / "vector" / "vector_model.safetensors")

@@ -41,7 +41,9 @@ def test_members_are_sources(store: VectorStore, zoo: Zoo, llama: Models) -> Non
     """A member is loaded like any vector in a subfolder."""
     merged = DEMModel.from_pretrained(llama.base, vectors={store.member_source("low"): 0.5})
     expected = DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5})
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(merged.parameters(), expected.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(merged.parameters(), expected.parameters(), strict=True)
+    )
     assert list(merged.dem.coefficients) == [f"{store.folder}//low"]
 
 
@@ -67,9 +69,14 @@ def test_replacing_and_removing(store: VectorStore, zoo: Zoo) -> None:
 def test_comparison(store: VectorStore, llama: Models) -> None:
     result = store.compare()
     base, full, low = (load_tensors(folder) for folder in (llama.base, llama.full, llama.low))
-    deltas = [torch.cat([(side[name].double() - base[name].double()).flatten() for name in sorted(base)]) for side in (low, full)]
+    deltas = [
+        torch.cat([(side[name].double() - base[name].double()).flatten() for name in sorted(base)])
+        for side in (low, full)
+    ]
     assert result.names == ("low", "whole")
-    assert result.norms == pytest.approx([float(delta.norm()) for delta in deltas], rel=0.02)  # `low` is stored at its rank
+    assert result.norms == pytest.approx(
+        [float(delta.norm()) for delta in deltas], rel=0.02
+    )  # `low` is stored at its rank
     cosine = float(deltas[0] @ deltas[1] / deltas[0].norm() / deltas[1].norm())
     assert result.cosines[0][1] == pytest.approx(cosine, abs=0.01)
     changed = sum(tensor.numel() for name, tensor in base.items() if not torch.equal(tensor, low[name]))
@@ -88,7 +95,8 @@ def test_opening_reads_no_member(store: VectorStore) -> None:
 def test_another_base(store: VectorStore, zoo: Zoo) -> None:
     vector = DistributionVector.from_pretrained(zoo.vector("gpt2", "bfloat16", "dense"))
     with pytest.raises(
-        BaseMismatchError, match=r"(?s)was made from '.*gpt2.*and the store .* is for '.*llama-tied.*Make a store for its base"
+        BaseMismatchError,
+        match=r"(?s)was made from '.*gpt2.*and the store .* is for '.*llama-tied.*Make a store for its base",
     ):
         store.add("other", vector)
     assert "other" not in store
@@ -96,12 +104,16 @@ def test_another_base(store: VectorStore, zoo: Zoo) -> None:
 
 
 def test_a_member_that_was_exchanged(store: VectorStore, zoo: Zoo) -> None:
-    DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "short")).save_pretrained(store.folder / "whole")
+    DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "short")).save_pretrained(
+        store.folder / "whole"
+    )
     with pytest.raises(ConfigError, match="'whole' in .* has sha256 .*its index says .*Add it again"):
         VectorStore.from_pretrained(store.folder)["whole"]
 
 
-@pytest.mark.parametrize("name", ["../out", "/abs", "a\\b", "", ".", "./low", "low/below", "low/", ".hidden", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["../out", "/abs", "a\\b", "", ".", "./low", "low/below", "low/", ".hidden", "tokenizer.json"]
+)
 def test_names_stay_inside(store: VectorStore, zoo: Zoo, name: str) -> None:
     with pytest.raises(ConfigError):
         store.add(name, store["low"])

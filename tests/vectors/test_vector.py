@@ -34,8 +34,12 @@ def test_save_and_open(zoo: Zoo, tmp_path: Path, kind: str) -> None:
     copy = DistributionVector.from_pretrained(tmp_path / "deep" / "copy")
     assert copy.config == vector.config
     assert copy.sha256 == vector.sha256
-    assert str(copy.source) in repr(copy) and f"codec='{vector.config.codec if vector.config else 'lora'}'" in repr(copy)
-    assert {path.name: digest(path) for path in source.iterdir()} == {path.name: digest(path) for path in copy.folder.iterdir()}
+    assert str(copy.source) in repr(copy) and f"codec='{vector.config.codec if vector.config else 'lora'}'" in repr(
+        copy
+    )
+    assert {path.name: digest(path) for path in source.iterdir()} == {
+        path.name: digest(path) for path in copy.folder.iterdir()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +47,9 @@ def test_save_and_open(zoo: Zoo, tmp_path: Path, kind: str) -> None:
 def test_decode(zoo: Zoo, family: str, kind: str) -> None:
     vector, base = DistributionVector.from_pretrained(zoo.vector(family, "bfloat16", kind)), zoo.models(family).base
     for name, delta in read_deltas(vector.folder).items():
-        torch.testing.assert_close(vector.decode(name, base).double(), delta, rtol=1e-5, atol=1e-8)  # products in float32
+        torch.testing.assert_close(
+            vector.decode(name, base).double(), delta, rtol=1e-5, atol=1e-8
+        )  # products in float32
 
 
 def test_decode_of_an_unchanged_tensor_is_zero(zoo: Zoo) -> None:
@@ -54,7 +60,12 @@ def test_decode_of_an_unchanged_tensor_is_zero(zoo: Zoo) -> None:
 def test_low_rank_parts_are_a_peft_adapter(zoo: Zoo) -> None:
     folder = zoo.vector("gpt2", "bfloat16", "lossy")
     names = {path.name for path in folder.iterdir()}
-    assert names == {"vector_config.json", "vector_model.safetensors", "adapter_config.json", "adapter_model.safetensors"}
+    assert names == {
+        "vector_config.json",
+        "vector_model.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     rest = {name.split("::")[0] for name in load_tensors(folder, "vector_model")}
     assert "transformer.wte.weight" in rest
     assert "transformer.h.0.attn.c_attn.weight" not in rest
@@ -65,7 +76,9 @@ def test_json_is_plain(zoo: Zoo) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     for kind in KINDS:
-        json.loads((zoo.vector("llama-tied", "bfloat16", kind) / "vector_config.json").read_text(), parse_constant=refuse)
+        json.loads(
+            (zoo.vector("llama-tied", "bfloat16", kind) / "vector_config.json").read_text(), parse_constant=refuse
+        )
 
 
 def test_safetensors_headers_are_canonical(zoo: Zoo) -> None:
@@ -96,7 +109,9 @@ def test_sha256_of_an_adapter(zoo: Zoo) -> None:
 
 
 def test_save_over_an_older_vector(zoo: Zoo, tmp_path: Path) -> None:
-    lossy, dense = (DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", kind)) for kind in ("lossy", "dense"))
+    lossy, dense = (
+        DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", kind)) for kind in ("lossy", "dense")
+    )
     lossy.save_pretrained(tmp_path / "vector")
     (tmp_path / "vector" / "README.md").write_text("mine")
     dense.save_pretrained(tmp_path / "vector")
@@ -192,4 +207,6 @@ def test_describe_reads_no_tensors(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_nbytes(zoo: Zoo) -> None:
     folder = zoo.vector("llama-tied", "bfloat16", "lossy")
-    assert DistributionVector.from_pretrained(folder).nbytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert DistributionVector.from_pretrained(folder).nbytes == sum(
+        path.stat().st_size for path in folder.glob("*.safetensors")
+    )

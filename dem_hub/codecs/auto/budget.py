@@ -32,7 +32,9 @@ _AMPLE = 0.8  # bits an element, of which embeddings get factors in 8 bits
 _NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
 # Groups of signs that take fewer bits an element than any smaller group does.
 _GROUPS = {
-    size: code_bits(size) for size in range(1, 129) if all(code_bits(size) * less < code_bits(less) * size for less in range(1, size))
+    size: code_bits(size)
+    for size in range(1, 129)
+    if all(code_bits(size) * less < code_bits(less) * size for less in range(1, size))
 }
 _HEADER = 200  # bytes that a part takes in a safetensors header, at the most
 
@@ -66,11 +68,17 @@ class Auto:
     def __post_init__(self) -> None:
         """Refuse both at once, and values out of range."""
         if self.max_bytes is not None and self.max_error is not None:
-            raise CodecError(f"codec 'auto' takes max_bytes or max_error, not both ({self.max_bytes!r} and {self.max_error!r}).")
+            raise CodecError(
+                f"codec 'auto' takes max_bytes or max_error, not both ({self.max_bytes!r} and {self.max_error!r})."
+            )
         if self.max_error is not None and not self.max_error > 0:
-            raise CodecError(f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. codec='exact' and 'dense' have none.")
+            raise CodecError(
+                f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. codec='exact' and 'dense' have none."
+            )
         if self.max_bytes is not None and (type(self.max_bytes) not in (int, str) or self.budget(1 << 40) <= 0):
-            raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; give a whole number above 0, or a text like '20MB' or '3%'.")
+            raise CodecError(
+                f"codec 'auto' has max_bytes={self.max_bytes!r}; give a whole number above 0, or a text like '20MB' or '3%'."
+            )
 
     def budget(self, elements: int) -> int:
         """Bytes that the deltas of so many elements may take."""
@@ -80,7 +88,9 @@ class Auto:
             try:
                 return int(float(self.max_bytes.strip()[:-1]) / 100 * 2 * elements)
             except (ValueError, OverflowError) as error:
-                raise CodecError(f"codec 'auto' has max_bytes={self.max_bytes!r}; a share is written like '3%'.") from error
+                raise CodecError(
+                    f"codec 'auto' has max_bytes={self.max_bytes!r}; a share is written like '3%'."
+                ) from error
         return parse_size(self.max_bytes)
 
 
@@ -228,7 +238,11 @@ def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str
     if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
         ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
         return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
-    finer = "" if plan.explicit or share <= DEFAULT_SHARE else ", as small or narrow tensors and those that moved much are kept finer"
+    finer = (
+        ""
+        if plan.explicit or share <= DEFAULT_SHARE
+        else ", as small or narrow tensors and those that moved much are kept finer"
+    )
     return f"a full fine-tune: {text}{finer}"
 
 
@@ -244,4 +258,7 @@ def most_signs(shape: tuple[int, ...], bits: float, rank: int = 0) -> Sign | LRS
     rows, columns = math.prod(shape[:-1]), shape[-1]
     fixed = stored_bytes(codec, shape) - rows * packed_size(columns, 1)
     allowed = 8 * int((bits * math.prod(shape) / 8 - fixed) // max(rows, 1))  # bits of a row
-    return replace(codec, group=next((group for group, each in _GROUPS.items() if -(-columns // group) * each <= allowed), max(_GROUPS)))
+    return replace(
+        codec,
+        group=next((group for group, each in _GROUPS.items() if -(-columns // group) * each <= allowed), max(_GROUPS)),
+    )

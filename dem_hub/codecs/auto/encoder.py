@@ -120,7 +120,9 @@ def _as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
     size = squared_norm(delta)
     rest = (size - values.double().square().cumsum(0)).clamp_(min=0)
     edge = _WHITE * (rest / (rows * columns)).sqrt() * (rows**0.5 + columns**0.5)
-    rank = next((rank for rank in range(1, most) if values[rank] <= max(float(edge[rank - 1]), 1e-6 * float(values[0]))), None)
+    rank = next(
+        (rank for rank in range(1, most) if values[rank] <= max(float(edge[rank - 1]), 1e-6 * float(values[0]))), None
+    )
     if rank is None:
         return None
     factors = balance(left[:, :rank], values[:rank], right[:rank])

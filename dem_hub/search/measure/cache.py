@@ -58,7 +58,11 @@ class MeasurementCache:
     def has_logits(self) -> bool:
         """Whether there are logits to begin from."""
         before = self._known is not None and self._known.has_logits
-        return before or bool(self._blocks) or (self.folder is not None and any((self.folder / _LOGITS).glob("*.safetensors")))
+        return (
+            before
+            or bool(self._blocks)
+            or (self.folder is not None and any((self.folder / _LOGITS).glob("*.safetensors")))
+        )
 
     def put(self, key: str, value: Any) -> None:
         """Keep JSON data."""
@@ -121,7 +125,9 @@ def _read_lines(path: Path) -> dict[str, Any]:
         try:
             key, value = json.loads(line)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path}, line {number}: not a line of a search ({error}). Name another folder for the search.") from error
+            raise ConfigError(
+                f"{path}, line {number}: not a line of a search ({error}). Name another folder for the search."
+            ) from error
         numbers[key] = value
     return numbers
 
@@ -135,5 +141,8 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _read_block(path: Path) -> Block:
     tensors = load_file(path)
-    moves = {file.stem.partition("-")[2]: load_file(file)["move"] for file in sorted(path.parent.glob(f"{path.stem}-*.safetensors"))}
+    moves = {
+        file.stem.partition("-")[2]: load_file(file)["move"]
+        for file in sorted(path.parent.glob(f"{path.stem}-*.safetensors"))
+    }
     return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)

@@ -50,11 +50,18 @@ class Coordinates:
         pairs: list[tuple[str, float]] = []
         for name, groups, part in zip(self._hashes, self.groups, self._parts(point), strict=True):
             whole = len(set(part)) == 1
-            pairs += [(name, part[0])] if whole else [(f"{name}[{group}]", value) for group, value in zip(groups, part, strict=True)]
+            pairs += (
+                [(name, part[0])]
+                if whole
+                else [(f"{name}[{group}]", value) for group, value in zip(groups, part, strict=True)]
+            )
         return ",".join(sorted(f"{name}={value!r}" for name, value in pairs if value))
 
     def _each(self, names: Sequence[str], space: str = "") -> tuple[str, ...]:
-        each = ([f"{name}{space}[{group}]" for group in groups] or [name] for name, groups in zip(names, self.groups, strict=True))
+        each = (
+            [f"{name}{space}[{group}]" for group in groups] or [name]
+            for name, groups in zip(names, self.groups, strict=True)
+        )
         return tuple(name for own in each for name in own)
 
     def _parts(self, point: Sequence[float]) -> list[list[float]]:

@@ -35,7 +35,9 @@ class CoefficientGradient:
     def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
         opened = model.dem.open()
         self.model, self.base = model, opened.base.checkpoint
-        whole = [vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors]  # checked when it was loaded
+        whole = [
+            vector.deltas(opened.base, allow_base_mismatch=True) for vector in opened.vectors
+        ]  # checked when it was loaded
         vectors: list[Mapping[str, StoredDelta]] = []
         for vector, deltas, own in zip(opened.vectors, whole, groups or ((),) * len(whole), strict=True):
             vectors += take_apart(deltas, own, opened.base, vector.name).values() if own else [deltas]
@@ -48,7 +50,11 @@ class CoefficientGradient:
             stored = [deltas.get(key) for deltas in vectors]
             if any(delta is not None and delta.replacement is not None for delta in stored):
                 continue  # a buffer, which no coefficient scales
-            if key not in names or names[key] not in parameters or any(delta is not None and delta.rows is not None for delta in stored):
+            if (
+                key not in names
+                or names[key] not in parameters
+                or any(delta is not None and delta.rows is not None for delta in stored)
+            ):
                 wrong.add(key)
             else:
                 self.deltas.setdefault(parameters[names[key]], (key, stored))

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 Point = tuple[float, ...]
 
 LOGIT_BYTES = 2 << 30  # of memory for logits, for all processes together
-STEP, ROUNDED_STEP = 0.1, 0.5  # of a coefficient, for derivatives; a small step is lost in the rounding of 16-bit weights
+STEP, ROUNDED_STEP = (
+    0.1,
+    0.5,
+)  # of a coefficient, for derivatives; a small step is lost in the rounding of 16-bit weights
 
 
 class Likelihoods:
@@ -50,7 +53,13 @@ class Likelihoods:
         batch_size: int = 8,
         logit_bytes: int = LOGIT_BYTES,
     ) -> None:
-        self.model, self.data, self.cache, self.batch_size, self.logit_bytes = model, dict(data), cache, batch_size, logit_bytes
+        self.model, self.data, self.cache, self.batch_size, self.logit_bytes = (
+            model,
+            dict(data),
+            cache,
+            batch_size,
+            logit_bytes,
+        )
         self.coordinates = Coordinates(model)
         self.digests = {name: digest(windows) for name, windows in self.data.items()}
         seq2seq = is_seq2seq(model)
@@ -58,7 +67,10 @@ class Likelihoods:
         self.run = 0  # tokens through the model so far, a backward pass counting as two forward passes
         self._gradient: CoefficientGradient | None = None
         self._paid: set[str] = set()
-        self._sizes = {name: sum(len(w.input_ids) + seq2seq * len(w.labels) for w in windows) for name, windows in self.data.items()}
+        self._sizes = {
+            name: sum(len(w.input_ids) + seq2seq * len(w.labels) for w in windows)
+            for name, windows in self.data.items()
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,7 +110,9 @@ class Likelihoods:
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """The mean loss of a token of each distribution."""
-        return {name: float(values.sum()) / sum(self.tokens[name]) for name, values in self.window_totals(point).items()}
+        return {
+            name: float(values.sum()) / sum(self.tokens[name]) for name, values in self.window_totals(point).items()
+        }
 
     def keep_table(self) -> None:
         """Run the base and base + each vector over everything, and keep the logits that fit in memory.
@@ -116,8 +130,14 @@ class Likelihoods:
             wrong = [name for name, loss in self.losses(point).items() if not torch.isfinite(torch.tensor(loss))]
             if wrong:
                 who = f"The base with 1.0 of '{self.names[number - 1]}'" if number else "The base"
-                remedy = "Leave that vector out, or take an earlier checkpoint of it." if number else "Use another dtype, or another base."
-                raise CoefficientError(f"{who} has a loss that is not finite on {', '.join(map(repr, wrong))}. {remedy}")
+                remedy = (
+                    "Leave that vector out, or take an earlier checkpoint of it."
+                    if number
+                    else "Use another dtype, or another base."
+                )
+                raise CoefficientError(
+                    f"{who} has a loss that is not finite on {', '.join(map(repr, wrong))}. {remedy}"
+                )
 
     def _keep_cell(self, name: str, point: Point, vector: str | None) -> None:
         """One model on one distribution, with its logits; nothing where both are known."""
@@ -129,7 +149,11 @@ class Likelihoods:
         self.coordinates.move_to(point)
         windows = list(processes.mine(self.data[name]))
         if vector is None:
-            limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // len(self.data) // processes.world_size()
+            limit = (
+                token_limit(self.logit_bytes, self._vocabulary(), len(self.names))
+                // len(self.data)
+                // processes.world_size()
+            )
             own = list(processes.mine(self.tokens[name]))
             part, block = keep_logits(self.model, windows, choose_windows(own, limit), self.batch_size)
             self.cache.put_block(key, block)
@@ -170,13 +194,17 @@ class Likelihoods:
         step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
         moved = [tuple(value + step * (i == j) for j, value in enumerate(point)) for i in range(len(point))]
         sums = {name: Sums.zeros(len(self.names)) for name in self.data}
-        found = {name: torch.zeros(len(processes.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()}
+        found = {
+            name: torch.zeros(len(processes.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()
+        }
         from huggingface_hub.utils import tqdm
 
         for part in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
             self.coordinates.move_to(point)
             blocks: dict[str, Block] = {}
-            chosen = {name: [processes.mine(self.data[name])[place] for place in places] for name, places in part.items()}
+            chosen = {
+                name: [processes.mine(self.data[name])[place] for place in places] for name, places in part.items()
+            }
             for name, windows in chosen.items():
                 values, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
                 found[name][part[name]] = values
@@ -190,13 +218,17 @@ class Likelihoods:
                 ).values
         for name in self.data:
             self._put_totals(name, point, found[name])
-        parts = {name: Sums(processes.total(value.values, self.model.device)).quadratic() for name, value in sums.items()}
+        parts = {
+            name: Sums(processes.total(value.values, self.model.device)).quadratic() for name, value in sums.items()
+        }
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
     def _parts(self) -> list[dict[str, list[int]]]:
         """This process's windows, by distribution, in parts whose logits fit in memory."""
         limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // processes.world_size()
-        everything = [(name, place) for name, windows in self.data.items() for place in range(len(processes.mine(windows)))]
+        everything = [
+            (name, place) for name, windows in self.data.items() for place in range(len(processes.mine(windows)))
+        ]
         counts = [processes.mine(self.tokens[name])[place] for name, place in everything]
         parts: list[dict[str, list[int]]] = []
         for places in parts_of(counts, limit):

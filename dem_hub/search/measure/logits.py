@@ -75,7 +75,9 @@ class Block:
         return sums
 
 
-def keep_logits(model: "PreTrainedModel", windows: Sequence[Window], places: Collection[int], batch_size: int) -> tuple[Tensor, Block]:
+def keep_logits(
+    model: "PreTrainedModel", windows: Sequence[Window], places: Collection[int], batch_size: int
+) -> tuple[Tensor, Block]:
     """Run the model over all windows, and keep the logits of those at some places.
 
     Returns:

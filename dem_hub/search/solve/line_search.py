@@ -82,7 +82,9 @@ def _between(seen: dict[float, float], points: list[float], best: float) -> floa
         doubt = (_difference(seen, [*near, fourth]) * (b - a) * (c - b)) ** 2 / (4 * bend)
     if best == b:
         wider, narrower = (c - b, a - b) if c - b > b - a else (a - b, c - b)
-        lopsided = abs(wider) > _LOPSIDED * abs(narrower) and (vertex - b) * wider <= 0  # a steep wall pushes any parabola away
+        lopsided = (
+            abs(wider) > _LOPSIDED * abs(narrower) and (vertex - b) * wider <= 0
+        )  # a steep wall pushes any parabola away
         if lopsided or (promised < SEEN < doubt):
             return b + _GOLDEN * wider
     return vertex if promised > SEEN else None

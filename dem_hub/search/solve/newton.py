@@ -39,7 +39,9 @@ class Region:
         if not bool((low <= high).all()) or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise ConfigError(f"bounds are {list(bounds)}; each must be a finite (lower, upper) pair.")
         if max_sum is not None and not float(low.sum()) <= max_sum:
-            raise ConfigError(f"max_sum is {max_sum}, and the lower bounds sum to {float(low.sum())}. Allow a larger sum.")
+            raise ConfigError(
+                f"max_sum is {max_sum}, and the lower bounds sum to {float(low.sum())}. Allow a larger sum."
+            )
         return cls(low, high, max_sum)
 
     def clip(self, point: Tensor) -> Tensor:
@@ -191,7 +193,9 @@ def best_point(
     return start
 
 
-def common_point(model: LocalModel, objective: Objective, region: Region, base_losses: dict[str, float] | None = None) -> Tensor:
+def common_point(
+    model: LocalModel, objective: Objective, region: Region, base_losses: dict[str, float] | None = None
+) -> Tensor:
     """The best point with the same coefficient for all vectors, as far as bounds allow it."""
     count = len(model.names)
     ones = torch.ones(count, dtype=torch.float64)
@@ -215,7 +219,9 @@ def _along(part: Quadratic, model: LocalModel, direction: Tensor) -> Quadratic:
     return Quadratic(float(part.value(back)), slope.reshape(1), curvature.reshape(1, 1))
 
 
-def _combined(values: Tensor, slopes: Tensor, curvatures: Tensor, temperature: float | None) -> tuple[float, Tensor, Tensor]:
+def _combined(
+    values: Tensor, slopes: Tensor, curvatures: Tensor, temperature: float | None
+) -> tuple[float, Tensor, Tensor]:
     """Their sum, or their maximum, softened: t * log(sum(exp(values / t)))."""
     if temperature is None:
         return float(values.sum()), slopes.sum(0), curvatures.sum(0)

@@ -61,7 +61,9 @@ class Objective:
         """
         unknown = sorted(set(self.weights) - set(names))
         if unknown:
-            raise ConfigError(f"weights name {', '.join(map(repr, unknown))}; the distributions are {', '.join(map(repr, names))}.")
+            raise ConfigError(
+                f"weights name {', '.join(map(repr, unknown))}; the distributions are {', '.join(map(repr, names))}."
+            )
         weights = [self.weights.get(name, 1.0) for name in names]
         if not sum(weights) > 0:
             raise ConfigError(f"The weights of {', '.join(map(repr, names))} are all 0. Give one of them more.")
@@ -87,7 +89,9 @@ class Objective:
         return torch.zeros_like(factors).index_put((terms.argmax(),), factors[terms.argmax()])
 
 
-def evaluate(model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = 8) -> dict[str, Likelihood]:
+def evaluate(
+    model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = 8
+) -> dict[str, Likelihood]:
     """The likelihood of each named distribution; see [`likelihood`]."""
     return {name: likelihood(model, windows, batch_size) for name, windows in datasets.items()}
 

@@ -108,4 +108,6 @@ class Sums:
         tokens = float(self.values[0])
         count = round((len(self.values) - 2 + 0.25) ** 0.5 - 0.5)
         curvature = self.values[2 + count :].reshape(count, count) / tokens
-        return Quadratic(float(self.values[1]) / tokens, self.values[2 : 2 + count] / tokens, (curvature + curvature.T) / 2)
+        return Quadratic(
+            float(self.values[1]) / tokens, self.values[2 : 2 + count] / tokens, (curvature + curvature.T) / 2
+        )

@@ -59,7 +59,9 @@ class GaussNewton:
         promised = problem.objective.value(problem.model.losses(point.tolist()), problem.base_losses)
         found = problem.evaluate(point).value
         if abs(found - promised) > SURPRISE:
-            problem.notes.append(f"The kept logits promised {promised:.4f} and the check found {found:.4f}: steps were taken from there.")
+            problem.notes.append(
+                f"The kept logits promised {promised:.4f} and the check found {found:.4f}: steps were taken from there."
+            )
             return False
         return True
 

@@ -29,7 +29,9 @@ class Gradient:
         try:
             from scipy.optimize import minimize
         except ImportError as error:
-            raise MissingDependencyError(f"method='gradient' needs SciPy ({error}): pip install 'dem-hub[search]'") from error
+            raise MissingDependencyError(
+                f"method='gradient' needs SciPy ({error}): pip install 'dem-hub[search]'"
+            ) from error
         likelihoods, limit, pull = problem.likelihoods, problem.budget(_STEPS), problem.pull()
         if problem.region.max_sum is not None:
             raise ConfigError(
@@ -52,6 +54,13 @@ class Gradient:
 
         start = problem.inside(problem.start or (0.5,) * problem.count)
         try:
-            minimize(function, start.numpy(), jac=True, method="L-BFGS-B", bounds=problem.bounds(), options={"ftol": _TOLERANCE})
+            minimize(
+                function,
+                start.numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=problem.bounds(),
+                options={"ftol": _TOLERANCE},
+            )
         except SpentError:
             problem.notes.append(f"The gradient's budget of {limit:g} forward passes ended before it had converged.")

@@ -24,10 +24,14 @@ class Grid:
         from huggingface_hub.utils import tqdm
 
         if len(self.values) ** problem.count > _MOST:
-            raise ConfigError(f"A grid of {len(self.values)}^{problem.count} points is more than {_MOST}. Use method='gauss_newton'.")
+            raise ConfigError(
+                f"A grid of {len(self.values)}^{problem.count} points is more than {_MOST}. Use method='gauss_newton'."
+            )
         points = [problem.inside(point) for point in product(self.values, repeat=problem.count)]
         wanted = [
-            point for point, given in zip(points, product(self.values, repeat=problem.count), strict=True) if point.tolist() == list(given)
+            point
+            for point, given in zip(points, product(self.values, repeat=problem.count), strict=True)
+            if point.tolist() == list(given)
         ]
         if not wanted:
             raise ConfigError(f"No point of a grid of {self.values} lies between the bounds {problem.bounds()}.")

@@ -12,7 +12,13 @@ from typing import Any
 from dem_hub.errors import ConfigError, MissingDependencyError
 from dem_hub.search.problem import Problem, Trial
 
-SAMPLERS = {"gp": "GPSampler", "tpe": "TPESampler", "cmaes": "CmaEsSampler", "nsgaii": "NSGAIISampler", "random": "RandomSampler"}
+SAMPLERS = {
+    "gp": "GPSampler",
+    "tpe": "TPESampler",
+    "cmaes": "CmaEsSampler",
+    "nsgaii": "NSGAIISampler",
+    "random": "RandomSampler",
+}
 N_TRIALS = 40
 
 
@@ -60,10 +66,14 @@ class Optuna:
         sampler = self._sampler(optuna, problem.seed if storage is None else None, len(points))
         name = self.study_name if storage is not None else None
         try:
-            study = optuna.create_study(sampler=sampler, directions=["minimize"] * goals, storage=storage, study_name=name)
+            study = optuna.create_study(
+                sampler=sampler, directions=["minimize"] * goals, storage=storage, study_name=name
+            )
         except optuna.exceptions.DuplicatedStudyError:
             return optuna.load_study(sampler=sampler, storage=storage, study_name=name)
-        for point in points:  # by whoever made the study alone: two processes at once would both ask for a point that is not there yet
+        for point in (
+            points
+        ):  # by whoever made the study alone: two processes at once would both ask for a point that is not there yet
             study.enqueue_trial({f"c{i}": value for i, value in enumerate(point)}, skip_if_exists=True)
         return study
 
@@ -71,7 +81,9 @@ class Optuna:
         if not isinstance(self.sampler, str):
             return self.sampler
         if self.sampler not in SAMPLERS:
-            raise ConfigError(f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLERS)}, or a sampler of Optuna's.")
+            raise ConfigError(
+                f"sampler is {self.sampler!r}; give one of {', '.join(SAMPLERS)}, or a sampler of Optuna's."
+            )
         if self.sampler == "cmaes" and importlib.util.find_spec("cmaes") is None:
             raise MissingDependencyError("The sampler 'cmaes' needs the package cmaes: pip install 'dem-hub[search]'")
         options: dict[str, Any] = {"seed": seed}
@@ -103,6 +115,8 @@ def _optuna() -> Any:
         import optuna
         import scipy  # noqa: F401  which Optuna's GPSampler asks for only when it is used
     except ImportError as error:
-        raise MissingDependencyError(f"method='optuna' needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'") from error
+        raise MissingDependencyError(
+            f"method='optuna' needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'"
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

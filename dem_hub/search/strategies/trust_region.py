@@ -53,7 +53,9 @@ class TrustRegion:
             center = torch.tensor(best.coefficients, dtype=torch.float64)
             around = fit(problem, center, radius)
             low, high = (center - radius).maximum(problem.region.low), (center + radius).minimum(problem.region.high)
-            new = best_point(around, problem.objective, Region(low, high, problem.region.max_sum), problem.base_losses, Pull())
+            new = best_point(
+                around, problem.objective, Region(low, high, problem.region.max_sum), problem.base_losses, Pull()
+            )
             if float((new - center).abs().max()) < _SMALLEST / 4:
                 radius /= 3
                 new = _unexplored(problem, center, radius)
@@ -104,7 +106,11 @@ def _best_on_diagonal(problem: Problem) -> Tensor:
     """The minimum of a parabola through nothing, half of everything, and everything."""
     values = [problem.evaluate(problem.inside((level,) * problem.count)).value for level in (0.0, 0.5, 1.0)]
     bend = values[0] - 2 * values[1] + values[2]
-    level = 0.5 - (values[2] - values[0]) / (4 * bend) if bend > 0 else min((0.0, 0.5, 1.0), key=lambda at: values[round(2 * at)])
+    level = (
+        0.5 - (values[2] - values[0]) / (4 * bend)
+        if bend > 0
+        else min((0.0, 0.5, 1.0), key=lambda at: values[round(2 * at)])
+    )
     return problem.inside((min(max(level, 0.0), 1.0),) * problem.count)
 
 

@@ -38,7 +38,9 @@ class ExpertLeft:
         """All of it, or a slice."""
         rows, columns = index if index is not Ellipsis else (slice(None), slice(None))
         start, stop, _ = rows.indices(self.rows.stop - self.rows.start)
-        return self.factor[self.rows.start + start : self.rows.start + stop, :][:, self.expert :: self.experts][:, columns]
+        return self.factor[self.rows.start + start : self.rows.start + stop, :][:, self.expert :: self.experts][
+            :, columns
+        ]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class ExpertRight:
         return self.factor[self.expert * rank + start : self.expert * rank + stop, columns]
 
 
-def find_fused(module: str, fused: Mapping[str, Fused], base: Mapping[str, TensorInfo], first: list[int], second: list[int]) -> str | None:
+def find_fused(
+    module: str, fused: Mapping[str, Fused], base: Mapping[str, TensorInfo], first: list[int], second: list[int]
+) -> str | None:
     """Which fused parameter of a module A and B of these shapes are for, if it is just one: PEFT does not write it down."""
     found = [
         name

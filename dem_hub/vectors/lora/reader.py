@@ -81,7 +81,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         faults.append(f"peft_type is '{config.get('peft_type')}', and only LORA is a sum of B @ A")
     for key, value in sorted(config.items()):
         if key not in _HARMLESS and value not in (None, False, "", [], {}):
-            faults.append(f"{key} is {value!r}: " + _REASONS.get(key, "not known to leave the delta a plain sum of B @ A"))
+            faults.append(
+                f"{key} is {value!r}: " + _REASONS.get(key, "not known to leave the delta a plain sum of B @ A")
+            )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGED_BASE):
         faults.append(
@@ -95,7 +97,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 _EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture) -> dict[str, StoredDelta]:
+def read_adapter(
+    folder: Path, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture
+) -> dict[str, StoredDelta]:
     """The deltas of an adapter, unread, by the base's checkpoint keys.
 
     Args:
@@ -116,7 +120,9 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
         if match is None:
             _add_whole(name, weights, base, architecture, config, deltas, faults)
         elif not _is_known(match["module"], architecture, config):
-            faults.append(f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})")
+            faults.append(
+                f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})"
+            )
         else:
             factors.setdefault(match["module"], {})[match["factor"]] = weights.lazy(name)
     for module, pair in sorted(factors.items()):
@@ -124,7 +130,12 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Checkpoint, arch
             rest = deltas.get(key, StoredDelta())
             deltas[key] = StoredDelta((component, *rest.components), rest.rows)
     if faults:
-        refuse(AdapterError, f"The adapter '{folder}' does not fit the base '{base.path}'.", faults, "Use the base it was trained on.")
+        refuse(
+            AdapterError,
+            f"The adapter '{folder}' does not fit the base '{base.path}'.",
+            faults,
+            "Use the base it was trained on.",
+        )
     return deltas
 
 
@@ -147,7 +158,9 @@ def _components(
         faults.append(f"'{module}' has only lora_{letter}")
         return
     if _is_one_sided(module, architecture, config):
-        faults.append(f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor")
+        faults.append(
+            f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor"
+        )
         return
     first, second = (pair[letter].get_shape() for letter in "AB")
     if len(first) != 2 or len(second) != 2:
@@ -161,7 +174,9 @@ def _components(
     for key, left, right in targets:
         shape, rank = (left.get_shape()[0], right.get_shape()[1]), left.get_shape()[1]
         if shape != base[key].shape or rank != right.get_shape()[0]:
-            faults.append(f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {first}, B {second})")
+            faults.append(
+                f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {first}, B {second})"
+            )
             continue
         alpha = _pattern(config.get("alpha_pattern") or {}, parameter, config.get("lora_alpha", 8))
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -188,7 +203,12 @@ def _owner(module: str) -> str:
 
 
 def _targets(
-    module: str, first: LazyTensor, second: LazyTensor, base: Checkpoint, architecture: Architecture, config: Mapping[str, Any]
+    module: str,
+    first: LazyTensor,
+    second: LazyTensor,
+    base: Checkpoint,
+    architecture: Architecture,
+    config: Mapping[str, Any],
 ) -> tuple[str, list[tuple[str, LazyTensor, LazyTensor]]]:
     """What patterns of the config call the target of A and B, and the keys that they change, each with its left and right factor."""
     key = architecture.keys.get(module)
@@ -200,7 +220,11 @@ def _targets(
     if _is_targeted(weight, architecture, config):
         return weight, [(architecture.parameters[weight], second, first)]
     fused = find_fused(_owner(module), architecture.fused, base, first.get_shape(), second.get_shape())
-    return (fused, list(expert_factors(architecture.fused[fused], base, first, second))) if fused is not None else (module, [])
+    return (
+        (fused, list(expert_factors(architecture.fused[fused], base, first, second)))
+        if fused is not None
+        else (module, [])
+    )
 
 
 def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
@@ -234,7 +258,9 @@ def _add_whole(
     if key is None or key not in base:
         if architecture.tied and _is_copy(name, weights):
             return  # the output embedding written out beside the input embedding it is tied to
-        faults.append(f"'{name}' {list(weights[name].shape)}: the base has no tensor for '{parameter}' ({architecture.name})")
+        faults.append(
+            f"'{name}' {list(weights[name].shape)}: the base has no tensor for '{parameter}' ({architecture.name})"
+        )
         return
     stored, rows = weights[name].shape, base[key].shape
     grown = len(rows) > 0 and len(stored) == len(rows) and stored[1:] == rows[1:] and stored[0] > rows[0]
@@ -245,19 +271,29 @@ def _add_whole(
         return  # saved, but not trained
     module = parameter.rpartition(".")[0]
     if saves_one_side(module, architecture, config):
-        faults.append(f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)")
+        faults.append(
+            f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)"
+        )
         return
     values = weights.lazy(name)
-    deltas[key] = StoredDelta((Component(Full(), {"full": values}, stored),), RowsFrom(values, rows[0]) if grown else None)
+    deltas[key] = StoredDelta(
+        (Component(Full(), {"full": values}, stored),), RowsFrom(values, rows[0]) if grown else None
+    )
 
 
 def _is_copy(name: str, weights: Checkpoint) -> bool:
     info = weights[name]
-    same = [other for other in weights if other != name and weights[other].shape == info.shape and weights[other].dtype == info.dtype]
+    same = [
+        other
+        for other in weights
+        if other != name and weights[other].shape == info.shape and weights[other].dtype == info.dtype
+    ]
     return any(torch.equal(weights.read(other), weights.read(name)) for other in same)
 
 
-def adapter_config(architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None) -> dict[str, Any]:
+def adapter_config(
+    architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None
+) -> dict[str, Any]:
     """The `adapter_config.json` of factors that need no scale: alpha = rank for every module.
 
     Args:

@@ -30,7 +30,9 @@ ELEMENTS = sum(glance.elements for glance in MODEL.values())
 def taken(plan_codecs: dict[str, object], bits: dict[str, float]) -> int:
     """Bytes of what a plan settles, and at the most of what it leaves open."""
     settled = sum(stored_bytes(codec, MODEL[key].shape) for key, codec in plan_codecs.items())  # type: ignore[arg-type]
-    return settled + sum(int(bits[key] * glance.elements / 8) for key, glance in MODEL.items() if key not in plan_codecs)
+    return settled + sum(
+        int(bits[key] * glance.elements / 8) for key, glance in MODEL.items() if key not in plan_codecs
+    )
 
 
 @pytest.mark.parametrize("share", ["1.5%", "3%", "5%", "9%", "20%", "40%", "60%", "120%", "250%"])
@@ -50,12 +52,17 @@ def test_any_budget_is_kept(share: float, seed: int) -> None:
 
 
 def test_more_bytes_finer_codecs() -> None:
-    kinds = [set(map(type, make_plan(Auto(max_bytes=share), MODEL).codecs.values())) for share in ("3%", "33%", "60%", "110%", "220%")]
+    kinds = [
+        set(map(type, make_plan(Auto(max_bytes=share), MODEL).codecs.values()))
+        for share in ("3%", "33%", "60%", "110%", "220%")
+    ]
     assert kinds[0] == {Dense, LowRank}  # the norm, and the embedding; the rest is signs
     assert Int4 in kinds[1]
     assert Int8 in kinds[2]
     assert kinds[3] == kinds[4] == {Dense}
-    assert all(codec == Dense() for key, codec in make_plan(Auto(max_bytes="220%"), MODEL).codecs.items() if key != "norm")
+    assert all(
+        codec == Dense() for key, codec in make_plan(Auto(max_bytes="220%"), MODEL).codecs.items() if key != "norm"
+    )
 
 
 def test_bits_go_where_noise_would_count() -> None:
@@ -71,7 +78,9 @@ def test_bits_go_where_noise_would_count() -> None:
 
 
 def test_too_little() -> None:
-    with pytest.raises(CodecError, match=r"max_bytes allows 1000 bytes, and this vector takes \d+ at the least. Allow it that"):
+    with pytest.raises(
+        CodecError, match=r"max_bytes allows 1000 bytes, and this vector takes \d+ at the least. Allow it that"
+    ):
         make_plan(Auto(max_bytes=1000), MODEL)
 
 
@@ -100,7 +109,9 @@ def test_sizes_are_bytes_units_or_shares() -> None:
     assert Auto().budget(1000) == 180
 
 
-def extract_pair(folder: Path, base: dict[str, Tensor], finetuned: dict[str, Tensor], **options: object) -> DistributionVector:
+def extract_pair(
+    folder: Path, base: dict[str, Tensor], finetuned: dict[str, Tensor], **options: object
+) -> DistributionVector:
     """A vector of two checkpoints without a config."""
     for name, tensors in (("base", base), ("finetuned", finetuned)):
         (folder / name).mkdir(parents=True)
@@ -134,7 +145,9 @@ def test_files_keep_the_budget(weights: dict[str, Tensor], tmp_path: Path, share
     vector = extract_pair(tmp_path, weights | {"norm": torch.ones(384)}, full(weights), max_bytes=f"{share}%")
     elements = sum(tensor.numel() for tensor in weights.values()) + 384
     assert vector.nbytes <= share / 100 * 2 * elements
-    assert share > 8 or all(record.codec in ("lrsign", "sign") for name, record in records(vector).items() if name != "norm")
+    assert share > 8 or all(
+        record.codec in ("lrsign", "sign") for name, record in records(vector).items() if name != "norm"
+    )
     assert all(record.projection == pytest.approx(1, abs=0.05) for record in records(vector).values())
 
 
@@ -146,7 +159,9 @@ def test_error_budget(weights: dict[str, Tensor], tmp_path: Path, error: float) 
     assert vector.config.choice.startswith(f"the shortest codecs within an error of {error:g}: ")
 
 
-def test_noise_that_may_show_is_avoided_or_named(weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_noise_that_may_show_is_avoided_or_named(
+    weights: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A change as large as a tenth of the weights: by itself `auto` takes finer codecs; a budget wins, and says which tensors pay."""
     generator = torch.Generator().manual_seed(2)
     moved = {name: tensor + 0.005 * torch.randn(tensor.shape, generator=generator) for name, tensor in weights.items()}
@@ -220,7 +235,9 @@ def test_exactly_low_rank_beside_a_norm(weights: dict[str, Tensor], tmp_path: Pa
     generator = torch.Generator().manual_seed(3)
     moved: dict[str, Tensor] = {"norm": torch.full((384,), 1.001)}
     for name, tensor in weights.items():
-        moved[name] = tensor + 0.01 * torch.randn(256, 4, generator=generator) @ torch.randn(4, 384, generator=generator)
+        moved[name] = tensor + 0.01 * torch.randn(256, 4, generator=generator) @ torch.randn(
+            4, 384, generator=generator
+        )
     for number, options in enumerate(({}, {"max_bytes": "10%"})):
         found = records(extract_pair(tmp_path / str(number), weights | {"norm": torch.ones(384)}, moved, **options))
         assert all(record.projection == pytest.approx(1, abs=0.02) for record in found.values())
@@ -239,7 +256,11 @@ def test_few_elements_that_moved_are_stored_as_they_are(weights: dict[str, Tenso
     base = {name: tensor.bfloat16() for name, tensor in weights.items()}
     moved = {}
     for name, tensor in base.items():
-        steps = 0.01 * torch.randn(tensor.shape, generator=generator) * (torch.rand(tensor.shape, generator=generator) < 0.02)
+        steps = (
+            0.01
+            * torch.randn(tensor.shape, generator=generator)
+            * (torch.rand(tensor.shape, generator=generator) < 0.02)
+        )
         moved[name] = (tensor.float() + steps).bfloat16()
     vector = extract_pair(tmp_path, base | {"norm": torch.ones(9)}, moved | {"norm": torch.full((9,), 1.1)})
     assert {record.codec for name, record in records(vector).items() if name != "norm"} == {"exact"}

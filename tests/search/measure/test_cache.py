@@ -13,7 +13,12 @@ from dem_hub.search.measure.logits import Block, choose_windows, parts_of, token
 
 def block() -> Block:
     moves = {"abc": torch.ones(3, 4).half(), "abc.1": torch.zeros(3, 4).half()}
-    return Block(torch.tensor([0, 0, 2]), torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 3]), moves)
+    return Block(
+        torch.tensor([0, 0, 2]),
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 2, 3]),
+        moves,
+    )
 
 
 def same(first: Block, second: Block) -> bool:

@@ -23,19 +23,25 @@ POINT = (0.4, 0.7, 0.2)
 @pytest.fixture
 def make(counters: Counters) -> Callable[..., Likelihoods]:
     def make(cache: MeasurementCache | None = None, dtype: str = "float32", **options: Any) -> Likelihoods:
-        model = DEMModel.from_pretrained(counters.base, vectors=dict.fromkeys(counters.vectors.values(), 0.0), dtype=dtype)
+        model = DEMModel.from_pretrained(
+            counters.base, vectors=dict.fromkeys(counters.vectors.values(), 0.0), dtype=dtype
+        )
         return Likelihoods(model, windows(counters), cache or MeasurementCache(), **options)
 
     return make
 
 
 def windows(counters: Counters) -> dict[str, list[Window]]:
-    return {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
+    return {
+        name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()
+    }
 
 
 def fresh(counters: Counters, point: tuple[float, ...], dtype: str = "float32") -> dict[str, float]:
     """The losses of a model that is loaded for these coefficients."""
-    model = DEMModel.from_pretrained(counters.base, vectors=dict(zip(counters.vectors.values(), point, strict=True)), dtype=dtype)
+    model = DEMModel.from_pretrained(
+        counters.base, vectors=dict(zip(counters.vectors.values(), point, strict=True)), dtype=dtype
+    )
     return {name: score.loss for name, score in evaluate(model, counters.data).items()}
 
 
@@ -82,7 +88,9 @@ def test_logits_at_the_table_are_exact(make: Callable[..., Likelihoods]) -> None
     measured = make()
     measured.keep_table()
     for point in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)):
-        assert {k: part.loss for k, part in measured.from_logits(point).parts.items()} == pytest.approx(measured.losses(point), abs=2e-5)
+        assert {k: part.loss for k, part in measured.from_logits(point).parts.items()} == pytest.approx(
+            measured.losses(point), abs=2e-5
+        )
 
 
 def test_fewer_logits_than_there_are_tokens(make: Callable[..., Likelihoods]) -> None:
@@ -120,7 +128,9 @@ def test_gradient_is_the_finite_difference(make: Callable[..., Likelihoods]) -> 
     measured, step = make(), 1e-2
     slopes = measured.gradient(POINT)
     for place in range(3):
-        up, down = (measured.losses(tuple(v + sign * step * (i == place) for i, v in enumerate(POINT))) for sign in (1, -1))
+        up, down = (
+            measured.losses(tuple(v + sign * step * (i == place) for i, v in enumerate(POINT))) for sign in (1, -1)
+        )
         for name in slopes:
             assert float(slopes[name][place]) == pytest.approx((up[name] - down[name]) / (2 * step), abs=1e-3)
     parameters = list(measured.model.parameters())
@@ -146,7 +156,11 @@ def test_a_vector_that_diverged_is_named(counters: Counters, tmp_path: Path) -> 
     (folder / "config.json").write_bytes((counters.base / "config.json").read_bytes())
     DistributionVector.extract(counters.base, folder, codec="dense", dtype="float32").save_pretrained(tmp_path / "wild")
     vectors = {counters.vectors["up"]: 0.0, str(tmp_path / "wild"): 0.0}
-    measured = Likelihoods(DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32"), windows(counters), MeasurementCache())
-    with pytest.raises(CoefficientError, match=r"The base with 1.0 of '.*wild' has a loss that is not finite on 'up', 'down', 'threes'"):
+    measured = Likelihoods(
+        DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32"), windows(counters), MeasurementCache()
+    )
+    with pytest.raises(
+        CoefficientError, match=r"The base with 1.0 of '.*wild' has a loss that is not finite on 'up', 'down', 'threes'"
+    ):
         measured.keep_table()
     assert math.isfinite(measured.losses((0.0, 0.0))["up"])

@@ -10,7 +10,9 @@ from dem_hub.search.solve.line_search import ROUNDS, SEEN, lowest
 STARTS = [0.0, 0.25, 1.0]
 
 
-def searched(function: Callable[[float], float], starts: list[float], low: float = 0.0, high: float = 1.5) -> tuple[float, int]:
+def searched(
+    function: Callable[[float], float], starts: list[float], low: float = 0.0, high: float = 1.5
+) -> tuple[float, int]:
     """The value that is found, and how many were needed."""
     seen: list[float] = []
 

@@ -28,7 +28,9 @@ def random_matrix(count: int, seed: int, rank: int | None = None) -> Tensor:
 
 def model(*parts: Quadratic) -> LocalModel:
     count = len(parts[0].gradient)
-    return LocalModel(tuple(f"v{i}" for i in range(count)), (0.0,) * count, {f"d{i}": part for i, part in enumerate(parts)})
+    return LocalModel(
+        tuple(f"v{i}" for i in range(count)), (0.0,) * count, {f"d{i}": part for i, part in enumerate(parts)}
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -82,10 +84,15 @@ def test_worst_case_balances() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_worst_case_against_brute_force(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    parts = [bowl(torch.rand(2, generator=generator, dtype=torch.float64), random_matrix(2, seed + 10 * k), 1 + 0.1 * k) for k in range(3)]
+    parts = [
+        bowl(torch.rand(2, generator=generator, dtype=torch.float64), random_matrix(2, seed + 10 * k), 1 + 0.1 * k)
+        for k in range(3)
+    ]
     found = best_point(model(*parts), Objective("worst"), Region.of([(0, 1)] * 2))
     axis = torch.linspace(0, 1, 201, dtype=torch.float64)
-    reference = min(max(float(part.value(tensor(x, y))) for part in parts) for x, y in product(axis.tolist()[::4], repeat=2))
+    reference = min(
+        max(float(part.value(tensor(x, y))) for part in parts) for x, y in product(axis.tolist()[::4], repeat=2)
+    )
     assert max(float(part.value(found)) for part in parts) <= reference + 1e-5
 
 
@@ -145,7 +152,9 @@ def test_regions_that_are_refused(bounds: list[tuple[float, float]], max_sum: fl
         Region.of(bounds, max_sum)
 
 
-@pytest.mark.parametrize(("point", "inside"), [((2.0, -1.0), (1.0, 0.0)), ((1.0, 1.0), (0.5, 0.5)), ((0.2, 0.3), (0.2, 0.3))])
+@pytest.mark.parametrize(
+    ("point", "inside"), [((2.0, -1.0), (1.0, 0.0)), ((1.0, 1.0), (0.5, 0.5)), ((0.2, 0.3), (0.2, 0.3))]
+)
 def test_clip(point: tuple[float, float], inside: tuple[float, float]) -> None:
     region = Region.of([(0, 1)] * 2, 1.0)
     assert region.clip(tensor(*point)).tolist() == pytest.approx(inside)

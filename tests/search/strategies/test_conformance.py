@@ -28,7 +28,10 @@ class Bowl:
     def __init__(self, optimum: Sequence[float], seed: int = 0) -> None:
         count = len(optimum)
         factor = torch.randn(count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        self.optimum, self.matrix = torch.tensor(optimum, dtype=torch.float64), factor @ factor.T / count + torch.eye(count) / 4
+        self.optimum, self.matrix = (
+            torch.tensor(optimum, dtype=torch.float64),
+            factor @ factor.T / count + torch.eye(count) / 4,
+        )
         self.names = tuple(f"v{number}" for number in range(count))
         self.num_forward = 0.0
 
@@ -38,7 +41,9 @@ class Bowl:
         return {"score": 1 + float(step @ self.matrix @ step) / 2}
 
 
-def problem(measure: Any, bounds: tuple[float, float] = (0.0, 1.5), max_sum: float | None = None, **options: Any) -> Problem:
+def problem(
+    measure: Any, bounds: tuple[float, float] = (0.0, 1.5), max_sum: float | None = None, **options: Any
+) -> Problem:
     return Problem(measure, Objective(), Region.of([bounds] * len(measure.names), max_sum), **options)
 
 
@@ -47,13 +52,24 @@ def likelihoods(counters: Counters) -> Callable[..., Likelihoods]:
     def make(*names: str) -> Likelihoods:
         vectors = [counters.vectors[name] for name in names or counters.vectors]
         model = DEMModel.from_pretrained(counters.base, vectors=dict.fromkeys(vectors, 0.0), dtype="float32")
-        data = {name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()}
+        data = {
+            name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)]
+            for name, rows in counters.data.items()
+        }
         return Likelihoods(model, data, MeasurementCache())
 
     return make
 
 
-LIGHT: list[Strategy] = [GaussNewton(), Gradient(), TrustRegion(), Grid((0.1, 0.25, 0.4)), Uniform(), Optuna("tpe"), Optuna("random")]
+LIGHT: list[Strategy] = [
+    GaussNewton(),
+    Gradient(),
+    TrustRegion(),
+    Grid((0.1, 0.25, 0.4)),
+    Uniform(),
+    Optuna("tpe"),
+    Optuna("random"),
+]
 
 
 @pytest.mark.parametrize("strategy", LIGHT, ids=lambda strategy: f"{strategy.name}{getattr(strategy, 'sampler', '')}")
@@ -77,7 +93,13 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "score", "name"),
-    [(1, False, "gauss_newton"), (16, False, "gauss_newton"), (17, False, "gradient"), (8, True, "quadratic"), (9, True, "optuna")],
+    [
+        (1, False, "gauss_newton"),
+        (16, False, "gauss_newton"),
+        (17, False, "gradient"),
+        (8, True, "quadratic"),
+        (9, True, "optuna"),
+    ],
 )
 def test_auto_says_what_it_chose(count: int, score: bool, name: str) -> None:
     strategy, reason = choose("auto", count, is_score=score)
@@ -87,7 +109,8 @@ def test_auto_says_what_it_chose(count: int, score: bool, name: str) -> None:
 
 def test_no_such_method() -> None:
     with pytest.raises(
-        ConfigError, match="method is 'magic'; it must be auto, or one of gauss_newton, gradient, quadratic, optuna, grid, uniform"
+        ConfigError,
+        match="method is 'magic'; it must be auto, or one of gauss_newton, gradient, quadratic, optuna, grid, uniform",
     ):
         choose("magic", 3)
 
@@ -166,7 +189,9 @@ def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], max_f
 
 
 def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., Likelihoods]) -> None:
-    with pytest.raises(ConfigError, match="max_forward is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"):
+    with pytest.raises(
+        ConfigError, match="max_forward is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"
+    ):
         GaussNewton().search(problem(likelihoods(), max_forward=3))
 
 
@@ -206,7 +231,8 @@ def test_grid_is_every_point_between_the_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "count", "message"), [((0.0, 1.0), 17, "2\\^17 points is more than 100000"), ((2.0, 3.0), 2, "No point of a grid")]
+    ("values", "count", "message"),
+    [((0.0, 1.0), 17, "2\\^17 points is more than 100000"), ((2.0, 3.0), 2, "No point of a grid")],
 )
 def test_grids_that_are_refused(values: tuple[float, ...], count: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -216,7 +242,9 @@ def test_grids_that_are_refused(values: tuple[float, ...], count: int, message: 
 def test_uniform_is_a_line() -> None:
     found = problem(Bowl((0.5, 0.5)), (0.0, 1.0))
     Uniform().search(found)
-    assert [x for trial in found.trials for x in trial.coefficients] == pytest.approx([x / 10 for x in range(11) for _ in range(2)])
+    assert [x for trial in found.trials for x in trial.coefficients] == pytest.approx(
+        [x / 10 for x in range(11) for _ in range(2)]
+    )
 
 
 def test_first_points() -> None:
@@ -243,7 +271,9 @@ def test_a_sampler_of_ones_own() -> None:
     assert len(found.trials) == 12
 
 
-@pytest.mark.parametrize(("strategy", "package"), [(Optuna("tpe"), "optuna"), (Optuna("gp"), "scipy"), (Optuna("cmaes"), "cmaes")], ids=str)
+@pytest.mark.parametrize(
+    ("strategy", "package"), [(Optuna("tpe"), "optuna"), (Optuna("gp"), "scipy"), (Optuna("cmaes"), "cmaes")], ids=str
+)
 def test_a_package_that_is_missing(strategy: Strategy, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names it and the extra; `None` among the modules is how Python itself marks what cannot be imported."""
     monkeypatch.setitem(sys.modules, package, None)

@@ -32,7 +32,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama-tied", {"target_modules": LINEAR, "r": 4, "lora_alpha": 7}),
     "all linear": ("llama-untied", {"target_modules": "all-linear", "r": 4}),
     "regex": ("llama-tied", {"target_modules": r".*\.layers\.1\..*(q|up)_proj", "r": 2}),
-    "rank_pattern": ("llama-tied", {"target_modules": LINEAR, "r": 4, "rank_pattern": {"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7}}),
+    "rank_pattern": (
+        "llama-tied",
+        {"target_modules": LINEAR, "r": 4, "rank_pattern": {"v_proj": 2, r"layers\.1\.mlp\.down_proj": 7}},
+    ),
     "alpha_pattern": (
         "llama-tied",
         {"target_modules": LINEAR, "r": 4, "alpha_pattern": {"v_proj": 3, r"^model\.layers\.0\.self_attn\.q_proj": 31}},
@@ -54,7 +57,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "output embedding": ("llama-untied", {"target_modules": [*LINEAR, "lm_head"], "r": 4}),
     "input embedding": ("llama-untied", {"target_modules": [*LINEAR, "embed_tokens"], "r": 4}),
     "position embedding": ("gpt2", {"target_modules": ["c_attn", "wpe"], "r": 3, "fan_in_fan_out": True}),
-    "modules_to_save": ("llama-untied", {"target_modules": LINEAR, "modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
+    "modules_to_save": (
+        "llama-untied",
+        {"target_modules": LINEAR, "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
     "bias all": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "bias": "all", "fan_in_fan_out": True}),
     "bias lora_only": ("bert", {"target_modules": ["query", "dense"], "bias": "lora_only"}),
     "orthogonal": ("llama-tied", {"target_modules": LINEAR, "r": 4, "init_lora_weights": "orthogonal"}),
@@ -75,7 +81,11 @@ def assert_as_peft(base: Path, adapter: Path, adapted: Any, size: int | None = N
     for name, key in names.items():
         # PEFT multiplies in float32 and adds; a few of its last bits may differ from our sum in float64
         torch.testing.assert_close(
-            merged_tensor(merge, key, torch.float32), expected[name], rtol=1e-6, atol=2e-8, msg=lambda m, n=name: f"{n}: {m}"
+            merged_tensor(merge, key, torch.float32),
+            expected[name],
+            rtol=1e-6,
+            atol=2e-8,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -160,7 +170,11 @@ def test_our_adapter_reads_back_as_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "dora": ("llama-tied", {"target_modules": LINEAR, "use_dora": True}, "use_dora is True: DoRA rescales the base's weights themselves"),
+    "dora": (
+        "llama-tied",
+        {"target_modules": LINEAR, "use_dora": True},
+        "use_dora is True: DoRA rescales the base's weights themselves",
+    ),
     "pissa": (
         "llama-tied",
         {"target_modules": LINEAR, "init_lora_weights": "pissa"},
@@ -213,17 +227,27 @@ def test_other_methods_of_peft(zoo: Zoo, tmp_path: Path) -> None:
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
     get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
     with pytest.raises(
-        AdapterError, match=r"peft_type is 'IA3', and only LORA is a sum of B @ A(?s:.*)extract the vector: dem-hub extract"
+        AdapterError,
+        match=r"peft_type is 'IA3', and only LORA is a sum of B @ A(?s:.*)extract the vector: dem-hub extract",
     ):
         DistributionVector.from_pretrained(tmp_path)
 
 
 def test_several_reasons_at_once(zoo: Zoo, tmp_path: Path) -> None:
     make_adapter(zoo.models("llama-tied", "float32").base, tmp_path, target_modules=LINEAR)
-    edit_json(tmp_path / "adapter_config.json", use_dora=True, lora_bias=True, a_new_option=3, init_lora_weights="pissa_niter_4")
+    edit_json(
+        tmp_path / "adapter_config.json",
+        use_dora=True,
+        lora_bias=True,
+        a_new_option=3,
+        init_lora_weights="pissa_niter_4",
+    )
     with pytest.raises(AdapterError) as caught:
         DistributionVector.from_pretrained(tmp_path)
-    assert all(name in str(caught.value) for name in ("use_dora", "lora_bias", "a_new_option is 3: not known to leave", "pissa_niter_4"))
+    assert all(
+        name in str(caught.value)
+        for name in ("use_dora", "lora_bias", "a_new_option is 3: not known to leave", "pissa_niter_4")
+    )
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
@@ -268,15 +292,21 @@ def changed_adapter(zoo: Zoo, folder: Path, *changes: Callable[[dict[str, Tensor
 
 
 @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
-def test_adapters_that_do_not_fit(zoo: Zoo, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str) -> None:
+def test_adapters_that_do_not_fit(
+    zoo: Zoo, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
     adapter = changed_adapter(zoo, tmp_path / "adapter", change)
     with pytest.raises(AdapterError, match=message):
         merge_one(zoo.models("llama-tied", "float32").base, adapter)
 
 
 def test_all_misfits_in_one_error(zoo: Zoo, tmp_path: Path) -> None:
-    adapter = changed_adapter(zoo, tmp_path / "adapter", *(CHANGES[name][0] for name in ("unknown module", "unknown tensor", "only A")))
-    with pytest.raises(AdapterError, match=r"(?s)model.extra.*model.other.*has only lora_A.*Use the base it was trained on"):
+    adapter = changed_adapter(
+        zoo, tmp_path / "adapter", *(CHANGES[name][0] for name in ("unknown module", "unknown tensor", "only A"))
+    )
+    with pytest.raises(
+        AdapterError, match=r"(?s)model.extra.*model.other.*has only lora_A.*Use the base it was trained on"
+    ):
         merge_one(zoo.models("llama-tied", "float32").base, adapter)
 
 
@@ -293,7 +323,9 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match any targeted module")  # PEFT, of those for parameters
+@pytest.mark.filterwarnings(
+    "ignore:The following .*_pattern keys did not match any targeted module"
+)  # PEFT, of those for parameters
 @pytest.mark.parametrize(("family", "options"), EXPERT_CASES.values(), ids=EXPERT_CASES)
 def test_experts(zoo: Zoo, tmp_path: Path, family: str, options: dict[str, Any]) -> None:
     """What PEFT's `merge_and_unload` leaves on the disk, by the names there."""
@@ -304,7 +336,9 @@ def test_experts(zoo: Zoo, tmp_path: Path, family: str, options: dict[str, Any])
     expected = load_tensors(tmp_path / "merged")
     start = load_tensors(base)
     assert expected.keys() == start.keys()
-    assert {name for name in expected if not torch.equal(expected[name], start[name])} == {name for name in start if merge.active(name)}
+    assert {name for name in expected if not torch.equal(expected[name], start[name])} == {
+        name for name in start if merge.active(name)
+    }
     for name, tensor in expected.items():
         torch.testing.assert_close(
             merged_tensor(merge, name, torch.float32), tensor, rtol=1e-6, atol=2e-8, msg=lambda m, n=name: f"{n}: {m}"
@@ -316,7 +350,10 @@ def test_slices_of_experts(zoo: Zoo, tmp_path: Path) -> None:
     base = zoo.models("mixtral", "float32").base
     make_adapter(base, tmp_path / "adapter", **EXPERT_CASES["both"][1])
     merge, cpu = merge_one(base, tmp_path / "adapter"), torch.device("cpu")
-    for name in ("model.layers.1.block_sparse_moe.experts.2.w3.weight", "model.layers.0.block_sparse_moe.experts.1.w2.weight"):
+    for name in (
+        "model.layers.1.block_sparse_moe.experts.2.w3.weight",
+        "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+    ):
         whole = merged_tensor(merge, name, torch.float32)
         for index in ((slice(5, 19), slice(3, 30)), (slice(0, 32), slice(8, 16))):
             assert torch.allclose(merge.tensor(name, index, cpu, torch.float32), whole[index], rtol=1e-6, atol=2e-8)
@@ -331,9 +368,21 @@ def test_a_model_with_experts_of_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
 
 
 EXPERT_CHANGES: dict[str, tuple[str, torch.Tensor, str]] = {
-    "no such module": ("mlp.experts.0.w1.lora_A.weight", torch.ones(2, 32), "the base has no single weight for a module"),
-    "sizes": ("mlp.experts.lora_A.weight", torch.ones(12, 47), "which are for none of its experts' parameters, or for several"),
-    "number of experts": ("mlp.experts.lora_A.weight", torch.ones(13, 48), "which are for none of its experts' parameters"),
+    "no such module": (
+        "mlp.experts.0.w1.lora_A.weight",
+        torch.ones(2, 32),
+        "the base has no single weight for a module",
+    ),
+    "sizes": (
+        "mlp.experts.lora_A.weight",
+        torch.ones(12, 47),
+        "which are for none of its experts' parameters, or for several",
+    ),
+    "number of experts": (
+        "mlp.experts.lora_A.weight",
+        torch.ones(13, 48),
+        "which are for none of its experts' parameters",
+    ),
 }
 
 
@@ -351,7 +400,9 @@ def test_experts_that_do_not_fit(zoo: Zoo, tmp_path: Path, name: str, tensor: Te
 def test_base_of_unknown_architecture(zoo: Zoo, tmp_path: Path) -> None:
     base = reshard(zoo.models("llama-tied", "float32").base, tmp_path / "base")
     (base / "config.json").unlink()
-    with pytest.raises(AdapterError, match="The architecture of .* is not known.*Merge it with PEFT and extract the vector"):
+    with pytest.raises(
+        AdapterError, match="The architecture of .* is not known.*Merge it with PEFT and extract the vector"
+    ):
         merge_one(base, zoo.adapter("llama-tied"))
 
 
@@ -359,10 +410,17 @@ def test_nan_in_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     adapter = changed_adapter(zoo, tmp_path / "adapter", lambda tensors: tensors[key].fill_(torch.nan))
     with pytest.raises(CheckpointError, match="'model.layers.0.self_attn.q_proj.weight' .*not finite"):
-        merged_tensor(merge_one(zoo.models("llama-tied", "float32").base, adapter), "model.layers.0.self_attn.q_proj.weight")
+        merged_tensor(
+            merge_one(zoo.models("llama-tied", "float32").base, adapter), "model.layers.0.self_attn.q_proj.weight"
+        )
 
 
 def test_adapter_config_is_what_peft_writes(zoo: Zoo) -> None:
     config = json.loads((zoo.vector("gpt2", "bfloat16", "lossy") / "adapter_config.json").read_text())
-    assert (config["task_type"], config["r"], config["lora_alpha"], config["fan_in_fan_out"]) == ("CAUSAL_LM", 4, 4, True)
+    assert (config["task_type"], config["r"], config["lora_alpha"], config["fan_in_fan_out"]) == (
+        "CAUSAL_LM",
+        4,
+        4,
+        True,
+    )
     assert "transformer.h.0.attn.c_attn" in config["target_modules"]
