@@ -26,10 +26,11 @@ from dem_hub import DEMModel, DistributionVector, search_coefficients
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs import to_dense
 from dem_hub.evaluation.data import Reader, Window
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.numerics.slices import full_index
-from dem_hub.search.solve.objective import evaluate
 
 WINDOW = 256  # tokens
 CODECS: dict[str, dict[str, Any]] = {

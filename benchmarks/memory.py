@@ -39,7 +39,7 @@ DEMModel.from_pretrained(sys.argv[1], vectors={name: 0.3 for name in sys.argv[2:
 """
 IMPORTS = {
     "extract": "import dem_hub.cli.app, dem_hub.vectors.vector; from transformers import LlamaForCausalLM",
-    "merge": "import dem_hub.cli.app, dem_hub.models.export, dem_hub.merging.opening, dem_hub.files.records",
+    "merge": "import dem_hub.cli.app, dem_hub.models.export, dem_hub.merging.opening, dem_hub.files.strict_json",
     "from_pretrained": "from dem_hub import DEMModel; from transformers import LlamaForCausalLM",
 }
 

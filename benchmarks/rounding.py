@@ -34,7 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.evaluation.data import Reader, Window
-from dem_hub.search.solve.objective import evaluate, mean_loss
+from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.search.solve.objective import mean_loss
 
 WINDOW = 256  # tokens
 SEEDS = 3

@@ -29,11 +29,11 @@ from transformers import AutoTokenizer
 
 from dem_hub import DistributionVector, search_coefficients
 from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.models.loading import DEMModel
 from dem_hub.search import GaussNewton, Grid, Optuna, SearchResult, Strategy, TrustRegion, Uniform
 from dem_hub.search.per_group import ERRORS
 from dem_hub.search.problem import Problem
-from dem_hub.search.solve.objective import evaluate
 
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens

@@ -12,8 +12,8 @@ from dem_hub._version import __version__
 from dem_hub.models.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from dem_hub.files.records import VectorSource
     from dem_hub.hub.listing import list_vectors
+    from dem_hub.hub.references import VectorSource
     from dem_hub.merging.config import DEMConfig
     from dem_hub.models.loading import DEMModel
     from dem_hub.search import SearchResult, search_coefficients
@@ -27,7 +27,7 @@ _HOMES = {
     "DEMModel": "dem_hub.models.loading",
     "DistributionVector": "dem_hub.vectors.vector",
     "SearchResult": "dem_hub.search",
-    "VectorSource": "dem_hub.files.records",
+    "VectorSource": "dem_hub.files.strict_json",
     "VectorStore": "dem_hub.vectors.store",
     "list_vectors": "dem_hub.hub.listing",
     "search_coefficients": "dem_hub.search",

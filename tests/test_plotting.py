@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dem_hub.checkpoints.tensor_groups import norms_by_layer
 from dem_hub.plotting import plot_norms, plot_perplexities, plot_search
-from dem_hub.vectors.config import norms_by_layer
 
 TABLE = {"base": {"maths": 12.0, "chat": 20.5}, "DEM": {"maths": 9.1, "chat": 14.2}}
 

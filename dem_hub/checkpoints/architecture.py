@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dem_hub.checkpoints.tensor_groups import ATTENTION, EMBEDDING, MLP, OTHER
 from dem_hub.errors import CheckpointError
-from dem_hub.files.records import ATTENTION, EMBEDDING, MLP, OTHER, parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -76,27 +76,6 @@ class Architecture:
     def keys(self) -> Mapping[str, str]:
         """The checkpoint key behind each module's name; the first, of several."""
         return {module.name: key for key, module in reversed(list(self.modules.items()))}
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's `config.json` as data; empty where there is none."""
-    path = folder / "config.json"
-    return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
-
-
-def refuse_quantized(folder: Path, role: str) -> None:
-    """Refuse a checkpoint whose weights are quantised.
-
-    Raises:
-        `CheckpointError`: its config has a `quantization_config`.
-    """
-    quantization = read_config(folder).get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
-            f"Use the {role} in bf16, fp16 or fp32."
-        )
 
 
 def model_class(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> "type[PreTrainedModel]":

@@ -2,12 +2,13 @@
 
 from functools import cached_property
 
-from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain, read_config
+from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
 from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.files.records import BaseRecord
 from dem_hub.hub.download import Resolved
 from dem_hub.hub.headers import RemoteFile
+from dem_hub.hub.references import BaseRecord
 
 
 class Base:

@@ -1,7 +1,6 @@
 """Safetensors checkpoints, read one tensor or slice at a time, memory-mapped: a tensor that is only looked at costs no private memory."""
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,44 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
 from dem_hub.errors import CheckpointError, NotFoundError, refuse
-from dem_hub.files.records import check_inside
-from dem_hub.hub.download import PICKLES
+from dem_hub.files.names import MODEL_WEIGHTS, PICKLES
+from dem_hub.files.strict_json import check_inside
 from dem_hub.numerics.slices import Index
-
-WEIGHTS = "model.safetensors"
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-CODES = {dtype: code for code, dtype in DTYPES.items()}
-
-
-class LazyTensor(Protocol):
-    """What can be sliced without being read whole: a safetensors slice, or something made to look like one."""
-
-    def get_shape(self) -> list[int]: ...
-    def get_dtype(self) -> str: ...
-    def __getitem__(self, index: Any, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A tensor that answers like a lazy one."""
-
-    tensor: Tensor
-
-    def get_shape(self) -> list[int]:
-        """Its shape."""
-        return list(self.tensor.shape)
-
-    def get_dtype(self) -> str:
-        """Its dtype, as safetensors writes it."""
-        return CODES[self.tensor.dtype]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.tensor[index]
 
 
 @dataclass(frozen=True)
@@ -174,7 +140,7 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
     """The safetensors files of a folder: those of its index, or the single one."""
     if not folder.is_dir():
         raise NotFoundError(f"'{folder}' is not a file or folder. Check the path.")
-    single = folder / (name or WEIGHTS)
+    single = folder / (name or MODEL_WEIGHTS)
     index = single.with_name(single.name + ".index.json")
     if single.is_file():  # before an index, as transformers has it
         return [single]
@@ -240,11 +206,3 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         )
         for name, entry in header.items()
     }
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither NaN nor inf; reads it once, without a copy."""
-    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
-        return True
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(low) and math.isfinite(high)

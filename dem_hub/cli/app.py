@@ -230,7 +230,7 @@ def _extract(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace, *, check_base: bool = True, headers_only: bool = False) -> "OpenedRecipe":
     """The model and vectors that a command names."""
-    from dem_hub.files.records import VectorSource
+    from dem_hub.hub.references import VectorSource
     from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 
     source = VectorSource.parse(options.model)
@@ -303,11 +303,11 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     from dem_hub.cli.report import comparison_text, recipe_text, vector_data, vector_text
-    from dem_hub.files.folders import RECIPE_CONFIG, is_recipe
-    from dem_hub.files.records import VectorSource
+    from dem_hub.files.folders import is_recipe
+    from dem_hub.files.names import ADAPTER_CONFIG, RECIPE_CONFIG, VECTOR_CONFIG
     from dem_hub.hub.download import resolve
+    from dem_hub.hub.references import VectorSource
     from dem_hub.merging.config import DEMConfig
-    from dem_hub.vectors.config import ADAPTER_CONFIG, VECTOR_CONFIG
     from dem_hub.vectors.vector import DistributionVector
 
     vectors, data, texts = [], [], []
@@ -369,8 +369,9 @@ def _list(options: argparse.Namespace) -> None:
 
 def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparison":
     from dem_hub.checkpoints.base_model import Base
-    from dem_hub.files.records import VectorSource
-    from dem_hub.hub.download import MODEL_FILES, resolve
+    from dem_hub.files.names import MODEL_FILES
+    from dem_hub.hub.download import resolve
+    from dem_hub.hub.references import VectorSource
     from dem_hub.vectors.comparison import compare
 
     source = VectorSource.parse(base) if base else vectors[0].base.source

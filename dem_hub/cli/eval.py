@@ -48,8 +48,8 @@ def _eval(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from dem_hub.evaluation.data import Reader, check_files
+    from dem_hub.evaluation.likelihood import evaluate
     from dem_hub.evaluation.tasks import find_tasks, score_tasks
-    from dem_hub.search.solve.objective import evaluate
 
     if not (options.data or options.tasks):
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")

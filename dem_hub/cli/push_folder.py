@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import ConfigError, NotFoundError
-from dem_hub.files.folders import PROVENANCE_CONFIG, STORE_CONFIG, is_recipe
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import HubOptions, Resolved
+from dem_hub.files.folders import is_recipe
+from dem_hub.files.names import ADAPTER_CONFIG, PROVENANCE_CONFIG, STORE_CONFIG, VECTOR_CONFIG
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.download import Resolved
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.upload import push_export
-from dem_hub.vectors.config import ADAPTER_CONFIG, VECTOR_CONFIG
 from dem_hub.vectors.store import VectorStore
 from dem_hub.vectors.vector import DistributionVector
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from dem_hub.checkpoints.tensor_groups import layer_of
 from dem_hub.merging.config import DEMConfig
 from dem_hub.vectors.comparison import Comparison
-from dem_hub.vectors.config import TensorRecord, VectorConfig, layer_of
+from dem_hub.vectors.config import TensorRecord, VectorConfig
 from dem_hub.vectors.vector import DistributionVector
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.delta import Delta, add_deltas, to_dense
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact

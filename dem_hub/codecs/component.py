@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor, OnDevice
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.replace import Replace
@@ -57,70 +56,3 @@ class StoredDelta:
             if isinstance(part.codec, Replace):
                 return part.parts["replace"]
         return None
-
-
-@dataclass(frozen=True)
-class OnDevice:
-    """A lazy tensor whose slices go to a device as they are, packed: there they are unpacked."""
-
-    tensor: LazyTensor
-    device: torch.device
-
-    def get_shape(self) -> list[int]:
-        """The shape on disk."""
-        return self.tensor.get_shape()
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.tensor.get_dtype()
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """A slice, on the device."""
-        return self.tensor[index].to(self.device)
-
-
-@dataclass(frozen=True)
-class Transposed:
-    """A matrix on disk, seen transposed: GPT-2's Conv1D and embeddings hold the transpose of a LoRA's B @ A."""
-
-    matrix: LazyTensor
-
-    def get_shape(self) -> list[int]:
-        """The shape as seen."""
-        rows, columns = self.matrix.get_shape()
-        return [columns, rows]
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.matrix.get_dtype()
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """A slice of the transpose; reads only what it covers."""
-        if index is Ellipsis:
-            return self.matrix[...].T
-        rows, columns = index
-        return self.matrix[columns, rows].T
-
-
-@dataclass(frozen=True)
-class RowsFrom:
-    """The rows of a tensor from `start` on."""
-
-    tensor: LazyTensor
-    start: int
-
-    def get_shape(self) -> list[int]:
-        """The shape as seen."""
-        rows, *others = self.tensor.get_shape()
-        return [rows - self.start, *others]
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.tensor.get_dtype()
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """All of them, or a slice."""
-        if index is Ellipsis:
-            return self.tensor[self.start :]
-        rows, *others = index
-        return self.tensor[(slice(rows.start + self.start, rows.stop + self.start), *others)]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.errors import CodecError

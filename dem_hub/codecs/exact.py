@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import CODES, DTYPES, LazyTensor
+from dem_hub.checkpoints.lazy import CODES, DTYPES, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import pack, packed_size, unpack

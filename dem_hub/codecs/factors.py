@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
 from dem_hub.errors import CodecError

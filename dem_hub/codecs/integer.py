@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.packing import dequantize, quantize, quantized_parts

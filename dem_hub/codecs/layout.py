@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dem_hub.checkpoints.reader import CODES, DTYPES, LazyTensor
+from dem_hub.checkpoints.lazy import CODES, DTYPES, LazyTensor
 
 FLOATS = tuple(code for code, dtype in DTYPES.items() if dtype.is_floating_point)
 

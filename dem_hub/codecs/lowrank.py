@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import check_factor_dtype, decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout

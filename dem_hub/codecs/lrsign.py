@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import InMemory, LazyTensor
+from dem_hub.checkpoints.lazy import InMemory, LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.factors import decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout

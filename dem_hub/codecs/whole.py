@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import FLOATS, Layout, Part
 from dem_hub.numerics.slices import Index

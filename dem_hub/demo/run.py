@@ -173,7 +173,7 @@ def _windows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _losses(model: "PreTrainedModel", data: Mapping[str, list[list[int]]]) -> dict[str, float]:
-    from dem_hub.search.solve.objective import evaluate
+    from dem_hub.evaluation.likelihood import evaluate
 
     return {name: score.loss for name, score in evaluate(model, data).items()}
 

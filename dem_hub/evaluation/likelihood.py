@@ -5,7 +5,7 @@ from them is the same whatever the batch size, and nothing of the size of a batc
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import NOT_SCORED, Window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,3 +144,10 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int
 
 def _padded(values: Sequence[int], length: int, filler: int) -> list[int]:
     return [*values, *[filler] * (length - len(values))]
+
+
+def evaluate(
+    model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = 8
+) -> dict[str, Likelihood]:
+    """The likelihood of each named distribution; see [`likelihood`]."""
+    return {name: likelihood(model, windows, batch_size) for name, windows in datasets.items()}

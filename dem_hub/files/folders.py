@@ -9,13 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.records import parse_json
-from dem_hub.hub.download import PICKLES
-from dem_hub.vectors.config import ADAPTER_CONFIG, VECTOR_CONFIG
-
-RECIPE_CONFIG = "config.json"
-PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
-STORE_CONFIG = "vector_store.json"
+from dem_hub.files.names import ADAPTER_CONFIG, PICKLES, PROVENANCE_CONFIG, RECIPE_CONFIG, STORE_CONFIG, VECTOR_CONFIG
+from dem_hub.files.strict_json import parse_json
 
 VECTOR, ADAPTER, STORE, MERGED, RECIPE = (
     "a vector",

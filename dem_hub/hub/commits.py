@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from dem_hub.errors import HubError, PushConflictError, refuse
-from dem_hub.hub.download import hub_api
+from dem_hub.files.names import CARD
+from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import contact
 from dem_hub.hub.hashes import is_version, verify_downloads
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
-CARD = "README.md"
 Content: TypeAlias = "Path | str | CommitOperationAdd"  # a file, a text, or what was uploaded before the commit
 _ATTEMPTS = 5
 

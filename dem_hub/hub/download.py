@@ -5,53 +5,22 @@ reads of a branch can meet two commits. What comes down is checked against the h
 and version.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dem_hub._version import __version__
 from dem_hub.errors import CheckpointError, NotFoundError
-from dem_hub.files.records import REPO_ID, VectorSource
+from dem_hub.files.names import PICKLES, SIDE_FILES, TWINS
+from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import contact
 from dem_hub.hub.hashes import verify_downloads
+from dem_hub.hub.references import REPO_ID, VectorSource
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What is wanted of a repository of weights: safetensors and JSON, and what a tokenizer needs. Never pickles.
-MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
-# The same weights again under other names, in another precision or another library's format.
-TWINS = ("model.*.safetensors", "consolidated*.safetensors")
-VECTOR_FILES = ("vector_config.json", "vector_model*", "adapter_config.json", "adapter_model.safetensors")
-# What makes a folder usable by `AutoTokenizer` and `pipeline`, beside config.json and the weights.
-SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HubOptions:
-    """How to reach the Hub, with the ecosystem's names."""
-
-    token: str | bool | None = field(default=None, repr=False)
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    force_download: bool = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A model that is pickled takes its options along, and never the token."""
-        return {**vars(self), "token": None}
-
-    def __deepcopy__(self, memo: object) -> "HubOptions":
-        """A copy of a model in this process keeps the token."""
-        return self
+    pass
 
 
 @dataclass(frozen=True)
@@ -107,14 +76,6 @@ class Resolved:
     folder: Path
     commit: str | None
     remote: Remote | None = None
-
-
-@cache
-def hub_api() -> "HfApi":
-    """The one client, which tells the Hub who we are."""
-    from huggingface_hub import HfApi
-
-    return HfApi(library_name="dem-hub", library_version=__version__)
 
 
 def resolve(

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.atomic import write_text
-from dem_hub.files.records import check_inside
+from dem_hub.files.strict_json import check_inside
 
 _MEMORY = ".dem_hub"
 _LARGE = 1 << 24  # bytes; what is smaller is hashed in no time

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import HubOptions, Remote, Resolved, hub_api, looking, resolve, wanted_names
+from dem_hub.hub.client import HubOptions, hub_api
+from dem_hub.hub.download import Remote, Resolved, looking, resolve, wanted_names
 from dem_hub.hub.failures import contact
+from dem_hub.hub.references import VectorSource
 
 _WEIGHTS = ("*.safetensors",)
 _FIRST = 100_001  # bytes asked for at first, in which most headers are whole

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from dem_hub.hub.download import hub_api
+from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import contact
 
 VECTOR_TAG, STORE_TAG, RECIPE_TAG = "dem-vector", "dem-store", "dem-recipe"

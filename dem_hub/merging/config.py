@@ -15,25 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, NotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder, write_text
-from dem_hub.files.folders import PROVENANCE_CONFIG, RECIPE, RECIPE_CONFIG, check_target
-from dem_hub.files.records import (
-    COMMIT,
-    FORMAT_VERSION,
-    REPO_ID,
-    BaseRecord,
-    Coefficient,
-    VectorSource,
-    as_mapping,
-    check_coefficient,
-    check_inside,
-    check_version,
-    parse_json,
-    read_record,
-)
-from dem_hub.hub.cards import PICTURE, recipe_card, render
-from dem_hub.hub.commits import CARD, Change, Head, PushOptions, push
-from dem_hub.hub.download import HubOptions, copy_side_files, resolve
+from dem_hub.files.folders import RECIPE, check_target
+from dem_hub.files.names import CARD, PICTURE, PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.hub.cards import render
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.commits import Change, Head, PushOptions, push
+from dem_hub.hub.download import copy_side_files, resolve
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.references import COMMIT, REPO_ID, BaseRecord, VectorSource
+from dem_hub.merging.cards import recipe_card
+from dem_hub.merging.coefficients import Coefficient, check_coefficient
 from dem_hub.plotting import plot_perplexities
 from dem_hub.vectors.publishing import public_base, public_vector
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Literal, TypeVar
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_run
 from dem_hub.errors import CoefficientError
-from dem_hub.files.records import KINDS, REST, layer_run
 
 _Delta = TypeVar("_Delta")
 
@@ -47,7 +47,7 @@ def take_apart(
 
     Args:
         deltas (`Mapping`): what the vector changes, by checkpoint key.
-        groups (`Sequence[str]`): see [`dem_hub.files.records.check_coefficient`].
+        groups (`Sequence[str]`): see [`dem_hub.merging.coefficients.check_coefficient`].
         base ([`Base`]): whose architecture says what the tensors are for.
         name (`str`): of the vector, for messages.
 

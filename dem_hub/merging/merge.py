@@ -12,25 +12,26 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.reader import Checkpoint, LazyTensor, is_finite
+from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
-from dem_hub.files.records import Coefficient
+from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.config import Rounding
 from dem_hub.merging.groups import take_apart
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.kernels import add_scaled
 from dem_hub.numerics.noise import Noise
+from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.rounding import is_compiled, round_into
-from dem_hub.numerics.slices import Index, full_index, index_shape, normalize_index, row_blocks
+from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
 from dem_hub.vectors.vector import DistributionVector, all_deltas
 
@@ -285,45 +286,3 @@ def _parts(
         return [(name, coefficient, deltas)]
     taken = take_apart(deltas, tuple(coefficient), base, name)
     return [(f"{name} [{group}]", number, taken[group]) for group, number in coefficient.items()]
-
-
-@dataclass(frozen=True)
-class MergedTensor:
-    """One merged tensor, as a loader of safetensors slices sees it: nothing is read before it is indexed and moved."""
-
-    merge: Merge
-    name: str
-
-    def get_shape(self) -> list[int]:
-        """The merged shape."""
-        return list(self.merge.shape(self.name))
-
-    def get_dtype(self) -> str:
-        """The base's dtype, as safetensors writes it."""
-        return self.merge.base[self.name].dtype
-
-    def __getitem__(self, index: Any) -> "MergedSlice":
-        return MergedSlice(self.merge, self.name, normalize_index(index, self.merge.shape(self.name)))
-
-
-@dataclass(frozen=True)
-class MergedSlice:
-    """A slice of a merged tensor, made where and as what it is asked for."""
-
-    merge: Merge
-    name: str
-    index: Index
-
-    def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Merge it on this device (the CPU by default), rounded once to this dtype (the base's own by default)."""
-        return self.merge.tensor(self.name, self.index, torch.device("cpu" if device is None else device), dtype)
-
-
-def lazy_state_dict(merge: Merge) -> dict[str, MergedTensor]:
-    """The merged model as a state dict whose tensors are made when a loader asks for them."""
-    return {name: MergedTensor(merge, name) for name in merge.base}
-
-
-def merged_tensor(merge: Merge, name: str, dtype: torch.dtype | None = None) -> Tensor:
-    """One merged tensor, whole, on the CPU."""
-    return merge.tensor(name, full_index(merge.shape(name)), torch.device("cpu"), dtype)

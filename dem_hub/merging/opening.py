@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dem_hub.checkpoints.architecture import read_config, refuse_quantized
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.model_config import read_config, refuse_quantized
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
-from dem_hub.files.folders import PROVENANCE_CONFIG, RECIPE_CONFIG, check_target, is_recipe, lone_vector
-from dem_hub.files.records import VectorCoefficients, VectorSource
-from dem_hub.hub.download import MODEL_FILES, VECTOR_FILES, HubOptions, Remote, Resolved, resolve
+from dem_hub.files.folders import check_target, is_recipe, lone_vector
+from dem_hub.files.names import MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.download import Remote, Resolved, resolve
 from dem_hub.hub.headers import resolve_headers
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig, VectorRecord
 from dem_hub.merging.merge import Merge
 from dem_hub.vectors.vector import DistributionVector, all_deltas

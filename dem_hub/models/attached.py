@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dem_hub.checkpoints.architecture import memory_names
 from dem_hub.errors import BaseMismatchError, CoefficientError
-from dem_hub.files.records import Coefficient, VectorSource
-from dem_hub.hub.download import HubOptions
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_config, open_recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dem_hub.checkpoints.reader import DTYPES
+from dem_hub.checkpoints.lazy import DTYPES
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import unfinished_folder

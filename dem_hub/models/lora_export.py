@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
-from dem_hub.codecs.measure import squared_norm
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
 from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.numerics.norms import squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.svd import balanced_factors
 from dem_hub.vectors.lora.writer import AdapterWriter

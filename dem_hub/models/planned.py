@@ -12,12 +12,11 @@ import numba
 import torch
 
 from dem_hub._version import __version__
-from dem_hub.checkpoints.architecture import read_config
-from dem_hub.checkpoints.reader import CODES
+from dem_hub.checkpoints.lazy import CODES
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.errors import ConfigError
-from dem_hub.files.folders import PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.hub.download import SIDE_FILES
+from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.numerics.slices import count_elements, full_index, index_shape

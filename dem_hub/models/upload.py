@@ -9,10 +9,11 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.errors import NotFoundError
-from dem_hub.files.folders import PROVENANCE_CONFIG
-from dem_hub.hub.cards import recipe_card, render
-from dem_hub.hub.commits import CARD, Change, Content, Head, PushOptions, push, upload
+from dem_hub.files.names import CARD, PROVENANCE_CONFIG
+from dem_hub.hub.cards import render
+from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
+from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.estimate import Preview, preview
 from dem_hub.models.planned import MergedModel, merging_bar

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from dem_hub.codecs.measure import squared_norm
+from dem_hub.numerics.norms import squared_norm
 
 DEFAULT_RANK = 32
 EXACT_SIZE = 1024

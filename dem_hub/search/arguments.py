@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any, get_args
 
 from dem_hub.errors import ConfigError, refuse
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.groups import Granularity
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from dem_hub.search.cross_loss import BASE, standard_error
 from dem_hub.search.measure.likelihoods import Likelihoods, Point
 from dem_hub.search.solve.line_search import lowest
-from dem_hub.search.solve.newton import Region, common_bounds
 from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.region import Region, common_bounds
 
 FOUND, UNIFORM, COMMON, BEFORE = "found", "1/N", "common", "before"
 INDEPENDENT = 10  # tokens of text that count as one independent one; 10 to 20 were measured

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.files.records import Coefficient
+from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.groups import Granularity, groups_of, take_apart
 from dem_hub.search.held_out import Acceptance, Contender, accept
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.likelihoods import Likelihoods
 from dem_hub.search.problem import Problem, Trial
-from dem_hub.search.solve.newton import Region
+from dem_hub.search.solve.region import Region
 from dem_hub.search.strategies import choose
 
 if TYPE_CHECKING:

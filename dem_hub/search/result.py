@@ -9,19 +9,18 @@ from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.records import check_version, parse_json
+from dem_hub.files.names import MEASURED, RESULT
+from dem_hub.files.strict_json import check_version, parse_json
 from dem_hub.merging.config import DEMConfig, canonical_name
 from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.per_group import Refinement
 from dem_hub.search.problem import Trial
-from dem_hub.search.solve.newton import Region, best_point
+from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.quadratic import LocalModel
-
-RESULT = "search_result.json"
-MEASURED = "measured"  # folder of the cache, within a saved result
+from dem_hub.search.solve.region import Region
 
 
 @dataclass(frozen=True)

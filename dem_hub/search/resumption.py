@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dem_hub.files.records import level
+from dem_hub.files.names import RESULT
+from dem_hub.merging.coefficients import level
 from dem_hub.merging.config import DEMConfig
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.likelihoods import Point
-from dem_hub.search.result import RESULT, SearchResult
+from dem_hub.search.result import SearchResult
 
 Earlier = SearchResult | DEMConfig | str | os.PathLike[str]
 

@@ -18,19 +18,21 @@ from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.evaluation import processes
 from dem_hub.evaluation.data import MAX_LENGTH, Reader, check_files, read_and_split
 from dem_hub.evaluation.likelihood import is_seq2seq
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.groups import Granularity
 from dem_hub.search.arguments import check, check_granularity, pairs
 from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, common_of, rivals
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods, Point
+from dem_hub.search.measure.score import Score
 from dem_hub.search.per_group import Refinement, refine
-from dem_hub.search.problem import Problem, Score, Strategy, Trial
+from dem_hub.search.problem import Problem, Strategy, Trial
 from dem_hub.search.result import SearchResult
 from dem_hub.search.resumption import Before, Earlier
-from dem_hub.search.solve.newton import Region, common_bounds, common_point
+from dem_hub.search.solve.newton import common_point
 from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.region import Region, common_bounds
 from dem_hub.search.strategies import choose
 from dem_hub.vectors.comparison import Comparison, compare
 

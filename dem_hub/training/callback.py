@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from transformers import Trainer, TrainerCallback
 
+from dem_hub.checkpoints.tensor_groups import norms_by_layer
 from dem_hub.codecs.auto.budget import Auto
 from dem_hub.errors import ConfigError, MissingDependencyError, VectorNotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import VECTOR_FILES, HubOptions, Resolved, hub_api
+from dem_hub.files.names import NORMS, VECTOR_FILES
+from dem_hub.hub.client import HubOptions, hub_api
+from dem_hub.hub.download import Resolved
+from dem_hub.hub.references import VectorSource
 from dem_hub.plotting import plot_norms
 from dem_hub.training.background_push import Uploader
 from dem_hub.training.facts import dataset_names, library_versions, training_facts
 from dem_hub.training.gathering import Gathering, share
 from dem_hub.training.source import Source, base_name
 from dem_hub.vectors.comparison import compare, tensor_norms
-from dem_hub.vectors.config import norms_by_layer
-from dem_hub.vectors.sidecars import NORMS
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.reader import CODES, TensorInfo
+from dem_hub.checkpoints.lazy import CODES
+from dem_hub.checkpoints.reader import TensorInfo
 from dem_hub.errors import AdapterError
 from dem_hub.numerics.slices import Index, count_elements
 from dem_hub.training.gathering import Gathering, shape_of

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from dem_hub.checkpoints.architecture import refuse_quantized
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import Codec
 from dem_hub.codecs.auto.budget import Auto
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, HubOptions, Resolved, resolve
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, VECTOR_CONFIG
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.download import Resolved, resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_recipe
 from dem_hub.training.gathering import Gathering
 from dem_hub.training.live_model import WRAPPED, LiveModel
-from dem_hub.vectors.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.lora.reader import read_adapter_config, saves_one_side
 from dem_hub.vectors.matching import match_tensors

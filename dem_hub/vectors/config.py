@@ -6,28 +6,15 @@ Nothing here imports torch, so that a config can be read and checked at once.
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.records import (
-    FORMAT_VERSION,
-    BaseRecord,
-    as_mapping,
-    check_inside,
-    check_version,
-    parse_json,
-    read_record,
-)
+from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.hub.references import BaseRecord
 
-VECTOR_CONFIG = "vector_config.json"
-VECTOR_STEM = "vector_model"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SEPARATOR = "::"  # between a checkpoint key and the name of a part
-_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -139,33 +126,6 @@ class VectorConfig:
                 f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."
             )
         return config
-
-
-def layer_of(key: str) -> str:
-    """The layer that a tensor belongs to, or its own name where it is outside the layers.
-
-    Example:
-
-    ```python
-    >>> from dem_hub.vectors.config import layer_of
-    >>> layer_of("model.layers.3.mlp.up_proj.weight"), layer_of("model.norm.weight")
-    ('model.layers.3', 'model.norm.weight')
-
-    ```
-    """
-    match = _LAYER.match(key)
-    return match["layer"] if match else key
-
-
-def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
-    """The norm of each layer's delta, from those of its tensors, in the order of the layers."""
-    squares: dict[str, float] = {}
-    for key, norm in norms.items():
-        squares[layer_of(key)] = squares.get(layer_of(key), 0.0) + norm**2
-    ordered = sorted(
-        squares, key=lambda layer: [(part.rjust(9, "0") if part.isdigit() else part) for part in layer.split(".")]
-    )
-    return {layer: math.sqrt(squares[layer]) for layer in ordered}
 
 
 def contents_sha256(files: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ Everything that does not fit is found from the headers and reported in one error
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,30 +19,33 @@ import torch
 from torch import Tensor
 
 from dem_hub._version import __version__
-from dem_hub.checkpoints.architecture import Architecture, refuse_quantized
+from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.reader import Checkpoint, TensorSource, is_finite
+from dem_hub.checkpoints.model_config import refuse_quantized
+from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.checkpoints.writer import TensorWriter
 from dem_hub.codecs import Codec, codec_options
-from dem_hub.codecs.auto.budget import SMALL, Auto, Glance, explain, make_plan
+from dem_hub.codecs.auto.budget import DEFAULT_SHARE, SMALL, Auto, Glance, Plan, make_plan
 from dem_hub.codecs.auto.encoder import encode_planned
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.factors import BITS
 from dem_hub.codecs.lowrank import LowRank
-from dem_hub.codecs.measure import measure, squared_norm
+from dem_hub.codecs.measure import measure
 from dem_hub.codecs.random import Random
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import is_recipe, lone_vector
-from dem_hub.files.records import BaseRecord
+from dem_hub.files.names import VECTOR_CONFIG, VECTOR_STEM
 from dem_hub.hub.download import Resolved
 from dem_hub.hub.hashes import digest
+from dem_hub.hub.references import BaseRecord
+from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import in_order
-from dem_hub.vectors.config import SEPARATOR, VECTOR_CONFIG, VECTOR_STEM, TensorRecord, VectorConfig
+from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig
 from dem_hub.vectors.lora.writer import AdapterWriter
 from dem_hub.vectors.matching import Pair, match_tensors, vocabulary_size
 
@@ -363,3 +367,30 @@ def _check_finite(tensor: Tensor, path: Path, key: str) -> None:
         raise CheckpointError(
             f"'{key}' of '{path}' has NaN or inf in it. A model that diverged has no vector; use an earlier checkpoint."
         )
+
+
+def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str:
+    """What was chosen and why, in a line, from what the vector turned out to be.
+
+    Args:
+        plan ([`Plan`]): that was carried out.
+        records (`Mapping[str, TensorRecord]`): of its tensors.
+        nbytes (`int`): of its tensor files.
+    """
+    if not records:
+        return "nothing changed"
+    numbers = Counter(record.codec for record in records.values())
+    share = nbytes / (2 * sum(math.prod(record.shape) for record in records.values()))
+    counts = ", ".join(f"{codec} for {count}" for codec, count in numbers.most_common())
+    text = f"{counts} of {len(records)} tensors; {share:.1%} of the delta in bf16"
+    if plan.max_error is not None:
+        return f"the shortest codecs within an error of {plan.max_error:g}: {text}"
+    if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
+        ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
+        return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
+    finer = (
+        ""
+        if plan.explicit or share <= DEFAULT_SHARE
+        else ", as small or narrow tensors and those that moved much are kept finer"
+    )
+    return f"a full fine-tune: {text}{finer}"

@@ -6,7 +6,7 @@ All that does not fit is found from the headers and listed in one error: nothing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dem_hub.checkpoints.architecture import read_config
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.errors import CheckpointError, refuse
 

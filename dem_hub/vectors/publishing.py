@@ -8,12 +8,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.files.records import REPO_ID, BaseRecord, parse_json
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VECTOR_FILES
+from dem_hub.files.strict_json import parse_json
+from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Head
-from dem_hub.hub.download import VECTOR_FILES, hub_api
 from dem_hub.hub.failures import contact
 from dem_hub.hub.hashes import digest
-from dem_hub.vectors.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VectorConfig, contents_sha256
+from dem_hub.hub.references import REPO_ID, BaseRecord
+from dem_hub.vectors.config import VectorConfig, contents_sha256
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ and all that does not fit is listed in one error.
 from collections.abc import Mapping
 from pathlib import Path
 
-from dem_hub.checkpoints.reader import Checkpoint, LazyTensor
+from dem_hub.checkpoints.lazy import LazyTensor, Transposed
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import CODECS, Codec, make_codec
-from dem_hub.codecs.component import Component, StoredDelta, Transposed
+from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.errors import CheckpointError, CodecError, refuse
-from dem_hub.vectors.config import ADAPTER_WEIGHTS, SEPARATOR, VECTOR_STEM, TensorRecord, VectorConfig
-from dem_hub.vectors.lora.reader import factor_names
+from dem_hub.files.names import ADAPTER_WEIGHTS, VECTOR_STEM
+from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig
+from dem_hub.vectors.lora.writer import factor_names
 
 _ROWS = "rows"  # the part that holds rows which the base lacks
 

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.files.atomic import write_text
-from dem_hub.files.records import as_mapping, parse_json
-
-TRAINING = "dem_training.json"  # of a PEFT adapter, whose own config has no place for it
-NORMS = "norms.png"
-COMPANIONS = (NORMS, TRAINING)
+from dem_hub.files.names import COMPANIONS, TRAINING
+from dem_hub.files.strict_json import as_mapping, parse_json
 
 
 def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping[str, str]) -> None:

@@ -16,21 +16,16 @@ from typing import TYPE_CHECKING, Unpack
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.folders import STORE, STORE_CONFIG, check_target
-from dem_hub.files.records import (
-    FORMAT_VERSION,
-    BaseRecord,
-    VectorSource,
-    as_mapping,
-    check_inside,
-    check_version,
-    parse_json,
-    read_record,
-)
-from dem_hub.hub.cards import render, store_card
-from dem_hub.hub.commits import CARD, Change, Head, PushOptions, push
-from dem_hub.hub.download import MODEL_FILES, SIDE_FILES, HubOptions, Resolved, copy_side_files, resolve
+from dem_hub.files.folders import STORE, check_target
+from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CONFIG
+from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.hub.cards import render
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.commits import Change, Head, PushOptions, push
+from dem_hub.hub.download import Resolved, copy_side_files, resolve
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.references import BaseRecord, VectorSource
+from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.publishing import public_base, public_vector, stale
 from dem_hub.vectors.vector import DistributionVector

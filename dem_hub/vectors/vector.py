@@ -26,21 +26,34 @@ from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, DemHubError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
-from dem_hub.files.records import BaseRecord, VectorSource, check_inside
-from dem_hub.hub.cards import render, vector_card
-from dem_hub.hub.commits import CARD, Change, Head, PushOptions, push
-from dem_hub.hub.download import MODEL_FILES, VECTOR_FILES, HubOptions, Resolved, resolve
+from dem_hub.files.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    COMPANIONS,
+    MODEL_FILES,
+    NORMS,
+    VECTOR_CONFIG,
+    VECTOR_FILES,
+)
+from dem_hub.files.strict_json import check_inside
+from dem_hub.hub.cards import render
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.commits import Change, Head, PushOptions, push
+from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.numerics.slices import full_index
+from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.compatibility import check_base
-from dem_hub.vectors.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VectorConfig, contents_sha256
+from dem_hub.vectors.config import VectorConfig, contents_sha256
 from dem_hub.vectors.extraction import extract
 from dem_hub.vectors.lora.reader import read_adapter, read_adapter_config
 from dem_hub.vectors.publishing import public_vector, stale
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
-from dem_hub.vectors.sidecars import COMPANIONS, NORMS, companions_of, read_training
+from dem_hub.vectors.sidecars import companions_of, read_training
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

@@ -8,8 +8,9 @@ from typing import Any
 
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.vectors.comparison import compare, tensor_norms
 
 _LAYER = "model.layers."

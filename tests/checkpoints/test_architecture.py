@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.architecture import Module, describe, memory_names, model_class, read_config, refuse_quantized
+from dem_hub.checkpoints.architecture import Module, describe, memory_names, model_class
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.model_config import read_config, refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from tests.support.tiny_models import FAMILIES, Models, Zoo, build, edit_json, load_tensors, reshard
 
 EXPECTED = {

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import Checkpoint, is_finite
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError, ConfigError, NotFoundError
 from dem_hub.hub.hashes import digest, verify_files
+from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.slices import full_index
 from tests.support.tiny_models import Models, load_tensors, reshard
 

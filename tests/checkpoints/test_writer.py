@@ -8,8 +8,9 @@ import torch
 from safetensors import safe_open
 
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.checkpoints.writer import TensorWriter, parse_size, write_file
+from dem_hub.checkpoints.writer import TensorWriter, write_file
 from dem_hub.errors import CheckpointError
+from dem_hub.files.sizes import parse_size
 from tests.support.tiny_models import load_tensors
 
 TENSORS = {

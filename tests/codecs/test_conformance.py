@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import InMemory
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.codecs import CODECS, OFFERED, Codec, get_codec, to_dense
 from dem_hub.codecs.delta import Delta, add_deltas, inner
 from dem_hub.codecs.layout import check_parts, layout_bytes

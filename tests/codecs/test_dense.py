@@ -12,9 +12,11 @@ from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs.dense import Dense
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
-from dem_hub.merging.merge import Merge, merged_tensor
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.lazy import merged_tensor
+from dem_hub.merging.merge import Merge
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

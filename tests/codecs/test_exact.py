@@ -11,13 +11,15 @@ from torch import Tensor
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.reader import InMemory
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.exact import Exact
 from dem_hub.errors import BaseMismatchError, CheckpointError, CodecError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
-from dem_hub.merging.merge import Merge, merged_tensor
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.lazy import merged_tensor
+from dem_hub.merging.merge import Merge
 from tests.support.tiny_models import DTYPES, FAMILIES, Models, Zoo, load_tensors
 
 

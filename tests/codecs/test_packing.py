@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import InMemory
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.codecs.packing import GROUP, dequantize, pack, packed_size, quantize, unpack
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.reader import InMemory
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.codecs import Codec, to_dense
 from dem_hub.codecs.layout import layout_bytes
 from dem_hub.codecs.lowrank import LowRank

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.checkpoints.architecture import PLAIN, describe, describe_plain, read_config
+from dem_hub.checkpoints.architecture import PLAIN, describe, describe_plain
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from tests.support.tiny_models import assert_around, load_tensors, reference, shake

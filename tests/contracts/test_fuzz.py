@@ -19,8 +19,9 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs import OFFERED
 from dem_hub.errors import DemHubError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.numerics.slices import full_index
 from tests.support.tiny_models import edit_vector
 

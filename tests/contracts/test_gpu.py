@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
-from dem_hub.checkpoints.reader import InMemory
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.codecs import OFFERED, get_codec, to_dense
 from dem_hub.codecs.component import Component
 from dem_hub.numerics.rounding import round_to

@@ -9,8 +9,8 @@ import torch
 
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import NOT_SCORED, Window
-from dem_hub.evaluation.likelihood import likelihood, scored_tokens, totals
-from dem_hub.search.solve.objective import evaluate, mean_loss
+from dem_hub.evaluation.likelihood import evaluate, likelihood, scored_tokens, totals
+from dem_hub.search.solve.objective import mean_loss
 from tests.support.tiny_models import Zoo
 
 

@@ -3,7 +3,9 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from dem_hub.hub.cards import BEGIN, END, Card, recipe_card, render, store_card
+from dem_hub.hub.cards import BEGIN, END, Card, render
+from dem_hub.merging.cards import recipe_card
+from dem_hub.vectors.cards import store_card
 
 CARD = Card(
     "maths", {"library_name": "dem-hub", "tags": ["dem"], "license": "mit", "base_model": ["org/base"]}, "What we know."

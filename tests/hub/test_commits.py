@@ -14,9 +14,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
 from dem_hub.cli.push_folder import push_folder
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError, PushConflictError, VectorNotFoundError
-from dem_hub.files.records import VectorSource
 from dem_hub.hub.commits import Change, push
 from dem_hub.hub.listing import list_vectors
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.config import HERE
 from dem_hub.merging.opening import open_recipe
 from dem_hub.models.export import export

@@ -18,8 +18,8 @@ from huggingface_hub import HfApi
 
 from dem_hub import DEMModel, DistributionVector, VectorStore, __version__
 from dem_hub.cli.app import main
+from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Head
-from dem_hub.hub.download import HubOptions
 from dem_hub.hub.listing import list_vectors
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published, keep_only

@@ -6,7 +6,9 @@ import pytest
 
 from dem_hub import VectorSource
 from dem_hub.errors import NotFoundError
-from dem_hub.hub.download import MODEL_FILES, HubOptions, copy_side_files, hub_api, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.client import HubOptions, hub_api
+from dem_hub.hub.download import copy_side_files, resolve
 from tests.support.tiny_models import Models
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTP
 
 from dem_hub import DEMModel, DistributionVector, VectorStore
 from dem_hub.errors import CheckpointError, HubError, PushConflictError
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published, keep_only
 

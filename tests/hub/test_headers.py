@@ -12,9 +12,10 @@ from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.cli.app import main
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, DiskSpaceError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
 from dem_hub.hub.headers import resolve_headers
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_recipe
 from dem_hub.models.export import export, preview_export
 from tests.fake_hub.server import Hub

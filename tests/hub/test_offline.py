@@ -13,8 +13,9 @@ from huggingface_hub import HfApi
 
 from dem_hub import DEMModel, DistributionVector, VectorStore
 from dem_hub.cli.app import main
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published
 from tests.support.tiny_models import Models

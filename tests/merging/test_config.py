@@ -10,7 +10,7 @@ import pytest
 from dem_hub import DEMConfig, VectorSource
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.files.folders import is_recipe
-from dem_hub.files.records import BaseRecord
+from dem_hub.hub.references import BaseRecord
 from dem_hub.merging.config import VectorRecord
 from dem_hub.vectors.config import TensorRecord, VectorConfig
 

@@ -11,9 +11,11 @@ from dem_hub import DEMConfig, DEMModel
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.cli.app import main
 from dem_hub.errors import CoefficientError, ConfigError
-from dem_hub.files.records import VectorSource, coefficient_text, level
-from dem_hub.hub.cards import recipe_card
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.cards import recipe_card
+from dem_hub.merging.coefficients import coefficient_text, level
 from dem_hub.merging.config import BaseRecord, VectorRecord
 from dem_hub.merging.groups import groups_of, layer_number, take_apart
 from tests.support.tiny_models import FAMILIES, Models, Zoo, load_tensors

@@ -12,8 +12,10 @@ from torch import Tensor
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError
-from dem_hub.hub.download import MODEL_FILES, resolve
-from dem_hub.merging.merge import Merge, lazy_state_dict, merged_tensor
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.merging.lazy import lazy_state_dict, merged_tensor
+from dem_hub.merging.merge import Merge
 from dem_hub.numerics.slices import full_index
 from tests.support.tiny_models import (
     DTYPES,

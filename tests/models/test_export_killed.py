@@ -13,8 +13,8 @@ import dem_hub.checkpoints.writer
 import dem_hub.files.resumable
 from dem_hub import DistributionVector
 from dem_hub.errors import BusyError
-from dem_hub.files.records import VectorSource
 from dem_hub.hub.hashes import digest
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.export import export, preview_export
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 import dem_hub.models.export, dem_hub.files.resumable
 from dem_hub.merging.opening import open_base_and_vectors
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 
 torch.set_num_threads(1)
 base, vectors, root, points, size = sys.argv[1], *map(json.loads, sys.argv[2:3]), Path(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli.app import main
 from dem_hub.errors import AdapterError
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter
 from tests.support.tiny_models import Models, Zoo, load_tensors

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 import dem_hub.checkpoints.writer
 from dem_hub import DEMModel
 from dem_hub.errors import CheckpointError, DiskSpaceError, HubError, PushConflictError
-from dem_hub.files.records import VectorSource
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.models.export import export
 from dem_hub.models.planned import MergedModel

@@ -10,8 +10,8 @@ from torch import Tensor
 from dem_hub.evaluation.data import Window
 from dem_hub.search.held_out import INDEPENDENT, Acceptance, accept, common_of, expected_excess, rivals
 from dem_hub.search.solve.line_search import SEEN
-from dem_hub.search.solve.newton import Region
 from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.region import Region
 
 
 class HeldOut:

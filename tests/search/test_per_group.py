@@ -13,13 +13,13 @@ from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, searc
 from dem_hub.cli.app import main
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.merging.groups import groups_of
 from dem_hub.search import Trial
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.likelihoods import Likelihoods
 from dem_hub.search.per_group import ONE
-from dem_hub.search.solve.objective import evaluate
 from tests.support.counting_models import Counters
 from tests.support.tiny_models import load_tensors, reshard
 

@@ -5,7 +5,8 @@ import torch
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
 from dem_hub.vectors.comparison import compare, tensor_norms
 from tests.support.tiny_models import Zoo, adapter_deltas, load_tensors, read_deltas
 

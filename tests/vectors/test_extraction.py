@@ -13,10 +13,12 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs import OFFERED, get_codec
 from dem_hub.errors import CheckpointError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
 from dem_hub.hub.hashes import digest
-from dem_hub.merging.merge import Merge, merged_tensor
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.lazy import merged_tensor
+from dem_hub.merging.merge import Merge
 from dem_hub.vectors.extraction import extract
 from tests.support.tiny_models import DTYPES, FAMILIES, RANK, Models, Zoo, edit_json, load_tensors, read_deltas, reshard
 

@@ -11,7 +11,8 @@ from dem_hub import DistributionVector, VectorSource
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs import get_codec
 from dem_hub.errors import CheckpointError, CodecError, NotFoundError, VectorNotFoundError
-from dem_hub.hub.download import MODEL_FILES, resolve
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
 from dem_hub.hub.hashes import digest
 from dem_hub.vectors.extraction import extract
 from tests.support.tiny_models import Models, Zoo, edit_vector, load_tensors, read_deltas

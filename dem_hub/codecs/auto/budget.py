@@ -7,12 +7,10 @@ is a biased one, and worse in a sum.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
-from dem_hub.checkpoints.writer import parse_size
 from dem_hub.codecs import OFFERED, Codec, get_codec, with_options
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.integer import Int4, Int8
@@ -23,7 +21,7 @@ from dem_hub.codecs.nf4 import NF4
 from dem_hub.codecs.packing import packed_size
 from dem_hub.codecs.sign import Sign, code_bits
 from dem_hub.errors import CodecError
-from dem_hub.vectors.config import TensorRecord
+from dem_hub.files.sizes import parse_size
 
 DEFAULT_SHARE = 0.09  # of the delta in bf16
 SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
@@ -217,33 +215,6 @@ def _spend(left: int, sizes: dict[str, int], matrices: Mapping[str, Glance], cod
                 codecs[key] = codec
                 sizes[key] += more
                 left -= more
-
-
-def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str:
-    """What was chosen and why, in a line, from what the vector turned out to be.
-
-    Args:
-        plan ([`Plan`]): that was carried out.
-        records (`Mapping[str, TensorRecord]`): of its tensors.
-        nbytes (`int`): of its tensor files.
-    """
-    if not records:
-        return "nothing changed"
-    numbers = Counter(record.codec for record in records.values())
-    share = nbytes / (2 * sum(math.prod(record.shape) for record in records.values()))
-    counts = ", ".join(f"{codec} for {count}" for codec, count in numbers.most_common())
-    text = f"{counts} of {len(records)} tensors; {share:.1%} of the delta in bf16"
-    if plan.max_error is not None:
-        return f"the shortest codecs within an error of {plan.max_error:g}: {text}"
-    if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
-        ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
-        return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
-    finer = (
-        ""
-        if plan.explicit or share <= DEFAULT_SHARE
-        else ", as small or narrow tensors and those that moved much are kept finer"
-    )
-    return f"a full fine-tune: {text}{finer}"
 
 
 def stored_bytes(codec: Codec, shape: tuple[int, ...]) -> int:

@@ -20,8 +20,9 @@ from dem_hub.codecs.factors import encode_factors
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
-from dem_hub.codecs.measure import measure, squared_norm
+from dem_hub.codecs.measure import measure
 from dem_hub.codecs.sign import noise
+from dem_hub.numerics.norms import squared_norm
 from dem_hub.numerics.svd import balance, truncated_svd
 
 logger = logging.getLogger(__name__)

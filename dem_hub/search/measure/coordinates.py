@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-from dem_hub.files.records import Coefficient
+from dem_hub.merging.coefficients import Coefficient
 
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel

@@ -7,16 +7,16 @@ another objective from what it has measured already.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.likelihood import Likelihood, likelihood
+from dem_hub.evaluation.likelihood import Likelihood
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 Kind = Literal["mean", "worst", "improvement"]
 
@@ -87,13 +87,6 @@ class Objective:
             return factors
         terms = factors * torch.tensor(list(losses.values()), dtype=torch.float64)
         return torch.zeros_like(factors).index_put((terms.argmax(),), factors[terms.argmax()])
-
-
-def evaluate(
-    model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = 8
-) -> dict[str, Likelihood]:
-    """The likelihood of each named distribution; see [`likelihood`]."""
-    return {name: likelihood(model, windows, batch_size) for name, windows in datasets.items()}
 
 
 def mean_loss(scores: Mapping[str, Likelihood]) -> float:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dem_hub.search.problem import Problem
-from dem_hub.search.solve.newton import Pull, Region, best_point
+from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.quadratic import LocalModel, Quadratic
+from dem_hub.search.solve.region import Pull, Region
 
 _RADIUS = 0.3  # of a coefficient, around the best point, at first
 _SMALLEST = 0.01

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dem_hub.search.problem import Problem
-from dem_hub.search.solve.newton import common_bounds
+from dem_hub.search.solve.region import common_bounds
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from dem_hub.checkpoints.architecture import Fused
-from dem_hub.checkpoints.reader import LazyTensor, TensorInfo
+from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.checkpoints.reader import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from dem_hub.checkpoints.architecture import Architecture
-from dem_hub.checkpoints.reader import Checkpoint, LazyTensor
-from dem_hub.codecs.component import Component, RowsFrom, StoredDelta, Transposed
+from dem_hub.checkpoints.lazy import LazyTensor, RowsFrom, Transposed
+from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
 from dem_hub.files.folders import RECIPE, STORE, kind_of
-from dem_hub.files.records import parse_json
-from dem_hub.vectors.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.files.strict_json import parse_json
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
-
-PREFIX = "base_model.model."
+from dem_hub.vectors.lora.writer import PREFIX
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
 _HARMLESS = frozenset([
@@ -42,7 +42,6 @@ _REASONS = {
 }
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -289,40 +288,3 @@ def _is_copy(name: str, weights: Checkpoint) -> bool:
         if other != name and weights[other].shape == info.shape and weights[other].dtype == info.dtype
     ]
     return any(torch.equal(weights.read(other), weights.read(name)) for other in same)
-
-
-def adapter_config(
-    architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None
-) -> dict[str, Any]:
-    """The `adapter_config.json` of factors that need no scale: alpha = rank for every module.
-
-    Args:
-        architecture (`Architecture`): of the base.
-        ranks (`Mapping[str, int]`): the rank of each module, by its name in the model.
-        base_id, revision (`str`): what PEFT will look for.
-    """
-    most = max(ranks.values())
-    others = {name: rank for name, rank in sorted(ranks.items()) if rank != most}
-    kinds = {module.name: module.kind for module in architecture.modules.values()}
-    return {
-        "peft_type": "LORA",
-        "task_type": next((task for ending, task in _TASKS.items() if architecture.name.endswith(ending)), None),
-        "base_model_name_or_path": base_id,
-        "revision": revision,
-        "inference_mode": True,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
-        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "use_rslora": False,
-        "modules_to_save": None,
-    }
-
-
-def factor_names(module: str) -> tuple[str, str]:
-    """The names PEFT gives A and B of a module in `adapter_model.safetensors`."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"

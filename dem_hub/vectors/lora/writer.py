@@ -1,16 +1,17 @@
 """Factors written as a PEFT adapter, tensor by tensor, whose scale is 1: what it adds is B @ A."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from dem_hub.checkpoints.architecture import Architecture, Module
 from dem_hub.checkpoints.writer import TensorWriter
 from dem_hub.files.atomic import write_text
-from dem_hub.files.records import BaseRecord
-from dem_hub.vectors.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from dem_hub.vectors.lora.reader import adapter_config, factor_names
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.hub.references import BaseRecord
 
 
 class AdapterWriter:
@@ -43,3 +44,46 @@ class AdapterWriter:
             write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
             files.append(path)
         return files
+
+
+PREFIX = "base_model.model."
+
+
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+def adapter_config(
+    architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None
+) -> dict[str, Any]:
+    """The `adapter_config.json` of factors that need no scale: alpha = rank for every module.
+
+    Args:
+        architecture (`Architecture`): of the base.
+        ranks (`Mapping[str, int]`): the rank of each module, by its name in the model.
+        base_id, revision (`str`): what PEFT will look for.
+    """
+    most = max(ranks.values())
+    others = {name: rank for name, rank in sorted(ranks.items()) if rank != most}
+    kinds = {module.name: module.kind for module in architecture.modules.values()}
+    return {
+        "peft_type": "LORA",
+        "task_type": next((task for ending, task in _TASKS.items() if architecture.name.endswith(ending)), None),
+        "base_model_name_or_path": base_id,
+        "revision": revision,
+        "inference_mode": True,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "modules_to_save": None,
+    }
+
+
+def factor_names(module: str) -> tuple[str, str]:
+    """The names PEFT gives A and B of a module in `adapter_model.safetensors`."""
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"

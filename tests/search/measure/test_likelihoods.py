@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods
-from dem_hub.search.solve.objective import evaluate
 from tests.support.counting_models import Counters
 
 POINT = (0.4, 0.7, 0.2)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
-from dem_hub.search.solve.newton import Pull, Region, best_point, common_point, minimize
+from dem_hub.search.solve.newton import best_point, common_point, minimize
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.quadratic import LocalModel, Quadratic
+from dem_hub.search.solve.region import Pull, Region
 
 
 def tensor(*values: float) -> Tensor:

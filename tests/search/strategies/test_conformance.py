@@ -15,8 +15,8 @@ from dem_hub.search import GaussNewton, Gradient, Grid, Optuna, TrustRegion, Uni
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.likelihoods import Likelihoods
 from dem_hub.search.problem import Problem, Strategy
-from dem_hub.search.solve.newton import Region
 from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.region import Region
 from dem_hub.search.strategies import STRATEGIES, choose
 from dem_hub.search.strategies.optuna_samplers import first_points
 from tests.support.counting_models import Counters

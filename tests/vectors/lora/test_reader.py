@@ -13,9 +13,11 @@ from torch import Tensor
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import AdapterError, CheckpointError
-from dem_hub.files.records import VectorSource
-from dem_hub.hub.download import MODEL_FILES, resolve
-from dem_hub.merging.merge import Merge, merged_tensor
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.lazy import merged_tensor
+from dem_hub.merging.merge import Merge
 from tests.support.tiny_models import Zoo, build, edit_json, load_tensors, make_adapter, reshard
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]

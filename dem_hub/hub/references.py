@@ -1,0 +1,95 @@
+"""References to things on the Hub or on this machine: a vector, a base or a recipe, at one revision."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dem_hub.errors import ConfigError
+from dem_hub.files.strict_json import check_inside
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+REPO_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """Where a vector, a base or a recipe is: a Hub id or a folder, at one revision, in one subfolder.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.merging.config import VectorSource
+    >>> str(VectorSource("me/vectors", revision="v2", subfolder="maths"))
+    'me/vectors@v2//maths'
+    >>> VectorSource.parse("me/vectors@v2//maths").subfolder
+    'maths'
+
+    ```
+    """
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse subfolders that leave the repository."""
+        check_inside(self.subfolder, f"subfolder of '{self.repo_id}'")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo_id}{revision}" + (f"//{self.subfolder}" if self.subfolder else "")
+
+    @classmethod
+    def parse(cls, text: "str | os.PathLike[str] | VectorSource") -> "VectorSource":
+        """Read `ID[@REVISION][//SUBFOLDER]`; an existing folder is taken as it is, whatever its name."""
+        if isinstance(text, VectorSource):
+            return text
+        name = os.fspath(text)
+        if Path(name).is_dir():
+            return cls(name)
+        name, _, subfolder = name.partition("//")
+        name, _, revision = name.partition("@")
+        return cls(name, revision or None, subfolder)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this names a folder of this machine rather than a repository of the Hub."""
+        return bool(self.repo_id) and Path(self.repo_id).is_dir()
+
+
+@dataclass(frozen=True)
+class BaseRecord:
+    """Which base a vector was taken from, or a recipe is built on.
+
+    `repo_id` is a Hub id, or the path of a folder (`None` where an adapter does not say); `commit` has 40 hex digits;
+    `fingerprint` is that of [`dem_hub.checkpoints.fingerprint`].
+    """
+
+    repo_id: str | None
+    commit: str | None = None
+    subfolder: str = ""
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse short commits and subfolders that leave the repository."""
+        check_inside(self.subfolder, f"subfolder of base '{self.repo_id}'")
+        if self.commit is not None and not COMMIT.fullmatch(self.commit):
+            raise ConfigError(
+                f"Base '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."
+            )
+
+    def __str__(self) -> str:
+        name = self.repo_id or "unknown base"
+        return (
+            name + (f"@{self.commit[:12]}" if self.commit else "") + (f"//{self.subfolder}" if self.subfolder else "")
+        )
+
+    @property
+    def source(self) -> VectorSource:
+        """The base as something that can be opened."""
+        if self.repo_id is None:
+            raise ConfigError("The base is not recorded here. Name it yourself.")
+        return VectorSource(self.repo_id, self.commit, self.subfolder)
