@@ -19,17 +19,14 @@ import torch
 from torch import Tensor
 
 from dem_hub._version import __version__
-from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
-from dem_hub.checkpoints.writer import TensorWriter
 from dem_hub.codecs import Codec, codec_options
 from dem_hub.codecs.auto.budget import DEFAULT_SHARE, SMALL, Auto, Glance, Plan, make_plan
 from dem_hub.codecs.auto.encoder import encode_planned
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
-from dem_hub.codecs.factors import BITS
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.measure import measure
 from dem_hub.codecs.random import Random
@@ -38,16 +35,14 @@ from dem_hub.codecs.sampling import seed_of
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import is_recipe, lone_vector
-from dem_hub.files.names import VECTOR_CONFIG, VECTOR_STEM
+from dem_hub.files.names import VECTOR_CONFIG
 from dem_hub.hub.download import Resolved
-from dem_hub.hub.hashes import digest
-from dem_hub.hub.references import BaseRecord
 from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import in_order
-from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig
-from dem_hub.vectors.lora.writer import AdapterWriter
+from dem_hub.vectors.config import TensorRecord, VectorConfig
 from dem_hub.vectors.matching import Pair, match_tensors, vocabulary_size
+from dem_hub.vectors.writer import EncodedTensor, VectorWriter
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +118,7 @@ def extract_tensors(
         encode: _Encode = partial(encode_planned, plan)
     else:
         encode = _encode_with(codec)
-    vector = _Writer(folder, sides.base.architecture, max_shard_size)
+    vector = VectorWriter(folder, sides.base.architecture, max_shard_size)
     for encoded in _encode_all(pairs, sides, encode):
         vector.write(encoded)
         del encoded  # or it would lie beside the next tensor
@@ -276,45 +271,7 @@ def _progress(pairs: Sequence[Pair], what: str) -> Iterable[Pair]:
     return tqdm(pairs, desc=what, unit="tensor", delay=1)
 
 
-class _Writer:
-    """The files of a vector: a PEFT adapter for the factors that fit in one, `vector_model` for the rest."""
-
-    def __init__(self, folder: Path, architecture: Architecture | None, max_shard_size: int | str) -> None:
-        self.tensors: dict[str, TensorRecord] = {}
-        self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
-        self._adapter = AdapterWriter(folder, architecture)
-
-    def write(self, encoded: "_Encoded") -> None:
-        """Write the parts of one tensor, and the rows that the base lacks."""
-        key, codec, record = encoded.key, encoded.codec, encoded.record
-        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype not in BITS else None
-        if module is not None:
-            self._adapter.write(module, encoded.parts["left"], encoded.parts["right"])
-            record = replace(record, module=module.name, transposed=module.transposed)
-        else:
-            for part, tensor in encoded.parts.items():
-                self._rest.write(f"{key}{SEPARATOR}{part}", tensor)
-        if encoded.rows is not None:
-            self._rest.write(f"{key}{SEPARATOR}rows", encoded.rows)
-        self.tensors[key] = record
-
-    def close(self, base: BaseRecord) -> dict[str, str]:
-        """Finish the files; returns the sha256 of each, by name."""
-        return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One tensor that changed; without a codec where only new rows were learned."""
-
-    key: str
-    record: TensorRecord
-    codec: Codec | None
-    parts: Mapping[str, Tensor]
-    rows: Tensor | None = None
-
-
-def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterator[_Encoded]:
+def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterator[EncodedTensor]:
     """The tensors that changed, in order.
 
     On the CPU small ones are encoded side by side, each on one core, which short operations use better than all of them do. This thread
@@ -325,7 +282,7 @@ def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterat
     def is_small(pair: Pair) -> bool:
         return math.prod(sides.base.checkpoint[pair.base_key].shape) <= most
 
-    def encode_read(read: tuple[Pair, Tensor, Tensor, Tensor | None]) -> _Encoded | None:
+    def encode_read(read: tuple[Pair, Tensor, Tensor, Tensor | None]) -> EncodedTensor | None:
         return _encode_tensor(*read, sides, encode)
 
     for small, run in groupby(_progress(pairs, "Extracting"), is_small):
@@ -336,7 +293,7 @@ def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterat
 
 def _encode_tensor(
     pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode
-) -> _Encoded | None:
+) -> EncodedTensor | None:
     """Encode one tensor; `None` where the fine-tune did not change it."""
     key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
     sides.check_finite(pair, old, new)
@@ -350,16 +307,16 @@ def _encode_tensor(
             )
         if bool((new == old).all()):
             return None
-        return _Encoded(key, replace(record, codec=Replace.name), Replace(), {"replace": new})
+        return EncodedTensor(key, replace(record, codec=Replace.name), Replace(), {"replace": new})
     delta = _subtract(new, old)
     if torch.equal(new, old) if new.dtype == old.dtype else not delta.any():
-        return _Encoded(key, record, None, {}, rows) if pair.rows else None
+        return EncodedTensor(key, record, None, {}, rows) if pair.rows else None
     codec, parts = encode(key, delta, old, new)
     norm, error, projection = measure(codec, parts, delta, old)
     record = replace(
         record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection
     )
-    return _Encoded(key, record, codec, parts, rows)
+    return EncodedTensor(key, record, codec, parts, rows)
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:

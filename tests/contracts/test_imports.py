@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dem_hub"
-LONGEST = 350  # lines of a module
+LONGEST = 400  # lines of a module, at 120 columns
 
 # A folder imports only from those before it in this list, also inside functions. `docs/architecture.md` says what is in each.
 FOLDERS = [

@@ -1,0 +1,56 @@
+"""A vector's folder, written tensor by tensor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from dem_hub.checkpoints.architecture import Architecture
+from dem_hub.checkpoints.writer import TensorWriter
+from dem_hub.codecs import Codec
+from dem_hub.codecs.factors import BITS
+from dem_hub.codecs.lowrank import LowRank
+from dem_hub.files.names import VECTOR_STEM
+from dem_hub.hub.hashes import digest
+from dem_hub.hub.references import BaseRecord
+from dem_hub.vectors.config import SEPARATOR, TensorRecord
+from dem_hub.vectors.lora.writer import AdapterWriter
+
+
+class VectorWriter:
+    """The files of a vector: a PEFT adapter for the factors that fit in one, `vector_model` for the rest."""
+
+    def __init__(self, folder: Path, architecture: Architecture | None, max_shard_size: int | str) -> None:
+        self.tensors: dict[str, TensorRecord] = {}
+        self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
+        self._adapter = AdapterWriter(folder, architecture)
+
+    def write(self, encoded: "EncodedTensor") -> None:
+        """Write the parts of one tensor, and the rows that the base lacks."""
+        key, codec, record = encoded.key, encoded.codec, encoded.record
+        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype not in BITS else None
+        if module is not None:
+            self._adapter.write(module, encoded.parts["left"], encoded.parts["right"])
+            record = replace(record, module=module.name, transposed=module.transposed)
+        else:
+            for part, tensor in encoded.parts.items():
+                self._rest.write(f"{key}{SEPARATOR}{part}", tensor)
+        if encoded.rows is not None:
+            self._rest.write(f"{key}{SEPARATOR}rows", encoded.rows)
+        self.tensors[key] = record
+
+    def close(self, base: BaseRecord) -> dict[str, str]:
+        """Finish the files; returns the sha256 of each, by name."""
+        return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
+
+
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One tensor that changed; without a codec where only new rows were learned."""
+
+    key: str
+    record: TensorRecord
+    codec: Codec | None
+    parts: Mapping[str, Tensor]
+    rows: Tensor | None = None
