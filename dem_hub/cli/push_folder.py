@@ -8,7 +8,6 @@ from dem_hub.files.folders import is_recipe
 from dem_hub.files.names import ADAPTER_CONFIG, PROVENANCE_CONFIG, STORE_CONFIG, VECTOR_CONFIG
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved
-from dem_hub.hub.references import VectorSource
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.upload import push_export
 from dem_hub.vectors.store import VectorStore
@@ -29,7 +28,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
     Raises:
         `NotFoundError`: none of these. `ConfigError`: an option that what lies there does not have.
     """
-    here = Resolved(VectorSource(str(folder)), folder, None)
+    here = Resolved.local(folder)
     if (folder / STORE_CONFIG).is_file():
         return VectorStore(here, HubOptions()).push_to_hub(repo_id, **_only(folder, "store", options, "base_model"))
     if (folder / VECTOR_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file():

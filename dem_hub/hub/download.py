@@ -77,6 +77,11 @@ class Resolved:
     commit: str | None
     remote: Remote | None = None
 
+    @classmethod
+    def local(cls, folder: Path) -> "Resolved":
+        """Return a folder of this machine as a source that was found, without looking for it."""
+        return cls(VectorSource(str(folder)), folder, None)
+
 
 def resolve(
     source: VectorSource, files: Iterable[str], options: HubOptions | None = None, *, without: tuple[str, ...] = ()

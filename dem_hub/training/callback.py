@@ -297,7 +297,7 @@ class DEMCallback(TrainerCallback):
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
 
         def push(folder: Path) -> None:
-            vector = DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False)
+            vector = DistributionVector(Resolved.local(folder), verify=False)
             vector.push_to_hub(repo_id, base_model=base_id, **given)
 
         return Uploader(push, repo_id)
@@ -332,7 +332,7 @@ class DEMCallback(TrainerCallback):
         assert self._source is not None and self.folder is not None
         with atomic_folder(self.folder) as folder:
             self._source.write(folder, gathering, self.codec, facts, library_versions(), self.device)
-            vector = DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False)
+            vector = DistributionVector(Resolved.local(folder), verify=False)
             norms = tensor_norms(vector, self._source.base)
             measured = {"dem/norm": sum(norm**2 for norm in norms.values()) ** 0.5, "dem/bytes": float(vector.nbytes)}
             if self._others:

@@ -157,7 +157,7 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_adapter(gathering, Path(scratch))
         try:
-            DistributionVector(Resolved(VectorSource(str(folder)), folder, None), verify=False).deltas(base)
+            DistributionVector(Resolved.local(folder), verify=False).deltas(base)
             _refuse_one_side(read_adapter_config(folder), base)
             _refuse_more(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
         except AdapterError as error:

@@ -132,7 +132,7 @@ class DistributionVector:
         folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
         try:
             extract(folder, ours, theirs, chosen, device=device)
-            vector = cls(Resolved(VectorSource(str(folder)), folder, None), verify=False)
+            vector = cls(Resolved.local(folder), verify=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
