@@ -74,6 +74,26 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not JSON ({error}). Fetch it again.") from error
 
 
+def dump_json(data: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file: sorted keys, two spaces of indentation and a final newline.
+
+    The same data is always the same bytes, so that the hash of a file, or a diff on the Hub, shows a change of the data only.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.files.strict_json import dump_json
+    >>> print(dump_json({"b": 1, "a": 2}), end="")
+    {
+      "a": 2,
+      "b": 1
+    }
+
+    ```
+    """
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
 def as_mapping(data: object, where: str) -> dict[str, Any]:
     """The data, once it is known to be a JSON object."""
     if not isinstance(data, dict):

@@ -3,7 +3,6 @@
 Nothing here imports torch or transformers, so that a recipe can be read and checked at once.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,15 @@ from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_target
 from dem_hub.files.names import CARD, PICTURE, PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.files.strict_json import (
+    FORMAT_VERSION,
+    as_mapping,
+    check_inside,
+    check_version,
+    dump_json,
+    parse_json,
+    read_record,
+)
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -180,7 +187,7 @@ class DEMConfig:
         with atomic_folder(folder) as partial:
             if self.base.repo_id is not None:
                 copy_side_files(self.base.source, partial)
-            write_text(partial / RECIPE_CONFIG, json.dumps(self.to_dict(folder), indent=2, sort_keys=True) + "\n")
+            write_text(partial / RECIPE_CONFIG, dump_json(self.to_dict(folder)))
 
     def push_to_hub(
         self,
@@ -220,7 +227,7 @@ class DEMConfig:
                 for v in records
             }
             card = recipe_card(head.repo_id, str(base.repo_id), shown, self.search, stated)
-            recipe = json.dumps(public.to_dict(), indent=2, sort_keys=True) + "\n"
+            recipe = dump_json(public.to_dict())
             written = {**files, RECIPE_CONFIG: recipe, CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PICTURE}))
 

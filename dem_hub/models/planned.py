@@ -17,6 +17,7 @@ from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
+from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.numerics.slices import count_elements, full_index, index_shape
@@ -156,4 +157,4 @@ def merging_bar(nbytes: int, start: int = 0) -> "tqdm":
 
 
 def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    return dump_json(data)

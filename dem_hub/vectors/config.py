@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.files.strict_json import (
+    FORMAT_VERSION,
+    as_mapping,
+    check_inside,
+    check_version,
+    dump_json,
+    parse_json,
+    read_record,
+)
 from dem_hub.hub.references import BaseRecord
 
 SEPARATOR = "::"  # between a checkpoint key and the name of a part
@@ -84,7 +92,7 @@ class VectorConfig:
     def to_json(self) -> str:
         """The file's text: sorted, so that the same vector is the same bytes, with a checksum of the rest of it."""
         data = asdict(self)
-        return json.dumps({**data, "checksum": _checksum(data)}, indent=2, sort_keys=True) + "\n"
+        return dump_json({**data, "checksum": _checksum(data)})
 
     @property
     def sha256(self) -> str:

@@ -1,7 +1,6 @@
 """What of a vector's folder is fit for the Hub: its files, saying a base that others have, and no path of this machine."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VECTOR_FILES
-from dem_hub.files.strict_json import parse_json
+from dem_hub.files.strict_json import dump_json, parse_json
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Head
 from dem_hub.hub.failures import contact
@@ -129,4 +128,4 @@ def stale(head: Head, prefix: str, files: Mapping[str, Path | str]) -> frozenset
 
 def _with_base(adapter: Path, base: str) -> dict[str, str]:
     data = parse_json(adapter.read_bytes(), str(adapter))
-    return {adapter.name: json.dumps(data | {"base_model_name_or_path": base}, indent=2, sort_keys=True) + "\n"}
+    return {adapter.name: dump_json(data | {"base_model_name_or_path": base})}

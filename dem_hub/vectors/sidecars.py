@@ -1,19 +1,18 @@
 """Files beside a vector that say more of it: how it was trained, and a picture. They are no part of what it is, or of its sha256."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import COMPANIONS, TRAINING
-from dem_hub.files.strict_json import as_mapping, parse_json
+from dem_hub.files.strict_json import as_mapping, dump_json, parse_json
 
 
 def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
     """Write what an adapter was trained on, beside it."""
     data = {"training": dict(training), "libraries": dict(libraries)}
-    write_text(folder / TRAINING, json.dumps(data, indent=2, sort_keys=True) + "\n")
+    write_text(folder / TRAINING, dump_json(data))
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ once: which base it is, and its tokenizer. The index is written last when a memb
 what is not there.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,15 @@ from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CONFIG
-from dem_hub.files.strict_json import FORMAT_VERSION, as_mapping, check_inside, check_version, parse_json, read_record
+from dem_hub.files.strict_json import (
+    FORMAT_VERSION,
+    as_mapping,
+    check_inside,
+    check_version,
+    dump_json,
+    parse_json,
+    read_record,
+)
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -292,4 +299,4 @@ def _write_index(folder: Path, base: BaseRecord, members: Mapping[str, Member]) 
 def _index_text(base: BaseRecord, members: Mapping[str, Member]) -> str:
     vectors = {name: asdict(member) for name, member in members.items()}
     data = {"format_version": FORMAT_VERSION, "base": asdict(base), "vectors": vectors}
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    return dump_json(data)

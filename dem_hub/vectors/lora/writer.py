@@ -1,6 +1,5 @@
 """Factors written as a PEFT adapter, tensor by tensor, whose scale is 1: what it adds is B @ A."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from dem_hub.checkpoints.architecture import Architecture, Module
 from dem_hub.checkpoints.writer import TensorWriter
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.references import BaseRecord
 
 
@@ -41,7 +41,7 @@ class AdapterWriter:
             assert self._architecture is not None
             path = self._folder / ADAPTER_CONFIG
             config = adapter_config(self._architecture, self._ranks, base.repo_id, base.commit)
-            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_text(path, dump_json(config))
             files.append(path)
         return files
 
