@@ -27,7 +27,7 @@ _HOMES = {
     "DEMModel": "dem_hub.models.loading",
     "DistributionVector": "dem_hub.vectors.vector",
     "SearchResult": "dem_hub.search",
-    "VectorSource": "dem_hub.files.strict_json",
+    "VectorSource": "dem_hub.hub.references",
     "VectorStore": "dem_hub.vectors.store",
     "list_vectors": "dem_hub.hub.listing",
     "search_coefficients": "dem_hub.search",
