@@ -13,7 +13,7 @@ from dem_hub.codecs.replace import Replace
 from dem_hub.numerics.slices import Index
 
 if TYPE_CHECKING:
-    from dem_hub.codecs import Codec
+    from dem_hub.codecs.codec import Codec
 
 CPU = torch.device("cpu")
 

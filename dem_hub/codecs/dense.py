@@ -6,7 +6,7 @@ float32's 24 bits (a weight that nearly vanished: 0.02 to 1e-9), the bits that d
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,7 +27,7 @@ class Dense:
     """Store all of the delta; `dtype` is `"float32"` (exact) or `"bfloat16"` (half the size, 0.2 % error an element)."""
 
     name: ClassVar[str] = "dense"
-    dtype: str = "float32"
+    dtype: str = field(default="float32", metadata={"help": "float32 (exact) or bfloat16 (half the size)"})
 
     def __post_init__(self) -> None:
         """Refuse other dtypes."""

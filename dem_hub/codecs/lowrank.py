@@ -5,7 +5,7 @@ vector (`projection` says by how much), loses little at coefficient 1 and much i
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,9 +28,13 @@ class LowRank:
     """
 
     name: ClassVar[str] = "lowrank"
-    rank: int | None = None
-    energy: float | None = None
-    dtype: str = "float32"
+    rank: int | None = field(
+        default=None, metadata={"help": "singular directions to keep; 32 unless `energy` is given"}
+    )
+    energy: float | None = field(
+        default=None, metadata={"help": "instead of `rank`: share of the squared norm to keep, 0 to 1"}
+    )
+    dtype: str = field(default="float32", metadata={"help": "dtype of the factors: float32, bfloat16, int8 or int4"})
 
     def __post_init__(self) -> None:
         """Refuse both at once, and values out of range."""

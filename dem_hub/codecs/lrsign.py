@@ -6,7 +6,7 @@ that it makes up for their error too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -29,8 +29,10 @@ class LRSign:
     """Keep `rank` directions in 4 bits, and of the rest what `sign` keeps; a tensor that is no matrix has signs alone."""
 
     name: ClassVar[str] = "lrsign"
-    rank: int = 32
-    group: int = 1
+    rank: int = field(default=32, metadata={"help": "singular directions to keep, in 4 bits"})
+    group: int = field(
+        default=1, metadata={"help": "keep the sign of the largest of so many neighbours; 1 keeps every sign"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

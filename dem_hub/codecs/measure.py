@@ -14,7 +14,7 @@ from dem_hub.numerics.norms import BLOCK, inner_product, widen
 from dem_hub.numerics.slices import full_index, row_blocks
 
 if TYPE_CHECKING:
-    from dem_hub.codecs import Codec
+    from dem_hub.codecs.codec import Codec
 
 
 def measure(codec: "Codec", parts: Mapping[str, Tensor], delta: Tensor, base: Tensor) -> tuple[float, float, float]:

@@ -5,7 +5,7 @@ delta, which is harmless while it is small against the weights and only then.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -27,9 +27,9 @@ class Random:
     """Keep a share `density` (0 to 1) of the elements in `bits` (4 or 8); `seed` decides which."""
 
     name: ClassVar[str] = "random"
-    density: float = 0.1
-    bits: int = 4
-    seed: int = 0
+    density: float = field(default=0.1, metadata={"help": "share of the elements to keep, above 0 and at most 1"})
+    bits: int = field(default=4, metadata={"help": "bits of each element that is kept: 4 or 8"})
+    seed: int = field(default=0, metadata={"help": "seed of the random choice of elements"})
 
     def __post_init__(self) -> None:
         """Refuse shares and bits out of range."""

@@ -9,7 +9,7 @@ each group of neighbours, its place in log2(group) bits, leaves two thirds of th
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import ClassVar
 
@@ -34,7 +34,9 @@ class Sign:
     """Keep the sign of every element, or of the largest of every `group` neighbours in a row."""
 
     name: ClassVar[str] = "sign"
-    group: int = 1
+    group: int = field(
+        default=1, metadata={"help": "keep the sign of the largest of so many neighbours; 1 keeps every sign"}
+    )
 
     def __post_init__(self) -> None:
         """Refuse groups out of range."""

@@ -22,7 +22,7 @@ from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
-from dem_hub.codecs import Codec, codec_options
+from dem_hub.codecs import Codec
 from dem_hub.codecs.auto.budget import DEFAULT_SHARE, SMALL, Auto, Glance, Plan, make_plan
 from dem_hub.codecs.auto.encoder import encode_planned
 from dem_hub.codecs.dense import Dense
@@ -30,6 +30,7 @@ from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.measure import measure
 from dem_hub.codecs.random import Random
+from dem_hub.codecs.registry import codec_options
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
 from dem_hub.errors import CheckpointError

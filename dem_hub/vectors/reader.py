@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dem_hub.checkpoints.lazy import LazyTensor, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.codecs import CODECS, Codec, make_codec
+from dem_hub.codecs import CODECS, Codec
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
+from dem_hub.codecs.registry import make_codec
 from dem_hub.errors import CheckpointError, CodecError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS, VECTOR_STEM
 from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import InMemory
-from dem_hub.codecs import CODECS, OFFERED, Codec, get_codec, to_dense
+from dem_hub.codecs import CODECS, Codec, get_codec, to_dense
 from dem_hub.codecs.delta import Delta, add_deltas, inner
 from dem_hub.codecs.layout import check_parts, layout_bytes
+from dem_hub.codecs.listing import OFFERED
 from dem_hub.errors import CodecError
 from dem_hub.numerics.slices import Index, full_index
 

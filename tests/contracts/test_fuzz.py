@@ -17,7 +17,7 @@ import torch
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
-from dem_hub.codecs import OFFERED
+from dem_hub.codecs.listing import OFFERED
 from dem_hub.errors import DemHubError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve

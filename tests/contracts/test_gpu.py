@@ -7,8 +7,9 @@ import torch
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.lazy import InMemory
-from dem_hub.codecs import OFFERED, get_codec, to_dense
+from dem_hub.codecs import get_codec, to_dense
 from dem_hub.codecs.component import Component
+from dem_hub.codecs.listing import OFFERED
 from dem_hub.numerics.rounding import round_to
 from dem_hub.numerics.slices import full_index
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
-from dem_hub.codecs import OFFERED, get_codec
+from dem_hub.codecs import get_codec
+from dem_hub.codecs.listing import OFFERED
 from dem_hub.errors import CheckpointError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve

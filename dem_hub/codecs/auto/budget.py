@@ -8,17 +8,19 @@ is a biased one, and worse in a sum.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from dem_hub.codecs import OFFERED, Codec, get_codec, with_options
+from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.layout import layout_bytes
+from dem_hub.codecs.listing import list_codecs
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.nf4 import NF4
 from dem_hub.codecs.packing import packed_size
+from dem_hub.codecs.registry import get_codec, with_options
 from dem_hub.codecs.sign import Sign, code_bits
 from dem_hub.errors import CodecError
 from dem_hub.files.sizes import parse_size
@@ -45,8 +47,15 @@ class Auto:
     """
 
     name: ClassVar[str] = "auto"
-    max_bytes: int | str | None = None
-    max_error: float | None = None
+    max_bytes: int | str | None = field(
+        default=None,
+        metadata={
+            "help": "size of the tensor files: bytes, or a text like 20MB, or 3% of the delta in bf16; 9% by default"
+        },
+    )
+    max_error: float | None = field(
+        default=None, metadata={"help": "instead of `max_bytes`: largest relative error of a tensor"}
+    )
 
     @classmethod
     def or_codec(cls, name: str, options: Mapping[str, Any]) -> "Auto | Codec":
@@ -57,7 +66,11 @@ class Auto:
         """
         if name != cls.name:
             return get_codec(name, options)
-        others = [codec for codec, kind in OFFERED.items() if set(options) <= {item.name for item in fields(kind)}]
+        others = [
+            codec.name
+            for codec in list_codecs()
+            if codec.name != cls.name and set(options) <= {option.name for option in codec.options}
+        ]
         if options and others:
             given = ", ".join(map(repr, options))
             raise CodecError(f"Codec 'auto' has no option {given}; name the codec that it is for: {', '.join(others)}.")

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from dem_hub.codecs import Codec
 from dem_hub.codecs.auto.budget import Plan, most_signs, stored_bytes
+from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.factors import encode_factors
