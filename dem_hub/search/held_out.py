@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dem_hub.search.cross_loss import BASE, standard_error
-from dem_hub.search.measure.likelihoods import Likelihoods, Point
+from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.points import Point
 from dem_hub.search.solve.line_search import lowest
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region, common_bounds

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.held_out import INDEPENDENT, expected_excess
-from dem_hub.search.measure.likelihoods import Likelihoods, Point
+from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.points import Point
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.quadratic import LocalModel
 from dem_hub.search.solve.region import Pull, Region

@@ -9,14 +9,14 @@ from dem_hub.files.names import RESULT
 from dem_hub.merging.coefficients import level
 from dem_hub.merging.config import DEMConfig
 from dem_hub.search.measure.cache import MeasurementCache
-from dem_hub.search.measure.likelihoods import Point
+from dem_hub.search.points import Point
 from dem_hub.search.result import SearchResult
 
 Earlier = SearchResult | DEMConfig | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Before:
+class EarlierSearch:
     """What is known from before: coefficients by name, and a cache."""
 
     coefficients: Mapping[str, float]
@@ -24,7 +24,7 @@ class Before:
     has_logits: bool = False
 
     @classmethod
-    def of(cls, earlier: Earlier | None) -> "Before":
+    def of(cls, earlier: Earlier | None) -> "EarlierSearch":
         """Read what the caller names."""
         if earlier is None:
             return cls({}, MeasurementCache())

@@ -24,12 +24,13 @@ from dem_hub.search.arguments import check, check_granularity, pairs
 from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, common_of, rivals
 from dem_hub.search.measure.cache import MeasurementCache
-from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods, Point
+from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods
 from dem_hub.search.measure.score import Score
 from dem_hub.search.per_group import Refinement, refine
+from dem_hub.search.points import Point
 from dem_hub.search.problem import Problem, Strategy, Trial
 from dem_hub.search.result import SearchResult
-from dem_hub.search.resumption import Before, Earlier
+from dem_hub.search.resumption import Earlier, EarlierSearch
 from dem_hub.search.solve.newton import common_point
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region, common_bounds
@@ -139,7 +140,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     names = list(eval_datasets or {"score": None})
     goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
     region = Region.of(pairs(bounds, len(vectors)), max_sum)
-    before = Before.of(resume_from)
+    before = EarlierSearch.of(resume_from)
     kept = MeasurementCache(cache, before.cache)
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
@@ -241,7 +242,7 @@ def _refuse_nothing_finite(problem: Problem) -> None:
         )
 
 
-def _accept(problem: Problem, judge: Likelihoods, before: Before) -> tuple[Trial, Acceptance | None]:
+def _accept(problem: Problem, judge: Likelihoods, before: EarlierSearch) -> tuple[Trial, Acceptance | None]:
     """The trial to use, and the comparison on held-out data where there is any of each distribution."""
     missing = [
         f"'{name}' ({sum(problem.likelihoods.tokens[name])} tokens to search on)"

@@ -19,12 +19,11 @@ from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.gradients import CoefficientGradient
 from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, token_limit
+from dem_hub.search.points import Point, all_at, each_alone
 from dem_hub.search.solve.quadratic import LocalModel, Sums
 
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
-
-Point = tuple[float, ...]
 
 LOGIT_BYTES = 2 << 30  # of memory for logits, for all processes together
 STEP, ROUNDED_STEP = (
@@ -123,7 +122,7 @@ class Likelihoods:
         from huggingface_hub.utils import tqdm
 
         count = len(self.names)
-        columns = [(0.0,) * count, *(tuple(float(i == j) for j in range(count)) for i in range(count))]
+        columns = [all_at(0.0, count), *each_alone(count)]
         for number, point in enumerate(tqdm(columns, desc="Cross-loss table", unit="model", delay=1)):
             for name in self.data:
                 self._keep_cell(name, point, self.coordinates.keys[number - 1] if number else None)
