@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import CODES, DTYPES
+from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.files.sizes import parse_size
 from dem_hub.numerics.slices import count_elements
 from dem_hub.numerics.threads import in_order
@@ -27,7 +28,7 @@ class TensorWriter:
     A tensor's bytes go to a spool file as it comes; closing a shard puts the header before them. Memory is one tensor.
     """
 
-    def __init__(self, folder: Path, stem: str = "model", max_shard_size: int | str = "5GB") -> None:
+    def __init__(self, folder: Path, stem: str = "model", max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
         """Start writing into a folder that exists."""
         self._folder, self._stem, self._limit = folder, stem, parse_size(max_shard_size)
         self._header: dict[str, Any] = {}
@@ -130,7 +131,9 @@ class Shard:
         return nbytes <= 0 or (file.is_file() and file.stat().st_size >= len(self.header) + min(nbytes, self.nbytes))
 
 
-def plan_shards(outlines: Iterable[Outline], stem: str = "model", max_shard_size: int | str = "5GB") -> list[Shard]:
+def plan_shards(
+    outlines: Iterable[Outline], stem: str = "model", max_shard_size: int | str = MAX_SHARD_SIZE
+) -> list[Shard]:
     """Divide tensors that are known in advance into files: `<stem>.safetensors`, or several past `max_shard_size`.
 
     Example:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from dem_hub.defaults import MAX_LENGTH
 from dem_hub.errors import ConfigError, refuse
 
-MAX_LENGTH = 1024
 NOT_SCORED = -100  # the label of a token that is context only, as everywhere in transformers
 _SHOWN = 5  # faulty rows in a message
 

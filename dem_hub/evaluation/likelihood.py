@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import NOT_SCORED, Window
 
@@ -62,7 +63,9 @@ def scored_tokens(windows: Sequence[Window], *, seq2seq: bool = False) -> list[i
     return [sum(label != NOT_SCORED for label in (w.labels if seq2seq else w.labels[1:])) for w in windows]
 
 
-def scored_logits(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = 8) -> Iterator[Scored]:
+def scored_logits(
+    model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE
+) -> Iterator[Scored]:
     """Run a model over windows; in no particular order of the windows, but always in the same one."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
@@ -95,7 +98,7 @@ def as_inputs(windows: Sequence[Window], device: torch.device, *, seq2seq: bool 
     }
 
 
-def totals(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = 8) -> Tensor:
+def totals(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE) -> Tensor:
     """The negative log-likelihood of each window, in nats, float64, (windows,)."""
     found = torch.zeros(len(windows), dtype=torch.float64)
     with torch.inference_mode():
@@ -111,7 +114,7 @@ def negative_log_likelihood(scored: Scored) -> float:
     )
 
 
-def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int = 8) -> Likelihood:
+def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int = BATCH_SIZE) -> Likelihood:
     """Score windows with a language model.
 
     Args:
@@ -147,7 +150,7 @@ def _padded(values: Sequence[int], length: int, filler: int) -> list[int]:
 
 
 def evaluate(
-    model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = 8
+    model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = BATCH_SIZE
 ) -> dict[str, Likelihood]:
     """The likelihood of each named distribution; see [`likelihood`]."""
     return {name: likelihood(model, windows, batch_size) for name, windows in datasets.items()}

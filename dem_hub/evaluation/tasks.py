@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError, MissingDependencyError, refuse
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def score_tasks(
     tasks: Tasks,
     *,
     limit: int | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
 ) -> dict[str, TaskScore]:
     """Score a model on tasks.
 

@@ -7,15 +7,15 @@ groups, and a coefficient for each group is no more than a coefficient for each 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_run
+from dem_hub.defaults import Granularity
 from dem_hub.errors import CoefficientError
 
 _Delta = TypeVar("_Delta")
 
-Granularity = Literal["model", "block", "group"]
 BLOCKS = 4  # runs of layers
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 

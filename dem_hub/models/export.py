@@ -9,6 +9,7 @@ import shutil
 from itertools import accumulate
 from pathlib import Path
 
+from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED
 from dem_hub.files.resumable import Unfinished, unfinished, unfinished_folder, written_before
@@ -22,7 +23,7 @@ def export(
     target: Path,
     *,
     dtype: str | None = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = MAX_SHARD_SIZE,
     allow_base_mismatch: bool = False,
 ) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
@@ -66,7 +67,7 @@ def preview_export(
     target: Path,
     *,
     dtype: str | None = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = MAX_SHARD_SIZE,
     allow_base_mismatch: bool = False,
 ) -> Preview:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""

@@ -15,6 +15,7 @@ from dem_hub._version import __version__
 from dem_hub.checkpoints.lazy import CODES
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
+from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
 from dem_hub.files.strict_json import dump_json
@@ -44,7 +45,7 @@ class MergedModel:
         opened: OpenedRecipe,
         *,
         dtype: str | None = None,
-        max_shard_size: int | str = "5GB",
+        max_shard_size: int | str = MAX_SHARD_SIZE,
         allow_base_mismatch: bool = False,
     ) -> "MergedModel":
         """Check all that can be refused before anything is read or written.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, get_args
 
+from dem_hub.defaults import Granularity
 from dem_hub.errors import ConfigError, refuse
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.groups import Granularity
 
 
 def check(

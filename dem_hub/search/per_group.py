@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dem_hub.defaults import Granularity
 from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.groups import Granularity, groups_of, take_apart
+from dem_hub.merging.groups import groups_of, take_apart
 from dem_hub.search.held_out import Acceptance, Contender, accept
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.likelihoods import Likelihoods

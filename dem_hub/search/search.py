@@ -14,12 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dem_hub.defaults import (
+    BATCH_SIZE,
+    BOUNDS,
+    GRANULARITY,
+    HELD_OUT,
+    MAX_LENGTH,
+    METHOD,
+    OBJECTIVE,
+    SEARCH_DTYPE,
+    SEED,
+    Granularity,
+)
 from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.data import MAX_LENGTH, Reader, check_files, read_and_split
+from dem_hub.evaluation.data import Reader, check_files, read_and_split
 from dem_hub.evaluation.likelihood import is_seq2seq
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.groups import Granularity
 from dem_hub.search.arguments import check, check_granularity, pairs
 from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, common_of, rivals
@@ -42,17 +53,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BOUNDS = (0.0, 1.5)  # of a coefficient; their sum is free, and often above 1
-HELD_OUT = 0.25  # of the documents
-
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
     base: str | os.PathLike[str] | VectorSource,
     vectors: Sequence[str | VectorSource],
     eval_datasets: Mapping[str, Any] | None = None,
     *,
-    method: str | Strategy = "auto",
-    objective: str | Objective = "mean",
+    method: str | Strategy = METHOD,
+    objective: str | Objective = OBJECTIVE,
     weights: Mapping[str, float] | None = None,
     score: Callable[[Any], float] | None = None,
     direction: str = "maximize",
@@ -62,14 +70,14 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     held_out: float | Mapping[str, Any] = HELD_OUT,
     resume_from: Earlier | None = None,
     cache: str | os.PathLike[str] | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     tokenizer: Any = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     max_length: int = MAX_LENGTH,
     packing: bool = False,
     logit_bytes: int = LOGIT_BYTES,
-    granularity: Granularity = "model",
-    dtype: str | None = "float32",
+    granularity: Granularity = GRANULARITY,
+    dtype: str | None = SEARCH_DTYPE,
     callback: Callable[[int, Trial], None] | None = None,
     **model_kwargs: Any,
 ) -> SearchResult:

@@ -33,6 +33,7 @@ from dem_hub.codecs.random import Random
 from dem_hub.codecs.registry import codec_options
 from dem_hub.codecs.replace import Replace
 from dem_hub.codecs.sampling import seed_of
+from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import is_recipe, lone_vector
@@ -62,7 +63,7 @@ def extract(
     codec: Codec | Auto,
     *,
     device: str | torch.device | None = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> VectorConfig:
     """Write the vector finetuned - base into a folder.
 
@@ -98,7 +99,7 @@ def extract_tensors(
     *,
     finetuned: str | None = None,
     device: str | torch.device | None = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> VectorConfig:
     """Write the vector tensors - base into a folder; the fine-tune need not be on disk. See [`extract`].
 

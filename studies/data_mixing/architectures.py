@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dem_hub import DistributionVector, search_coefficients
+from dem_hub.defaults import HELD_OUT
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.data import Reader, Window, read_rows, split
 from dem_hub.evaluation.likelihood import scored_tokens, totals
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.models.loading import DEMModel
 from dem_hub.search import SearchResult
-from dem_hub.search.search import HELD_OUT
 from studies.data_mixing.scores import difference
 from studies.data_mixing.small_models import (
     BATCH_SIZE,

@@ -15,7 +15,7 @@ LONGEST = 400  # lines of a module, at 120 columns
 
 # A folder imports only from those before it in this list, also inside functions. `docs/architecture.md` says what is in each.
 FOLDERS = [
-    "_version", "errors", "numerics", "files", "evaluation", "hub", "checkpoints", "codecs", "vectors", "plotting", "merging", "models",
+    "_version", "errors", "defaults", "numerics", "files", "evaluation", "hub", "checkpoints", "codecs", "vectors", "plotting", "merging", "models",
     "training", "search", "demo", "cli", "__init__",
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
 from dem_hub.evaluation.data import Window, digest
@@ -49,7 +50,7 @@ class Likelihoods:
         data: Mapping[str, list[Window]],
         cache: MeasurementCache,
         *,
-        batch_size: int = 8,
+        batch_size: int = BATCH_SIZE,
         logit_bytes: int = LOGIT_BYTES,
     ) -> None:
         self.model, self.data, self.cache, self.batch_size, self.logit_bytes = (

@@ -7,18 +7,17 @@ another objective from what it has measured already.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
+from dem_hub.defaults import OBJECTIVE, ObjectiveKind
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.likelihood import Likelihood
 
 if TYPE_CHECKING:
     pass
-
-Kind = Literal["mean", "worst", "improvement"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class Objective:
     ```
     """
 
-    kind: Kind = "mean"
+    kind: ObjectiveKind = OBJECTIVE
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse kinds that do not exist, and weights that are negative."""
-        if self.kind not in get_args(Kind):
-            raise ConfigError(f"objective is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}.")
+        if self.kind not in get_args(ObjectiveKind):
+            raise ConfigError(f"objective is {self.kind!r}; it must be one of {', '.join(get_args(ObjectiveKind))}.")
         wrong = {name: weight for name, weight in self.weights.items() if not (math.isfinite(weight) and weight >= 0)}
         if wrong:
             raise ConfigError(f"weights are {wrong}; they must be finite and not negative.")
