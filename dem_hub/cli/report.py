@@ -17,7 +17,7 @@ def vector_data(path: str, vector: DistributionVector) -> dict[str, Any]:
     """A vector as JSON data."""
     data: dict[str, Any] = {"path": path, "kind": "vector", "bytes": vector.nbytes, "base": asdict(vector.base)}
     if vector.config is None:
-        return {**data, "codec": "lora"}
+        return {**data, "codec": vector.codec}
     sizes = vector.tensor_bytes()
     tensors = {name: {**asdict(record), "bytes": sizes[name]} for name, record in vector.config.tensors.items()}
     options = dict(vector.config.codec_options)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dem_hub.errors import ConfigError
@@ -43,11 +43,21 @@ class VectorSource:
         return f"{self.repo_id}{revision}" + (f"//{self.subfolder}" if self.subfolder else "")
 
     @classmethod
-    def parse(cls, text: "str | os.PathLike[str] | VectorSource") -> "VectorSource":
-        """Read `ID[@REVISION][//SUBFOLDER]`; an existing folder is taken as it is, whatever its name."""
-        if isinstance(text, VectorSource):
-            return text
-        name = os.fspath(text)
+    def parse(
+        cls, text: "str | os.PathLike[str] | VectorSource", *, revision: str | None = None, subfolder: str = ""
+    ) -> "VectorSource":
+        """Read `ID[@REVISION][//SUBFOLDER]`; an existing folder is taken as it is, whatever its name.
+
+        Args:
+            text (`str`, `os.PathLike` or [`VectorSource`]): What to read. A `VectorSource` is returned as it is.
+            revision (`str`, *optional*): Revision to use in place of the one in `text`.
+            subfolder (`str`, *optional*): Subfolder to use in place of the one in `text`.
+        """
+        source = text if isinstance(text, VectorSource) else cls._read(os.fspath(text))
+        return replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+
+    @classmethod
+    def _read(cls, name: str) -> "VectorSource":
         if Path(name).is_dir():
             return cls(name)
         name, _, subfolder = name.partition("//")

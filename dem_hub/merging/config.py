@@ -260,8 +260,7 @@ class DEMConfig:
             `ConfigError`: see [`DEMConfig.from_dict`].
         """
 
-        source = VectorSource.parse(name_or_path)
-        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
         found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
         for name in (PROVENANCE_CONFIG, RECIPE_CONFIG):

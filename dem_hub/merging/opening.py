@@ -83,12 +83,11 @@ def open_base_and_vectors(
     opened, members = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
     records = []
     for vector, coefficient in zip(members, vectors.values(), strict=True):
-        codec = vector.config.codec if vector.config is not None else "lora"
         source = vector.source
         place = (
             source.repo_id if vector.commit else str(Path(source.repo_id).resolve())
         )  # the caller may change directory
-        records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, codec))
+        records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, vector.codec))
     architectures = tuple(read_config(opened.folder).get("architectures") or ())
     return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, members)
 

@@ -19,8 +19,8 @@ from dem_hub.checkpoints.reader import TensorInfo
 from dem_hub.errors import AdapterError
 from dem_hub.numerics.slices import Index, count_elements
 from dem_hub.training.gathering import Gathering, shape_of
+from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
-WRAPPED = "base_model.model."  # before the names of what PEFT wraps
 _LOOKED_AT = 16  # tensors, and rows of each
 _RECENT = 2  # fused tensors of which the parts are kept: a layer's experts have two, and their parts alternate
 
@@ -173,7 +173,7 @@ class LiveModel:
         for name in self._gathering.tensors:
             owner = next((prefix for prefix in reversed(own) if name.startswith(prefix + ".")), None)  # the innermost
             if owner is None:
-                if name.startswith(WRAPPED):  # and not a bank of vectors that all layers draw from
+                if name.startswith(PEFT_PREFIX):  # and not a bank of vectors that all layers draw from
                     yield name
                 continue
             rest = name.removeprefix(owner + ".")
@@ -187,7 +187,7 @@ class LiveModel:
         """A name as the transformers model has it without PEFT."""
         if not hasattr(self._model, "peft_config"):
             return name
-        name = name.removeprefix(WRAPPED).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
+        name = name.removeprefix(PEFT_PREFIX).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
         return name.replace(f".modules_to_save.{self._model.active_adapter}.", ".")
 
 

@@ -22,9 +22,10 @@ from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_recipe
 from dem_hub.training.gathering import Gathering
-from dem_hub.training.live_model import WRAPPED, LiveModel
+from dem_hub.training.live_model import LiveModel
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.lora.reader import read_adapter_config, saves_one_side
+from dem_hub.vectors.lora.writer import PEFT_PREFIX
 from dem_hub.vectors.matching import match_tensors
 from dem_hub.vectors.sidecars import write_training
 from dem_hub.vectors.vector import DistributionVector
@@ -183,11 +184,11 @@ def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
 
 def _refuse_more(gathering: Gathering, saved: Checkpoint) -> None:
     """Refuse weights of the base itself that are trained beside the adapter, and that PEFT does not save with it."""
-    known, adapter = {key.removeprefix(WRAPPED) for key in saved}, _active(gathering.model)
+    known, adapter = {key.removeprefix(PEFT_PREFIX) for key in saved}, _active(gathering.model)
     trained = [
         name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")
     ]
-    missing = [name for name in trained if name.removeprefix(WRAPPED) not in known]
+    missing = [name for name in trained if name.removeprefix(PEFT_PREFIX) not in known]
     if missing:
         raise AdapterError(
             f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it."

@@ -136,6 +136,11 @@ class VectorConfig:
         return config
 
 
+def codec_name(config: VectorConfig | None) -> str:
+    """Return the name of a vector's codec, as recipes and stores record it; `"lora"` for a PEFT adapter (no config)."""
+    return config.codec if config is not None else "lora"
+
+
 def contents_sha256(files: Mapping[str, str]) -> str:
     """What a PEFT adapter is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
     return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()

@@ -14,7 +14,7 @@ from dem_hub.hub.commits import Head
 from dem_hub.hub.failures import contact
 from dem_hub.hub.hashes import digest
 from dem_hub.hub.references import REPO_ID, BaseRecord
-from dem_hub.vectors.config import VectorConfig, contents_sha256
+from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PublicVector:
     @property
     def codec(self) -> str:
         """Its codec, as recipes and stores record it."""
-        return self.config.codec if self.config is not None else "lora"
+        return codec_name(self.config)
 
     @property
     def nbytes(self) -> int:

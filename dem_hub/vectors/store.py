@@ -8,7 +8,7 @@ what is not there.
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -117,8 +117,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             `NotFoundError`: there is no store.
             `ConfigError`: an index that this version must not read.
         """
-        source = VectorSource.parse(name_or_path)
-        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
         return cls(resolve(source, (STORE_CONFIG,), options), options)
 
@@ -177,8 +176,7 @@ class VectorStore(Mapping[str, DistributionVector]):
                 f"'{self.source}' is for '{self.base}' (fingerprint {str(self.base.fingerprint)[:16]}). Make a store for its base."
             )
         vector.put(folder)
-        codec = vector.config.codec if vector.config is not None else "lora"
-        self._update({**self._reread(), name: Member(vector.sha256, codec, vector.nbytes)})
+        self._update({**self._reread(), name: Member(vector.sha256, vector.codec, vector.nbytes)})
 
     def remove(self, name: str) -> None:
         """Take a vector out of the store's folder.

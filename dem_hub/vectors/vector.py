@@ -48,7 +48,7 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.numerics.slices import full_index
 from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.compatibility import check_base
-from dem_hub.vectors.config import VectorConfig, contents_sha256
+from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.extraction import extract
 from dem_hub.vectors.lora.reader import read_adapter, read_adapter_config
 from dem_hub.vectors.publishing import public_vector, stale
@@ -165,8 +165,7 @@ class DistributionVector:
             `ConfigError`: a config that this version must not read.
             `AdapterError`: an adapter that is not a plain sum of deltas.
         """
-        source = VectorSource.parse(name_or_path)
-        source = replace(source, revision=revision or source.revision, subfolder=subfolder or source.subfolder)
+        source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
         return cls(resolve(source, VECTOR_FILES, options), verify=True)
 
@@ -268,13 +267,17 @@ class DistributionVector:
         return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
 
     def __repr__(self) -> str:
-        codec = self.config.codec if self.config is not None else "lora"
-        return f"DistributionVector('{self.source}', base='{self.base}', codec='{codec}', {self.nbytes:,} bytes)"
+        return f"DistributionVector('{self.source}', base='{self.base}', codec='{self.codec}', {self.nbytes:,} bytes)"
 
     @property
     def name(self) -> str:
         """How a recipe and `set_coefficients` call it: its id or path, and subfolder."""
         return str(replace(self.source, revision=None))
+
+    @property
+    def codec(self) -> str:
+        """Name of its codec, as recipes and stores record it; `"lora"` for an adapter that PEFT wrote."""
+        return codec_name(self.config)
 
     @property
     def base(self) -> BaseRecord:

@@ -23,7 +23,7 @@ from dem_hub.files.folders import RECIPE, STORE, kind_of
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dem_hub.files.strict_json import parse_json
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
-from dem_hub.vectors.lora.writer import PREFIX
+from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
 _HARMLESS = frozenset([
@@ -115,7 +115,7 @@ def read_adapter(
     deltas: dict[str, StoredDelta] = {}
     faults: list[str] = []
     for name in sorted(weights):
-        match = _LORA.fullmatch(name.removeprefix(PREFIX))
+        match = _LORA.fullmatch(name.removeprefix(PEFT_PREFIX))
         if match is None:
             _add_whole(name, weights, base, architecture, config, deltas, faults)
         elif not _is_known(match["module"], architecture, config):
@@ -150,7 +150,7 @@ def _components(
     letter = next(iter(pair))
     if not _is_known(module, architecture, config):
         faults.append(
-            f"'{PREFIX}{module}.lora_{letter}.weight': the base has no single weight for a module '{module}' ({architecture.name})"
+            f"'{PEFT_PREFIX}{module}.lora_{letter}.weight': the base has no single weight for a module '{module}' ({architecture.name})"
         )
         return
     if set(pair) != {"A", "B"}:
@@ -252,7 +252,7 @@ def _add_whole(
     faults: list[str],
 ) -> None:
     """A tensor that PEFT keeps whole: a saved module, a trained bias, an embedding beside its LoRA."""
-    parameter = name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
     key = architecture.parameters.get(parameter)
     if key is None or key not in base:
         if architecture.tied and _is_copy(name, weights):

@@ -13,6 +13,9 @@ from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.references import BaseRecord
 
+# PEFT wraps a model twice (`PeftModel.base_model.model`), so the names of its parameters begin with this.
+PEFT_PREFIX = "base_model.model."
+
 
 class AdapterWriter:
     """The two files of an adapter in a folder; none where nothing was written."""
@@ -44,9 +47,6 @@ class AdapterWriter:
             write_text(path, dump_json(config))
             files.append(path)
         return files
-
-
-PREFIX = "base_model.model."
 
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
@@ -86,4 +86,4 @@ def adapter_config(
 
 def factor_names(module: str) -> tuple[str, str]:
     """The names PEFT gives A and B of a module in `adapter_model.safetensors`."""
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+    return f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight"
