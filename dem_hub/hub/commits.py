@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.files.names import CARD
 from dem_hub.hub.client import hub_api
-from dem_hub.hub.failures import contact
+from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import is_version, verify_downloads
 
 if TYPE_CHECKING:
@@ -150,7 +150,10 @@ def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOp
 
 
 def _pushing(repo_id: str) -> AbstractContextManager[None]:
-    return contact(f"Files were pushed to '{repo_id}' on the Hub.", "Nothing of them is in the repository. Push again.")
+    return hub_errors(
+        action=f"Files were pushed to '{repo_id}' on the Hub.",
+        remedy="None of them is in the repository. Push again.",
+    )
 
 
 def _commit(head: Head, change: Change, options: PushOptions, message: str) -> "CommitInfo":

@@ -7,6 +7,7 @@ and version.
 
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from dem_hub._version import __version__
 from dem_hub.errors import CheckpointError, NotFoundError
 from dem_hub.files.names import PICKLES, SIDE_FILES, TWINS
 from dem_hub.hub.client import HubOptions, hub_api
-from dem_hub.hub.failures import contact
+from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import verify_downloads
 from dem_hub.hub.references import REPO_ID, VectorSource
 
@@ -56,7 +57,7 @@ class Remote:
 
         headers = build_hf_headers(token=self.options.token, library_name="dem-hub", library_version=__version__)
         address = hf_hub_url(self.source.repo_id, path, revision=self.source.revision, endpoint=hub_api().endpoint)
-        with contact(*looking(self.source)):
+        with download_errors(self.source):
             response = get_session().get(address, headers={**headers, "range": f"bytes={start}-{stop - 1}"})
             hf_raise_for_status(response)
             found = bytes(response.content[: stop - start])
@@ -134,7 +135,7 @@ def _patterns(source: VectorSource, files: Iterable[str], without: Iterable[str]
 def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, ...], options: HubOptions) -> Path:
     """The snapshot of a repository with all that is wanted of it."""
     wanted, ignored = _patterns(source, files, without)
-    with contact(*looking(source)):
+    with download_errors(source):
         found = hub_api().snapshot_download(
             source.repo_id,
             revision=source.revision,
@@ -163,7 +164,7 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
     """Say so where a repository has weights, and all of them are pickled."""
     if options.local_files_only:
         return
-    with contact(*looking(source)):
+    with download_errors(source):
         names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
     pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if pickles:
@@ -179,10 +180,12 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
         )
 
 
-def looking(source: VectorSource) -> tuple[str, str]:
-    """What [`contact`] says of a download."""
-    what = f"'{source.repo_id}' is not a folder here, so it was looked for on the Hub."
-    return what, "Nothing was loaded. Try again; files that came whole do not come again."
+def download_errors(source: VectorSource) -> AbstractContextManager[None]:
+    """Turn failures of a block that downloads `source` into a `HubError` that names it."""
+    return hub_errors(
+        action=f"'{source.repo_id}' is not a local folder, so it was looked up on the Hub.",
+        remedy="Nothing was loaded. Try again: complete files are not downloaded twice.",
+    )
 
 
 def copy_side_files(source: VectorSource | Path, target: Path, options: HubOptions | None = None) -> None:

@@ -14,33 +14,51 @@ from dem_hub.errors import HubError
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-# Statuses of which another try may be free: the request took too long, came too soon, or met a server in trouble (and all from 500 on).
-_PASSING = {408, 425, 429}
+# 408 Request Timeout, 425 Too Early and 429 Too Many Requests say that the same request may succeed later.
+_TRANSIENT = frozenset([408, 425, 429])
+
+
+def is_transient(status: int) -> bool:
+    """Check whether an HTTP status says that the same request may succeed later.
+
+    That is so for 408, 425 and 429, and for all server errors (500 and above). It is not so for 412, with which the Hub refuses a commit
+    because the branch has moved: the commit must be made on top of the new head first, as [`dem_hub.hub.commits.push`] does.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.hub.failures import is_transient
+    >>> [status for status in (401, 404, 408, 412, 429, 503) if is_transient(status)]
+    [408, 429, 503]
+
+    ```
+    """
+    return status >= 500 or status in _TRANSIENT
 
 
 @contextmanager
-def contact(what: str, remedy: str) -> Iterator[None]:
-    """Within the block, which calls the Hub's client, failures of the line and of the Hub become a `HubError`.
+def hub_errors(action: str, remedy: str) -> Iterator[None]:
+    """Turn failures of the connection and of the Hub into a `HubError`, within a block that calls the Hub's client.
 
     Args:
-        what (`str`): a sentence that says what is asked of the Hub; errors that pass through have it as a note.
-        remedy (`str`): what was left undone, and what the user can do.
+        action (`str`): A sentence that says what was asked of the Hub. Errors that pass through get it as a note.
+        remedy (`str`): One or more sentences: what was left undone, and what the user can do.
 
     Raises:
-        `HubError`: the line failed, or the Hub did.
-        `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
+        `HubError`: The connection or the Hub failed.
+        `huggingface_hub.errors.HfHubHTTPError`: The Hub refused.
 
     Example:
 
     ```python
     >>> import json
-    >>> from dem_hub.hub.failures import contact
+    >>> from dem_hub.hub.failures import hub_errors
     >>> try:
-    ...     with contact("'org/base' was looked for on the Hub.", "Try again."):
+    ...     with hub_errors(action="'org/base' was looked up on the Hub.", remedy="Try again."):
     ...         json.loads('{"siblings": [')
     ... except OSError as error:
     ...     print(error)
-    'org/base' was looked for on the Hub. Its answer broke off (Expecting value: line 1 column 15 (char 14)). Try again.
+    'org/base' was looked up on the Hub. Its answer broke off (Expecting value: line 1 column 15 (char 14)). Try again.
 
     ```
     """
@@ -52,11 +70,11 @@ def contact(what: str, remedy: str) -> Iterator[None]:
         for cause in _chain(error):
             failure = _failure(cause)
             if failure is not None:
-                raise HubError(f"{what} {failure}. {remedy}") from error
+                raise HubError(f"{action} {failure}. {remedy}") from error
             if isinstance(cause, HfHubHTTPError):  # the Hub's own refusal, whatever the client made of it
-                cause.add_note(what)
+                cause.add_note(action)
                 raise cause from cause.__cause__
-        error.add_note(what)
+        error.add_note(action)
         raise
 
 
@@ -75,7 +93,7 @@ def _failure(error: BaseException) -> str | None:
 
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return _answer(error) if status in _PASSING or status >= 500 else None
+        return _answer(error) if is_transient(status) else None
     if isinstance(error, httpx.RequestError):
         return f"The connection failed ({type(error).__name__}{f': {error}' if str(error) else ''})"
     if isinstance(error, (json.JSONDecodeError, SafetensorsParsingError)):

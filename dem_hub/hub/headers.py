@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dem_hub.hub.client import HubOptions, hub_api
-from dem_hub.hub.download import Remote, Resolved, looking, resolve, wanted_names
-from dem_hub.hub.failures import contact
+from dem_hub.hub.download import Remote, Resolved, download_errors, resolve, wanted_names
 from dem_hub.hub.references import VectorSource
 
 _WEIGHTS = ("*.safetensors",)
@@ -45,7 +44,7 @@ def resolve_headers(
     pinned = replace(source, revision=light.commit)
     if _is_here(pinned, files, options):
         return replace(resolve(pinned, files, options), source=source)
-    with contact(*looking(source)):
+    with download_errors(source):
         found = (
             hub_api()
             .model_info(source.repo_id, revision=light.commit, files_metadata=True, token=options.token)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dem_hub.hub.client import hub_api
-from dem_hub.hub.failures import contact
+from dem_hub.hub.failures import hub_errors
 
 VECTOR_TAG, STORE_TAG, RECIPE_TAG = "dem-vector", "dem-store", "dem-recipe"
 
@@ -39,7 +39,7 @@ def list_vectors(
     Returns:
         `list[FoundVector]`: in the Hub's order. Whether one fits is known when it is opened.
     """
-    with contact(f"The vectors of '{base}' were looked for on the Hub.", "Try again."):
+    with hub_errors(action=f"The vectors of '{base}' were looked up on the Hub.", remedy="Try again."):
         models = list(
             hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token)
         )
@@ -55,7 +55,9 @@ def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dic
     """The licence that each repository's card states; those that state none are left out."""
     found = {}
     for repo_id in repo_ids:
-        with contact(f"The licence of '{repo_id}' was looked up on the Hub.", "Nothing was pushed. Try again."):
+        with hub_errors(
+            action=f"The license of '{repo_id}' was looked up on the Hub.", remedy="Nothing was pushed. Try again."
+        ):
             card = hub_api().model_info(repo_id, token=token).card_data
         if card is not None and card.get("license"):
             found[repo_id] = str(card["license"])

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import DemHubError, HubError
+from dem_hub.hub.failures import is_transient
 
 logger = logging.getLogger(__name__)
 
 DELAYS = (2.0, 10.0, 60.0)  # seconds before each further attempt, beyond what the Hub's client does itself
-_TRY_AGAIN = frozenset([408, 412, 425, 429])  # and all from 500
 
 
 class Uploader:
@@ -99,7 +99,7 @@ def _is_passing(error: Exception) -> bool:
     """Whether it may go better in a moment."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
-        return status >= 500 or status in _TRY_AGAIN
+        return is_transient(status)
     return isinstance(error, HubError) or not isinstance(error, DemHubError | ValueError | TypeError)
 
 

@@ -22,6 +22,7 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.names import NORMS, VECTOR_FILES
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved
+from dem_hub.hub.failures import is_transient
 from dem_hub.hub.references import VectorSource
 from dem_hub.plotting import plot_norms
 from dem_hub.training.background_push import Uploader
@@ -276,7 +277,7 @@ class DEMCallback(TrainerCallback):
         try:
             repo_id = hub_api().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         except HfHubHTTPError as error:
-            if error.response.status_code < 500 and error.response.status_code != 429:
+            if not is_transient(error.response.status_code):
                 raise
             logger.warning(
                 "The Hub did not answer as it should (%s). The push to '%s' is tried when there is a vector.",

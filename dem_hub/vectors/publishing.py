@@ -11,7 +11,7 @@ from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, 
 from dem_hub.files.strict_json import dump_json, parse_json
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Head
-from dem_hub.hub.failures import contact
+from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import digest
 from dem_hub.hub.references import REPO_ID, BaseRecord
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
@@ -107,7 +107,10 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
             f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
             "--base-model org/base, in Python base_model='org/base'."
         )
-    with contact(f"The base '{base_model}' of the {what} was looked up on the Hub.", "Nothing was pushed. Try again."):
+    with hub_errors(
+        action=f"The base '{base_model}' of the {what} was looked up on the Hub.",
+        remedy="Nothing was pushed. Try again.",
+    ):
         return BaseRecord(base_model, hub_api().model_info(base_model, token=token).sha, fingerprint=base.fingerprint)
 
 

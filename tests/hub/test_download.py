@@ -35,7 +35,7 @@ def test_names_that_cannot_be_on_the_hub(name: str) -> None:
 def test_offline_says_where_it_looked() -> None:
     with pytest.raises(OSError, match="[Cc]annot find") as caught:
         resolve(VectorSource("org/absent"), MODEL_FILES, HubOptions(local_files_only=True))
-    assert caught.value.__notes__ == ["'org/absent' is not a folder here, so it was looked for on the Hub."]
+    assert caught.value.__notes__ == ["'org/absent' is not a local folder, so it was looked up on the Hub."]
 
 
 def test_a_snapshot_in_the_cache(llama: Models, tmp_path: Path) -> None:
