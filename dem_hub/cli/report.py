@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dem_hub.checkpoints.tensor_groups import layer_of
+from dem_hub.files.sizes import format_size
 from dem_hub.merging.config import DEMConfig
 from dem_hub.vectors.comparison import Comparison
 from dem_hub.vectors.config import TensorRecord, VectorConfig
@@ -34,7 +35,7 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
     """A vector as a table, with a line for each layer, or for each tensor."""
     lines = [path, f"  base   {vector.base}"]
     if vector.config is None:
-        return "\n".join([*lines, f"  codec  lora (a PEFT adapter, read as it is), {size_text(vector.nbytes)}"])
+        return "\n".join([*lines, f"  codec  lora (a PEFT adapter, read as it is), {format_size(vector.nbytes)}"])
     lines.append(f"  vector {summary(vector.config, vector.nbytes)}")
     if vector.config.choice:
         lines.append(f"  auto   {vector.config.choice}")
@@ -52,7 +53,7 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
             (
                 layer,
                 codecs,
-                size_text(sum(sizes[name] for name in names)),
+                format_size(sum(sizes[name] for name in names)),
                 f"{norm:.4g}",
                 f"{error:.3g}",
                 f"{lowest:.3f}",
@@ -85,7 +86,7 @@ def summary(config: VectorConfig, nbytes: int) -> str:
     """A vector in a line: codec, size, norm and error."""
     norm, error = _norm_and_error(list(config.tensors.values()))
     codec = " ".join([config.codec, *(f"{name}={value}" for name, value in config.codec_options.items())])
-    return f"{codec}, {len(config.tensors)} tensors changed, {size_text(nbytes)}, norm {norm:.4g}, relative error {error:.3g}"
+    return f"{codec}, {len(config.tensors)} tensors changed, {format_size(nbytes)}, norm {norm:.4g}, relative error {error:.3g}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -96,14 +97,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         first, *others = zip(row, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
     return "\n".join(lines)
-
-
-def size_text(nbytes: int) -> str:
-    """A number of bytes, for people."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.1f} {unit}"
-    return f"{nbytes} B"
 
 
 def _norm_and_error(records: Sequence[TensorRecord]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from dem_hub.checkpoints.lazy import DTYPES
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import unfinished_folder
+from dem_hub.files.sizes import format_size
 from dem_hub.merging.merge import BLOCK, FACTORED_BLOCK
 from dem_hub.models.planned import MergedModel
 from dem_hub.numerics.noise import Noise
@@ -40,11 +41,11 @@ class Preview:
     written: int = 0
 
     def __str__(self) -> str:
-        there = f", {_text(self.written)} of which are there already" if self.written else ""
-        down = f"downloads {_text(self.downloads)}, " if self.downloads else ""
+        there = f", {format_size(self.written)} of which are there already" if self.written else ""
+        down = f"downloads {format_size(self.downloads)}, " if self.downloads else ""
         return (
-            f"{self.changed} of {self.tensors} tensors change; {down}reads {_text(self.reads)}, writes {_text(self.writes)}{there} "
-            f"({_text(self.free)} free), about {_text(self.memory)} of memory beyond the libraries, and {_time(self.seconds)} of computing"
+            f"{self.changed} of {self.tensors} tensors change; {down}reads {format_size(self.reads)}, writes {format_size(self.writes)}{there} "
+            f"({format_size(self.free)} free), about {format_size(self.memory)} of memory beyond the libraries, and {_time(self.seconds)} of computing"
         )
 
 
@@ -89,13 +90,13 @@ def check_room(model: MergedModel, place: Path, room: int) -> int:
     free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in unfinished_folder(place).glob("*"))
     together = there.stat().st_dev == kept.stat().st_dev
     if room + (downloads if together else 0) > free:
-        more = f" and {_text(downloads)} of downloads in '{cache}'" if downloads and together else ""
+        more = f" and {format_size(downloads)} of downloads in '{cache}'" if downloads and together else ""
         raise DiskSpaceError(
-            f"The merged model takes {_text(room)} in '{place}'{more}, and {_text(free)} are free there. Make room first."
+            f"The merged model takes {format_size(room)} in '{place}'{more}, and {format_size(free)} are free there. Make room first."
         )
     if not together and downloads > shutil.disk_usage(kept).free:
         raise DiskSpaceError(
-            f"{_text(downloads)} come down to '{cache}', and {_text(shutil.disk_usage(kept).free)} are free there. Make room first, or set HF_HOME."
+            f"{format_size(downloads)} come down to '{cache}', and {format_size(shutil.disk_usage(kept).free)} are free there. Make room first, or set HF_HOME."
         )
     return free
 
@@ -138,10 +139,6 @@ def _bytes(stored: StoredDelta) -> int:
     parts = [part for component in stored.components for part in component.parts.values()]
     parts += [stored.rows] if stored.rows is not None else []
     return sum(DTYPES[part.get_dtype()].itemsize * math.prod(part.get_shape()) for part in parts)
-
-
-def _text(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _time(seconds: float) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dem_hub.files.sizes import format_size
 from dem_hub.hub.cards import TAGS, Card, link, loading_code, provenance, relation, shared_license, table
 from dem_hub.hub.listing import STORE_TAG, VECTOR_TAG
 from dem_hub.hub.references import REPO_ID
@@ -53,7 +54,7 @@ def store_card(
     repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licenses: Mapping[str, str]
 ) -> Card:
     """The card of a store; of each vector its codec and its bytes."""
-    rows = [(f"`{name}`", codec, f"{nbytes / 1e6:.1f} MB") for name, (codec, nbytes) in sorted(members.items())]
+    rows = [(f"`{name}`", codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
     chosen = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
     text = [
         f"Distribution vectors of {link(base)}, to be added to it with coefficients.",

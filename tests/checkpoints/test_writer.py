@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors import safe_open
 
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.checkpoints.writer import TensorWriter, write_file
-from dem_hub.errors import CheckpointError
-from dem_hub.files.sizes import parse_size
 from tests.support.tiny_models import load_tensors
 
 TENSORS = {
@@ -20,19 +17,6 @@ TENSORS = {
     "empty": torch.zeros(0, 3),
     "flags": torch.tensor([True, False, True]),
 }
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [(12, 12), ("12", 12), ("5GB", 5 * 10**9), ("1.5 kb", 1500), ("7B", 7), ("many", None)],
-    ids=str,
-)
-def test_parse_size(size: int | str, expected: int | None) -> None:
-    if expected is None:
-        with pytest.raises(CheckpointError, match="for instance '5GB'"):
-            parse_size(size)
-    else:
-        assert parse_size(size) == expected
 
 
 def test_safetensors_reads_it(tmp_path: Path) -> None:

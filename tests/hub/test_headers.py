@@ -175,7 +175,7 @@ def test_a_merge_is_planned_before_it_downloads(hub: Hub, published: Published, 
     needed = len(hub.files(BASE)["model.safetensors"])
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
     assert main(["merge", RECIPE, "-o", str(tmp_path / "merged")]) == 2
-    assert re.search(r"takes .* and .* MB of downloads in '.*empty', and .* are free there", capsys.readouterr().err)
+    assert re.search(r"takes .* and .* kB of downloads in '.*empty', and .* are free there", capsys.readouterr().err)
     assert [seen for seen in hub.requests("GET", WEIGHTS) if "range" not in seen.headers] == []
     monkeypatch.undo()
 
@@ -191,7 +191,7 @@ def test_the_cache_on_another_disk(published: Published, tmp_path: Path, monkeyp
         shutil, "disk_usage", lambda path: usage._replace(free=10 if path == Path("/proc") else usage.free)
     )
     monkeypatch.setattr(dem_hub.hub.download.Remote, "cache", property(lambda self: Path("/proc")))  # another device
-    with pytest.raises(DiskSpaceError, match="come down to '/proc', and 0.0 MB are free there"):
+    with pytest.raises(DiskSpaceError, match="come down to '/proc', and 10 B are free there"):
         preview_export(opened, tmp_path / "merged")
 
 

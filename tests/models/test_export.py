@@ -199,6 +199,6 @@ def test_too_little_room_is_said_first(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     opened = open_base_and_vectors(VectorSource(str(llama.base)), {str(zoo.vector("llama-tied")): 0.5})
-    with pytest.raises(DiskSpaceError, match=r"takes [\d.]+ MB in .*merged', and 0.0 MB are free there"):
+    with pytest.raises(DiskSpaceError, match=r"takes [\d.]+ kB in .*merged', and 1.0 kB are free there"):
         export(opened, tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []
