@@ -22,6 +22,7 @@ from dem_hub.files.strict_json import check_inside
 _MEMORY = ".dem_hub"
 _LARGE = 1 << 24  # bytes; what is smaller is hashed in no time
 _SETTLED = 2.0  # seconds after which one more change would show in a file's time, on any file system
+_SHORT = 16  # hex digits (64 bits)
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -44,6 +45,14 @@ def digest(file: str | os.PathLike[str]) -> str:
     return _remembered(Path(file), _sha256)
 
 
+def short_hash(digest: str | None) -> str:
+    """Return the first 16 hex digits of a hash, for messages; enough to tell two files or two models apart.
+
+    `None`, the fingerprint of a base that is not recorded, is "unknown".
+    """
+    return "unknown" if digest is None else digest[:_SHORT]
+
+
 def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str] = MappingProxyType({})) -> None:
     """Check the files of a folder against their recorded sha256; of files that are not here it may be known all the same.
 
@@ -56,7 +65,7 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
         path = folder / name
         found = known.get(name) or (digest(path) if path.is_file() else "no such file")
         if found != expected:
-            faults.append(f"'{name}' has sha256 {found[:16]}, recorded is {expected[:16]}")
+            faults.append(f"'{name}' has sha256 {short_hash(found)}, recorded is {short_hash(expected)}")
     if faults:
         refuse(
             CheckpointError,
@@ -80,7 +89,7 @@ def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
         kind = _kind(blob.name)
         found = _remembered(path, kind) if kind is not None else blob.name
         if found != blob.name:
-            faults.append(f"'{path.name}' has hash {found[:16]}, the Hub's has {blob.name[:16]}")
+            faults.append(f"'{path.name}' has hash {short_hash(found)}, the Hub's has {short_hash(blob.name)}")
             damaged += [blob.resolve(), blob, path]
     if faults:
         remedy = _take_out(damaged)

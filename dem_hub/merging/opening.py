@@ -15,6 +15,7 @@ from dem_hub.files.folders import check_target, is_recipe, lone_vector
 from dem_hub.files.names import MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Remote, Resolved, resolve
+from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
@@ -132,12 +133,12 @@ def open_config(
     )
     if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
         raise BaseMismatchError(
-            f"The recipe's base is '{recipe.base}' (fingerprint {str(recipe.base.fingerprint)[:16]}), and what is there now has fingerprint "
-            f"{base.fingerprint[:16]}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
+            f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recipe.base.fingerprint)}), and what is there now has fingerprint "
+            f"{short_hash(base.fingerprint)}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
             "in Python allow_base_mismatch=True."
         )
     faults = [
-        f"'{vector.name}' has sha256 {vector.sha256[:16]}, the recipe says {record.sha256[:16]}"
+        f"'{vector.name}' has sha256 {short_hash(vector.sha256)}, the recipe says {short_hash(record.sha256)}"
         for record, vector in zip(recipe.vectors, vectors, strict=True)
         if record.sha256 is not None and record.sha256 != vector.sha256
     ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from dem_hub.checkpoints.architecture import memory_names
 from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub.client import HubOptions
+from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.config import DEMConfig
@@ -113,8 +114,8 @@ class AttachedRecipe:
         there = self._others[str(source)]
         if there.base.fingerprint != here.base.fingerprint:
             raise BaseMismatchError(
-                f"The recipe '{source}' is over '{there.base}' (fingerprint {there.base.fingerprint[:16]}), and this model over "
-                f"'{here.base}' (fingerprint {here.base.fingerprint[:16]}). Load it as a model of its own."
+                f"The recipe '{source}' is over '{there.base}' (fingerprint {short_hash(there.base.fingerprint)}), and this model over "
+                f"'{here.base}' (fingerprint {short_hash(here.base.fingerprint)}). Load it as a model of its own."
             )
         self._merge_again(
             there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures)

@@ -10,6 +10,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.replace import Replace
 from dem_hub.errors import BaseMismatchError, refuse
+from dem_hub.hub.hashes import short_hash
 from dem_hub.vectors.config import VectorConfig
 
 
@@ -44,7 +45,7 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         same, asked, seen = (
             config.base.fingerprint == base.fingerprint,
             sorted(config.tensors),
-            f"fingerprint {base.fingerprint[:16]}",
+            f"fingerprint {short_hash(base.fingerprint)}",
         )
     else:
         same = (config.base.repo_id, config.base.commit) == (base.source.repo_id, base.commit)
@@ -58,7 +59,7 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         else "A tensor that this vector does not change differs"
     )
     raise BaseMismatchError(
-        f"The vector '{name}' was made from '{config.base}' (fingerprint {str(config.base.fingerprint)[:16]}), and this base is "
+        f"The vector '{name}' was made from '{config.base}' (fingerprint {short_hash(config.base.fingerprint)}), and this base is "
         f"'{base}' ({seen}): another model, or another revision of it. {where}. {remedy} "
         "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search takes no other base."
     )

@@ -30,6 +30,7 @@ from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import Resolved, copy_side_files, resolve
+from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.vectors.cards import store_card
@@ -132,7 +133,7 @@ class VectorStore(Mapping[str, DistributionVector]):
         vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
         if vector.sha256 != member.sha256:
             raise ConfigError(
-                f"'{name}' in '{self.source}' has sha256 {vector.sha256[:16]}, and its index says {member.sha256[:16]}. Add it again."
+                f"'{name}' in '{self.source}' has sha256 {short_hash(vector.sha256)}, and its index says {short_hash(member.sha256)}. Add it again."
             )
         return vector
 
@@ -172,8 +173,8 @@ class VectorStore(Mapping[str, DistributionVector]):
         folder = self._writable(name)
         if vector.base.fingerprint not in (None, self.base.fingerprint):
             raise BaseMismatchError(
-                f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint {str(vector.base.fingerprint)[:16]}), and the store "
-                f"'{self.source}' is for '{self.base}' (fingerprint {str(self.base.fingerprint)[:16]}). Make a store for its base."
+                f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint {short_hash(vector.base.fingerprint)}), and the store "
+                f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a store for its base."
             )
         vector.put(folder)
         self._update({**self._reread(), name: Member(vector.sha256, vector.codec, vector.nbytes)})
@@ -261,8 +262,8 @@ def _members_of(head: Head, base: BaseRecord) -> dict[str, Member]:
     theirs, members = _parse_index(text, f"{STORE_CONFIG} of '{head.repo_id}'")
     if theirs.fingerprint != base.fingerprint:
         raise BaseMismatchError(
-            f"'{head.repo_id}' has vectors of '{theirs}' (fingerprint {str(theirs.fingerprint)[:16]}), and these are of '{base}' "
-            f"(fingerprint {str(base.fingerprint)[:16]}). Push them to another repository."
+            f"'{head.repo_id}' has vectors of '{theirs}' (fingerprint {short_hash(theirs.fingerprint)}), and these are of '{base}' "
+            f"(fingerprint {short_hash(base.fingerprint)}). Push them to another repository."
         )
     return members
 
