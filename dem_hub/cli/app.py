@@ -254,9 +254,9 @@ def _export(options: argparse.Namespace) -> None:
 
 def _merge(options: argparse.Namespace) -> None:
     with _uncollected():
-        from dem_hub.models.export import export, preview_export
-        from dem_hub.models.planned import MergedModel
-        from dem_hub.models.upload import preview_push, push_export, push_merged
+        from dem_hub.models.export import estimate_export, export
+        from dem_hub.models.planned import PlannedModel
+        from dem_hub.models.upload import estimate_push, push_export, push_merged
 
     repo_id, target = options.push_to_hub, Path(options.output) if options.output else None
     if target is None and repo_id is None:
@@ -273,17 +273,16 @@ def _merge(options: argparse.Namespace) -> None:
         return replace(found, recipe=replace(found.recipe, **changes))
 
     seen = opened(headers_only=True)
-    plan = (
-        preview_push(MergedModel.plan(seen, **details)) if target is None else preview_export(seen, target, **details)
-    )
-    print(plan, file=sys.stderr)
+    model = PlannedModel.of(seen, **details)
+    print(estimate_push(model) if target is None else estimate_export(model, target), file=sys.stderr)
     if options.dry_run:
         return
-    recipe = opened() if seen.remotes else seen
+    if seen.remotes:
+        model = PlannedModel.of(opened(), **details)
     if target is None:
-        info = push_merged(MergedModel.plan(recipe, **details), repo_id, private=options.private)
+        info = push_merged(model, repo_id, private=options.private)
     else:
-        export(recipe, target, **details)
+        export(model, target)
         print(target)
         if repo_id is None:
             return

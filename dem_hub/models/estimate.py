@@ -14,7 +14,7 @@ from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import unfinished_folder
 from dem_hub.files.sizes import format_size
 from dem_hub.merging.merge import BLOCK, FACTORED_BLOCK
-from dem_hub.models.planned import MergedModel
+from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.rounding import round_into
 from dem_hub.numerics.slices import full_index
@@ -24,7 +24,7 @@ _TRIED = (512, 512)  # the sum that is done to see how long others will take
 
 
 @dataclass(frozen=True)
-class Preview:
+class Estimate:
     """A merge that has not begun: how many tensors there are and how many of them change, and what it takes, in bytes and seconds.
 
     `seconds` are of computing; what the disk and the line take comes on top.
@@ -49,11 +49,11 @@ class Preview:
         )
 
 
-def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Preview:
+def estimate(model: PlannedModel, place: Path, room: int, written: int = 0) -> Estimate:
     """Look at the headers of a merge.
 
     Args:
-        model ([`MergedModel`]): what comes; names, shapes and identity were checked as it was planned.
+        model ([`PlannedModel`]): what comes; names, shapes and identity were checked as it was planned.
         place (`Path`): the folder that it is written to.
         room (`int`): how many bytes are there at once.
         written (`int`): how many an earlier run left, which are not written again.
@@ -74,12 +74,12 @@ def preview(model: MergedModel, place: Path, room: int, written: int = 0) -> Pre
     seconds = changed * _seconds_each(round(directions / max(changed, 1))) / threads
     widest = max((merge.dtype(name, model.torch_dtype).itemsize for name in merge.base), default=0)
     memory = max(8 * BLOCK, widest * FACTORED_BLOCK) * (threads + 2)  # blocks that `in_order` holds
-    return Preview(
+    return Estimate(
         len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written
     )
 
 
-def check_room(model: MergedModel, place: Path, room: int) -> int:
+def check_room(model: PlannedModel, place: Path, room: int) -> int:
     """What is free where a model goes, once that and what comes down have room; what an earlier run wrote is used again, or removed.
 
     Raises:
@@ -101,7 +101,7 @@ def check_room(model: MergedModel, place: Path, room: int) -> int:
     return free
 
 
-def _downloads(model: MergedModel) -> int:
+def _downloads(model: PlannedModel) -> int:
     return sum(remote.nbytes for remote in model.opened.remotes)
 
 

@@ -9,44 +9,29 @@ import shutil
 from itertools import accumulate
 from pathlib import Path
 
-from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED
 from dem_hub.files.resumable import Unfinished, unfinished, unfinished_folder, written_before
-from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.models.estimate import Preview, check_room, preview
-from dem_hub.models.planned import MergedModel, merging_bar
+from dem_hub.models.estimate import Estimate, check_room, estimate
+from dem_hub.models.planned import PlannedModel, merging_bar
 
 
-def export(
-    opened: OpenedRecipe,
-    target: Path,
-    *,
-    dtype: str | None = None,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
-    allow_base_mismatch: bool = False,
-) -> None:
+def export(model: PlannedModel, target: Path) -> None:
     """Write the merged model into a folder, which appears complete or not at all.
 
     An export that was killed goes on where it stopped, if it is called again with the same arguments.
 
     Args:
-        opened ([`OpenedRecipe`]): the recipe with its base and vectors.
+        model ([`PlannedModel`]): what to write.
         target (`Path`): the folder.
-        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
-        max_shard_size (`int` or `str`): where to begin another file.
-        allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
 
     Raises:
-        `ConfigError`: an unknown dtype, or a target that holds the base, a vector, or anything but an older export.
+        `ConfigError`: a target that holds the base, a vector, or anything but an older export.
         `DiskSpaceError`: less is free there than it takes.
         `BusyError`: another process is writing the same folder.
         `CheckpointError`: NaN or inf in the base or after the merge.
     """
-    opened.check_target(target, MERGED)
-    model = MergedModel.plan(
-        opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch
-    )
+    model.opened.check_target(target, MERGED)
     check_room(model, target, model.nbytes)
     with unfinished(target, model.purpose, model.nbytes, model.last) as work:
         for name, file in model.copies.items():
@@ -56,29 +41,18 @@ def export(
         _write_weights(model, work)  # whole with their last byte, or with the index of several files
         for name, text in model.index.items():
             write_text(work.folder / name, text)
-        for path in target.glob(
-            "model*.safetensors*"
-        ):  # of an older export: with files of both, another model would load
+        # Of an older export: with files of both, another model would load.
+        for path in target.glob("model*.safetensors*"):
             path.unlink()
 
 
-def preview_export(
-    opened: OpenedRecipe,
-    target: Path,
-    *,
-    dtype: str | None = None,
-    max_shard_size: int | str = MAX_SHARD_SIZE,
-    allow_base_mismatch: bool = False,
-) -> Preview:
+def estimate_export(model: PlannedModel, target: Path) -> Estimate:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""
-    opened.check_target(target, MERGED)
-    model = MergedModel.plan(
-        opened, dtype=dtype, max_shard_size=max_shard_size, allow_base_mismatch=allow_base_mismatch
-    )
-    return preview(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
+    model.opened.check_target(target, MERGED)
+    return estimate(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
 
 
-def _write_weights(model: MergedModel, work: Unfinished) -> None:
+def _write_weights(model: PlannedModel, work: Unfinished) -> None:
     """Write the shards, but for what is there already."""
     begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
     placed = list(zip(model.shards, begins, strict=False))

@@ -31,7 +31,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class MergedModel:
+class PlannedModel:
     """What a recipe's sum will be on the disk: its dtype (`None`: each tensor's own), and the files of its weights."""
 
     opened: OpenedRecipe
@@ -40,14 +40,14 @@ class MergedModel:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def plan(
+    def of(
         cls,
         opened: OpenedRecipe,
         *,
         dtype: str | None = None,
         max_shard_size: int | str = MAX_SHARD_SIZE,
         allow_base_mismatch: bool = False,
-    ) -> "MergedModel":
+    ) -> "PlannedModel":
         """Check all that can be refused before anything is read or written.
 
         Args:

@@ -15,8 +15,8 @@ from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.config import DEMConfig
-from dem_hub.models.estimate import Preview, preview
-from dem_hub.models.planned import MergedModel, merging_bar
+from dem_hub.models.estimate import Estimate, estimate
+from dem_hub.models.planned import PlannedModel, merging_bar
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -43,22 +43,22 @@ def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "
     return _push(DEMConfig.from_pretrained(folder), lambda _: files, repo_id, options)
 
 
-def preview_push(model: MergedModel) -> Preview:
+def estimate_push(model: PlannedModel) -> Estimate:
     """What [`push_merged`] will do, and nothing done yet.
 
     Raises:
         `DiskSpaceError`: there is no room for the largest file.
     """
-    return preview(model, Path(gettempdir()), max(shard.nbytes for shard in model.shards))
+    return estimate(model, Path(gettempdir()), max(shard.nbytes for shard in model.shards))
 
 
-def push_merged(model: MergedModel, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
+def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
     """Merge and push file by file: each is written, uploaded and removed before the next, and one commit makes all of them visible.
 
     A push that failed has left no commit. The next one merges all again, and uploads what is not there yet.
 
     Args:
-        model ([`MergedModel`]): what to push.
+        model ([`PlannedModel`]): what to push.
         repo_id (`str`): the repository; made where there is none.
         options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
 
@@ -77,7 +77,7 @@ def push_merged(model: MergedModel, repo_id: str, **options: Unpack[PushOptions]
     return _push(replace(model.opened.recipe, dtype=model.dtype), gather, repo_id, options)
 
 
-def _upload_weights(model: MergedModel, head: Head, options: PushOptions) -> dict[str, Content]:
+def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> dict[str, Content]:
     uploaded: dict[str, Content] = {}
     with TemporaryDirectory(prefix="dem_hub-") as folder, merging_bar(model.nbytes) as bar:
         for shard in model.shards:

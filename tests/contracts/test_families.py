@@ -17,6 +17,7 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
+from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import assert_around, load_tensors, reference, shake
 
 TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -144,7 +145,7 @@ def test_the_whole_way(family: str, tmp_path: Path) -> None:
     expected = merged_reference(paths)
     for name, tensor in load_tensors(tmp_path / "saved").items():
         assert_around(tensor, expected[name])
-    export(open_base_and_vectors(VectorSource(str(paths[0])), vectors), tmp_path / "exported")
+    export(PlannedModel.of(open_base_and_vectors(VectorSource(str(paths[0])), vectors)), tmp_path / "exported")
     exported, saved = load_tensors(tmp_path / "exported"), load_tensors(tmp_path / "saved")
     assert all(torch.equal(exported[name], tensor) for name, tensor in saved.items())
     with torch.no_grad():

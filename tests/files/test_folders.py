@@ -10,8 +10,9 @@ from dem_hub import DistributionVector, VectorSource, VectorStore
 from dem_hub.errors import ConfigError
 from dem_hub.files.folders import ADAPTER, MERGED, RECIPE, STORE, VECTOR, WEIGHTS, kind_of
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
-from dem_hub.models.export import export, preview_export
+from dem_hub.models.export import estimate_export, export
 from dem_hub.models.lora_export import export_adapter
+from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import Models, Zoo
 
 
@@ -25,7 +26,7 @@ def recipe(zoo: Zoo) -> OpenedRecipe:
 def folders(zoo: Zoo, recipe: OpenedRecipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each kind, by the kind."""
     root = tmp_path_factory.mktemp("kinds")
-    export(recipe, root / "merged")
+    export(PlannedModel.of(recipe), root / "merged")
     recipe.recipe.save_pretrained(root / "recipe")
     VectorStore.create(root / "store", zoo.models("llama-tied").base)
     return {
@@ -38,7 +39,7 @@ WRITERS: dict[str, Callable[[OpenedRecipe, Path], object]] = {
     VECTOR: lambda recipe, target: recipe.vectors[0].save_pretrained(target),
     ADAPTER: lambda recipe, target: export_adapter(recipe, target),
     STORE: lambda recipe, target: VectorStore.create(target, recipe.base.folder),
-    MERGED: lambda recipe, target: export(recipe, target),
+    MERGED: lambda recipe, target: export(PlannedModel.of(recipe), target),
     RECIPE: lambda recipe, target: recipe.recipe.save_pretrained(target),
 }
 
@@ -85,7 +86,14 @@ def test_other_files_are_no_hindrance(recipe: OpenedRecipe, tmp_path: Path, kind
 
 def test_nothing_is_written_over_an_input(recipe: OpenedRecipe, zoo: Zoo, llama: Models) -> None:
     vector, adapter = recipe.vectors[0].folder, zoo.adapter("llama-tied")
-    for write in (export, preview_export, export_adapter):
+
+    def write_model(recipe: OpenedRecipe, target: Path) -> None:
+        export(PlannedModel.of(recipe), target)
+
+    def estimate_model(recipe: OpenedRecipe, target: Path) -> None:
+        estimate_export(PlannedModel.of(recipe), target)
+
+    for write in (write_model, estimate_model, export_adapter):
         with pytest.raises(ConfigError, match="is the vector '.*' itself, which a .* would replace"):
             write(recipe, vector)
         with pytest.raises(ConfigError, match="is the base itself"):

@@ -20,6 +20,7 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.merging.config import HERE
 from dem_hub.merging.opening import open_recipe
 from dem_hub.models.export import export
+from dem_hub.models.planned import PlannedModel
 from dem_hub.models.upload import push_export
 from tests.fake_hub.server import Hub
 from tests.support.tiny_models import Models, Zoo
@@ -394,7 +395,7 @@ def test_a_merged_model(hub: Hub, recipe: DEMConfig, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     recipe.push_to_hub("ann/dem")
-    export(open_recipe(VectorSource("ann/dem")), tmp_path / "merged")
+    export(PlannedModel.of(open_recipe(VectorSource("ann/dem"))), tmp_path / "merged")
     push_export(tmp_path / "merged", "ann/merged")
     model = AutoModelForCausalLM.from_pretrained("ann/merged")
     assert_same(model, DEMModel.from_pretrained("ann/dem"))
@@ -409,7 +410,9 @@ def test_a_merged_model_of_local_vectors_says_what_stays_behind(
 ) -> None:
     from dem_hub.merging.opening import open_base_and_vectors
 
-    export(open_base_and_vectors(VectorSource(BASE), {_saved(vector, tmp_path): 0.5}), tmp_path / "merged")
+    export(
+        PlannedModel.of(open_base_and_vectors(VectorSource(BASE), {_saved(vector, tmp_path): 0.5})), tmp_path / "merged"
+    )
     with pytest.warns(UserWarning, match="dem_config.json names folders of this machine .*saved"):
         push_export(tmp_path / "merged", "ann/merged")
     assert "dem_config.json" not in hub.files("ann/merged")

@@ -17,7 +17,8 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_recipe
-from dem_hub.models.export import export, preview_export
+from dem_hub.models.export import estimate_export, export
+from dem_hub.models.planned import PlannedModel
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published
 from tests.support.tiny_models import Models, Zoo, edit_json, edit_vector, reshard
@@ -98,7 +99,7 @@ def test_files_that_are_here_already(hub: Hub, large: str, tmp_path: Path) -> No
 def test_headers_are_not_merged(hub: Hub, published: Published, tmp_path: Path) -> None:
     opened = open_recipe(VectorSource(RECIPE), headers_only=True)
     with pytest.raises(AssertionError, match="'org/base.*' was opened for its headers only"):
-        export(opened, tmp_path / "merged")
+        export(PlannedModel.of(opened), tmp_path / "merged")
 
 
 def test_a_header_longer_than_what_is_asked_for_at_first(hub: Hub, published: Published, tmp_path: Path) -> None:
@@ -160,8 +161,8 @@ def _forget(hub: Hub) -> None:
 def test_the_plan_from_headers_is_the_plan(hub: Hub, published: Published, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    first = preview_export(open_recipe(VectorSource(RECIPE), headers_only=True), tmp_path / "merged")
-    there = preview_export(open_recipe(VectorSource(RECIPE)), tmp_path / "merged")
+    first = estimate_export(PlannedModel.of(open_recipe(VectorSource(RECIPE), headers_only=True)), tmp_path / "merged")
+    there = estimate_export(PlannedModel.of(open_recipe(VectorSource(RECIPE))), tmp_path / "merged")
     assert first.downloads == sum(
         len(hub.files(repo)[name]) for repo, name in ((BASE, "model.safetensors"), (VECTOR, "vector_model.safetensors"))
     )
@@ -192,7 +193,7 @@ def test_the_cache_on_another_disk(published: Published, tmp_path: Path, monkeyp
     )
     monkeypatch.setattr(dem_hub.hub.download.Remote, "cache", property(lambda self: Path("/proc")))  # another device
     with pytest.raises(DiskSpaceError, match="come down to '/proc', and 10 B are free there"):
-        preview_export(opened, tmp_path / "merged")
+        estimate_export(PlannedModel.of(opened), tmp_path / "merged")
 
 
 # Refused before weights come down: nothing but headers, and of a base a few kB, were asked for.

@@ -15,7 +15,8 @@ from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError, ConfigError, DiskSpaceError
 from dem_hub.hub.hashes import digest
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
-from dem_hub.models.export import export, preview_export
+from dem_hub.models.export import estimate_export, export
+from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import DTYPES, FAMILIES, Models, Zoo, edit_json, load_tensors, reshard
 
 
@@ -37,7 +38,7 @@ def test_the_bits_of_a_load(zoo: Zoo, tmp_path: Path, family: str, dtype: str) -
     import transformers
 
     recipe = opened(zoo, family)
-    export(recipe, tmp_path / "merged", dtype=dtype)
+    export(PlannedModel.of(recipe, dtype=dtype), tmp_path / "merged")
     ours = DEMModel.from_pretrained(recipe.base.folder, vectors=recipe.recipe.coefficients, dtype=dtype)
     theirs = getattr(transformers, type(ours).__name__).from_pretrained(tmp_path / "merged")
     assert theirs.dtype == getattr(torch, dtype)
@@ -45,7 +46,7 @@ def test_the_bits_of_a_load(zoo: Zoo, tmp_path: Path, family: str, dtype: str) -
 
 
 def test_keys_are_those_of_the_base(zoo: Zoo, tmp_path: Path) -> None:
-    export(opened(zoo, "gpt2"), tmp_path / "merged")
+    export(PlannedModel.of(opened(zoo, "gpt2")), tmp_path / "merged")
     base, merged = Checkpoint(zoo.models("gpt2").base), Checkpoint(tmp_path / "merged")
     assert {(name, info.dtype, info.shape) for name, info in base.items()} == {
         (name, info.dtype, info.shape) for name, info in merged.items()
@@ -68,7 +69,7 @@ print(type(model).__name__, model.generation_config.max_length, float(model.lm_h
 
 
 def test_loads_with_no_dem_hub(zoo: Zoo, tmp_path: Path) -> None:
-    export(opened(zoo, "llama-untied"), tmp_path / "merged", max_shard_size="10KB")
+    export(PlannedModel.of(opened(zoo, "llama-untied"), max_shard_size="10KB"), tmp_path / "merged")
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT, tmp_path / "merged"], capture_output=True, text=True, cwd=tmp_path
     )
@@ -78,7 +79,7 @@ def test_loads_with_no_dem_hub(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_side_files_come_along(zoo: Zoo, tmp_path: Path) -> None:
-    export(opened(zoo, "llama-tied"), tmp_path / "merged")
+    export(PlannedModel.of(opened(zoo, "llama-tied")), tmp_path / "merged")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert names == {
         "model.safetensors", "config.json", "dem_config.json", "generation_config.json",
@@ -88,7 +89,7 @@ def test_side_files_come_along(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_provenance_is_the_recipe(zoo: Zoo, tmp_path: Path) -> None:
     recipe = opened(zoo, "llama-tied")
-    export(recipe, tmp_path / "merged", dtype="float16")
+    export(PlannedModel.of(recipe, dtype="float16"), tmp_path / "merged")
     found = DEMConfig.from_pretrained(tmp_path / "merged")
     assert found.coefficients == recipe.recipe.coefficients
     assert (found.dtype, found.base) == ("float16", recipe.recipe.base)
@@ -97,7 +98,7 @@ def test_provenance_is_the_recipe(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_shards(zoo: Zoo, tmp_path: Path) -> None:
     for folder, size in (("one", "5GB"), ("many", "8KB")):
-        export(opened(zoo, "llama-tied"), tmp_path / folder, max_shard_size=size)
+        export(PlannedModel.of(opened(zoo, "llama-tied"), max_shard_size=size), tmp_path / folder)
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -108,18 +109,18 @@ def test_shards(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_the_same_bytes_again(zoo: Zoo, tmp_path: Path) -> None:
     for folder in ("first", "second"):
-        export(opened(zoo, "llama-tied"), tmp_path / folder)
+        export(PlannedModel.of(opened(zoo, "llama-tied")), tmp_path / folder)
     assert digest(tmp_path / "first" / "model.safetensors") == digest(tmp_path / "second" / "model.safetensors")
 
 
 def test_over_an_older_export_in_shards(zoo: Zoo, tmp_path: Path) -> None:
-    export(opened(zoo, "llama-tied"), tmp_path / "merged", max_shard_size="8KB")
-    export(opened(zoo, "llama-tied", dense=1.0), tmp_path / "merged")
+    export(PlannedModel.of(opened(zoo, "llama-tied"), max_shard_size="8KB"), tmp_path / "merged")
+    export(PlannedModel.of(opened(zoo, "llama-tied", dense=1.0)), tmp_path / "merged")
     assert [path.name for path in (tmp_path / "merged").glob("model*")] == ["model.safetensors"]
-    export(opened(zoo, "llama-tied"), tmp_path / "merged", max_shard_size="8KB")
+    export(PlannedModel.of(opened(zoo, "llama-tied"), max_shard_size="8KB"), tmp_path / "merged")
     assert not (tmp_path / "merged" / "model.safetensors").exists()
     recipe = opened(zoo, "llama-tied")
-    export(recipe, tmp_path / "new")
+    export(PlannedModel.of(recipe), tmp_path / "new")
     assert all(
         torch.equal(tensor, load_tensors(tmp_path / "merged")[name])
         for name, tensor in load_tensors(tmp_path / "new").items()
@@ -139,7 +140,7 @@ def test_grown_vocabulary(zoo: Zoo, tmp_path: Path, family: str) -> None:
     edit_json(reshard(models.full, tmp_path / "finetuned", change=more) / "config.json", vocab_size=69)
     DistributionVector.extract(models.base, tmp_path / "finetuned", codec="dense").save_pretrained(tmp_path / "vector")
     recipe = open_base_and_vectors(VectorSource(str(models.base)), {str(tmp_path / "vector"): 0.4})
-    export(recipe, tmp_path / "merged")
+    export(PlannedModel.of(recipe), tmp_path / "merged")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.config.vocab_size == 69
     assert bool((model.get_input_embeddings().weight[64:] == 0.5).all())
@@ -149,19 +150,19 @@ def test_grown_vocabulary(zoo: Zoo, tmp_path: Path, family: str) -> None:
 def test_from_a_recipe(zoo: Zoo, tmp_path: Path) -> None:
     recipe = opened(zoo, "llama-tied")
     recipe.recipe.save_pretrained(tmp_path / "recipe")
-    export(open_recipe(VectorSource(str(tmp_path / "recipe"))), tmp_path / "merged")
+    export(PlannedModel.of(open_recipe(VectorSource(str(tmp_path / "recipe")))), tmp_path / "merged")
     ours = DEMModel.from_pretrained(tmp_path / "recipe")
     assert all(torch.equal(tensor, state(ours)[name]) for name, tensor in load_tensors(tmp_path / "merged").items())
 
 
 def test_no_such_dtype(zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dtype is 'int8'; choose one of float32, float16, bfloat16"):
-        export(opened(zoo, "llama-tied"), tmp_path / "merged", dtype="int8")
+        export(PlannedModel.of(opened(zoo, "llama-tied"), dtype="int8"), tmp_path / "merged")
 
 
 def test_a_failure_leaves_nothing_behind(zoo: Zoo, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="beyond the range"):
-        export(opened(zoo, "llama-tied", "float16", dense=1e30), tmp_path / "out" / "merged")
+        export(PlannedModel.of(opened(zoo, "llama-tied", "float16", dense=1e30)), tmp_path / "out" / "merged")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -170,7 +171,7 @@ def test_base_with_code_of_its_own(zoo: Zoo, tmp_path: Path) -> None:
     edit_json(base / "config.json", auto_map={"AutoModelForCausalLM": "code.Model"})
     (base / "code.py").write_text("raise SystemExit('this code ran')")
     recipe = open_base_and_vectors(VectorSource(str(base)), {str(zoo.vector("llama-tied")): 0.4})
-    export(recipe, tmp_path / "merged")
+    export(PlannedModel.of(recipe), tmp_path / "merged")
     assert (tmp_path / "merged" / "code.py").is_file()
 
 
@@ -178,9 +179,9 @@ def test_a_preview_is_what_is_written(zoo: Zoo, llama: Models, tmp_path: Path) -
     opened = open_base_and_vectors(
         VectorSource(str(llama.base)), {str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5}
     )
-    seen = preview_export(opened, tmp_path / "not" / "there", dtype="float32")
+    seen = estimate_export(PlannedModel.of(opened, dtype="float32"), tmp_path / "not" / "there")
     assert not (tmp_path / "not").exists()
-    export(opened, tmp_path / "merged", dtype="float32")
+    export(PlannedModel.of(opened, dtype="float32"), tmp_path / "merged")
     tensors = load_tensors(tmp_path / "merged")
     assert (seen.tensors, seen.writes) == (len(tensors), sum(tensor.nbytes for tensor in tensors.values()))
     assert seen.changed == 14  # seven matrices in each of two layers
@@ -200,5 +201,5 @@ def test_too_little_room_is_said_first(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     opened = open_base_and_vectors(VectorSource(str(llama.base)), {str(zoo.vector("llama-tied")): 0.5})
     with pytest.raises(DiskSpaceError, match=r"takes [\d.]+ kB in .*merged', and 1.0 kB are free there"):
-        export(opened, tmp_path / "merged")
+        export(PlannedModel.of(opened), tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,8 @@ from dem_hub.hub.hashes import digest
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
-from dem_hub.models.export import export, preview_export
-from dem_hub.models.planned import MergedModel
+from dem_hub.models.export import estimate_export, export
+from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import Zoo, load_tensors, reshard
 
 # Kills itself at the n-th call of a function, once for each point, in a process of its own each time. What is written is noted at once.
@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import dem_hub.models.export, dem_hub.files.resumable
 from dem_hub.merging.opening import open_base_and_vectors
+from dem_hub.models.planned import PlannedModel
 from dem_hub.hub.references import VectorSource
 
 torch.set_num_threads(1)
@@ -54,7 +55,8 @@ for number, (module, name, count) in enumerate(points):
     pid = os.fork()
     if pid == 0:
         die_at(module, name, count)
-        dem_hub.models.export.export(opened, root / str(number) / "merged", max_shard_size=size)
+        model = PlannedModel.of(opened, max_shard_size=size)
+        dem_hub.models.export.export(model, root / str(number) / "merged")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, (module, name, count)
 """
@@ -122,7 +124,7 @@ def killed(zoo: Zoo, root: Path, points: dict[str, tuple[str, str, int]]) -> dic
 def whole(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The contents of an export that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "1" / "merged"
-    export(recipe(zoo), folder, max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), folder)
     return contents(folder)
 
 
@@ -135,7 +137,7 @@ def fresh(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 def older(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], dict[str, str]]:
     root = tmp_path_factory.mktemp("over")
     for number in range(len(OVER)):
-        export(recipe(zoo, 1.0), root / str(number) / "merged", max_shard_size="16KB")
+        export(PlannedModel.of(recipe(zoo, 1.0), max_shard_size="16KB"), root / str(number) / "merged")
         (root / str(number) / "merged" / "notes.txt").write_text("mine")
     old = contents(root / "0" / "merged")
     return killed(zoo, root, OVER), old
@@ -147,7 +149,7 @@ def test_killed_and_run_again(zoo: Zoo, fresh: dict[str, Path], whole: dict[str,
     partial = target.parent / ".merged.partial"
     assert not target.exists()
     assert loads(partial, zoo.models("llama-tied").base) == (point == "before its name")
-    export(recipe(zoo), target, max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), target)
     assert _but_paths(contents(target)) == _but_paths(whole)
     assert [path.name for path in target.parent.iterdir()] == ["merged"]
 
@@ -158,7 +160,7 @@ def test_killed_over_an_older_export(
 ) -> None:
     target, old = older[0][point], older[1]
     assert contents(target) == old or not loads(target, zoo.models("llama-tied").base)
-    export(recipe(zoo), target, max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), target)
     found = contents(target)
     assert found.pop("notes.txt")
     assert _but_paths(found) == _but_paths(whole)
@@ -197,7 +199,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
 def stop(zoo: Zoo, target: Path, monkeypatch: pytest.MonkeyPatch, count: int = 9) -> list[str]:
     asked = stop_at(monkeypatch, count)
     with pytest.raises(Stopped) as caught:
-        export(recipe(zoo), target, max_shard_size=SIZE)
+        export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), target)
     assert "is kept in" in caught.value.__notes__[0]
     return asked
 
@@ -210,11 +212,11 @@ def test_what_was_done_is_not_done_again(
     data = bytearray(first.read_bytes())
     data[-1] ^= 1  # had it been written again, it would be right again
     first.write_bytes(data)
-    seen = preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    seen = estimate_export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
     assert "of which are there already" in str(seen)
     asked.clear()
     asked.extend(["-"] * 100)
-    export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
     assert len(asked) == 100 + 20 - 8
     found = contents(tmp_path / "merged")
     assert {name for name in found if found[name] != whole[name]} - {"dem_config.json"} == {first.name}
@@ -222,7 +224,7 @@ def test_what_was_done_is_not_done_again(
 
 def test_goes_on_from_within_a_block(zoo: Zoo, tmp_path: Path) -> None:
     """As an older version, whose blocks were others, may have left it."""
-    model = MergedModel.plan(recipe(zoo))
+    model = PlannedModel.of(recipe(zoo))
     shard = model.shards[0]
     list(model.write(tmp_path / "whole", shard))
     for start in (1, 1001, shard.nbytes - 1):
@@ -250,9 +252,9 @@ def test_another_export_begins_anew(zoo: Zoo, tmp_path: Path, monkeypatch: pytes
         opened.vectors[0].__dict__["sha256"] = "0" * 64
     else:
         options |= {"dtype": "float32"} if change == "dtype" else {"max_shard_size": "9KB"}
-    assert preview_export(opened, tmp_path / "merged", **options).written == 0  # type: ignore[arg-type]
-    export(opened, tmp_path / "merged", **options)  # type: ignore[arg-type]
-    export(opened, tmp_path / "again", **options)  # type: ignore[arg-type]
+    assert estimate_export(PlannedModel.of(opened, **options), tmp_path / "merged").written == 0  # type: ignore[arg-type]
+    export(PlannedModel.of(opened, **options), tmp_path / "merged")  # type: ignore[arg-type]
+    export(PlannedModel.of(opened, **options), tmp_path / "again")  # type: ignore[arg-type]
     assert contents(tmp_path / "merged") == contents(tmp_path / "again")
     assert len(asked) == 9 + 100 + 20 + 20
 
@@ -268,7 +270,7 @@ def test_a_folder_that_came_to_harm(
         (partial / ".journal.json").write_text("{")
     else:
         (partial / "model-00001-of-00006.safetensors").unlink()
-    export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
     assert len(asked) == 9 + 100 + 20
     assert _but_paths(contents(tmp_path / "merged")) == _but_paths(whole)
 
@@ -282,14 +284,14 @@ def test_two_at_once(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             with pytest.raises(
                 BusyError, match=r"Another process is writing '.*merged' \('.*.lock' is locked\). Wait for it"
             ):
-                export(recipe(zoo, 0.7), tmp_path / "merged")
+                export(PlannedModel.of(recipe(zoo, 0.7)), tmp_path / "merged")
             refused.append(True)
         return real(self, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Merge, "tensor", meanwhile)
-        export(recipe(zoo), tmp_path / "merged")
-    export(recipe(zoo), tmp_path / "again")
+        export(PlannedModel.of(recipe(zoo)), tmp_path / "merged")
+    export(PlannedModel.of(recipe(zoo)), tmp_path / "again")
     assert contents(tmp_path / "merged") == contents(tmp_path / "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "merged"]
 
@@ -300,10 +302,10 @@ def test_a_full_disk_counts_what_is_there(zoo: Zoo, tmp_path: Path, monkeypatch:
 
     stop(zoo, tmp_path / "merged", monkeypatch)
     there = sum(path.stat().st_size for path in (tmp_path / ".merged.partial").iterdir())
-    needed = preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE).writes
+    needed = estimate_export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged").writes
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - there))
-    assert preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE).free == needed
+    assert estimate_export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged").free == needed
 
 
 def test_written_out_twins_stay_tied(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,9 +323,9 @@ def test_written_out_twins_stay_tied(zoo: Zoo, tmp_path: Path, monkeypatch: pyte
     opened = open_base_and_vectors(VectorSource(str(base)), {str(tmp_path / "vector"): 0.3})
     asked = stop_at(monkeypatch, 2)
     with pytest.raises(Stopped):
-        export(opened, tmp_path / "merged", max_shard_size=SIZE)
+        export(PlannedModel.of(opened, max_shard_size=SIZE), tmp_path / "merged")
     assert asked == ["lm_head.weight", "model.embed_tokens.weight"]
-    export(opened, tmp_path / "merged", max_shard_size=SIZE)
+    export(PlannedModel.of(opened, max_shard_size=SIZE), tmp_path / "merged")
     assert asked.count("lm_head.weight") == 1
     merged = load_tensors(tmp_path / "merged")
     assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
@@ -348,9 +350,9 @@ def test_several_threads_and_a_full_disk(
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(dem_hub.checkpoints.writer, "_as_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+        export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
     assert f"is kept in '{tmp_path / '.merged.partial'}', and the same command goes on" in caught.value.__notes__[0]
-    there = preview_export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE).written
+    there = estimate_export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged").written
     assert 0 < there < sum(path.stat().st_size for path in (tmp_path / ".merged.partial").glob("*.safetensors"))
-    export(recipe(zoo), tmp_path / "merged", max_shard_size=SIZE)
+    export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
     assert _but_paths(contents(tmp_path / "merged")) == _but_paths(whole)

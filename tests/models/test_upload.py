@@ -12,8 +12,8 @@ from dem_hub.errors import CheckpointError, DiskSpaceError, HubError, PushConfli
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.models.export import export
-from dem_hub.models.planned import MergedModel
-from dem_hub.models.upload import preview_push, push_export, push_merged
+from dem_hub.models.planned import PlannedModel
+from dem_hub.models.upload import estimate_push, push_export, push_merged
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
 from tests.support.tiny_models import Models
@@ -22,8 +22,8 @@ SIZE = "8KB"  # six files
 
 
 @pytest.fixture
-def model(published: Published) -> MergedModel:
-    return MergedModel.plan(open_recipe(VectorSource(RECIPE)), max_shard_size=SIZE)
+def model(published: Published) -> PlannedModel:
+    return PlannedModel.of(open_recipe(VectorSource(RECIPE)), max_shard_size=SIZE)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def weights(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name.endswith(".safetensors")}
 
 
-def test_the_files_that_a_folder_gives(hub: Hub, model: MergedModel, tmp_path: Path) -> None:
+def test_the_files_that_a_folder_gives(hub: Hub, model: PlannedModel, tmp_path: Path) -> None:
     push_merged(model, "ann/one")
-    export(model.opened, tmp_path / "merged", max_shard_size=SIZE)
+    export(PlannedModel.of(model.opened, max_shard_size=SIZE), tmp_path / "merged")
     push_export(tmp_path / "merged", "ann/two")
     one, two = hub.files("ann/one"), hub.files("ann/two")
     assert one.keys() == two.keys()
@@ -52,22 +52,22 @@ def test_the_files_that_a_folder_gives(hub: Hub, model: MergedModel, tmp_path: P
     assert len(hub.store.repos["models", "ann/one"].commits) == 2, "the first, which the Hub makes, and ours"
 
 
-def test_one_file_at_a_time(hub: Hub, model: MergedModel, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_file_at_a_time(hub: Hub, model: PlannedModel, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than one lies on the disk, and each is on the Hub before the next is begun."""
-    seen, real = [], MergedModel.write
+    seen, real = [], PlannedModel.write
 
-    def watched(self: MergedModel, *where: Any) -> Any:
+    def watched(self: PlannedModel, *where: Any) -> Any:
         seen.append((len(list(scratch.rglob("*.safetensors"))), len(hub.requests("PUT", "/upload/"))))
         return real(self, *where)
 
-    monkeypatch.setattr(MergedModel, "write", watched)
+    monkeypatch.setattr(PlannedModel, "write", watched)
     push_merged(model, "ann/one")
     assert seen == [(0, done) for done in range(6)]
     assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("step", ["PUT /upload/", "POST /objects/batch", "POST /commit/"])
-def test_a_fault_and_a_second_try(hub: Hub, model: MergedModel, scratch: Path, sleeps: list[float], step: str) -> None:
+def test_a_fault_and_a_second_try(hub: Hub, model: PlannedModel, scratch: Path, sleeps: list[float], step: str) -> None:
     method, pattern = step.split()
     after = 0 if "commit" in pattern else 3
     with hub.fault(method, pattern, status=503, after=after) as fault, pytest.raises(HubError, match="Push again"):
@@ -85,14 +85,14 @@ def test_a_fault_and_a_second_try(hub: Hub, model: MergedModel, scratch: Path, s
 def test_an_error_of_the_merge(hub: Hub, published: Published) -> None:
     opened = open_base_and_vectors(VectorSource(BASE), {VECTOR: 1e38})
     with pytest.raises(CheckpointError, match="beyond the range"):
-        push_merged(MergedModel.plan(opened, dtype="float16"), "ann/one")
+        push_merged(PlannedModel.of(opened, dtype="float16"), "ann/one")
     assert hub.files("ann/one") == {}
 
 
-def test_over_another_model(hub: Hub, model: MergedModel) -> None:
+def test_over_another_model(hub: Hub, model: PlannedModel) -> None:
     """Weights in other files go; what a person added stays."""
     api = HfApi()
-    push_merged(MergedModel.plan(model.opened), "ann/one")
+    push_merged(PlannedModel.of(model.opened), "ann/one")
     api.upload_file(repo_id="ann/one", path_in_repo="notes.txt", path_or_fileobj=b"mine")
     push_merged(model, "ann/one")
     files = hub.files("ann/one")
@@ -101,7 +101,7 @@ def test_over_another_model(hub: Hub, model: MergedModel) -> None:
 
 
 @pytest.mark.parametrize("theirs", ["notes.txt", "model-00002-of-00006.safetensors"])
-def test_somebody_was_quicker(hub: Hub, model: MergedModel, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
+def test_somebody_was_quicker(hub: Hub, model: PlannedModel, monkeypatch: pytest.MonkeyPatch, theirs: str) -> None:
     """Nothing is merged or sent twice; where they changed the same files, nothing is pushed."""
     real, raced = dem_hub.models.upload.upload, []
 
@@ -123,10 +123,10 @@ def test_somebody_was_quicker(hub: Hub, model: MergedModel, monkeypatch: pytest.
     assert raced == [shard.name for shard in model.shards]
 
 
-def test_pull_request_and_a_dtype(hub: Hub, model: MergedModel) -> None:
+def test_pull_request_and_a_dtype(hub: Hub, model: PlannedModel) -> None:
     from transformers import AutoModelForCausalLM
 
-    info = push_merged(MergedModel.plan(model.opened, dtype="float32", max_shard_size=SIZE), "ann/one", create_pr=True)
+    info = push_merged(PlannedModel.of(model.opened, dtype="float32", max_shard_size=SIZE), "ann/one", create_pr=True)
     assert hub.files("ann/one") == {}
     found = AutoModelForCausalLM.from_pretrained("ann/one", revision=info.pr_revision)
     expected = DEMModel.from_pretrained(RECIPE, dtype="float32")
@@ -134,7 +134,7 @@ def test_pull_request_and_a_dtype(hub: Hub, model: MergedModel) -> None:
 
 
 def test_files_that_the_repository_keeps_as_small_ones(
-    hub: Hub, model: MergedModel, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, model: PlannedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.fake_hub.writing.belongs_to_lfs", lambda path, size: False)
     push_merged(model, "ann/one")
@@ -143,7 +143,7 @@ def test_files_that_the_repository_keeps_as_small_ones(
 
 
 def test_what_is_of_this_machine_stays_behind(hub: Hub, published: Published, llama: Models) -> None:
-    model = MergedModel.plan(open_base_and_vectors(VectorSource(str(llama.base)), {str(published.vector): 0.5}))
+    model = PlannedModel.of(open_base_and_vectors(VectorSource(str(llama.base)), {str(published.vector): 0.5}))
     with pytest.warns(UserWarning, match=r"dem_config.json names folders of this machine .*vector"):
         push_merged(model, "ann/one")
     files = hub.files("ann/one")
@@ -151,12 +151,12 @@ def test_what_is_of_this_machine_stays_behind(hub: Hub, published: Published, ll
     assert str(llama.base.parent).encode() not in b"".join(files.values())
 
 
-def test_room_for_one_file(model: MergedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_room_for_one_file(model: PlannedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import shutil
 
     largest, usage = max(shard.nbytes for shard in model.shards), shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=largest))
-    assert preview_push(model).writes == sum(shard.nbytes for shard in model.shards) > largest
+    assert estimate_push(model).writes == sum(shard.nbytes for shard in model.shards) > largest
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=largest - 1))
     with pytest.raises(DiskSpaceError, match=r"takes [\d.]+ kB in "):
-        preview_push(model)
+        estimate_push(model)
