@@ -31,6 +31,7 @@ import torch
 from huggingface_hub.utils import close_session
 
 from tests.fake_hub.server import Hub
+from tests.support.counting_models import Counters, make_counters
 from tests.support.published_repos import Published, publish
 from tests.support.tiny_models import Models, Zoo
 
@@ -141,3 +142,15 @@ def example_names(zoo: Zoo) -> dict[str, str]:
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths lead nowhere but here."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
+    """Fine-tunes that count by their own steps, for searches; made once."""
+    return make_counters(tmp_path_factory.mktemp("counters"))
+
+
+@pytest.fixture(scope="session")
+def gentle(tmp_path_factory: pytest.TempPathFactory) -> Counters:
+    """Trained so briefly that the kept logits tell the whole truth."""
+    return make_counters(tmp_path_factory.mktemp("gentle"), steps=8, learning_rate=4e-4)

@@ -29,7 +29,7 @@ def layer_of(key: str) -> str:
     Example:
 
     ```python
-    >>> from dem_hub.vectors.config import layer_of
+    >>> from dem_hub.checkpoints.tensor_groups import layer_of
     >>> layer_of("model.layers.3.mlp.up_proj.weight"), layer_of("model.norm.weight")
     ('model.layers.3', 'model.norm.weight')
 

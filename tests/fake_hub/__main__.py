@@ -3,9 +3,6 @@
 import argparse
 import sys
 import threading
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests import it as `hub`
 
 from tests.fake_hub.server import Hub
 

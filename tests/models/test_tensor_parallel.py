@@ -13,7 +13,7 @@ import torch
 from dem_hub import DEMModel
 from tests.support.tiny_models import Models, Zoo
 
-SCRIPT = Path(__file__).with_name("distributed.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "tensor_parallel_worker.py"
 
 
 @pytest.mark.parametrize("parallel", [{"tp_size": 2}, {"fsdp_size": 2}], ids=["tensor-parallel", "fsdp2"])

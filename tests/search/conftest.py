@@ -1,4 +1,4 @@
-"""Fine-tunes that the tests of the search share."""
+"""A search of the fine-tunes that count."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,19 +6,7 @@ from typing import Any
 import pytest
 
 from dem_hub import SearchResult, search_coefficients
-from tests.support.counting_models import STEPS, Counters, make_counters
-
-
-@pytest.fixture(scope="session")
-def counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
-    """Made once."""
-    return make_counters(tmp_path_factory.mktemp("counters"))
-
-
-@pytest.fixture(scope="session")
-def gentle(tmp_path_factory: pytest.TempPathFactory) -> Counters:
-    """Trained so briefly that the kept logits tell the whole truth."""
-    return make_counters(tmp_path_factory.mktemp("gentle"), steps=8, learning_rate=4e-4)
+from tests.support.counting_models import STEPS, Counters
 
 
 @pytest.fixture(scope="module")

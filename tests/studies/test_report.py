@@ -7,7 +7,7 @@ import pytest
 
 from studies.data_mixing import costs, report, scores, settings
 
-REPORT = Path(__file__).parents[2] / "examples" / "study" / "report"
+REPORT = Path(__file__).parents[2] / "studies" / "data_mixing" / "report"
 
 
 def test_a_difference_that_is_the_same_everywhere_has_no_width() -> None:
