@@ -1,26 +1,29 @@
-"""Lazy tensors: shape and dtype are known, and only the slice that is asked for is read."""
+"""Lazy tensors: shape and dtype are known from a file's header, and only the slice that is asked for is read.
+
+The protocol is that of safetensors' own slices (`get_shape`, `get_dtype`, brackets), so what a file gives is a lazy tensor as it is.
+A [`View`] shows another lazy tensor differently (transposed, some of its rows or columns, on a device). Views can be nested, and a
+read takes from the file no more than it needs. An index is `...`, or one slice with step 1 for each dimension.
+"""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
+from dem_hub.numerics.slices import normalize_index
 
+# The dtypes of safetensors, by the codes in its headers, as far as torch can read and the merge can write them.
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
-
-
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class LazyTensor(Protocol):
-    """What can be sliced without being read whole: a safetensors slice, or something made to look like one."""
+    """A tensor that can be sliced without being read whole: a safetensors slice, or an object with the same methods."""
 
     def get_shape(self) -> list[int]: ...
     def get_dtype(self) -> str: ...
@@ -29,84 +32,126 @@ class LazyTensor(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """A tensor that answers like a lazy one."""
+    """A tensor in memory with the methods of a lazy one."""
 
     tensor: Tensor
 
     def get_shape(self) -> list[int]:
-        """Its shape."""
+        """Return the tensor's shape."""
         return list(self.tensor.shape)
 
     def get_dtype(self) -> str:
-        """Its dtype, as safetensors writes it."""
+        """Return the tensor's dtype as a safetensors code."""
         return CODES[self.tensor.dtype]
 
     def __getitem__(self, index: Any) -> Tensor:
+        """Return a slice."""
         return self.tensor[index]
 
 
 @dataclass(frozen=True)
-class OnDevice:
-    """A lazy tensor whose slices go to a device as they are, packed: there they are unpacked."""
+class View:
+    """Base class of lazy tensors that show another one; as it stands, it shows the tensor unchanged."""
 
     tensor: LazyTensor
-    device: torch.device
 
     def get_shape(self) -> list[int]:
-        """The shape on disk."""
+        """Return the shape of the view."""
         return self.tensor.get_shape()
 
     def get_dtype(self) -> str:
-        """The dtype on disk."""
+        """Return the dtype on disk as a safetensors code; no view changes it."""
         return self.tensor.get_dtype()
 
     def __getitem__(self, index: Any) -> Tensor:
-        """A slice, on the device."""
+        """Read a slice of the view."""
+        return self.tensor[index]
+
+
+@dataclass(frozen=True)
+class OnDevice(View):
+    """A view whose slices are moved to a device.
+
+    Codecs store values packed. They are moved as they are on disk, and unpacked on the device, so that fewer bytes cross the bus.
+    """
+
+    device: torch.device
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read a slice and move it to the device."""
         return self.tensor[index].to(self.device)
 
 
 @dataclass(frozen=True)
-class Transposed:
-    """A matrix on disk, seen transposed: GPT-2's Conv1D and embeddings hold the transpose of a LoRA's B @ A."""
-
-    matrix: LazyTensor
+class Transposed(View):
+    """The transpose of a matrix on disk: GPT-2's Conv1D and embeddings hold the transpose of a LoRA's B @ A."""
 
     def get_shape(self) -> list[int]:
-        """The shape as seen."""
-        rows, columns = self.matrix.get_shape()
+        """Return the shape of the transpose."""
+        rows, columns = self.tensor.get_shape()
         return [columns, rows]
 
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.matrix.get_dtype()
-
     def __getitem__(self, index: Any) -> Tensor:
-        """A slice of the transpose; reads only what it covers."""
-        if index is Ellipsis:
-            return self.matrix[...].T
-        rows, columns = index
-        return self.matrix[columns, rows].T
+        """Read a slice of the transpose."""
+        rows, columns = normalize_index(index, tuple(self.get_shape()))
+        return self.tensor[columns, rows].T
 
 
 @dataclass(frozen=True)
-class RowsFrom:
-    """The rows of a tensor from `start` on."""
+class Rows(View):
+    """The rows `start` to `stop` of a tensor of any number of dimensions.
 
-    tensor: LazyTensor
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from dem_hub.checkpoints.lazy import InMemory, Rows
+    >>> rows = Rows(InMemory(torch.arange(8).reshape(4, 2)), 1, 3)
+    >>> rows.get_shape(), rows[...].tolist(), rows[1:2, 0:1].tolist()
+    ([2, 2], [[2, 3], [4, 5]], [[4]])
+
+    ```
+    """
+
     start: int
+    stop: int
 
     def get_shape(self) -> list[int]:
-        """The shape as seen."""
-        rows, *others = self.tensor.get_shape()
-        return [rows - self.start, *others]
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.tensor.get_dtype()
+        """Return the shape of the view."""
+        return [self.stop - self.start, *self.tensor.get_shape()[1:]]
 
     def __getitem__(self, index: Any) -> Tensor:
-        """All of them, or a slice."""
-        if index is Ellipsis:
-            return self.tensor[self.start :]
-        rows, *others = index
-        return self.tensor[(slice(rows.start + self.start, rows.stop + self.start), *others)]
+        """Read a slice of these rows."""
+        rows, *others = normalize_index(index, tuple(self.get_shape()))
+        return self.tensor[(slice(self.start + rows.start, self.start + rows.stop), *others)]
+
+
+@dataclass(frozen=True)
+class EveryNthColumn(View):
+    """The columns `first`, `first + step`, `first + 2 * step`, ... of a matrix.
+
+    A slice of a safetensors file has no step, so whole rows are read and the columns are taken from them.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from dem_hub.checkpoints.lazy import EveryNthColumn, InMemory
+    >>> EveryNthColumn(InMemory(torch.arange(6).reshape(1, 6)), 1, 3)[...].tolist()
+    [[1, 4]]
+
+    ```
+    """
+
+    first: int
+    step: int
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of the view."""
+        rows, columns = self.tensor.get_shape()
+        return [rows, len(range(self.first, columns, self.step))]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read a slice of these columns."""
+        rows, columns = normalize_index(index, tuple(self.get_shape()))
+        return self.tensor[rows, :][:, self.first :: self.step][:, columns]

@@ -8,65 +8,10 @@ PEFT (`target_parameters`) keeps the factors of E experts in two matrices, A (E 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
 
 from dem_hub.checkpoints.architecture import Fused
-from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.checkpoints.lazy import EveryNthColumn, LazyTensor, Rows
 from dem_hub.checkpoints.reader import TensorInfo
-
-
-@dataclass(frozen=True)
-class ExpertLeft:
-    """Some rows of one expert's B, out of that of all experts."""
-
-    factor: LazyTensor
-    rows: slice
-    expert: int
-    experts: int
-
-    def get_shape(self) -> list[int]:
-        """Rows and rank."""
-        return [self.rows.stop - self.rows.start, self.factor.get_shape()[1] // self.experts]
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.factor.get_dtype()
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """All of it, or a slice."""
-        rows, columns = index if index is not Ellipsis else (slice(None), slice(None))
-        start, stop, _ = rows.indices(self.rows.stop - self.rows.start)
-        return self.factor[self.rows.start + start : self.rows.start + stop, :][:, self.expert :: self.experts][
-            :, columns
-        ]
-
-
-@dataclass(frozen=True)
-class ExpertRight:
-    """One expert's A, out of that of all experts."""
-
-    factor: LazyTensor
-    expert: int
-    experts: int
-
-    def get_shape(self) -> list[int]:
-        """Rank and columns."""
-        rows, columns = self.factor.get_shape()
-        return [rows // self.experts, columns]
-
-    def get_dtype(self) -> str:
-        """The dtype on disk."""
-        return self.factor.get_dtype()
-
-    def __getitem__(self, index: Any) -> Tensor:
-        """All of it, or a slice."""
-        rows, columns = index if index is not Ellipsis else (slice(None), slice(None))
-        rank = self.get_shape()[0]
-        start, stop, _ = rows.indices(rank)
-        return self.factor[self.expert * rank + start : self.expert * rank + stop, columns]
 
 
 def find_fused(
@@ -97,7 +42,10 @@ def expert_factors(
     """
     start = 0
     for keys in parts:
+        rank = first.get_shape()[0] // len(keys)
         stop = start + base[keys[0]].shape[0]
         for expert, key in enumerate(keys):
-            yield key, ExpertLeft(second, slice(start, stop), expert, len(keys)), ExpertRight(first, expert, len(keys))
+            left = Rows(EveryNthColumn(second, expert, len(keys)), start, stop)
+            right = Rows(first, expert * rank, (expert + 1) * rank)
+            yield key, left, right
         start = stop

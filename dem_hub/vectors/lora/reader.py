@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dem_hub.checkpoints.architecture import Architecture
-from dem_hub.checkpoints.lazy import LazyTensor, RowsFrom, Transposed
+from dem_hub.checkpoints.lazy import LazyTensor, Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.lowrank import LowRank
@@ -276,7 +276,7 @@ def _add_whole(
         return
     values = weights.lazy(name)
     deltas[key] = StoredDelta(
-        (Component(Full(), {"full": values}, stored),), RowsFrom(values, rows[0]) if grown else None
+        (Component(Full(), {"full": values}, stored),), Rows(values, rows[0], stored[0]) if grown else None
     )
 
 
