@@ -35,9 +35,3 @@ def test_norms(tmp_path: Path) -> None:
         "Norms",
     )
     assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_layers_are_in_order() -> None:
-    norms = norms_by_layer({"layers.10.a": 3.0, "layers.2.a": 3.0, "norm": 1.0, "layers.2.b": 4.0})
-    assert norms == {"layers.2": 5.0, "layers.10": 3.0, "norm": 1.0}
-    assert list(norms)[:2] == ["layers.2", "layers.10"]

@@ -1,50 +1,85 @@
-"""Groups of a model's tensors: by what they are for, and by the layer they belong to."""
+"""Groups of a model's tensors: by what they are for (attention, MLP, ...) and by the layer they belong to.
+
+The layer of a tensor is read from its name on disk, so that no model is built. Every part of the library asks here, so that a plot, a
+report and a coefficient for a run of layers mean the same layers.
+"""
 
 import math
 import re
 from collections.abc import Mapping
 
-# What a tensor is for; or which layers it is in, `layers 0-7`; or all that no other group of a coefficient has.
-EMBEDDING, ATTENTION, MLP, OTHER, REST = "embedding", "attention", "mlp", "other", "rest"
-
-
+# What a tensor is for. `OTHER` are norms and whatever is outside the layers.
+EMBEDDING = "embedding"
+ATTENTION = "attention"
+MLP = "mlp"
+OTHER = "other"
 KINDS = (EMBEDDING, ATTENTION, MLP, OTHER)
 
+# The group of all tensors that are in no other group of a coefficient.
+REST = "rest"
 
-_LAYERS = re.compile(r"layers (\d+)-(\d+)")
-
-
-def layer_run(group: str) -> range | None:
-    """The layers of a group such as `layers 0-7`; `None` where it is no such group."""
-    match = _LAYERS.fullmatch(group)
-    return range(int(match[1]), int(match[2]) + 1) if match else None
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER_RUN = re.compile(r"layers (\d+)-(\d+)")
 
 
-_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.")
+def layer_number(key: str) -> int | None:
+    """Return the number of the layer that a tensor is in, the first number in its name; `None` outside the layers.
 
-
-def layer_of(key: str) -> str:
-    """The layer that a tensor belongs to, or its own name where it is outside the layers.
+    Each stack of a model counts its own layers from 0: layer 3 of an encoder-decoder is one layer of the encoder and one of the decoder.
 
     Example:
 
     ```python
-    >>> from dem_hub.checkpoints.tensor_groups import layer_of
-    >>> layer_of("model.layers.3.mlp.up_proj.weight"), layer_of("model.norm.weight")
+    >>> from dem_hub.checkpoints.tensor_groups import layer_number
+    >>> layer_number("model.layers.3.mlp.experts.7.w1.weight"), layer_number("model.norm.weight")
+    (3, None)
+    >>> layer_number("encoder.block.3.layer.0.SelfAttention.q.weight"), layer_number("decoder.block.3.layer.0.SelfAttention.q.weight")
+    (3, 3)
+
+    ```
+    """
+    match = _LAYER.search(key)
+    return int(match[1]) if match else None
+
+
+def layer_name(key: str) -> str:
+    """Return the name of the layer that a tensor is in, or the tensor's own name outside the layers.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.checkpoints.tensor_groups import layer_name
+    >>> layer_name("model.layers.3.mlp.up_proj.weight"), layer_name("model.norm.weight")
     ('model.layers.3', 'model.norm.weight')
 
     ```
     """
-    match = _LAYER.match(key)
-    return match["layer"] if match else key
+    match = _LAYER.search(key)
+    return key[: match.end(1)] if match else key
+
+
+def layer_run(group: str) -> range | None:
+    """Return the layer numbers of a group such as `layers 0-7`; `None` for a name that is not of this form."""
+    match = _LAYER_RUN.fullmatch(group)
+    if match is None:
+        return None
+    first, last = map(int, match.groups())
+    return range(first, last + 1)
 
 
 def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
-    """The norm of each layer's delta, from those of its tensors, in the order of the layers."""
+    """Return the norm of each layer's delta, in the order of the layers.
+
+    Args:
+        norms (`Mapping[str, float]`): The norm of each tensor's delta, by checkpoint key. Tensors outside the layers stay on their own.
+    """
     squares: dict[str, float] = {}
     for key, norm in norms.items():
-        squares[layer_of(key)] = squares.get(layer_of(key), 0.0) + norm**2
-    ordered = sorted(
-        squares, key=lambda layer: [(part.rjust(9, "0") if part.isdigit() else part) for part in layer.split(".")]
-    )
-    return {layer: math.sqrt(squares[layer]) for layer in ordered}
+        layer = layer_name(key)
+        squares[layer] = squares.get(layer, 0.0) + norm**2
+    return {layer: math.sqrt(squares[layer]) for layer in sorted(squares, key=_natural_order)}
+
+
+def _natural_order(layer: str) -> list[str]:
+    """Return a sort key that puts layer 2 before layer 10."""
+    return [part.rjust(9, "0") if part.isdigit() else part for part in layer.split(".")]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dem_hub.checkpoints.tensor_groups import layer_of
+from dem_hub.checkpoints.tensor_groups import layer_name
 from dem_hub.files.sizes import format_size
 from dem_hub.merging.config import DEMConfig
 from dem_hub.vectors.comparison import Comparison
@@ -41,7 +41,7 @@ def vector_text(path: str, vector: DistributionVector, *, each: bool) -> str:
         lines.append(f"  auto   {vector.config.choice}")
     layers: dict[str, list[str]] = {}
     for name in vector.config.tensors:
-        layers.setdefault(name if each else layer_of(name), []).append(name)
+        layers.setdefault(name if each else layer_name(name), []).append(name)
     sizes = vector.tensor_bytes()
     rows = []
     for layer, names in layers.items():

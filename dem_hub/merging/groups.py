@@ -4,40 +4,18 @@ A vector restricted to a group is a view of its deltas. So whatever holds for ve
 groups, and a coefficient for each group is no more than a coefficient for each of more vectors.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_run
+from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_number, layer_run
 from dem_hub.defaults import Granularity
 from dem_hub.errors import CoefficientError
 
 _Delta = TypeVar("_Delta")
 
 BLOCKS = 4  # runs of layers
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-
-
-def layer_number(key: str) -> int | None:
-    """The layer that a tensor of a checkpoint is in: the first number in its name.
-
-    Each stack of a model counts its own, from 0: layer 3 of an encoder-decoder is one of the encoder and one of the decoder.
-
-    Example:
-
-    ```python
-    >>> from dem_hub.merging.groups import layer_number
-    >>> layer_number("model.layers.3.mlp.experts.7.w1.weight"), layer_number("model.norm.weight")
-    (3, None)
-    >>> layer_number("encoder.block.3.layer.0.SelfAttention.q.weight"), layer_number("decoder.block.3.layer.0.SelfAttention.q.weight")
-    (3, 3)
-
-    ```
-    """
-    match = _LAYER.search(key)
-    return int(match[1]) if match else None
 
 
 def take_apart(

@@ -17,7 +17,7 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.coefficients import coefficient_text, level
 from dem_hub.merging.config import BaseRecord, VectorRecord
-from dem_hub.merging.groups import groups_of, layer_number, take_apart
+from dem_hub.merging.groups import groups_of, take_apart
 from tests.support.tiny_models import FAMILIES, Models, Zoo, load_tensors
 
 KINDS = {
@@ -81,11 +81,6 @@ def test_runs_of_layers(llama: Models, layers: int, groups: tuple[str, ...]) -> 
     keys = ["model.norm.weight", *(f"model.layers.{number}.mlp.up_proj.weight" for number in range(layers))]
     assert groups_of("block", keys, opened(llama.base)) == groups
     assert groups_of("model", keys, opened(llama.base)) == ()
-
-
-def test_the_layer_is_the_first_number() -> None:
-    keys = {"h.11.attn.c_attn.weight": 11, "decoder.block.3.layer.0.SelfAttention.q.weight": 3, "lm_head.weight": None}
-    assert {key: layer_number(key) for key in keys} == keys
 
 
 @pytest.mark.parametrize(
