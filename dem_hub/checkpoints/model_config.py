@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import CheckpointError
+from dem_hub.files.names import MODEL_CONFIG
 from dem_hub.files.strict_json import parse_json
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's `config.json` as data; empty where there is none."""
-    path = folder / "config.json"
+    path = folder / MODEL_CONFIG
     return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
 from dem_hub.errors import CheckpointError, NotFoundError, refuse
-from dem_hub.files.names import MODEL_WEIGHTS, PICKLES
+from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
 from dem_hub.files.strict_json import check_inside
 from dem_hub.numerics.slices import Index
 
@@ -141,7 +141,7 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
     if not folder.is_dir():
         raise NotFoundError(f"'{folder}' is not a file or folder. Check the path.")
     single = folder / (name or MODEL_WEIGHTS)
-    index = single.with_name(single.name + ".index.json")
+    index = single.with_name(single.name + INDEX_SUFFIX)
     if single.is_file():  # before an index, as transformers has it
         return [single]
     if index.is_file():
@@ -170,7 +170,7 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
                 CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again."
             )
         return [folder / file for file in names]
-    others = sorted(folder.glob("*.safetensors")) if name is None else []
+    others = sorted(folder.glob(f"*{SAFETENSORS}")) if name is None else []
     if len(others) == 1:
         return others
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.lazy import CODES, DTYPES
 from dem_hub.defaults import MAX_SHARD_SIZE
+from dem_hub.files.names import INDEX_SUFFIX, SAFETENSORS
 from dem_hub.files.sizes import parse_size
 from dem_hub.numerics.slices import count_elements
 from dem_hub.numerics.threads import in_order
@@ -207,12 +208,12 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 def _shard_names(stem: str, count: int) -> list[str]:
     if count == 1:
-        return [f"{stem}.safetensors"]
-    return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+        return [stem + SAFETENSORS]
+    return [f"{stem}-{number:05d}-of-{count:05d}{SAFETENSORS}" for number in range(1, count + 1)]
 
 
 def _index_name(stem: str) -> str:
-    return f"{stem}.safetensors.index.json"
+    return stem + SAFETENSORS + INDEX_SUFFIX
 
 
 def _index_text(weight_map: Mapping[str, str], total: int) -> str:

@@ -18,6 +18,7 @@ from dem_hub.demo.texts import Distribution, find_reasoning_gym, load_distributi
 from dem_hub.demo.training import train, train_lora
 from dem_hub.errors import MissingDependencyError
 from dem_hub.files.atomic import write_text
+from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.merging.config import DEMConfig
 from dem_hub.vectors.vector import DistributionVector
 
@@ -99,7 +100,7 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> 
     ]
     picture = plot_perplexities(
         {row.model: _perplexities(row.test) for row in rows},
-        folder / "perplexity.png",
+        folder / PERPLEXITY_PLOT,
         "Perplexity on test text, lower is better",
     )
     with _stage("sample"):

@@ -9,7 +9,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.names import ADAPTER_CONFIG, PICKLES, PROVENANCE_CONFIG, RECIPE_CONFIG, STORE_CONFIG, VECTOR_CONFIG
+from dem_hub.files.names import (
+    ADAPTER_CONFIG,
+    PICKLES,
+    PROVENANCE_CONFIG,
+    RECIPE_CONFIG,
+    SAFETENSORS,
+    STORE_CONFIG,
+    VECTOR_CONFIG,
+)
 from dem_hub.files.strict_json import parse_json
 
 VECTOR, ADAPTER, STORE, MERGED, RECIPE = (
@@ -47,7 +55,7 @@ def kind_of(folder: Path) -> str:
     marked = next((kind for name, kind in _MARKS.items() if (folder / name).is_file()), "")
     if marked or is_recipe(folder):
         return marked or RECIPE
-    weights = (".safetensors", ".gguf", *PICKLES)
+    weights = (SAFETENSORS, ".gguf", *PICKLES)
     return WEIGHTS if any(path.name.endswith(weights) for path in folder.iterdir()) else ""
 
 

@@ -1,75 +1,69 @@
-"""The names of files that dem_hub reads and writes. What lies on a user's disk is named here and nowhere else."""
+"""The names of the files that dem_hub reads and writes.
 
-from typing import TYPE_CHECKING
+A name that ends up on a user's disk or on the Hub is written down here and nowhere else. These names are part of the file formats: a
+folder that was written under one of them must still be found, so none of them may change.
+"""
 
-if TYPE_CHECKING:
-    pass
+# Weights of any kind.
 
-if TYPE_CHECKING:
-    pass
+SAFETENSORS = ".safetensors"
+INDEX_SUFFIX = ".index.json"  # appended to the name of the whole file: says which shard has which tensor
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # can run code when they are read, so they are refused
 
-VECTOR_CONFIG = "vector_config.json"
+# A model, as transformers saves it.
 
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = "model.safetensors"
+GENERATION_CONFIG = "generation_config.json"
+MODEL_WEIGHT_FILES = "model*.safetensors*"  # a pattern: the single file, or all shards and their index
 
-VECTOR_STEM = "vector_model"
-
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-# What is wanted of a repository of weights: safetensors and JSON, and what a tokenizer needs. Never pickles.
+# Patterns of the files that are downloaded from a model's repository: safetensors, JSON, what a tokenizer needs, and remote code (which
+# runs only with `trust_remote_code`). Pickles are never downloaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
+# Patterns of second copies of the same weights: in another precision (`model.fp16.safetensors`), or in the format of another library
+# (Mistral's `consolidated.safetensors`). They match `MODEL_FILES` and are left out.
+WEIGHT_COPIES = ("model.*.safetensors", "consolidated*.safetensors")
 
-# The same weights again under other names, in another precision or another library's format.
-TWINS = ("model.*.safetensors", "consolidated*.safetensors")
-
-
-VECTOR_FILES = ("vector_config.json", "vector_model*", "adapter_config.json", "adapter_model.safetensors")
-
-
-# What makes a folder usable by `AutoTokenizer` and `pipeline`, beside config.json and the weights.
+# What `AutoTokenizer`, `AutoProcessor` and `pipeline` need in a folder, in addition to the config and the weights.
 SIDE_FILES = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 
+# A PEFT adapter.
 
-RECIPE_CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"  # how PEFT saved adapters before 0.6
 
+# A vector. The part of it that is a LoRA is stored as a PEFT adapter in the same folder.
 
-PROVENANCE_CONFIG = "dem_config.json"  # the recipe beside a merged model
+VECTOR_CONFIG = "vector_config.json"
+VECTOR_STEM = "vector_model"  # of `vector_model.safetensors`, or of its shards and their index
+VECTOR_FILES = (VECTOR_CONFIG, f"{VECTOR_STEM}*", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
+# Sidecars of a vector: files next to it that are no part of its sha256.
+
+TRAINING_FACTS = "dem_training.json"  # how a PEFT adapter was trained; its own config has no place for that
+NORMS_PLOT = "norms.png"
+SIDECARS = (NORMS_PLOT, TRAINING_FACTS)
+
+# A store of vectors, a recipe, and a merged model.
 
 STORE_CONFIG = "vector_store.json"
-
-
-TRAINING = "dem_training.json"  # of a PEFT adapter, whose own config has no place for it
-
-
-NORMS = "norms.png"
-
-
-COMPANIONS = (NORMS, TRAINING)
-
-
+RECIPE_CONFIG = MODEL_CONFIG  # with `model_type: "dem"`, so that the Auto classes of transformers load a recipe
+PROVENANCE_CONFIG = "dem_config.json"  # the recipe that a merged model was made from, in the model's folder
+PERPLEXITY_PLOT = "perplexity.png"
 CARD = "README.md"
 
+# A saved result of a search.
 
-PICTURE = "perplexity.png"
+SEARCH_RESULT = "search_result.json"
+SEARCH_CACHE = "measured"  # folder of the measurements, within that of the result
+MEASUREMENTS = "measured.jsonl"  # within the cache
 
+# Written by transformers' Trainer.
 
-RESULT = "search_result.json"
-
-
-MEASURED = "measured"  # folder of the cache, within a saved result
-
-
-MODEL_WEIGHTS = "model.safetensors"
+TRAINER_STATE = "trainer_state.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dem_hub._version import __version__
 from dem_hub.errors import CheckpointError, NotFoundError
-from dem_hub.files.names import PICKLES, SIDE_FILES, TWINS
+from dem_hub.files.names import PICKLES, SAFETENSORS, SIDE_FILES, WEIGHT_COPIES
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import verify_downloads
@@ -129,7 +129,7 @@ def wanted_names(
 
 def _patterns(source: VectorSource, files: Iterable[str], without: Iterable[str]) -> tuple[list[str], list[str]]:
     prefix = f"{source.subfolder}/" if source.subfolder else ""
-    return [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *TWINS, *without)]
+    return [prefix + pattern for pattern in files], [prefix + pattern for pattern in ("*/*", *WEIGHT_COPIES, *without)]
 
 
 def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, ...], options: HubOptions) -> Path:
@@ -152,9 +152,9 @@ def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, 
     )
     verify_downloads(source.repo_id, [snapshot / name for name in wanted_names(source, here, files, without)])
     if (
-        any(name.endswith(".safetensors") for name in files)
+        any(name.endswith(SAFETENSORS) for name in files)
         and not without
-        and not any(name.endswith(".safetensors") for name in here)
+        and not any(name.endswith(SAFETENSORS) for name in here)
     ):
         _refuse_pickles(source, snapshot.name, options)
     return snapshot

@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dem_hub.files.names import SAFETENSORS
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Remote, Resolved, download_errors, resolve, wanted_names
 from dem_hub.hub.references import VectorSource
 
-_WEIGHTS = ("*.safetensors",)
+_WEIGHTS = (f"*{SAFETENSORS}",)
 _FIRST = 100_001  # bytes asked for at first, in which most headers are whole
 _AHEAD = 1 << 14  # bytes that a reader of single places takes at a time
 
@@ -54,7 +55,7 @@ def resolve_headers(
     names = {
         one.rfilename: (one.size or 0, one.lfs.sha256 if one.lfs else "")
         for one in found
-        if one.rfilename.endswith(".safetensors")
+        if one.rfilename.endswith(SAFETENSORS)
     }
     missing = {
         name: names[name]
@@ -81,7 +82,7 @@ def _is_here(source: VectorSource, files: Iterable[str], options: HubOptions) ->
         found = resolve(source, files, replace(options, local_files_only=True))
     except FileNotFoundError:
         return False
-    return any(found.folder.glob("*.safetensors"))
+    return any(found.folder.glob(f"*{SAFETENSORS}"))
 
 
 def _link(file: Path, link: Path) -> None:

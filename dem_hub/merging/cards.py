@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dem_hub.files.names import PICTURE
+from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.hub.cards import (
     TAGS,
     Card,
@@ -46,7 +46,7 @@ def recipe_card(
         ]
         text.append("Validation perplexity, by which the coefficients were chosen:")
         text.append(table(("data", "base", "this model", "loss, nats a token"), rows))
-        text.append(f"![Perplexity before and after]({PICTURE})" if before else "")
+        text.append(f"![Perplexity before and after]({PERPLEXITY_PLOT})" if before else "")
     text += [
         loading_code(f'"{repo_id}"', transformers=True) if not merged else plain_loading_code(repo_id),
         provenance(licenses),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, NotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_target
-from dem_hub.files.names import CARD, PICTURE, PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.files.names import CARD, PERPLEXITY_PLOT, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     as_mapping,
@@ -229,7 +229,7 @@ class DEMConfig:
             card = recipe_card(head.repo_id, str(base.repo_id), shown, self.search, stated)
             recipe = dump_json(public.to_dict())
             written = {**files, RECIPE_CONFIG: recipe, CARD: render(card, head.read(CARD))}
-            return Change(written, merged=frozenset({CARD, PICTURE}))
+            return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
         with TemporaryDirectory() as scratch:
             copy_side_files(self.base.source, Path(scratch), HubOptions(token))
@@ -314,7 +314,7 @@ def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:
         for name, key in (("base", "base_losses"), ("this", "losses"))
     }
     with suppress(MissingDependencyError):
-        plot_perplexities(table, folder / PICTURE, "Validation perplexity")
+        plot_perplexities(table, folder / PERPLEXITY_PLOT, "Validation perplexity")
 
 
 def canonical_name(name: str) -> str:

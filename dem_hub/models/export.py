@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED
+from dem_hub.files.names import MODEL_WEIGHT_FILES
 from dem_hub.files.resumable import Unfinished, unfinished, unfinished_folder, written_before
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.planned import PlannedModel, merging_bar
@@ -42,7 +43,7 @@ def export(model: PlannedModel, target: Path) -> None:
         for name, text in model.index.items():
             write_text(work.folder / name, text)
         # Of an older export: with files of both, another model would load.
-        for path in target.glob("model*.safetensors*"):
+        for path in target.glob(MODEL_WEIGHT_FILES):
             path.unlink()
 
 

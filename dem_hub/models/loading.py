@@ -17,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from dem_hub.checkpoints.architecture import model_class
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import ConfigError
+from dem_hub.files.names import GENERATION_CONFIG
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
@@ -147,7 +148,7 @@ def _from_merge(
     if merge.vocabulary is not None:
         config.get_text_config().vocab_size = merge.vocabulary
     target = _resolve_dtype(dtype, recipe, config, merge)
-    if "generation_config" not in unused and (base.folder / "generation_config.json").is_file():
+    if "generation_config" not in unused and (base.folder / GENERATION_CONFIG).is_file():
         unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
     heads: Any = auto_class._model_mapping if auto_class is not None else None
     chosen = heads[type(config)] if heads is not None else model_class(config, trust_remote_code=trust_remote_code)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.errors import NotFoundError
-from dem_hub.files.names import CARD, PROVENANCE_CONFIG
+from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
@@ -112,7 +112,7 @@ def _push(
             if name != PROVENANCE_CONFIG or len(public) == len(sources)
         }
         card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
-        old = {path for path in head.files if fnmatch(path, "model*.safetensors*") and path not in own}
+        old = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in own}
         return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))
 
     return push(repo_id, compose, options, "Push the merged model")

@@ -9,7 +9,7 @@ from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.names import MEASURED, RESULT
+from dem_hub.files.names import SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.strict_json import check_version, parse_json
 from dem_hub.merging.config import DEMConfig, canonical_name
 from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
@@ -174,8 +174,8 @@ class SearchResult:
         """
         folder = Path(save_directory)
         self.config.save_pretrained(folder)
-        write_text(folder / RESULT, json.dumps(self._to_dict(), indent=1) + "\n")
-        self.cache.save(folder / MEASURED, with_logits=with_logits)
+        write_text(folder / SEARCH_RESULT, json.dumps(self._to_dict(), indent=1) + "\n")
+        self.cache.save(folder / SEARCH_CACHE, with_logits=with_logits)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "SearchResult":
@@ -184,9 +184,9 @@ class SearchResult:
         Raises:
             `NotFoundError`: there is none. `ConfigError`: it was written by a newer version.
         """
-        path = Path(folder) / RESULT
+        path = Path(folder) / SEARCH_RESULT
         if not path.is_file():
-            raise NotFoundError(f"'{folder}' has no {RESULT}: it is no folder of SearchResult.save_pretrained.")
+            raise NotFoundError(f"'{folder}' has no {SEARCH_RESULT}: it is no folder of SearchResult.save_pretrained.")
         data = parse_json(path.read_bytes(), str(path))
         check_version(data, str(path))
         try:
@@ -205,7 +205,7 @@ class SearchResult:
                 model=LocalModel.from_dict(data["model"]) if data["model"] else None,
                 refinement=Refinement.from_dict(data["refinement"]) if data.get("refinement") else None,
                 notes=tuple(data["notes"]),
-                cache=MeasurementCache(Path(folder) / MEASURED),
+                cache=MeasurementCache(Path(folder) / SEARCH_CACHE),
                 **{name: data[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, StopIteration) as error:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dem_hub.files.names import RESULT
+from dem_hub.files.names import SEARCH_RESULT
 from dem_hub.merging.coefficients import level
 from dem_hub.merging.config import DEMConfig
 from dem_hub.search.measure.cache import MeasurementCache
@@ -30,7 +30,7 @@ class EarlierSearch:
             return cls({}, MeasurementCache())
         if isinstance(earlier, str | os.PathLike):
             folder = Path(earlier)
-            saved = (folder / RESULT).is_file()
+            saved = (folder / SEARCH_RESULT).is_file()
             earlier = SearchResult.from_pretrained(folder) if saved else DEMConfig.from_pretrained(earlier)
         if isinstance(earlier, SearchResult):
             known = dict(zip(earlier.coefficients, earlier.best.coefficients, strict=True))

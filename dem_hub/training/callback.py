@@ -19,7 +19,7 @@ from dem_hub.checkpoints.tensor_groups import norms_by_layer
 from dem_hub.codecs.auto.budget import Auto
 from dem_hub.errors import ConfigError, MissingDependencyError, VectorNotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder
-from dem_hub.files.names import NORMS, VECTOR_FILES
+from dem_hub.files.names import NORMS_PLOT, VECTOR_FILES
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved
 from dem_hub.hub.failures import is_transient
@@ -343,7 +343,7 @@ class DEMCallback(TrainerCallback):
                     for name, value in zip(found.names[1:], found.cosines[0][1:], strict=True)
                 }
             try:
-                plot_norms(norms_by_layer(norms), folder / NORMS, "Norm of the delta, by layer")
+                plot_norms(norms_by_layer(norms), folder / NORMS_PLOT, "Norm of the delta, by layer")
             except MissingDependencyError as error:
                 logger.info("No picture of the layers: %s", error)
             names = {path.name for path in folder.iterdir()}

@@ -16,7 +16,7 @@ from dem_hub.codecs import Codec
 from dem_hub.codecs.auto.budget import Auto
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, VECTOR_CONFIG
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, TRAINER_STATE, VECTOR_CONFIG
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.references import VectorSource
@@ -31,8 +31,6 @@ from dem_hub.vectors.sidecars import write_training
 from dem_hub.vectors.vector import DistributionVector
 
 logger = logging.getLogger(__name__)
-
-_TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def base_name(model: Any) -> str:
         raise ConfigError(
             "The model does not say which base it was loaded from. Name it: DEMCallback(base_model='org/base')."
         )
-    if (Path(name) / _TRAINER_STATE).is_file():
+    if (Path(name) / TRAINER_STATE).is_file():
         raise ConfigError(
             f"The model was loaded from '{name}', a checkpoint of a training run and hardly its base. Name the base: "
             "DEMCallback(base_model='org/base')."

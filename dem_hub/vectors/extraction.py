@@ -37,7 +37,7 @@ from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import is_recipe, lone_vector
-from dem_hub.files.names import VECTOR_CONFIG
+from dem_hub.files.names import SAFETENSORS, VECTOR_CONFIG
 from dem_hub.hub.download import Resolved
 from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
@@ -127,7 +127,7 @@ def extract_tensors(
     files = vector.close(sides.base.record)
     options = codec_options(codec)
     libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
-    sizes = [(folder / name).stat().st_size for name in files if name.endswith(".safetensors")]
+    sizes = [(folder / name).stat().st_size for name in files if name.endswith(SAFETENSORS)]
     choice = explain(plan, vector.tensors, sum(sizes)) if plan is not None else ""
     config = VectorConfig(
         base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries

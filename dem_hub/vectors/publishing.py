@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_CONFIG, VECTOR_FILES
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.strict_json import dump_json, parse_json
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Head
@@ -37,7 +37,7 @@ class PublicVector:
         return sum(
             file.stat().st_size
             for name, file in self.files.items()
-            if isinstance(file, Path) and name.endswith(".safetensors")
+            if isinstance(file, Path) and name.endswith(SAFETENSORS)
         )
 
 

@@ -14,7 +14,7 @@ from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
 from dem_hub.codecs.registry import make_codec
 from dem_hub.errors import CheckpointError, CodecError, refuse
-from dem_hub.files.names import ADAPTER_WEIGHTS, VECTOR_STEM
+from dem_hub.files.names import ADAPTER_WEIGHTS, INDEX_SUFFIX, SAFETENSORS, VECTOR_STEM
 from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig
 from dem_hub.vectors.lora.writer import factor_names
 
@@ -37,7 +37,7 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
         raise CodecError(
             f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
         )
-    rest, factors = _open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config)
+    rest, factors = _open(folder, VECTOR_STEM + SAFETENSORS, config), _open(folder, ADAPTER_WEIGHTS, config)
     parts: dict[str, dict[str, LazyTensor]] = {}
     if rest is not None:
         for name in rest:
@@ -69,7 +69,7 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
 def part_sizes(folder: Path, config: VectorConfig) -> dict[str, int]:
     """Bytes of each part in the files, by its name there; raises what [`read_contents`] raises."""
     read_contents(folder, config)
-    found = (_open(folder, VECTOR_STEM + ".safetensors", config), _open(folder, ADAPTER_WEIGHTS, config))
+    found = (_open(folder, VECTOR_STEM + SAFETENSORS, config), _open(folder, ADAPTER_WEIGHTS, config))
     return {name: info.nbytes for file in found if file is not None for name, info in file.items()}
 
 
@@ -94,7 +94,7 @@ def _layout(record: TensorRecord, codec: Codec) -> Layout:
 
 def _open(folder: Path, name: str, config: VectorConfig) -> Checkpoint | None:
     """A file of tensors, or its shards; one that lies there and is not in the config was never checked, and is refused."""
-    there = [file for file in (name, name + ".index.json") if (folder / file).is_file()]
+    there = [file for file in (name, name + INDEX_SUFFIX) if (folder / file).is_file()]
     strange = [f"'{file}'" for file in there if file not in config.files]
     if strange:
         refuse(

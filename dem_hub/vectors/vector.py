@@ -30,9 +30,10 @@ from dem_hub.files.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD,
-    COMPANIONS,
     MODEL_FILES,
-    NORMS,
+    NORMS_PLOT,
+    SAFETENSORS,
+    SIDECARS,
     VECTOR_CONFIG,
     VECTOR_FILES,
 )
@@ -252,13 +253,13 @@ class DistributionVector:
         beside = companions_of(self.folder)
 
         def compose(head: Head) -> Change:
-            picture = NORMS if NORMS in beside else ""
+            picture = NORMS_PLOT if NORMS_PLOT in beside else ""
             card = vector_card(
                 head.repo_id, subfolder, public.config, public.base, stated, read_training(self.folder), picture
             )
             files = {prefix + name: file for name, file in {**public.files, **beside}.items()}
             removed = stale(head, prefix, files) | (
-                {prefix + name for name in COMPANIONS if prefix + name in head.files} - set(files)
+                {prefix + name for name in SIDECARS if prefix + name in head.files} - set(files)
             )
             return Change(
                 {**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD})
@@ -296,7 +297,7 @@ class DistributionVector:
     @property
     def nbytes(self) -> int:
         """Size of its tensor files, in bytes."""
-        return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(".safetensors"))
+        return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(SAFETENSORS))
 
     def tensor_bytes(self) -> dict[str, int]:
         """Count the bytes of the parts of each tensor in the files, headers aside.

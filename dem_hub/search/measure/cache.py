@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.processes import rank, world_size
+from dem_hub.files.names import MEASUREMENTS, SAFETENSORS
 from dem_hub.search.measure.logits import Block
 
-_LINES = "measured.jsonl"
 _LOGITS = "logits"
 
 
@@ -38,8 +38,8 @@ class MeasurementCache:
         self._known = known
         self._numbers: dict[str, Any] = {}
         self._blocks: dict[str, Block] = {}
-        if self.folder is not None and (self.folder / _LINES).is_file():
-            self._numbers = _read_lines(self.folder / _LINES)
+        if self.folder is not None and (self.folder / MEASUREMENTS).is_file():
+            self._numbers = _read_lines(self.folder / MEASUREMENTS)
 
     def __contains__(self, key: str) -> bool:
         return key in self._numbers or self.is_free(key)
@@ -69,7 +69,7 @@ class MeasurementCache:
         self._numbers[key] = value
         if self.folder is not None and rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / _LINES).open("a", encoding="utf-8") as file:
+            with (self.folder / MEASUREMENTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([key, value]) + "\n")
 
     def block(self, key: str) -> Block | None:
@@ -110,7 +110,7 @@ class MeasurementCache:
     def _path(self, key: str, move: str = "") -> Path:
         assert self.folder is not None
         name = hashlib.sha256(f"{key} {rank()}/{world_size()}".encode()).hexdigest()[:24]
-        return self.folder / _LOGITS / f"{name}{'-' if move else ''}{move}.safetensors"
+        return self.folder / _LOGITS / f"{name}{'-' if move else ''}{move}{SAFETENSORS}"
 
 
 def _read_lines(path: Path) -> dict[str, Any]:

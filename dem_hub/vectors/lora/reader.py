@@ -20,7 +20,7 @@ from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
 from dem_hub.files.folders import RECIPE, STORE, kind_of
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from dem_hub.files.strict_json import parse_json
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
@@ -68,7 +68,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             "vector first: dem-hub extract BASE FINETUNED -o DIR, in Python DistributionVector.extract(base, finetuned)."
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        if (folder / "adapter_model.bin").is_file():
+        if (folder / ADAPTER_PICKLE).is_file():
             raise CheckpointError(
                 f"'{folder}' has pickled weights only (adapter_model.bin), which can run code when they are read. Convert them: "
                 "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
