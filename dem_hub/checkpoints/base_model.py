@@ -7,8 +7,8 @@ from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_d
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.hub.download import Resolved
-from dem_hub.hub.headers import RemoteFile
 from dem_hub.hub.references import BaseRecord
+from dem_hub.hub.remote import RangeReader
 
 
 class Base:
@@ -45,7 +45,7 @@ class Base:
             return self.digests[name]
         info = self.checkpoint[name]
         place = "/".join(part for part in (self.source.subfolder, info.file.name) if part)
-        return tensor_digest(info, RemoteFile(self.remote, place))
+        return tensor_digest(info, RangeReader(self.remote, place))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,15 +1,17 @@
-"""What goes wrong between this machine and the Hub, as one error that says what, where, and what to do.
+"""Failures of the connection and of the Hub, translated into one error that says what was asked, what failed, and what to do.
 
-The Hub's client raises a dozen types for a bad line: its HTTP library's, `ValueError`, `RuntimeError`, `OSError`. Here each becomes a
-`HubError` with the client's own as its cause. What the Hub refuses (401, 403, 404) is the client's `HfHubHTTPError`, with a note.
+The Hub's client raises a dozen types for a bad connection: those of its HTTP library, `ValueError`, `RuntimeError`, `OSError`. Here each
+becomes a `HubError`, with the client's error as its cause. A refusal of the Hub (401, 403, 404) stays the client's `HfHubHTTPError` and gets
+a note that says what was asked.
 """
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from dem_hub.errors import HubError
+from dem_hub.hub.references import VectorSource
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -71,43 +73,57 @@ def hub_errors(action: str, remedy: str) -> Iterator[None]:
             failure = _failure(cause)
             if failure is not None:
                 raise HubError(f"{action} {failure}. {remedy}") from error
-            if isinstance(cause, HfHubHTTPError):  # the Hub's own refusal, whatever the client made of it
+            if isinstance(cause, HfHubHTTPError):
+                # The refusal of the Hub tells more than the error that the client made of it, so it is raised in its place.
                 cause.add_note(action)
                 raise cause from cause.__cause__
         error.add_note(action)
         raise
 
 
+def download_errors(source: VectorSource) -> AbstractContextManager[None]:
+    """Turn failures of a block that downloads files of a source into a `HubError` that names it; see [`hub_errors`]."""
+    return hub_errors(
+        action=f"'{source.repo_id}' is not a local folder, so it was looked up on the Hub.",
+        remedy="Nothing was loaded. Try again: complete files are not downloaded twice.",
+    )
+
+
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and its causes."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__
+    """Yield an error and its causes."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
 
 
 def _failure(error: BaseException) -> str | None:
-    """What failed, in words, if it is of a kind that may pass."""
+    """Return what failed, in words; `None` for an error that another try would meet again."""
     from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
     from huggingface_hub.utils import httpx
 
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return _answer(error) if is_transient(status) else None
+        if is_transient(error.response.status_code):
+            return _answer(error)
+        return None
     if isinstance(error, httpx.RequestError):
-        return f"The connection failed ({type(error).__name__}{f': {error}' if str(error) else ''})"
+        details = f": {error}" if str(error) else ""
+        return f"The connection failed ({type(error).__name__}{details})"
     if isinstance(error, (json.JSONDecodeError, SafetensorsParsingError)):
         return f"Its answer broke off ({error})"
+    # The client raises a bare `OSError` for a file of the wrong size, and only its text tells it from a full disk.
     if type(error) is OSError and "Consistency check failed" in str(error):
-        return f"A file did not come whole ({str(error).splitlines()[0].rstrip('.')})"
+        first_line = str(error).splitlines()[0].rstrip(".")
+        return f"A file is incomplete ({first_line})"
     return None
 
 
 def _answer(error: "HfHubHTTPError") -> str:
-    """The Hub's answer; of the address no query, which may be signed."""
+    """Return the status, message and address of the Hub's answer, and how long it asks to wait."""
     response = error.response
+    # The query of a URL may be a signature that lets anybody download the file, so it stays out of messages and logs.
+    address = str(response.url).partition("?")[0]
+    message = (error.server_message or response.reason_phrase or "no reason").rstrip(".")
     wait = response.headers.get("Retry-After")
-    said = (error.server_message or response.reason_phrase or "no reason").rstrip(".")
-    return f"It answered {response.status_code} ({said}) at {str(response.url).partition('?')[0]}" + (
-        f"; wait {wait} s" if wait else ""
-    )
+    advice = f"; wait {wait} s" if wait else ""
+    return f"It answered {response.status_code} ({message}) at {address}{advice}"

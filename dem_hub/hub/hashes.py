@@ -1,8 +1,9 @@
-"""Whether files are what they should be, by their sha256; of a file in the Hub's cache, and of any large one, it is worked out once.
+"""Hashes of files: worked out, remembered, and compared with what a config or the Hub says.
 
-The Hub's client checks the sizes of what it downloads, and nothing else. But it names each blob in its cache after the hash that the Hub
-gave for it, so the bytes can be held against that name with no request more. A file that was hashed once is known again by its size,
-time and inode, as git knows it; that lies beside the cache's own files, or under `HF_HOME` for files that are elsewhere.
+The Hub's client checks the size of a download and nothing else. But it names each blob of its cache after the hash that the Hub gave for it,
+so the bytes are compared with that name, at the cost of no request. The hash of a file in the cache, or of any large file, is remembered
+with the file's size, time and inode, as git does, and worked out again only when one of these changes. The memory lies in the cache next to
+the blobs, or under `HF_HOME` for files that are elsewhere.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,15 +21,53 @@ from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.atomic import write_text
 from dem_hub.files.strict_json import check_inside
 
+# The folder of remembered hashes, in a repository's folder of the Hub's cache.
 _MEMORY = ".dem_hub"
-_LARGE = 1 << 24  # bytes; what is smaller is hashed in no time
-_SETTLED = 2.0  # seconds after which one more change would show in a file's time, on any file system
-_SHORT = 16  # hex digits (64 bits)
-_HEX = re.compile(r"[0-9a-f]+")
+# Bytes from which the hash of a file outside the cache is remembered; smaller files are hashed quickly. Chosen by hand, not measured.
+_LARGE = 1 << 24
+# Seconds since the last change. A file that was written a moment ago may be written again within the same tick of the file system's
+# clock, and its time would not show it. The coarsest clock in use is that of FAT, with 2 seconds.
+_SETTLED = 2.0
+# Hex digits that a message shows of a hash: 64 bits.
+_SHORT = 16
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256_of_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _git_blob_of_file(path: Path) -> str:
+    return _git_blob_of_bytes(path.read_bytes())
+
+
+def _git_blob_of_bytes(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class HashKind:
+    """A hash function for the contents of files.
+
+    `suffix` ends the names of the files that remember these hashes. It is on users' disks, so it must not change.
+    """
+
+    suffix: str
+    of_file: Callable[[Path], str]
+    of_bytes: Callable[[bytes], str]
+
+
+# The Hub identifies a large file (one in LFS or Xet) by its sha256, and a small one by the id of its blob in git.
+SHA256 = HashKind("_sha256", _sha256_of_file, _sha256_of_bytes)
+GIT_BLOB = HashKind("_git", _git_blob_of_file, _git_blob_of_bytes)
 
 
 def digest(file: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, 64 hex digits.
+    """Return the sha256 of a file, 64 hex digits.
 
     Example:
 
@@ -42,30 +82,49 @@ def digest(file: str | os.PathLike[str]) -> str:
 
     ```
     """
-    return _remembered(Path(file), _sha256)
+    return _hash_once(Path(file), SHA256)
 
 
 def short_hash(digest: str | None) -> str:
-    """Return the first 16 hex digits of a hash, for messages; enough to tell two files or two models apart.
+    """Return the first 16 hex digits of a hash, for a message: enough to tell two files or two models apart.
 
-    `None`, the fingerprint of a base that is not recorded, is "unknown".
+    A hash that is not known (`None`, such as the fingerprint of an adapter's base) is `unknown`.
     """
     return "unknown" if digest is None else digest[:_SHORT]
 
 
+def is_version(content: Path | str, hub_hash: str) -> bool:
+    """Check whether a file, or a text, has the hash by which the Hub knows it (a sha256 or a git blob id)."""
+    kind = _kind_of(hub_hash)
+    if kind is None:
+        return False
+    if isinstance(content, Path):
+        return _hash_once(content, kind) == hub_hash
+    return kind.of_bytes(content.encode()) == hub_hash
+
+
 def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Check the files of a folder against their recorded sha256; of files that are not here it may be known all the same.
+    """Check the files of a folder against their recorded sha256.
+
+    Args:
+        folder (`Path`): The folder.
+        files (`Mapping[str, str]`): The recorded sha256 of each file, by name.
+        known (`Mapping[str, str]`, *optional*): The actual sha256 of files, by name, where that is known already. These files are not
+            read, and need not be there: the Hub says the sha256 of a file that has not been downloaded.
 
     Raises:
-        `CheckpointError`: lists every file that is missing or altered, with both digests.
+        [`~dem_hub.errors.CheckpointError`]: If files are missing or altered. All of them are listed, with both hashes.
     """
     faults = []
     for name, expected in sorted(files.items()):
         check_inside(name, f"file of '{folder}'")
         path = folder / name
-        found = known.get(name) or (digest(path) if path.is_file() else "no such file")
-        if found != expected:
-            faults.append(f"'{name}' has sha256 {short_hash(found)}, recorded is {short_hash(expected)}")
+        if name not in known and not path.is_file():
+            faults.append(f"'{name}' is missing")
+            continue
+        actual = known[name] if name in known else digest(path)
+        if actual != expected:
+            faults.append(f"'{name}' has sha256 {short_hash(actual)}, recorded is {short_hash(expected)}")
     if faults:
         refuse(
             CheckpointError,
@@ -76,101 +135,85 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
 
 
 def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
-    """Check files of the Hub's cache against the hashes that the Hub gave for them, and take those away that are something else.
+    """Check files of the Hub's cache against the hashes that the Hub gave for them, and remove damaged ones from the cache.
+
+    Args:
+        repo_id (`str`): The repository, for the message.
+        files (`Iterable[Path]`): Files of a snapshot. One that is not a link to a blob is skipped, as its hash on the Hub is not known.
 
     Raises:
-        `CheckpointError`: lists every file that is not what the Hub has.
+        [`~dem_hub.errors.CheckpointError`]: If files are not what the Hub has. All of them are listed, with both hashes.
     """
-    faults, damaged = [], []
+    faults = []
+    damaged = []
     for path in files:
         blob = _blob_of(path)
-        if blob is None:
+        kind = None if blob is None else _kind_of(blob.name)
+        if blob is None or kind is None:
             continue
-        kind = _kind(blob.name)
-        found = _remembered(path, kind) if kind is not None else blob.name
-        if found != blob.name:
-            faults.append(f"'{path.name}' has hash {short_hash(found)}, the Hub's has {short_hash(blob.name)}")
+        actual = _hash_once(path, kind)
+        if actual != blob.name:
+            faults.append(f"'{path.name}' has hash {short_hash(actual)}, the Hub's has {short_hash(blob.name)}")
             damaged += [blob.resolve(), blob, path]
     if faults:
-        remedy = _take_out(damaged)
-        refuse(CheckpointError, f"Files of '{repo_id}' were damaged on their way from the Hub.", faults, remedy)
+        remedy = _remove(damaged)
+        refuse(CheckpointError, f"Files of '{repo_id}' were damaged during the download.", faults, remedy)
 
 
-def is_version(content: Path | str, hub_hash: str) -> bool:
-    """Whether a file, or a text, is what the Hub knows by a hash: the sha256 of a large file, git's id of a small one."""
-    kind = _kind(hub_hash)
-    if kind is None:
-        return False
-    if isinstance(content, Path):
-        return _remembered(content, kind) == hub_hash
-    data = content.encode()
-    return hub_hash == (_git_id(data) if kind is _git else hashlib.sha256(data).hexdigest())
-
-
-def _take_out(damaged: Iterable[Path]) -> str:
-    """Remove files from the cache; says what came of it."""
+def _remove(damaged: Iterable[Path]) -> str:
+    """Remove files from the cache, and return what the user can do now."""
     try:
         for path in damaged:
             path.unlink(missing_ok=True)
     except OSError as error:
-        return f"Nothing was loaded. They could not be taken out of the cache ({error}): remove them, or name another cache_dir."
-    return "Nothing was loaded, and they were taken out of the cache. Try again: they are downloaded anew."
+        return f"Nothing was loaded. They cannot be removed from the cache ({error}): remove them by hand, or name another cache_dir."
+    return "Nothing was loaded, and they were removed from the cache. Try again to download them again."
 
 
-def _remembered(path: Path, kind: Callable[[Path], str]) -> str:
-    """The hash of a file, from memory if it is the file that was hashed then."""
-    memory, status = _memory_of(path, kind), path.stat()
-    if memory is None:
-        return kind(path)
-    known = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-    with suppress(OSError, ValueError):
-        remembered = json.loads(memory.read_text("utf-8"))
-        if isinstance(remembered, dict) and remembered == {**known, "hash": remembered.get("hash")}:
-            return str(remembered["hash"])
-    found = kind(path)
-    with suppress(OSError):  # where nothing may be written, it is hashed each time
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps({**known, "hash": found}))
-    return found
-
-
-def _memory_of(path: Path, kind: Callable[[Path], str]) -> Path | None:
-    """Where the hash of a file is kept; `None` for one that is small, or so new that a change to come could go unseen."""
-    blob = _blob_of(path)
-    if blob is not None:
-        return blob.parent.parent / _MEMORY / f"{blob.name}{kind.__name__}.json"
-    status = path.stat()
-    if status.st_size < _LARGE or time.time() - status.st_mtime < _SETTLED:
-        return None
-    from huggingface_hub.constants import HF_HOME
-
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    return Path(HF_HOME, "dem_hub", "hashes", f"{place}{kind.__name__}.json")
+def _kind_of(name: str) -> HashKind | None:
+    """Return the kind of a hash, which its length tells; `None` if the name is not a hash."""
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return SHA256
+    if re.fullmatch(r"[0-9a-f]{40}", name):
+        return GIT_BLOB
+    return None
 
 
 def _blob_of(path: Path) -> Path | None:
-    """The blob that a file of the Hub's cache is a link to."""
+    """Return the blob that a file of the Hub's cache links to; `None` for any other file."""
     if not path.is_symlink():
         return None
     blob = Path(os.path.normpath(path.parent / path.readlink()))
     return blob if blob.parent.name == "blobs" else None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _hash_once(path: Path, kind: HashKind) -> str:
+    """Return the hash of a file, from memory if the file has not changed since it was remembered."""
+    memory = _memory_of(path, kind)
+    if memory is None:
+        return kind.of_file(path)
+    status = path.stat()
+    state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+    with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
+        remembered = json.loads(memory.read_text("utf-8"))
+        if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:
+            return str(remembered["hash"])
+    actual = kind.of_file(path)
+    with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_text(memory, json.dumps({**state, "hash": actual}))
+    return actual
 
 
-def _git(path: Path) -> str:
-    """By which the Hub knows small files."""
-    return _git_id(path.read_bytes())
+def _memory_of(path: Path, kind: HashKind) -> Path | None:
+    """Return the file that remembers the hash of `path`; `None` if hashing is cheap, or a change could go unnoticed."""
+    blob = _blob_of(path)
+    if blob is not None:
+        return blob.parent.parent / _MEMORY / f"{blob.name}{kind.suffix}.json"
+    status = path.stat()
+    if status.st_size < _LARGE or time.time() - status.st_mtime < _SETTLED:
+        return None
+    from huggingface_hub.constants import HF_HOME
 
-
-def _git_id(content: bytes) -> str:
-    """The id that git gives a file's contents."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _kind(name: str) -> Callable[[Path], str] | None:
-    """With which function a hash was made, by its form."""
-    return {64: _sha256, 40: _git}.get(len(name)) if _HEX.fullmatch(name) else None
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return Path(HF_HOME, "dem_hub", "hashes", f"{name}{kind.suffix}.json")

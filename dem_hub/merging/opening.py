@@ -14,10 +14,11 @@ from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubE
 from dem_hub.files.folders import check_target, is_recipe, lone_vector
 from dem_hub.files.names import MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
 from dem_hub.hub.client import HubOptions
-from dem_hub.hub.download import Remote, Resolved, resolve
+from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
+from dem_hub.hub.remote import RemoteWeights
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig, VectorRecord
 from dem_hub.merging.merge import Merge
@@ -33,7 +34,7 @@ class OpenedRecipe:
     vectors: tuple[DistributionVector, ...]
 
     @property
-    def remotes(self) -> list[Remote]:
+    def remotes(self) -> list[RemoteWeights]:
         """Weights that are still on the Hub; with any there, it can be planned with, and not merged."""
         return [
             remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None

@@ -313,7 +313,7 @@ def quantized(llama: Models, folder: Path) -> Path:
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no such base": (["extract", "absent/", "{base}", "-o", "out"], "'absent/' is not a folder here, and not a Hub id"),
+    "no such base": (["extract", "absent/", "{base}", "-o", "out"], "'absent/' is not a local folder, and not a Hub id"),
     "no such repository": (["extract", "org/absent", "{base}", "-o", "out"], "'org/absent' is not a local folder, so it was looked up on the Hub"),
     "no such codec": (["extract", "{base}", "{full}", "-o", "out", "--codec", "zip"], "no codec 'zip'; choose one of auto, lrsign, sign"),
     "no such option": (["extract", "{base}", "{full}", "-o", "out", "--codec", "dense", "--rank", "3"], "no option 'rank'"),

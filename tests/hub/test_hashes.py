@@ -149,7 +149,7 @@ def test_all_faults_of_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         verify_files(tmp_path, {"a": SHA256, "b": "0" * 64, "c": SHA256})
     assert f"'b' has sha256 {SHA256[:16]}, recorded is {'0' * 16}" in str(caught.value)
-    assert "'c' has sha256 no such file" in str(caught.value)
+    assert "'c' is missing" in str(caught.value)
     assert "'a'" not in str(caught.value)
 
 
@@ -208,3 +208,10 @@ def test_a_file_that_rots_in_the_cache(hub: Hub, published: Published) -> None:
     with pytest.raises(CheckpointError, match=r"vector_model\.safetensors"):
         DistributionVector.from_pretrained(VECTOR)
     DistributionVector.from_pretrained(VECTOR)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [(SHA256, "_sha256"), (GIT, "_git")])
+def test_remembered_hashes_have_the_names_that_are_on_disks_already(tmp_path: Path, name: str, suffix: str) -> None:
+    verify_downloads("org/base", [cached(tmp_path, name)])
+    memories = list((tmp_path / "models--org--base" / ".dem_hub").iterdir())
+    assert [memory.name for memory in memories] == [f"{name}{suffix}.json"]

@@ -191,7 +191,9 @@ def test_the_cache_on_another_disk(published: Published, tmp_path: Path, monkeyp
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: usage._replace(free=10 if path == Path("/proc") else usage.free)
     )
-    monkeypatch.setattr(dem_hub.hub.download.Remote, "cache", property(lambda self: Path("/proc")))  # another device
+    monkeypatch.setattr(
+        dem_hub.hub.remote.RemoteWeights, "cache", property(lambda self: Path("/proc"))
+    )  # another device
     with pytest.raises(DiskSpaceError, match="come down to '/proc', and 10 B are free there"):
         estimate_export(PlannedModel.of(opened), tmp_path / "merged")
 

@@ -67,7 +67,7 @@ def train(kind, folder):
     try:
         DEMCallback("/nowhere").on_train_begin(settings, state, control, model=model)
     except (FileNotFoundError, ValueError) as error:
-        assert "'/nowhere' is not a folder here, and not a Hub id" in str(error)
+        assert "'/nowhere' is not a local folder, and not a Hub id" in str(error)
     else:
         raise AssertionError("no refusal")
     callback = DEMCallback(base, when="save", **({} if kind == "lora" else DENSE))
