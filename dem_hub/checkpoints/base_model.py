@@ -7,7 +7,7 @@ from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_d
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.hub.download import Resolved
-from dem_hub.hub.references import BaseRecord
+from dem_hub.hub.references import BaseRecord, short_commit
 from dem_hub.hub.remote import RangeReader
 
 
@@ -20,7 +20,9 @@ class Base:
         self.checkpoint = Checkpoint(found.folder)
 
     def __str__(self) -> str:
-        return str(self.source) + (f" at {self.commit[:12]}" if self.commit else "")
+        if self.commit is None:
+            return str(self.source)
+        return f"{self.source} at {short_commit(self.commit)}"
 
     @cached_property
     def digests(self) -> dict[str, str]:

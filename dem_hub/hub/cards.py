@@ -1,7 +1,7 @@
-"""Model cards: what we know of a repository, written into its README and kept up to date, around what a person wrote there.
+"""Model cards: what dem_hub knows about a repository, written into its README and kept up to date around a person's own text.
 
-Our part stands between two marks and is written anew with each push; everything else stays. Of the metadata, ours are the keys that say
-what the repository is; lists are joined, and what a person set of the rest stays.
+Our text stands between two marks and is replaced with each push; everything else in the README stays. Of the metadata, the keys that say what
+the repository is are ours. Lists (such as tags) are joined, and every other value that a person set stays.
 """
 
 import warnings
@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# The marks are in the READMEs of published repositories, and are how our text is found there. They must not change.
 BEGIN = "<!-- dem-hub: from here to the next mark the text is written anew with each push -->"
 END = "<!-- dem-hub: end -->"
-_OURS = ("library_name", "base_model", "base_model_relation", "model-index")
+
 TAGS = ("dem", "distribution-edited-model")
+
+# Metadata that says what the repository is; ours replaces what is there.
+_OUR_KEYS = ("library_name", "base_model", "base_model_relation", "model-index")
 _PAPER = "[Distribution Edited Model](https://aclanthology.org/2024.emnlp-main.1074/) (Ram et al., EMNLP 2024)"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What we have to say: a title for a README that has none, metadata, and a text."""
+    """Our part of a README: a title (used if there is no text yet), metadata, and a text in Markdown."""
 
     title: str
     metadata: Mapping[str, Any]
@@ -26,11 +30,11 @@ class Card:
 
 
 def render(card: Card, existing: str | None = None) -> str:
-    """The README of a repository.
+    """Return the README of a repository.
 
     Args:
-        card ([`Card`]): ours.
-        existing (`str`, *optional*): what the repository has now.
+        card ([`Card`]): Our part.
+        existing (`str`, *optional*): The README that the repository has now.
 
     Example:
 
@@ -45,52 +49,79 @@ def render(card: Card, existing: str | None = None) -> str:
     """
     from huggingface_hub import ModelCard
 
-    before = ModelCard(existing, ignore_metadata_errors=True) if existing else None
-    text = before.text.strip("\n") if before is not None else ""
+    their_text = ""
+    their_metadata: Mapping[str, Any] = {}
+    if existing:
+        their_card = ModelCard(existing, ignore_metadata_errors=True)
+        their_text = their_card.text.strip("\n")
+        their_metadata = their_card.data.to_dict()
+    text = _insert(card, their_text)
+    rendered = ModelCard("---\n{}\n---\n" + text + "\n")
+    for key, value in _merge(their_metadata, card.metadata).items():
+        rendered.data[key] = value
+    return str(rendered)
+
+
+def _insert(card: Card, text: str) -> str:
+    """Return a README's text with our part in it: in the place of an earlier one, or at the end."""
     ours = f"{BEGIN}\n\n{card.text.strip()}\n\n{END}"
-    start, end = text.find(BEGIN), text.find(END)
+    start = text.find(BEGIN)
+    end = text.find(END)
     if 0 <= start < end:
-        text = text[:start] + ours + text[end + len(END) :]
-    else:
-        text = "\n\n".join(part for part in (text or f"# {card.title}", ours) if part)
-    after = ModelCard("---\n{}\n---\n" + text + "\n")
-    for key, value in _merge(before.data.to_dict() if before is not None else {}, card.metadata).items():
-        after.data[key] = value
-    return str(after)
+        return text[:start] + ours + text[end + len(END) :]
+    theirs = text or f"# {card.title}"
+    return f"{theirs}\n\n{ours}"
 
 
 def _merge(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a card: `theirs` with ours added."""
     merged = dict(theirs)
     for key, value in ours.items():
         old = merged.get(key)
-        if key in _OURS or old in (None, "", []):
+        if key in _OUR_KEYS or old in (None, "", []):
             merged[key] = value
         elif isinstance(value, list):
-            merged[key] = list(dict.fromkeys([*(old if isinstance(old, list) else [old]), *value]))
+            old_values = old if isinstance(old, list) else [old]
+            merged[key] = list(dict.fromkeys([*old_values, *value]))
     return merged
 
 
-def relation(relation: str, sources: Sequence[str | None]) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for name in sources if name))
-    return {"base_model": names, "base_model_relation": relation} if names else {}
+def base_models(relation: str, names: Sequence[str | None]) -> dict[str, Any]:
+    """Return the metadata that links a repository to the models it is made from.
+
+    Args:
+        relation (`str`): The Hub's word for it: `adapter` or `merge`.
+        names (`Sequence[str]`): Hub ids; names that are empty or `None` are left out.
+    """
+    named = list(dict.fromkeys(name for name in names if name))
+    if not named:
+        return {}
+    return {"base_model": named, "base_model_relation": relation}
 
 
 def shared_license(licenses: Mapping[str, str]) -> dict[str, str]:
-    """The licence that all of them have; where they disagree, that is for a person to settle."""
+    """Return the metadata of the license that all parts have. If they disagree, warn: a person has to decide.
+
+    Args:
+        licenses (`Mapping[str, str]`): The license of each repository that states one.
+    """
     different = sorted(set(licenses.values()))
     if len(different) > 1:
         warnings.warn(
-            f"The licences disagree: {_by_repository(licenses)}. Check what may be shared, and state a license.",
+            f"The licenses disagree: {_by_repository(licenses)}. Check what may be shared, and state a license.",
             stacklevel=2,
         )
-    return {"license": different[0]} if len(different) == 1 else {}
+    if len(different) != 1:
+        return {}
+    return {"license": different[0]}
 
 
 def provenance(licenses: Mapping[str, str]) -> str:
+    """Return the sentences that name dem_hub and the paper, and say whether the licenses of the parts disagree."""
     note = ""
     if len(set(licenses.values())) > 1:
         note = (
-            f"The licences of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
+            f"The licenses of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
         )
     return f"{note}Made with [dem_hub](https://pypi.org/project/dem-hub/), after {_PAPER}."
 
@@ -100,32 +131,48 @@ def _by_repository(licenses: Mapping[str, str]) -> str:
 
 
 def loading_code(arguments: str, *, transformers: bool = False) -> str:
+    """Return a block of code that loads a model with dem_hub.
+
+    Args:
+        arguments (`str`): The arguments of `DEMModel.from_pretrained`, as code.
+        transformers (`bool`, *optional*, defaults to `False`): Whether the Auto classes can load it too, which only holds for a recipe.
+    """
     lines = ["from dem_hub import DEMModel", "", f"model = DEMModel.from_pretrained({arguments})"]
     if transformers:
         lines += ["", f"# or, once dem_hub is imported: AutoModelForCausalLM.from_pretrained({arguments})"]
-    return "\n".join(["```python", *lines, "```"])
+    return _code_block(lines)
 
 
 def plain_loading_code(repo_id: str) -> str:
-    lines = [
-        "from transformers import AutoModelForCausalLM",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")',
-    ]
-    return "\n".join(["```python", *lines, "```"])
-
-
-def link(name: str | None) -> str:
-    if not name:
-        return ""
-    repo_id = name.partition("//")[0].partition("@")[0]
-    return (
-        f"[{name}](https://huggingface.co/{repo_id})"
-        if repo_id.count("/") == 1 and not repo_id.startswith((".", "/"))
-        else f"`{name}`"
+    """Return a block of code that loads a merged model without dem_hub."""
+    return _code_block(
+        [
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")',
+        ]
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+def _code_block(lines: Sequence[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def markdown_link(name: str | None) -> str:
+    """Return a link to a repository of the Hub, named as in [`VectorSource`]; a local path becomes code, and `None` an empty text."""
+    if not name:
+        return ""
+    repo_id = name.partition("//")[0].partition("@")[0]
+    is_path = repo_id.startswith((".", "/")) or repo_id.count("/") != 1
+    if is_path:
+        return f"`{name}`"
+    return f"[{name}](https://huggingface.co/{repo_id})"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown. A `|` in a cell would end the cell, so it becomes a `/`."""
+    lines = []
+    for cells in (head, ["---"] * len(head), *rows):
+        escaped = [cell.replace("|", "/") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines)

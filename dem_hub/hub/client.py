@@ -1,4 +1,4 @@
-"""The one client of the Hub, and how it is to be reached."""
+"""The one client of the Hub, and the options with which it is called."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to reach the Hub, with the ecosystem's names."""
+    """How to reach the Hub, with the names and meanings of `huggingface_hub`."""
 
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
@@ -21,17 +21,17 @@ class HubOptions:
     force_download: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A model that is pickled takes its options along, and never the token."""
+        """Return the options for pickling, without the token: a pickled model may be given to somebody else."""
         return {**vars(self), "token": None}
 
     def __deepcopy__(self, memo: object) -> "HubOptions":
-        """A copy of a model in this process keeps the token."""
+        """Return the same object, token included: a deep copy stays in this process, and would go through `__getstate__`."""
         return self
 
 
 @cache
 def hub_api() -> "HfApi":
-    """The one client, which tells the Hub who we are."""
+    """Return the one client, whose requests name dem_hub and its version."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="dem-hub", library_version=__version__)

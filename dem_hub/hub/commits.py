@@ -1,7 +1,7 @@
-"""One commit on the Hub, on top of exactly the commit that it was made for.
+"""Pushing to the Hub: one commit, on top of exactly the commit that it was made for.
 
-A push reads what the repository has, works out its files from that, and commits them with that commit as the parent. Where somebody else
-was quicker it begins again on top of theirs, so that nobody's work is lost; where they changed the very files that it writes, it stops.
+A push reads the head of the branch, works out its files from that, and commits them with the head as the parent. If another push was faster,
+it begins again on the new head, so that no work is lost. If the other push changed the very files that this one writes, it stops.
 """
 
 import io
@@ -20,15 +20,22 @@ from dem_hub.hub.hashes import is_version, verify_downloads
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
-Content: TypeAlias = "Path | str | CommitOperationAdd"  # a file, a text, or what was uploaded before the commit
+# The content of a file: a file on disk, a text, or a file that was uploaded before the commit.
+Content: TypeAlias = "Path | str | CommitOperationAdd"
+
+# Times that a push begins again on a new head before it gives up. Chosen by hand, not measured.
 _ATTEMPTS = 5
+
+# HTTP status 412, Precondition Failed: with it the Hub refuses a commit whose parent is no longer the head.
+_HEAD_MOVED = 412
 
 
 class PushOptions(TypedDict, total=False):
-    """What every `push_to_hub` takes, with the ecosystem's names and meanings.
+    """The options of every `push_to_hub`, with the names and meanings of `huggingface_hub`.
 
-    `private` (`bool`) counts when the repository is made; `revision` (`str`) is a branch; `create_pr` (`bool`) opens a pull request
-    instead of committing; `parent_commit` (`str`, 40 hex digits) refuses to push if the branch is anywhere else.
+    `private` (`bool`) is used when the repository is created, and ignored if it exists. `revision` (`str`) is a branch. `create_pr`
+    (`bool`) opens a pull request instead of committing. With `parent_commit` (`str`, 40 hex digits) the push is refused if the branch is at
+    another commit.
     """
 
     commit_message: str
@@ -42,7 +49,7 @@ class PushOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Head:
-    """A branch as it is: its commit, and the id of the contents of each file."""
+    """The head of a branch: its commit (`None` in an empty repository), and the hash by which the Hub knows each file, by path."""
 
     repo_id: str
     commit: str | None
@@ -50,7 +57,7 @@ class Head:
     token: str | bool | None = field(default=None, repr=False)
 
     def read(self, path: str) -> str | None:
-        """The text of a small file, if it is there."""
+        """Return the text of a small file; `None` if the branch has no such file."""
         if path not in self.files:
             return None
         with _pushing(self.repo_id):
@@ -61,9 +68,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Change:
-    """What a commit does: files to write, by their path in the repository, and files to remove.
+    """What a commit does: files to write, by their paths in the repository, and files to remove.
 
-    `merged` are the paths among them that were made from what the branch has, and so may have been changed by others in between.
+    `merged` are paths whose new content is made from the old one, such as the card. If another push changes one of them in between, it is made
+    again from the new content, and this is no conflict.
     """
 
     files: Mapping[str, Content]
@@ -72,30 +80,26 @@ class Change:
 
 
 def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, message: str) -> "CommitInfo":
-    """Commit what `compose` makes of a branch, all at once.
+    """Commit the change that `compose` makes of the head of a branch, all files at once.
 
     Args:
-        repo_id (`str`): the repository; made where there is none.
-        compose (`Callable[[Head], Change]`): from the branch as it is to what shall change; called again if the branch moves.
-        options ([`PushOptions`]): the caller's.
-        message (`str`): of the commit, where the caller gives none.
+        repo_id (`str`): The repository. It is created if it does not exist.
+        compose (`Callable[[Head], Change]`): Returns the change for a head. It is called again if the branch moves.
+        options ([`PushOptions`]): The options of the caller.
+        message (`str`): The message of the commit, if the caller gives none.
 
     Returns:
-        `CommitInfo`: of the Hub's client; `oid` is the commit, `pr_url` the pull request where one was asked for.
+        `CommitInfo`: The answer of the Hub's client; `oid` is the commit, and `pr_url` the pull request if one was asked for.
 
     Raises:
-        `PushConflictError`: somebody changed the same files in between, or the branch is not at `parent_commit`.
-        `HubError`: the line or the Hub failed, and the commit is not there.
-        `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
+        [`~dem_hub.errors.PushConflictError`]: If another push changed the same files in between, or the branch is not at `parent_commit`.
+        [`~dem_hub.errors.HubError`]: If the connection or the Hub failed and the commit is not there.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    api, token = hub_api(), options.get("token")
-    parent, revision = options.get("parent_commit"), options.get("revision")
-    with _pushing(repo_id):
-        repo_id = api.create_repo(repo_id, private=options.get("private"), token=token, exist_ok=True).repo_id
-        if revision is not None and not options.get("create_pr"):
-            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    parent = options.get("parent_commit")
+    repo_id = _make_repository(repo_id, options)
     head = _read_head(repo_id, options)
     for _ in range(_ATTEMPTS):
         if parent not in (None, head.commit):
@@ -106,32 +110,35 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
         try:
             return _commit(head, change, options, message)
         except HubError as error:
-            return _arrived(head, change, options, message, error)
+            return _commit_if_arrived(head, change, options, message, error)
         except HfHubHTTPError as error:
-            if error.response.status_code != 412:
+            if error.response.status_code != _HEAD_MOVED:
                 raise
             refusal = error
-            head = _moved(head, _read_head(repo_id, options), change)
+            head = _check_moved(head, _read_head(repo_id, options), change)
     raise PushConflictError(
-        f"'{repo_id}' moved on each of {_ATTEMPTS} times that this was pushed; it is at {head.commit} now. Nothing was pushed. "
-        "Push again when others have done, or with create_pr=True."
+        f"'{repo_id}' moved during each of {_ATTEMPTS} attempts to push; it is at {head.commit} now. Nothing was pushed. "
+        "Push again when the other pushes are done, or with create_pr=True."
     ) from refusal
 
 
 def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOperationAdd":
-    """Upload a file for a commit to come; until that is made nobody sees it, and from now on the file may go.
+    """Upload a file before the commit that it belongs to.
+
+    The file is not visible in the repository until that commit is made. After the upload the local file may be deleted.
 
     Args:
-        head ([`Head`]): where it will be.
-        path (`str`): what it will be called there.
-        file (`Path`): the file. Where the Hub has these bytes already, nothing is sent.
-        options ([`PushOptions`]): the caller's.
+        head ([`Head`]): The head of the branch.
+        path (`str`): The path of the file in the repository.
+        file (`Path`): The local file. If the Hub has these bytes already, nothing is sent.
+        options ([`PushOptions`]): The options of the caller.
 
     Returns:
-        `CommitOperationAdd`: for [`Change`].
+        `CommitOperationAdd`: The file's content, for a [`Change`].
 
     Raises:
-        `HubError`: the line or the Hub failed. `huggingface_hub.errors.HfHubHTTPError`: the Hub refused.
+        [`~dem_hub.errors.HubError`]: If the connection or the Hub failed.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -144,16 +151,30 @@ def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOp
             revision=options.get("revision"),
             create_pr=options.get("create_pr"),
         )
-    if operation.path_or_fileobj != b"":  # which the repository keeps as a small file, and takes with the commit
+    # `preupload_lfs_files` empties the operation after an upload. A regular file (not in LFS) was not uploaded, and comes with the commit: keep
+    # its bytes, since `file` may be deleted before that.
+    if operation.path_or_fileobj != b"":
         operation.path_or_fileobj = file.read_bytes()
     return operation
 
 
 def _pushing(repo_id: str) -> AbstractContextManager[None]:
+    """Turn failures of a block that pushes into a `HubError` that names the repository; see [`hub_errors`]."""
     return hub_errors(
         action=f"Files were pushed to '{repo_id}' on the Hub.",
         remedy="None of them is in the repository. Push again.",
     )
+
+
+def _make_repository(repo_id: str, options: PushOptions) -> str:
+    """Create the repository and the branch if they do not exist, and return the full id of the repository."""
+    token = options.get("token")
+    revision = options.get("revision")
+    with _pushing(repo_id):
+        repo_id = hub_api().create_repo(repo_id, private=options.get("private"), token=token, exist_ok=True).repo_id
+        if revision is not None and not options.get("create_pr"):
+            hub_api().create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    return repo_id
 
 
 def _commit(head: Head, change: Change, options: PushOptions, message: str) -> "CommitInfo":
@@ -171,29 +192,37 @@ def _commit(head: Head, change: Change, options: PushOptions, message: str) -> "
         )
 
 
-def _arrived(head: Head, change: Change, options: PushOptions, message: str, error: HubError) -> "CommitInfo":
-    """A commit whose answer was lost, if the branch has it; the client does not try twice, since the first may have got through."""
+def _commit_if_arrived(head: Head, change: Change, options: PushOptions, message: str, error: HubError) -> "CommitInfo":
+    """Return the commit whose answer was lost, if the branch has it; else raise `error`.
+
+    The Hub's client sends a commit only once, because the first request may have arrived.
+    """
     from huggingface_hub import CommitInfo
 
     if options.get("create_pr"):
         error.add_note(
-            "Whether the pull request was opened all the same is not known: look at the repository before you push again."
+            "The pull request may have been opened all the same: look at the repository before you push again."
         )
         raise error
     try:
         now = _read_head(head.repo_id, options)
     except (HubError, OSError):
-        error.add_note("Whether the commit arrived all the same could not be looked up. To push again does no harm.")
+        error.add_note(
+            "The commit may have arrived all the same; this could not be looked up. Pushing again does no harm."
+        )
         raise error from None
     if now.commit == head.commit or not all(_has(now, path, content) for path, content in change.files.items()):
         raise error
-    url = f"{hub_api().endpoint}/{head.repo_id}/commit/{now.commit}"
     return CommitInfo(
-        url, options.get("commit_message") or message, options.get("commit_description") or "", str(now.commit)
+        commit_url=f"{hub_api().endpoint}/{head.repo_id}/commit/{now.commit}",
+        commit_message=options.get("commit_message") or message,
+        commit_description=options.get("commit_description") or "",
+        oid=str(now.commit),
     )
 
 
 def _has(head: Head, path: str, content: Content) -> bool:
+    """Check whether a branch has this content at a path."""
     if not isinstance(content, Path | str):
         return head.files.get(path) == content.upload_info.sha256.hex()
     return path in head.files and is_version(content, head.files[path])
@@ -203,40 +232,44 @@ def _read_head(repo_id: str, options: PushOptions) -> Head:
     token = options.get("token")
     with _pushing(repo_id):
         info = hub_api().model_info(repo_id, revision=options.get("revision"), files_metadata=True, token=token)
-    files = {file.rfilename: str(file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or ()}
+    files = {}
+    for file in info.siblings or ():
+        files[file.rfilename] = str(file.lfs.sha256 if file.lfs else file.blob_id)
     return Head(repo_id, info.sha, files, token)
 
 
-def _moved(before: Head, now: Head, change: Change) -> Head:
-    """The branch as it is now, if that leaves alone what the change is about."""
+def _check_moved(before: Head, now: Head, change: Change) -> Head:
+    """Return the new head, unless it changes files that `change` is about in another way than `change` does."""
     ours = (set(change.files) | change.removed) - change.merged
-    changed = sorted(
-        path for path in ours if before.files.get(path) != now.files.get(path) and not _same(now, path, change)
-    )
-    if changed:
+    changed = [path for path in sorted(ours) if before.files.get(path) != now.files.get(path)]
+    conflicts = [path for path in changed if not _is_done(now, path, change)]
+    if conflicts:
         refuse(
             PushConflictError,
             f"'{now.repo_id}' moved from {before.commit} to {now.commit} while this was pushed, and the same files changed.",
-            [f"'{path}'" for path in changed],
+            [f"'{path}'" for path in conflicts],
             "Nothing was pushed. Fetch what is there now, and push again; or push to another branch, or with create_pr=True.",
         )
     return now
 
 
-def _same(now: Head, path: str, change: Change) -> bool:
-    """Whether others did just what the change does."""
-    return _has(now, path, change.files[path]) if path in change.files else path not in now.files
+def _is_done(now: Head, path: str, change: Change) -> bool:
+    """Check whether the head has the state of a path that `change` would give it."""
+    if path in change.files:
+        return _has(now, path, change.files[path])
+    return path not in now.files
 
 
 def _operations(change: Change) -> "list[CommitOperationAdd | CommitOperationDelete]":
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    written: list[CommitOperationAdd | CommitOperationDelete] = [
-        content if isinstance(content, CommitOperationAdd) else CommitOperationAdd(path, _bytes(content))
-        for path, content in sorted(change.files.items())
-    ]
-    return written + [CommitOperationDelete(path) for path in sorted(change.removed)]
-
-
-def _bytes(content: Path | str) -> Path | io.BytesIO:
-    return content if isinstance(content, Path) else io.BytesIO(content.encode())
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for path, content in sorted(change.files.items()):
+        if isinstance(content, CommitOperationAdd):
+            operations.append(content)
+        elif isinstance(content, Path):
+            operations.append(CommitOperationAdd(path, content))
+        else:
+            operations.append(CommitOperationAdd(path, io.BytesIO(content.encode())))
+    operations += [CommitOperationDelete(path) for path in sorted(change.removed)]
+    return operations

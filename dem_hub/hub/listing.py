@@ -1,4 +1,4 @@
-"""What the Hub has: the vectors of a base, and the licences of repositories."""
+"""What the Hub lists: the vectors and adapters of a base, and the licenses of repositories."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,18 @@ from datetime import datetime
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import hub_errors
 
-VECTOR_TAG, STORE_TAG, RECIPE_TAG = "dem-vector", "dem-store", "dem-recipe"
+# Tags that our cards give a repository.
+VECTOR_TAG = "dem-vector"
+STORE_TAG = "dem-store"
+RECIPE_TAG = "dem-recipe"
+
+# The kind of a repository by its tags. The first that it has counts: a vector may be a PEFT adapter as well.
+_KINDS = {STORE_TAG: "store", "peft": "lora", VECTOR_TAG: "vector"}
 
 
 @dataclass(frozen=True)
 class FoundVector:
-    """A repository with vectors of a base: its id, what it is (`vector`, `store` or `lora`), how often and how lately it was used."""
+    """A repository with vectors of a base: its id, its kind (`vector`, `store` or `lora`), its downloads and its last change."""
 
     repo_id: str
     kind: str
@@ -32,38 +38,47 @@ def list_vectors(
 
     Args:
         base (`str`): Hub id of the base.
-        author, search (`str`, *optional*): as in `HfApi.list_models`.
-        limit (`int`, *optional*): how many at the most; all of them by default.
-        token (`str` or `bool`, *optional*): to see private ones.
+        author (`str`, *optional*): Only repositories of this user or organization.
+        search (`str`, *optional*): Only repositories whose name contains this text.
+        limit (`int`, *optional*): The largest number of repositories to return. Defaults to all.
+        token (`str` or `bool`, *optional*): A token of the Hub, to find private repositories too.
 
     Returns:
-        `list[FoundVector]`: in the Hub's order. Whether one fits is known when it is opened.
+        `list[FoundVector]`: The repositories in the Hub's order. Whether a vector fits the base is checked when it is opened.
+
+    Raises:
+        [`~dem_hub.errors.HubError`]: If the connection or the Hub failed.
+        `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
     with hub_errors(action=f"The vectors of '{base}' were looked up on the Hub.", remedy="Try again."):
         models = list(
             hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token)
         )
-    found: list[FoundVector] = []
+    vectors: list[FoundVector] = []
     for model in models:
-        kind = _kind(model.tags or [])
-        if kind is not None and (limit is None or len(found) < limit):
-            found.append(FoundVector(model.id, kind, model.downloads, model.last_modified or model.created_at))
-    return found
+        kind = _kind(model.tags or ())
+        if kind is not None:
+            vectors.append(FoundVector(model.id, kind, model.downloads, model.last_modified or model.created_at))
+    return vectors[:limit]
 
 
 def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dict[str, str]:
-    """The licence that each repository's card states; those that state none are left out."""
-    found = {}
+    """Return the license that each repository's card states; repositories that state none are left out."""
+    stated = {}
     for repo_id in repo_ids:
         with hub_errors(
             action=f"The license of '{repo_id}' was looked up on the Hub.", remedy="Nothing was pushed. Try again."
         ):
             card = hub_api().model_info(repo_id, token=token).card_data
         if card is not None and card.get("license"):
-            found[repo_id] = str(card["license"])
-    return found
+            stated[repo_id] = str(card["license"])
+    return stated
 
 
 def _kind(tags: Iterable[str]) -> str | None:
-    known = {STORE_TAG: "store", "peft": "lora", VECTOR_TAG: "vector"}
-    return next((kind for tag, kind in known.items() if tag in set(tags)), None)
+    """Return the kind of a repository; `None` if it is neither ours nor a PEFT adapter."""
+    present = set(tags)
+    for tag, kind in _KINDS.items():
+        if tag in present:
+            return kind
+    return None

@@ -1,4 +1,7 @@
-"""References to things on the Hub or on this machine: a vector, a base or a recipe, at one revision."""
+"""References to things on the Hub or on this machine: a vector, a base or a recipe, at one revision.
+
+A reference is only a name. [`dem_hub.hub.download.resolve`] finds what it names.
+"""
 
 import os
 import re
@@ -9,9 +12,15 @@ from dem_hub.errors import ConfigError
 from dem_hub.files.strict_json import check_inside
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
 REPO_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+# Hex digits of a commit in messages, as git abbreviates them in large repositories.
+_SHORT_COMMIT = 12
+
+
+def short_commit(commit: str) -> str:
+    """Return the first 12 hex digits of a commit, for a message."""
+    return commit[:_SHORT_COMMIT]
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class VectorSource:
     Example:
 
     ```python
-    >>> from dem_hub.merging.config import VectorSource
+    >>> from dem_hub import VectorSource
     >>> str(VectorSource("me/vectors", revision="v2", subfolder="maths"))
     'me/vectors@v2//maths'
     >>> VectorSource.parse("me/vectors@v2//maths").subfolder
@@ -35,21 +44,25 @@ class VectorSource:
     subfolder: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse subfolders that leave the repository."""
+        """Refuse a subfolder that leaves the repository."""
         check_inside(self.subfolder, f"subfolder of '{self.repo_id}'")
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{self.repo_id}{revision}" + (f"//{self.subfolder}" if self.subfolder else "")
+        name = self.repo_id
+        if self.revision:
+            name += f"@{self.revision}"
+        if self.subfolder:
+            name += f"//{self.subfolder}"
+        return name
 
     @classmethod
     def parse(
         cls, text: "str | os.PathLike[str] | VectorSource", *, revision: str | None = None, subfolder: str = ""
     ) -> "VectorSource":
-        """Read `ID[@REVISION][//SUBFOLDER]`; an existing folder is taken as it is, whatever its name.
+        """Read `ID[@REVISION][//SUBFOLDER]`. An existing folder is taken as it is, even if its name has `@` or `//` in it.
 
         Args:
-            text (`str`, `os.PathLike` or [`VectorSource`]): What to read. A `VectorSource` is returned as it is.
+            text (`str`, `os.PathLike` or [`VectorSource`]): The text to read. A `VectorSource` is returned as it is.
             revision (`str`, *optional*): Revision to use in place of the one in `text`.
             subfolder (`str`, *optional*): Subfolder to use in place of the one in `text`.
         """
@@ -61,20 +74,20 @@ class VectorSource:
         if Path(name).is_dir():
             return cls(name)
         name, _, subfolder = name.partition("//")
-        name, _, revision = name.partition("@")
-        return cls(name, revision or None, subfolder)
+        repo_id, _, revision = name.partition("@")
+        return cls(repo_id, revision or None, subfolder)
 
     @property
     def is_local(self) -> bool:
-        """Whether this names a folder of this machine rather than a repository of the Hub."""
+        """Whether this is a folder of this machine, and not a repository of the Hub."""
         return bool(self.repo_id) and Path(self.repo_id).is_dir()
 
 
 @dataclass(frozen=True)
 class BaseRecord:
-    """Which base a vector was taken from, or a recipe is built on.
+    """The base that a vector was extracted from, or that a recipe is built on, as their configs name it.
 
-    `repo_id` is a Hub id, or the path of a folder (`None` where an adapter does not say); `commit` has 40 hex digits;
+    `repo_id` is a Hub id or the path of a folder (`None` if an adapter does not name its base), `commit` has 40 hex digits, and
     `fingerprint` is that of [`dem_hub.checkpoints.fingerprint`].
     """
 
@@ -84,7 +97,7 @@ class BaseRecord:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse short commits and subfolders that leave the repository."""
+        """Refuse an abbreviated commit, and a subfolder that leaves the repository."""
         check_inside(self.subfolder, f"subfolder of base '{self.repo_id}'")
         if self.commit is not None and not COMMIT.fullmatch(self.commit):
             raise ConfigError(
@@ -93,13 +106,19 @@ class BaseRecord:
 
     def __str__(self) -> str:
         name = self.repo_id or "unknown base"
-        return (
-            name + (f"@{self.commit[:12]}" if self.commit else "") + (f"//{self.subfolder}" if self.subfolder else "")
-        )
+        if self.commit:
+            name += f"@{short_commit(self.commit)}"
+        if self.subfolder:
+            name += f"//{self.subfolder}"
+        return name
 
     @property
     def source(self) -> VectorSource:
-        """The base as something that can be opened."""
+        """The base as a reference that can be opened.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If the base is not recorded.
+        """
         if self.repo_id is None:
             raise ConfigError("The base is not recorded here. Name it yourself.")
         return VectorSource(self.repo_id, self.commit, self.subfolder)

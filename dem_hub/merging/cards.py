@@ -8,13 +8,13 @@ from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.hub.cards import (
     TAGS,
     Card,
-    link,
+    base_models,
     loading_code,
+    markdown_link,
+    markdown_table,
     plain_loading_code,
     provenance,
-    relation,
     shared_license,
-    table,
 )
 from dem_hub.hub.listing import RECIPE_TAG
 from dem_hub.merging.coefficients import Coefficient, coefficient_text
@@ -38,14 +38,14 @@ def recipe_card(
         for value in coefficients.values()
     ]
     formula = "base + " + " + ".join(f"{value} * vector" for value in values)
-    text = [f"A distribution-edited model: {formula}.", table(("", "coefficient"), _terms(base, coefficients))]
+    text = [f"A distribution-edited model: {formula}.", markdown_table(("", "coefficient"), _terms(base, coefficients))]
     if after:
         rows = [
             (name, f"{math.exp(before[name]):.2f}" if name in before else "", f"{math.exp(loss):.2f}", f"{loss:.4f}")
             for name, loss in after.items()
         ]
         text.append("Validation perplexity, by which the coefficients were chosen:")
-        text.append(table(("data", "base", "this model", "loss, nats a token"), rows))
+        text.append(markdown_table(("data", "base", "this model", "loss, nats a token"), rows))
         text.append(f"![Perplexity before and after]({PERPLEXITY_PLOT})" if before else "")
     text += [
         loading_code(f'"{repo_id}"', transformers=True) if not merged else plain_loading_code(repo_id),
@@ -53,7 +53,7 @@ def recipe_card(
     ]
     metadata = {
         "library_name": "transformers" if merged else "dem-hub",
-        **relation("merge", [base, *(name.partition("//")[0] for name in coefficients)]),
+        **base_models("merge", [base, *(name.partition("//")[0] for name in coefficients)]),
         "pipeline_tag": "text-generation",
         "tags": [*TAGS, *(() if merged else (RECIPE_TAG,))],
         **shared_license(licenses),
@@ -66,7 +66,10 @@ def recipe_card(
 
 
 def _terms(base: str, coefficients: Mapping[str, Coefficient]) -> list[tuple[str, str]]:
-    return [(link(base), "base"), *((link(name), coefficient_text(value)) for name, value in coefficients.items())]
+    return [
+        (markdown_link(base), "base"),
+        *((markdown_link(name), coefficient_text(value)) for name, value in coefficients.items()),
+    ]
 
 
 def _result(name: str, loss: float) -> dict[str, Any]:

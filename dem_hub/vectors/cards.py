@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from dem_hub.files.sizes import format_size
-from dem_hub.hub.cards import TAGS, Card, link, loading_code, provenance, relation, shared_license, table
+from dem_hub.hub.cards import (
+    TAGS,
+    Card,
+    base_models,
+    loading_code,
+    markdown_link,
+    markdown_table,
+    provenance,
+    shared_license,
+)
 from dem_hub.hub.listing import STORE_TAG, VECTOR_TAG
 from dem_hub.hub.references import REPO_ID
 from dem_hub.vectors.config import VectorConfig
@@ -22,7 +31,7 @@ def vector_card(
 ) -> Card:
     """The card of a vector, or of a PEFT adapter (`config` is `None`), with what it was trained on and a picture beside it."""
     name = f"{repo_id}//{subfolder}" if subfolder else repo_id
-    facts = {"base": link(base)}
+    facts = {"base": markdown_link(base)}
     training = (config.training if config is not None else training) or {}
     if config is not None:
         facts |= _vector_facts(config)
@@ -32,7 +41,7 @@ def vector_card(
     }
     metadata = {
         "library_name": "dem-hub" if config is not None else "peft",
-        **relation("adapter", [base]),
+        **base_models("adapter", [base]),
         "tags": [*TAGS, VECTOR_TAG],
         **shared_license(licenses),
     }
@@ -42,7 +51,7 @@ def vector_card(
     what = "A distribution vector: what fine-tuning added to its base, theta_i - theta_0."
     text = [
         what,
-        table(("", ""), list(facts.items())),
+        markdown_table(("", ""), list(facts.items())),
         f"![The norm of the delta in each layer]({picture})" if picture else "",
         loading_code(f'"{base}", vectors={{"{name}": 1.0}}') if base else "",
         provenance(licenses),
@@ -57,14 +66,14 @@ def store_card(
     rows = [(f"`{name}`", codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
     chosen = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
     text = [
-        f"Distribution vectors of {link(base)}, to be added to it with coefficients.",
-        table(("vector", "codec", "size"), rows),
+        f"Distribution vectors of {markdown_link(base)}, to be added to it with coefficients.",
+        markdown_table(("vector", "codec", "size"), rows),
         loading_code(f'"{base}", vectors={{{chosen}}}') if members else "",
         provenance(licenses),
     ]
     metadata = {
         "library_name": "dem-hub",
-        **relation("adapter", [base]),
+        **base_models("adapter", [base]),
         "tags": [*TAGS, VECTOR_TAG, STORE_TAG],
         **shared_license(licenses),
     }
@@ -76,6 +85,10 @@ def _vector_facts(config: VectorConfig) -> dict[str, str]:
     norm = math.sqrt(sum(record.norm**2 for record in records))
     error = math.sqrt(sum((record.norm * record.relative_error) ** 2 for record in records)) / norm if norm else 0.0
     codec = " ".join([config.codec, *(f"{name}={value}" for name, value in config.codec_options.items())])
-    facts = {"fine-tune": link(config.finetuned) if config.finetuned else "", "codec": codec, "chosen": config.choice}
+    facts = {
+        "fine-tune": markdown_link(config.finetuned) if config.finetuned else "",
+        "codec": codec,
+        "chosen": config.choice,
+    }
     facts |= {"tensors changed": str(len(records)), "norm": f"{norm:.4g}", "relative error": f"{error:.3g}"}
     return {name: value for name, value in facts.items() if value}

@@ -381,7 +381,7 @@ def test_licenses_that_disagree(hub: Hub, base: str, vector: DistributionVector,
     text = hub.files("ann/maths")["README.md"].decode().replace("apache-2.0", "cc-by-nc-4.0")
     api.upload_file(repo_id="ann/maths", path_in_repo="README.md", path_or_fileobj=text.encode())
     recipe = DEMModel.from_pretrained(BASE, vectors={"ann/maths": 0.5}).dem.config
-    with pytest.warns(UserWarning, match="licences disagree: org/base has apache-2.0, ann/maths has cc-by-nc-4.0"):
+    with pytest.warns(UserWarning, match="licenses disagree: org/base has apache-2.0, ann/maths has cc-by-nc-4.0"):
         recipe.push_to_hub("ann/dem")
     card = ModelCard(hub.files("ann/dem")["README.md"].decode())
     assert card.data.get("license") is None

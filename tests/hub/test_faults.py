@@ -282,6 +282,6 @@ def test_lost_answer_and_a_line_that_stays_dead(hub: Hub, published: Published) 
         pytest.raises(HubError) as caught,
     ):
         vector.push_to_hub("ann/new", base_model=BASE)
-    assert "To push again does no harm" in " ".join(caught.value.__notes__)
+    assert "Pushing again does no harm" in " ".join(caught.value.__notes__)
     vector.push_to_hub("ann/new", base_model=BASE)
     assert len(hub.store.repos["models", "ann/new"].commits) == 2
