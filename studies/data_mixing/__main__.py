@@ -31,7 +31,7 @@ from studies.data_mixing.settings import FULL, LATER, NAMES, SMOKE, Settings
 from studies.data_mixing.small_models import first_layers
 from studies.data_mixing.texts import prepare_texts, read_texts, windows
 from studies.data_mixing.training import RETRAINED, STEP, mixture_name, train_all
-from studies.data_mixing.vectors import equal_shares, extract_all, relate
+from studies.data_mixing.vectors import equal_shares, extract_all, vector_statistics
 
 FIVE = (*NAMES, LATER)
 
@@ -101,7 +101,7 @@ def study(folder: Path, settings: Settings) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, torch {torch.__version__}",
         "tokens_per_step": STEP,
         "parameters": keep(folder / "parameters.json", lambda: _parameters(models)),
-        "vectors": keep(folder / "relations.json", lambda: relate(base, compact, whole)),
+        "vectors": keep(folder / "relations.json", lambda: vector_statistics(base, compact, whole)),
         "searches": {
             label: {**entry, "test": mean_loss(scores[label], counts, NAMES)} for label, entry in searches.items()
         },
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="where the report goes (default: <folder>/report)")
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    for name in ("dem_hub", "kept"):
+    for name in ("dem_hub", "studies"):
         logging.getLogger(name).setLevel(logging.INFO)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

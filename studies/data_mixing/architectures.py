@@ -1,7 +1,7 @@
 """The study on an encoder-decoder and on a mixture of experts: small models, pretrained briefly here, the whole method, honest intervals.
 
-    python studies/data_mixing/architectures.py encoder-decoder texts folder            # some minutes on two idle cores
-    python studies/data_mixing/architectures.py mixture-of-experts texts folder --smoke
+    python -m studies.data_mixing.architectures encoder-decoder texts folder            # some minutes on two idle cores
+    python -m studies.data_mixing.architectures mixture-of-experts texts folder --smoke
 
 `texts` holds `<name>.<side>.jsonl` as `dem_hub.demo.texts` writes it. Even documents of the training side pretrain the base, odd ones
 fine-tune it, so that no fine-tune sees again what its base has seen. Training and scoring cut documents alike: windows of 128 tokens, of which

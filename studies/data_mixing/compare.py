@@ -2,7 +2,7 @@
 
     python -m studies.data_mixing one --smoke
     python -m studies.data_mixing two --smoke
-    python studies/data_mixing/compare.py one/report/report.json two/report/report.json
+    python -m studies.data_mixing.compare one/report/report.json two/report/report.json
 
 Two runs on one machine were the same to 1e-9; the default tolerance leaves room for threads that sum in another order. Exits with 1 where
 anything differs by more.

@@ -253,7 +253,7 @@ def _architectures(data: dict[str, Any]) -> str:
 
 
 def _reading(data: dict[str, Any]) -> str:
-    path = Path(__file__).with_name("README.md")
+    path = Path(__file__).with_name("discussion.md")
     return path.read_text("utf-8").strip() if path.is_file() and data["settings"]["steps"] >= 10 else ""
 
 

@@ -1,4 +1,4 @@
-"""The distribution vectors: stored compactly and whole, and how they relate, over all and layer by layer."""
+"""The distribution vectors: stored compactly and whole, and their statistics: norms, cosines, norms by layer, and bytes."""
 
 import math
 from collections import defaultdict
@@ -24,7 +24,7 @@ def extract_all(base: Path, models: Mapping[str, Path], folder: Path, **codec: A
     return {name: folder / name for name in models}
 
 
-def relate(base: Path, folders: Mapping[str, Path], whole: Mapping[str, Path]) -> dict[str, Any]:
+def vector_statistics(base: Path, folders: Mapping[str, Path], whole: Mapping[str, Path]) -> dict[str, Any]:
     """Norms, cosines, norms by layer, and bytes compact and whole."""
     opened = Base(resolve(VectorSource(str(base)), MODEL_FILES))
     vectors = [DistributionVector.from_pretrained(folder) for folder in folders.values()]
