@@ -512,9 +512,21 @@ def digest_score_search() -> Lines:
 
 def digest_search_command() -> Lines:
     """Return the digests of what `dem-hub search` wrote, from texts."""
-    words = ["search", tiny.counting_base(), "-o", scratch("search-command"), "--method", "uniform", "--packing", "--max-length", "32"]
+    words = [
+        "search",
+        tiny.counting_base(),
+        "-o",
+        scratch("search-command"),
+        "--method",
+        "uniform",
+        "--packing",
+        "--max-length",
+        "32",
+    ]
     for way in ("up", "down"):
-        rows = [" ".join(f"w{token % 60}" for token in row) for row in tiny.counting_rows(tiny.COUNTING[way], ROWS, seed=2)]
+        rows = [
+            " ".join(f"w{token % 60}" for token in row) for row in tiny.counting_rows(tiny.COUNTING[way], ROWS, seed=2)
+        ]
         path = Path(f"{way}.jsonl")
         path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
         words += ["--vector", counting_vector(way), "--data", f"{way}={path}"]
@@ -647,7 +659,9 @@ def working_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir()
     except FileExistsError:
-        sys.exit(f"'{folder}' is there already: another run is making it, or one was killed. In the second case, remove it.")
+        sys.exit(
+            f"'{folder}' is there already: another run is making it, or one was killed. In the second case, remove it."
+        )
     os.chdir(folder)
     try:
         yield
@@ -659,7 +673,9 @@ def working_in(folder: Path) -> Iterator[None]:
 def main() -> None:
     """Run the cases that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="cases with this in their names")
+    parser.add_argument(
+        "--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="cases with this in their names"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and stop")
     options = parser.parse_args()
     cases = {name: case for name, case in all_cases().items() if options.only.search(name)}

@@ -61,7 +61,9 @@ def build_llama(width: int, inner: int, layers: int, vocabulary: int, *, tied: b
 
 def build_qwen2() -> Any:
     """Build a Qwen2: attention with biases, and matrices large enough that `auto` encodes them."""
-    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**llama_sizes(160, 200, 2, 256), tie_word_embeddings=False))
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**llama_sizes(160, 200, 2, 256), tie_word_embeddings=False)
+    )
 
 
 def build_gpt2() -> Any:
