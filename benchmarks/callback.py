@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from dem_hub import DEMCallback
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.demo.training import pack
-from dem_hub.evaluation.data import read_rows
+from dem_hub.evaluation.rows import read_rows
 from dem_hub.training.callback import When
 
 MIB = 1 << 20

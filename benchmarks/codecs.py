@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from dem_hub import DEMModel, DistributionVector, search_coefficients
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs import to_dense
-from dem_hub.evaluation.data import Reader, Window
 from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.evaluation.reader import Reader
+from dem_hub.evaluation.windows import Window
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource

@@ -33,9 +33,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.evaluation.data import Reader, Window
 from dem_hub.evaluation.likelihood import evaluate
-from dem_hub.search.solve.objective import mean_loss
+from dem_hub.evaluation.reader import Reader
+from dem_hub.evaluation.windows import Window
 
 WINDOW = 256  # tokens
 SEEDS = 3
@@ -154,7 +154,8 @@ def main() -> None:
     models = list(finetuned.values())
 
     def loss(model: PreTrainedModel) -> float:
-        return mean_loss(evaluate(model.float(), windows))
+        scores = evaluate(model.float(), windows)
+        return sum(score.loss for score in scores.values()) / len(scores)
 
     adapters = all((path / "adapter_config.json").is_file() for path in models)
     base_loss = loss(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))

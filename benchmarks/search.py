@@ -28,8 +28,8 @@ import torch
 from transformers import AutoTokenizer
 
 from dem_hub import DistributionVector, search_coefficients
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.evaluation.windows import Window
 from dem_hub.models.loading import DEMModel
 from dem_hub.search import GaussNewton, Grid, Optuna, SearchResult, Strategy, TrustRegion, Uniform
 from dem_hub.search.per_group import ERRORS

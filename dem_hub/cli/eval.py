@@ -47,8 +47,9 @@ def _eval(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dem_hub.evaluation.data import Reader, check_files
     from dem_hub.evaluation.likelihood import evaluate
+    from dem_hub.evaluation.reader import Reader
+    from dem_hub.evaluation.rows import check_files
     from dem_hub.evaluation.tasks import find_tasks, score_tasks
 
     if not (options.data or options.tasks):

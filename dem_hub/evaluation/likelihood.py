@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.data import NOT_SCORED, Window
+from dem_hub.evaluation.windows import NOT_SCORED, Window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,8 +12,8 @@ from pathlib import PurePath
 import torch
 from torch import Tensor
 
-from dem_hub.evaluation.data import Window
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.evaluation.windows import Window
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.vectors.comparison import Comparison
 
 BASE = "base"
@@ -36,7 +36,7 @@ class CrossLoss:
     cells: Mapping[str, Mapping[str, Cell]]
 
     @classmethod
-    def of(cls, measured: Likelihoods) -> "CrossLoss":
+    def of(cls, measured: LossEvaluator) -> "CrossLoss":
         """From what has been measured; models that have not been are left out."""
         count = len(measured.names)
         points = {BASE: (0.0,) * count} | {
@@ -98,7 +98,7 @@ def geometry_flags(comparison: Comparison) -> list[str]:
     return found
 
 
-def standard_error(totals: Tensor, measured: Likelihoods, name: str) -> float:
+def standard_error(totals: Tensor, measured: LossEvaluator, name: str) -> float:
     """Of a mean over tokens of what was summed over windows."""
     return clustered_error(totals, measured.tokens[name], measured.data[name])
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dem_hub.search.cross_loss import BASE, standard_error
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import Point
 from dem_hub.search.solve.line_search import lowest
 from dem_hub.search.solve.objective import Objective
@@ -71,7 +71,7 @@ def rivals(names: Sequence[str], common: Point | None, before: Point | None = No
     return points
 
 
-def common_of(held_out: Likelihoods, objective: Objective, region: Region, guess: float) -> Point:
+def common_of(held_out: LossEvaluator, objective: Objective, region: Region, guess: float) -> Point:
     """The best common coefficient, looked for on the held-out data itself: a rival is no rival where it is not at its best.
 
     It is no worse there than the base, equal shares, all vectors at 1, and `guess`, as far as these are in the region.
@@ -86,11 +86,11 @@ def common_of(held_out: Likelihoods, objective: Objective, region: Region, guess
     ) * count
 
 
-def accept(held_out: Likelihoods, objective: Objective, found: Point, others: Mapping[str, Point]) -> Acceptance:
+def accept(held_out: LossEvaluator, objective: Objective, found: Point, others: Mapping[str, Point]) -> Acceptance:
     """Compare on held-out data.
 
     Args:
-        held_out ([`Likelihoods`]): on data that the search did not see.
+        held_out ([`LossEvaluator`]): on data that the search did not see.
         objective ([`Objective`]): the search's.
         found (`tuple[float, ...]`): what it found.
         others (`Mapping[str, tuple[float, ...]]`): what it must not be worse than; see [`rivals`].

@@ -14,7 +14,7 @@ from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.groups import groups_of, take_apart
 from dem_hub.search.held_out import Acceptance, Contender, accept
 from dem_hub.search.measure.coordinates import Coordinates
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.problem import Problem, Trial
 from dem_hub.search.solve.region import Region
 from dem_hub.search.strategies import choose
@@ -94,26 +94,26 @@ def groups_of_each(model: "MergedModel", granularity: Granularity) -> list[tuple
     return [tuple(group for group, tensors in each.items() if tensors) for each in parts]
 
 
-def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Granularity) -> Refinement | None:
+def refine(problem: Problem, judge: LossEvaluator, found: Trial, granularity: Granularity) -> Refinement | None:
     """Search by groups from what was found for whole vectors.
 
     Args:
         problem ([`Problem`]): the search so far; its bounds hold for every group of a vector.
-        judge ([`Likelihoods`]): on held-out data.
+        judge ([`LossEvaluator`]): on held-out data.
         found ([`Trial`]): one coefficient a vector.
         granularity (`str`): `block` or `group`.
 
     Returns:
         [`Refinement`] or `None`: `None` where `max_forward` leaves no room for a step, or no vector has two groups.
     """
-    model = problem.likelihoods.coordinates.model
+    model = problem.loss_evaluator.coordinates.model
     coordinates = Coordinates(model, groups_of_each(model, granularity))
     if len(coordinates.names) == len(coordinates.vectors):
         problem.notes.append(
             f"Coefficients by {granularity} were not looked for: no vector changes two groups, so that they are those of vectors."
         )
         return None
-    measured, held_out = problem.likelihoods.at(coordinates), judge.at(coordinates)
+    measured, held_out = problem.loss_evaluator.at(coordinates), judge.at(coordinates)
     start, bounds = coordinates.spread(found.coefficients), coordinates.spread(problem.bounds())
     left = problem.max_forward - problem.num_forward if problem.max_forward is not None else None
     strategy, _ = choose("auto", len(start))
@@ -125,7 +125,14 @@ def refine(problem: Problem, judge: Likelihoods, found: Trial, granularity: Gran
     seen, told = len(problem.trials), problem.callback
     callback = (lambda number, trial: told(seen + number, trial)) if told is not None else None
     finer = Problem(
-        measured, problem.objective, Region.of(bounds), left, start, seed=problem.seed, callback=callback, home=start
+        measured,
+        problem.objective,
+        Region.of(bounds),
+        left,
+        start,
+        seed=problem.seed,
+        callback=callback,
+        prior_center=start,
     )
     finer.warn_of_few()
     finer.evaluate(start)

@@ -1,6 +1,6 @@
 """What a strategy sees: named coefficients in a region, points to be scored, a budget, and the best so far.
 
-A trial's losses come from a [`Likelihoods`] or from a caller's `score`; strategies that need no more than a number do not know which.
+A trial's losses come from a [`LossEvaluator`] or from a caller's `score`; strategies that need no more than a number do not know which.
 """
 
 import logging
@@ -14,11 +14,12 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.held_out import INDEPENDENT, expected_excess
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import Point
+from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.quadratic import LocalModel
-from dem_hub.search.solve.region import Pull, Region
+from dem_hub.search.solve.prior import Prior
+from dem_hub.search.solve.region import Region
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Problem:
     """The search as a strategy sees it.
 
     `max_forward` is the limit in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
-    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `home` is where
+    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `prior_center` is where
     coefficients are drawn to, their common one by default.
     """
 
@@ -73,7 +74,7 @@ class Problem:
     quick: bool = False
     seed: int = 0
     callback: Callable[[int, Trial], None] | None = None
-    home: Point | None = None
+    prior_center: Point | None = None
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     model: LocalModel | None = None  # the losses around the best point, where the strategy has them
@@ -84,13 +85,13 @@ class Problem:
         return len(self.measure.names)
 
     @property
-    def likelihoods(self) -> Likelihoods:
+    def loss_evaluator(self) -> LossEvaluator:
         """The measure, for strategies that need more than a number.
 
         Raises:
             `ConfigError`: it is a caller's `score`.
         """
-        if not isinstance(self.measure, Likelihoods):
+        if not isinstance(self.measure, LossEvaluator):
             raise ConfigError(
                 "This method needs the losses of data, and a `score` is one number. Use method='quadratic' or 'optuna'."
             )
@@ -120,22 +121,23 @@ class Problem:
         """How many forward passes a strategy may use: the caller's number, or what is usual for it."""
         return float(usual if self.max_forward is None else self.max_forward)
 
-    def pull(self) -> Pull:
+    def prior(self) -> Prior:
         """How strongly coefficients are drawn to their common one, or home: a prior of width `SPREAD` against so many independent tokens.
 
         Source: with T_eff tokens the loss of c fitted coefficients is c / (2 T_eff) above the best on average (Wilks).
         """
-        tokens = sum(map(sum, self.likelihoods.tokens.values()))
+        tokens = sum(map(sum, self.loss_evaluator.tokens.values()))
         strength = INDEPENDENT / (SPREAD**2 * tokens)
-        if self.home is None:
-            return Pull(towards_common=strength)
-        return Pull().towards_also(
-            torch.tensor(self.home, dtype=torch.float64), torch.full((self.count,), strength, dtype=torch.float64)
+        if self.prior_center is None:
+            return Prior(common_strength=strength)
+        return Prior().combined_with(
+            torch.tensor(self.prior_center, dtype=torch.float64),
+            torch.full((self.count,), strength, dtype=torch.float64),
         )
 
     def warn_of_few(self) -> None:
         """Note that there are few tokens for so many coefficients, where that is so."""
-        tokens, plural = sum(map(sum, self.likelihoods.tokens.values())), "" if self.count == 1 else "s"
+        tokens, plural = sum(map(sum, self.loss_evaluator.tokens.values())), "" if self.count == 1 else "s"
         excess = expected_excess(tokens, self.count)
         if excess > _EXCESS:
             self.notes.append(

@@ -17,9 +17,9 @@ from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.per_group import Refinement
 from dem_hub.search.problem import Trial
+from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.quadratic import LocalModel
 from dem_hub.search.solve.region import Region
 
 

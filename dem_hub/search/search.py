@@ -28,15 +28,16 @@ from dem_hub.defaults import (
 )
 from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.data import Reader, check_files, read_and_split
 from dem_hub.evaluation.likelihood import is_seq2seq
+from dem_hub.evaluation.reader import Reader, read_and_split
+from dem_hub.evaluation.rows import check_files
 from dem_hub.hub.references import VectorSource
 from dem_hub.search.arguments import check, check_granularity, pairs
 from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, common_of, rivals
 from dem_hub.search.measure.cache import MeasurementCache
-from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods
-from dem_hub.search.measure.score import Score
+from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
+from dem_hub.search.measure.score_evaluator import ScoreEvaluator
 from dem_hub.search.per_group import Refinement, refine
 from dem_hub.search.points import Point
 from dem_hub.search.problem import Problem, Strategy, Trial
@@ -153,12 +154,12 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     model = _load(base, vectors, dtype, model_kwargs)
     judge = None
     if score is not None:
-        measure: Score | Likelihoods = Score(model, score, kept, maximize=direction == "maximize")
+        measure: ScoreEvaluator | LossEvaluator = ScoreEvaluator(model, score, kept, maximize=direction == "maximize")
     else:
         reader = Reader(_tokenizer(tokenizer, base), max_length, is_seq2seq(model), packing)
         data, held = read_and_split(reader, eval_datasets or {}, held_out, seed)
-        measure = Likelihoods(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
-        judge = Likelihoods(model, held, kept, batch_size=batch_size)
+        measure = LossEvaluator(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
+        judge = LossEvaluator(model, held, kept, batch_size=batch_size)
     start = before.start(measure.names)
     quick = start is not None and before.has_logits
     problem = Problem(measure, goal, region, max_forward, start, quick, seed, callback)
@@ -172,7 +173,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     _refuse_nothing_finite(problem)
     best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
     refined = _refine(problem, judge, best, accepted, granularity)
-    table = CrossLoss.of(measure) if isinstance(measure, Likelihoods) else None
+    table = CrossLoss.of(measure) if isinstance(measure, LossEvaluator) else None
     _tell(
         problem,
         table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge),
@@ -191,7 +192,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         num_forward=problem.num_forward + (refined.num_forward if refined else 0.0),
         seconds=time.monotonic() - began,
         tokens={name: sum(counts) for name, counts in measure.tokens.items()}
-        if isinstance(measure, Likelihoods)
+        if isinstance(measure, LossEvaluator)
         else {},
         max_sum=max_sum,
         num_forward_held_out=(judge.num_forward if judge else 0.0) + (refined.num_forward_held_out if refined else 0.0),
@@ -250,10 +251,10 @@ def _refuse_nothing_finite(problem: Problem) -> None:
         )
 
 
-def _accept(problem: Problem, judge: Likelihoods, before: EarlierSearch) -> tuple[Trial, Acceptance | None]:
+def _accept(problem: Problem, judge: LossEvaluator, before: EarlierSearch) -> tuple[Trial, Acceptance | None]:
     """The trial to use, and the comparison on held-out data where there is any of each distribution."""
     missing = [
-        f"'{name}' ({sum(problem.likelihoods.tokens[name])} tokens to search on)"
+        f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)"
         for name, windows in judge.data.items()
         if not windows
     ]
@@ -279,7 +280,7 @@ def _accept(problem: Problem, judge: Likelihoods, before: EarlierSearch) -> tupl
     return problem.evaluate(chosen.coefficients), accepted
 
 
-def _common(problem: Problem, judge: Likelihoods) -> Point | None:
+def _common(problem: Problem, judge: LossEvaluator) -> Point | None:
     """The best common coefficient on held-out data, looked for from what the search's statistics say; `None` where there is none."""
     low, high = common_bounds(problem.region)
     if problem.count < 2 or low > high:
@@ -292,7 +293,7 @@ def _common(problem: Problem, judge: Likelihoods) -> Point | None:
 
 
 def _refine(
-    problem: Problem, judge: Likelihoods | None, best: Trial, accepted: Acceptance | None, granularity: Granularity
+    problem: Problem, judge: LossEvaluator | None, best: Trial, accepted: Acceptance | None, granularity: Granularity
 ) -> Refinement | None:
     """The search by groups, where that is asked for, and there is held-out data to accept it on."""
     if judge is None or granularity == "model":

@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from dem_hub import DEMCallback, DistributionVector, search_coefficients
-from dem_hub.evaluation.data import read_rows
+from dem_hub.evaluation.rows import read_rows
 
 logger = logging.getLogger("train_dem")
 

@@ -27,8 +27,11 @@ import torch
 from dem_hub import DistributionVector, search_coefficients
 from dem_hub.defaults import HELD_OUT
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.data import Reader, Window, read_rows, split
 from dem_hub.evaluation.likelihood import scored_tokens, totals
+from dem_hub.evaluation.reader import Reader
+from dem_hub.evaluation.rows import read_rows
+from dem_hub.evaluation.split import split
+from dem_hub.evaluation.windows import Window
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.models.loading import DEMModel
 from dem_hub.search import SearchResult

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dem_hub import DEMModel
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import totals
+from dem_hub.evaluation.windows import Window
 from studies.data_mixing.bootstrap import mean_interval
 from studies.data_mixing.cache import file_of, keep
 

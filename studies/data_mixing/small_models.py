@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from dem_hub.files.atomic import atomic_folder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.demo.texts import load_distributions, split_by_group, write_distributions
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from studies.data_mixing.settings import LATER, NAMES
 
 _EXAMS = "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"

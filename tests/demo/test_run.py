@@ -10,8 +10,8 @@ from dem_hub import DEMConfig, DEMModel
 from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine, run_demo
 from dem_hub.demo.texts import Distribution
 from dem_hub.errors import MissingDependencyError
-from dem_hub.evaluation.data import Reader
 from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.evaluation.reader import Reader
 from tests.support.tiny_models import Zoo
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from dem_hub.search.cross_loss import Cell, CrossLoss, clustered_error, geometry_flags, own_distribution
 from dem_hub.vectors.comparison import Comparison
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from dem_hub.search.held_out import INDEPENDENT, Acceptance, accept, common_of, expected_excess, rivals
-from dem_hub.search.solve.line_search import SEEN
+from dem_hub.search.solve.line_search import LEAST_GAIN
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region
 
@@ -114,7 +114,7 @@ def test_the_best_common_coefficient(kind: Any, guess: float) -> None:
 
     asked = len(held.seen)
     assert set(common) == {common[0]}
-    assert value(common[0]) <= value(0.75) + 5 * SEEN
+    assert value(common[0]) <= value(0.75) + 5 * LEAST_GAIN
     assert all(value(common[0]) <= value(level) for level in (0.0, 0.5, 1.0, guess))
     assert asked <= 2 + 9
 

@@ -12,13 +12,13 @@ import torch
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, search_coefficients
 from dem_hub.cli.app import main
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.evaluation.windows import Window
 from dem_hub.merging.groups import groups_of
 from dem_hub.search import Trial
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.per_group import ONE
 from tests.support.counting_models import Counters
 from tests.support.tiny_models import load_tensors, reshard
@@ -33,13 +33,13 @@ def kept(search: Callable[..., SearchResult], counters: Counters) -> SearchResul
 
 
 @pytest.fixture(scope="module")
-def finer(counters: Counters) -> Likelihoods:
+def finer(counters: Counters) -> LossEvaluator:
     vectors = dict.fromkeys(list(counters.vectors.values())[:2], 0.0)
     model = DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32")
     data = {
         name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()
     }
-    return Likelihoods(model, data, MeasurementCache()).at(Coordinates(model, (GROUPS, GROUPS)))
+    return LossEvaluator(model, data, MeasurementCache()).at(Coordinates(model, (GROUPS, GROUPS)))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def mean(losses: dict[str, float]) -> float:
     return sum(losses.values()) / len(losses)
 
 
-def test_coordinates(finer: Likelihoods, counters: Counters) -> None:
+def test_coordinates(finer: LossEvaluator, counters: Counters) -> None:
     """A point that is the same for all groups is the point of whole vectors, and known as that."""
     up, down, _ = counters.vectors.values()
     place = finer.coordinates
@@ -80,7 +80,7 @@ def test_coordinates(finer: Likelihoods, counters: Counters) -> None:
     assert len({place.key(point), place.key(point[::-1]), place.key((*point[:7], 0.1))}) == 3
 
 
-def test_coordinates_of_groups_that_differ(finer: Likelihoods, counters: Counters) -> None:
+def test_coordinates_of_groups_that_differ(finer: LossEvaluator, counters: Counters) -> None:
     up, down, _ = counters.vectors.values()
     place = Coordinates(finer.coordinates.model, (GROUPS, ("mlp",)))
     point = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -93,7 +93,7 @@ def test_coordinates_of_groups_that_differ(finer: Likelihoods, counters: Counter
     assert half.coefficients(point)[down] == 0.5
 
 
-def test_gradient_by_groups_is_the_finite_difference(finer: Likelihoods) -> None:
+def test_gradient_by_groups_is_the_finite_difference(finer: LossEvaluator) -> None:
     point, step = (0.3, 0.5, 0.7, 0.2, 0.6, 0.4, 0.8, 0.1), 1e-2
     slopes, found = finer.gradient(point), finer.statistics(point)
     for place in range(8):

@@ -17,8 +17,8 @@ from dem_hub.cli.search_report import result_tables
 from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, NotFoundError
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.search import Grid, Optuna, Trial
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.quadratic import LocalModel, Quadratic
 from tests.support.counting_models import STEPS, Counters, counting
 from tests.support.tiny_models import Models, Zoo, load_tensors, reshard
 

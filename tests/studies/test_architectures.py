@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from studies.data_mixing.architectures import (
     Clock,
     Score,

@@ -16,8 +16,8 @@ from dem_hub.checkpoints.architecture import memory_names
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, inner
 from dem_hub.errors import CoefficientError
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import batches, negative_log_likelihood, scored_logits
+from dem_hub.evaluation.windows import Window
 from dem_hub.merging.groups import take_apart
 from dem_hub.numerics.slices import full_index
 

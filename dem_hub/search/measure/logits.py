@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import negative_log_likelihood, scored_logits
-from dem_hub.search.solve.quadratic import Sums
+from dem_hub.evaluation.windows import Window
+from dem_hub.search.measure.statistics import SummedStatistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,9 +60,11 @@ class Block:
                     row = part.stop
         return found, moved
 
-    def sums(self, names: Sequence[str], offsets: Mapping[str, float], scale: float, device: torch.device) -> Sums:
+    def sums(
+        self, names: Sequence[str], offsets: Mapping[str, float], scale: float, device: torch.device
+    ) -> SummedStatistics:
         """Loss, gradient and curvature at centre + sum_i offset_i * move_i * scale."""
-        sums = Sums.zeros(len(names))
+        sums = SummedStatistics.zeros(len(names))
         rows = max(1, _ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
         for start in range(0, len(self.targets), rows):
             part = slice(start, start + rows)

@@ -7,7 +7,7 @@ nobody would see, and what was scored is the answer, never what a parabola says.
 import math
 from collections.abc import Callable, Iterable
 
-SEEN = 1e-4  # nats that are worth another value
+LEAST_GAIN = 1e-4  # nats that are worth another value
 ROUNDS = 10  # values beyond the first ones, at most
 _NEAR = 1e-3  # apart, at least: slopes between closer points are those of rounding
 _FAR = 2.0  # times the last distance, where the line still falls
@@ -85,9 +85,9 @@ def _between(seen: dict[float, float], points: list[float], best: float) -> floa
         lopsided = (
             abs(wider) > _LOPSIDED * abs(narrower) and (vertex - b) * wider <= 0
         )  # a steep wall pushes any parabola away
-        if lopsided or (promised < SEEN < doubt):
+        if lopsided or (promised < LEAST_GAIN < doubt):
             return b + _GOLDEN * wider
-    return vertex if promised > SEEN else None
+    return vertex if promised > LEAST_GAIN else None
 
 
 def _difference(seen: dict[float, float], points: list[float]) -> float:

@@ -1,7 +1,7 @@
 """Small convex problems: losses that are (or look like) quadratics, one objective, bounds, and a bound on the sum.
 
 A projected Newton method in float64: exact for a quadratic, a few steps for anything smooth, and singular curvatures (two vectors that
-are the same) are made regular by the pull towards a common coefficient. A bound on the sum becomes a price on it.
+are the same) are made regular by the prior towards a common coefficient. A bound on the sum becomes a price on it.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.quadratic import LocalModel, Quadratic
-from dem_hub.search.solve.region import Pull, Region, common_bounds
+from dem_hub.search.solve.prior import Prior
+from dem_hub.search.solve.region import Region, common_bounds
 
 Smooth = Callable[[Tensor], tuple[float, Tensor, Tensor]]  # value, gradient and curvature at a point
 
@@ -96,7 +97,7 @@ def best_point(
     objective: Objective,
     region: Region,
     base_losses: dict[str, float] | None = None,
-    pull: Pull | None = None,
+    prior: Prior | None = None,
 ) -> Tensor:
     """The point of a region where the objective of a local model is lowest."""
     factors = torch.tensor(objective.factors(list(model.parts), base_losses), dtype=torch.float64)
@@ -110,7 +111,7 @@ def best_point(
             slopes = factors.unsqueeze(1) * torch.stack([part.slope(step) for part in parts])
             curvatures = factors[:, None, None] * torch.stack([part.curvature for part in parts])
             value, gradient, curvature = _combined(values, slopes, curvatures, temperature)
-            more = (pull or Pull())(point)
+            more = (prior or Prior())(point)
             return value + more[0], gradient + more[1], curvature + more[2]
 
         return function

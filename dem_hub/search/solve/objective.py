@@ -7,17 +7,13 @@ another objective from what it has measured already.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from dem_hub.defaults import OBJECTIVE, ObjectiveKind
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.likelihood import Likelihood
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,3 @@ class Objective:
             return factors
         terms = factors * torch.tensor(list(losses.values()), dtype=torch.float64)
         return torch.zeros_like(factors).index_put((terms.argmax(),), factors[terms.argmax()])
-
-
-def mean_loss(scores: Mapping[str, Likelihood]) -> float:
-    """The default objective: the mean over distributions of the mean loss of a token, that is the mean log-perplexity."""
-    return Objective().value({name: score.loss for name, score in scores.items()})

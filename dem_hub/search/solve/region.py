@@ -1,4 +1,4 @@
-"""The region in which coefficients are looked for, and the prior that draws them together."""
+"""The region that a search may use: bounds on every coefficient, and a limit on their sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,14 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 
+# Of a coefficient, or of their sum: `contains` accepts what rounding in float64 adds, which is some 1e-16 for coefficients near 1. The
+# value was chosen by hand; anything well above rounding and below what changes a loss would do.
+_TOLERANCE = 1e-9
+
 
 @dataclass(frozen=True)
 class Region:
-    """Where coefficients may lie: between bounds, (N,) each, and with a sum of at most `max_sum`."""
+    """Points between `low` and `high`, (N,) in float64 each, whose coefficients sum to at most `max_sum`."""
 
     low: Tensor
     high: Tensor
@@ -19,13 +23,15 @@ class Region:
 
     @classmethod
     def of(cls, bounds: Sequence[tuple[float, float]], max_sum: float | None = None) -> "Region":
-        """From a (lower, upper) pair a vector.
+        """Return the region between a (lower, upper) pair for each coefficient.
 
         Raises:
-            `ConfigError`: an upper bound below its lower one, or a `max_sum` that the lower bounds exceed.
+            [`~dem_hub.errors.ConfigError`]: If a bound is not finite, an upper bound is below its lower one, or the lower bounds already
+                sum to more than `max_sum`.
         """
         low, high = torch.tensor(bounds, dtype=torch.float64).reshape(-1, 2).T
-        if not bool((low <= high).all()) or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        is_finite = torch.isfinite(low).all() and torch.isfinite(high).all()
+        if not bool((low <= high).all()) or not bool(is_finite):
             raise ConfigError(f"bounds are {list(bounds)}; each must be a finite (lower, upper) pair.")
         if max_sum is not None and not float(low.sum()) <= max_sum:
             raise ConfigError(
@@ -34,52 +40,26 @@ class Region:
         return cls(low, high, max_sum)
 
     def clip(self, point: Tensor) -> Tensor:
-        """The nearest point between the bounds; where that sums to too much, the nearest on the way to the lower bounds."""
+        """Return the nearest point between the bounds; if its sum is too large, move it straight towards the lower bounds."""
         inside = point.clamp(self.low, self.high)
-        excess = 0.0 if self.max_sum is None else float(inside.sum()) - self.max_sum
+        if self.max_sum is None:
+            return inside
+        excess = float(inside.sum()) - self.max_sum
         if excess <= 0:
             return inside
         room = inside - self.low
         return inside - room * (excess / float(room.sum()))
 
     def contains(self, point: Tensor) -> bool:
-        """Whether a point lies in it, to rounding."""
-        inside = bool(((point >= self.low - 1e-9) & (point <= self.high + 1e-9)).all())
-        return inside and (self.max_sum is None or float(point.sum()) <= self.max_sum + 1e-9)
-
-
-@dataclass(frozen=True)
-class Pull:
-    """A quadratic penalty: `towards_common` on differences between coefficients, `towards` a point with (N,) `weights`."""
-
-    towards_common: float = 0.0
-    towards: Tensor | None = None
-    weights: Tensor | None = None
-
-    def towards_also(self, point: Tensor, weights: Tensor) -> "Pull":
-        """This and a penalty on the distance to another point, (N,), with (N,) weights; a constant is left out."""
-        if self.towards is None or self.weights is None:
-            return Pull(self.towards_common, point, weights)
-        total = self.weights + weights
-        mean = (self.weights * self.towards + weights * point) / total.clamp(min=1e-300)
-        return Pull(self.towards_common, mean, total)
-
-    def __call__(self, point: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Its value, gradient and curvature."""
-        count = len(point)
-        apart = torch.eye(count, dtype=torch.float64) - 1 / count
-        matrix = self.towards_common * apart
-        gradient = matrix @ point
-        value = float(point @ gradient) / 2
-        if self.towards is not None and self.weights is not None:
-            step = point - self.towards
-            matrix = matrix + torch.diag(self.weights)
-            gradient = gradient + self.weights * step
-            value += float(step @ (self.weights * step)) / 2
-        return value, gradient, matrix
+        """Return whether a point lies in the region, apart from rounding."""
+        inside = bool(((point >= self.low - _TOLERANCE) & (point <= self.high + _TOLERANCE)).all())
+        return inside and (self.max_sum is None or float(point.sum()) <= self.max_sum + _TOLERANCE)
 
 
 def common_bounds(region: Region) -> tuple[float, float]:
-    """Between which all coefficients may be the same; the upper below the lower where they may not."""
-    low, high = float(region.low.max()), float(region.high.min())
-    return low, high if region.max_sum is None else min(high, region.max_sum / len(region.low))
+    """Return the lowest and highest coefficient that all vectors can share. The range is empty (low > high) if there is none."""
+    low = float(region.low.max())
+    high = float(region.high.min())
+    if region.max_sum is not None:
+        high = min(high, region.max_sum / len(region.low))
+    return low, high

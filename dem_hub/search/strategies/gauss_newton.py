@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.problem import Problem, Trial
+from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
-from dem_hub.search.solve.quadratic import LocalModel
 
 TOLERANCE = 1e-4  # nats; a step that promises less is not taken
 SURPRISE = 0.01  # nats by which a check may differ from what the kept logits promised
@@ -34,7 +34,7 @@ class GaussNewton:
 
     def search(self, problem: Problem) -> None:
         """Start from the table's logits, or from a known point, and step."""
-        measured, limit = problem.likelihoods, problem.budget(usual_budget(problem.count))
+        measured, limit = problem.loss_evaluator, problem.budget(usual_budget(problem.count))
         if problem.start is None or problem.quick:
             if limit < problem.count + 1 and not problem.quick:
                 raise ConfigError(
@@ -67,7 +67,7 @@ class GaussNewton:
 
     def _step(self, problem: Problem, point: Tensor, limit: float) -> None:
         """Steps until they promise nothing more, or the budget has no room for another and its check."""
-        measured, cost = problem.likelihoods, problem.count + 2
+        measured, cost = problem.loss_evaluator, problem.count + 2
         if problem.num_forward + cost > limit + 1e-9 >= problem.num_forward + 1:
             problem.evaluate(point)
         while measured.num_forward + cost <= limit + 1e-9:
@@ -86,8 +86,8 @@ class GaussNewton:
         curvature = torch.stack([part.curvature.diagonal() for part in model.parts.values()]).mean(0)
         damping = 0.0
         while problem.num_forward + 1 <= limit + 1e-9:
-            pull = problem.pull().towards_also(point, damping * curvature)
-            new = best_point(model, problem.objective, problem.region, problem.base_losses, pull)
+            prior = problem.prior().combined_with(point, damping * curvature)
+            new = best_point(model, problem.objective, problem.region, problem.base_losses, prior)
             promised = here.value - problem.objective.value(model.losses(new.tolist()), problem.base_losses)
             if promised < TOLERANCE:
                 return None
@@ -100,14 +100,14 @@ class GaussNewton:
 
 def start_from_logits(problem: Problem, point: Tensor) -> Tensor:
     """The minimum of the convex loss between the table's logits; no forward pass."""
-    measured, pull, base = problem.likelihoods, problem.pull(), problem.base_losses
+    measured, prior, base = problem.loss_evaluator, problem.prior(), problem.base_losses
 
     def value_of(model: LocalModel, at: Tensor) -> float:
-        return problem.objective.value(model.losses(at.tolist()), base) + pull(at)[0]
+        return problem.objective.value(model.losses(at.tolist()), base) + prior(at)[0]
 
     model = measured.from_logits(point.tolist())
     for _ in range(_STEPS):
-        new = best_point(model, problem.objective, problem.region, base, pull)
+        new = best_point(model, problem.objective, problem.region, base, prior)
         if float((new - point).abs().max()) < _SETTLED:
             return new
         there = measured.from_logits(new.tolist())

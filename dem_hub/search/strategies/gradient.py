@@ -32,7 +32,7 @@ class Gradient:
             raise MissingDependencyError(
                 f"method='gradient' needs SciPy ({error}): pip install 'dem-hub[search]'"
             ) from error
-        likelihoods, limit, pull = problem.likelihoods, problem.budget(_STEPS), problem.pull()
+        likelihoods, limit, prior = problem.loss_evaluator, problem.budget(_STEPS), problem.prior()
         if problem.region.max_sum is not None:
             raise ConfigError(
                 "method='gradient' takes bounds and no max_sum. Leave it out, and bound the sum with result.reweight(max_sum=...)."
@@ -48,7 +48,7 @@ class Gradient:
             slopes = likelihoods.gradient(tuple(point.tolist()))
             trial = problem.evaluate(point)
             after = problem.objective.slope(trial.losses, problem.base_losses)
-            more = pull(point)
+            more = prior(point)
             gradient = after @ torch.stack(list(slopes.values())) + more[1]
             return trial.value + more[0], gradient.numpy()
 

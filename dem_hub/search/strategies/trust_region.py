@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dem_hub.search.problem import Problem
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.newton import best_point
-from dem_hub.search.solve.quadratic import LocalModel, Quadratic
-from dem_hub.search.solve.region import Pull, Region
+from dem_hub.search.solve.prior import Prior
+from dem_hub.search.solve.region import Region
 
 _RADIUS = 0.3  # of a coefficient, around the best point, at first
 _SMALLEST = 0.01
@@ -55,7 +56,7 @@ class TrustRegion:
             around = fit(problem, center, radius)
             low, high = (center - radius).maximum(problem.region.low), (center + radius).minimum(problem.region.high)
             new = best_point(
-                around, problem.objective, Region(low, high, problem.region.max_sum), problem.base_losses, Pull()
+                around, problem.objective, Region(low, high, problem.region.max_sum), problem.base_losses, Prior()
             )
             if float((new - center).abs().max()) < _SMALLEST / 4:
                 radius /= 3

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dem_hub.search.solve.line_search import ROUNDS, SEEN, lowest
+from dem_hub.search.solve.line_search import LEAST_GAIN, ROUNDS, lowest
 
 STARTS = [0.0, 0.25, 1.0]
 
@@ -44,7 +44,7 @@ def test_the_lowest(name: str, guess: float) -> None:
     """To a few times what a parabola must promise for another value, whatever the guess; a kink has no parabola."""
     function, least, most = LINES[name]
     found, count = searched(function, [*STARTS, guess])
-    assert found <= least + (0.005 if name == "a kink" else 5 * SEEN)
+    assert found <= least + (0.005 if name == "a kink" else 5 * LEAST_GAIN)
     assert count <= most
 
 
@@ -60,7 +60,7 @@ def test_never_worse_than_the_starts() -> None:
 
 @pytest.mark.parametrize("starts", [[0.3], [0.0], [1.5], [0.3, 0.3], [9.0, -9.0]])
 def test_any_starts(starts: list[float]) -> None:
-    assert searched(lambda x: (x - 0.7) ** 2, starts)[0] < 10 * SEEN
+    assert searched(lambda x: (x - 0.7) ** 2, starts)[0] < 10 * LEAST_GAIN
 
 
 def test_a_line_that_is_a_point() -> None:
@@ -74,7 +74,7 @@ def test_starts_that_are_nearly_the_same() -> None:
         return 3.0 + (x - 0.7) ** 2 + 1e-6 * math.sin(1e9 * x)
 
     found, count = searched(noisy, [*STARTS, 0.25 + 1e-9, 1.0 - 1e-9])
-    assert found < 3.0 + 5 * SEEN
+    assert found < 3.0 + 5 * LEAST_GAIN
     assert count <= 5
 
 

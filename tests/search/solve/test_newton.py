@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.newton import best_point, common_point, minimize
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.quadratic import LocalModel, Quadratic
-from dem_hub.search.solve.region import Pull, Region
+from dem_hub.search.solve.prior import Prior
+from dem_hub.search.solve.region import Region
 
 
 def tensor(*values: float) -> Tensor:
@@ -66,7 +67,7 @@ def test_bounds_against_brute_force(seed: int, max_sum: float | None) -> None:
 def test_two_vectors_that_are_the_same_share() -> None:
     matrix = tensor(1, 1, 1, 1).reshape(2, 2)
     quadratic = Quadratic(1.0, tensor(-1, -1), matrix)  # lowest wherever the two sum to 1
-    found = best_point(model(quadratic), Objective(), Region.of([(0, 1.5)] * 2), pull=Pull(towards_common=1e-3))
+    found = best_point(model(quadratic), Objective(), Region.of([(0, 1.5)] * 2), prior=Prior(common_strength=1e-3))
     assert found.tolist() == pytest.approx([0.5, 0.5], abs=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_a_local_model_knows_its_point() -> None:
 
 def test_a_pull_towards_a_point_damps() -> None:
     quadratic = bowl(tensor(1.0), tensor(2).reshape(1, 1))
-    found = best_point(model(quadratic), Objective(), Region.of([(0, 2)]), pull=Pull(0.0, tensor(0.0), tensor(2.0)))
+    found = best_point(model(quadratic), Objective(), Region.of([(0, 2)]), prior=Prior(0.0, tensor(0.0), tensor(2.0)))
     assert float(found) == pytest.approx(0.5)
 
 

@@ -10,10 +10,10 @@ import torch
 
 from dem_hub import DEMModel
 from dem_hub.errors import ConfigError, MissingDependencyError
-from dem_hub.evaluation.data import Window
+from dem_hub.evaluation.windows import Window
 from dem_hub.search import GaussNewton, Gradient, Grid, Optuna, TrustRegion, Uniform
 from dem_hub.search.measure.cache import MeasurementCache
-from dem_hub.search.measure.likelihoods import Likelihoods
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.problem import Problem, Strategy
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region
@@ -48,15 +48,15 @@ def problem(
 
 
 @pytest.fixture
-def likelihoods(counters: Counters) -> Callable[..., Likelihoods]:
-    def make(*names: str) -> Likelihoods:
+def likelihoods(counters: Counters) -> Callable[..., LossEvaluator]:
+    def make(*names: str) -> LossEvaluator:
         vectors = [counters.vectors[name] for name in names or counters.vectors]
         model = DEMModel.from_pretrained(counters.base, vectors=dict.fromkeys(vectors, 0.0), dtype="float32")
         data = {
             name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)]
             for name, rows in counters.data.items()
         }
-        return Likelihoods(model, data, MeasurementCache())
+        return LossEvaluator(model, data, MeasurementCache())
 
     return make
 
@@ -73,7 +73,7 @@ LIGHT: list[Strategy] = [
 
 
 @pytest.mark.parametrize("strategy", LIGHT, ids=lambda strategy: f"{strategy.name}{getattr(strategy, 'sampler', '')}")
-def test_conformance(strategy: Strategy, likelihoods: Callable[..., Likelihoods]) -> None:
+def test_conformance(strategy: Strategy, likelihoods: Callable[..., LossEvaluator]) -> None:
     """Bounds, budget, and never worse than the points it shares with anyone."""
     measured = likelihoods()
     bounds = (0.1, 0.45)
@@ -143,14 +143,14 @@ def test_quadratic_of_one_vector_and_with_a_sum() -> None:
     assert sum(bounded.best.coefficients) <= 1 + 1e-9
 
 
-def reference(likelihoods: Callable[..., Likelihoods]) -> float:
+def reference(likelihoods: Callable[..., LossEvaluator]) -> float:
     """The best of a fine search by another road: L-BFGS-B on exact gradients."""
     found = problem(likelihoods(), max_forward=90)
     Gradient().search(found)
     return found.best.value
 
 
-def test_gauss_newton_beats_a_grid_of_125(likelihoods: Callable[..., Likelihoods]) -> None:
+def test_gauss_newton_beats_a_grid_of_125(likelihoods: Callable[..., LossEvaluator]) -> None:
     quick, slow = problem(likelihoods()), problem(likelihoods())
     GaussNewton().search(quick)
     Grid().search(slow)
@@ -162,7 +162,7 @@ def test_gauss_newton_beats_a_grid_of_125(likelihoods: Callable[..., Likelihoods
 
 
 @pytest.mark.parametrize("names", [("up",), ("up", "down")])
-def test_gauss_newton_with_fewer_vectors(likelihoods: Callable[..., Likelihoods], names: tuple[str, ...]) -> None:
+def test_gauss_newton_with_fewer_vectors(likelihoods: Callable[..., LossEvaluator], names: tuple[str, ...]) -> None:
     found, line = problem(likelihoods(*names)), problem(likelihoods(*names))
     GaussNewton().search(found)
     Grid(tuple(number / 10 for number in range(0, 16, 3 if len(names) > 1 else 1))).search(line)
@@ -170,7 +170,7 @@ def test_gauss_newton_with_fewer_vectors(likelihoods: Callable[..., Likelihoods]
     assert found.best.value <= line.best.value + 1e-3
 
 
-def test_gauss_newton_from_a_known_point(likelihoods: Callable[..., Likelihoods]) -> None:
+def test_gauss_newton_from_a_known_point(likelihoods: Callable[..., LossEvaluator]) -> None:
     """No table: a step and its check."""
     found = problem(likelihoods(), start=(0.3, 0.3, 0.3), max_forward=5)
     GaussNewton().search(found)
@@ -180,7 +180,7 @@ def test_gauss_newton_from_a_known_point(likelihoods: Callable[..., Likelihoods]
 
 
 @pytest.mark.parametrize(("max_forward", "cost"), [(4, 4), (5, 5), (8, 5), (9, 9)])
-def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], max_forward: int, cost: int) -> None:
+def test_gauss_newton_on_a_budget(likelihoods: Callable[..., LossEvaluator], max_forward: int, cost: int) -> None:
     """The table; with one more, the start that its logits give; with a step and its check, that."""
     found = problem(likelihoods(), max_forward=max_forward)
     GaussNewton().search(found)
@@ -188,7 +188,7 @@ def test_gauss_newton_on_a_budget(likelihoods: Callable[..., Likelihoods], max_f
     assert (found.best.value < min(trial.value for trial in found.trials[:4])) is (cost > 4)
 
 
-def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., Likelihoods]) -> None:
+def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., LossEvaluator]) -> None:
     with pytest.raises(
         ConfigError, match="max_forward is 3, and the cross-loss table of 3 vectors alone takes 4. Allow 12, or use"
     ):
@@ -196,7 +196,7 @@ def test_gauss_newton_on_too_small_a_budget(likelihoods: Callable[..., Likelihoo
 
 
 @pytest.mark.parametrize("kind", ["worst", "improvement"])
-def test_gauss_newton_for_other_objectives(likelihoods: Callable[..., Likelihoods], kind: Any) -> None:
+def test_gauss_newton_for_other_objectives(likelihoods: Callable[..., LossEvaluator], kind: Any) -> None:
     found, mean = (Problem(likelihoods(), Objective(name), Region.of([(0, 1.5)] * 3)) for name in (kind, "mean"))
     for each in (found, mean):
         GaussNewton().search(each)
@@ -282,13 +282,13 @@ def test_a_package_that_is_missing(strategy: Strategy, package: str, monkeypatch
         strategy.search(problem(Bowl((0.5, 0.3)), max_forward=2))
 
 
-def test_gradient_without_scipy(likelihoods: Callable[..., Likelihoods], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_without_scipy(likelihoods: Callable[..., LossEvaluator], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingDependencyError, match="method='gradient' needs SciPy"):
         Gradient().search(problem(likelihoods()))
 
 
-def test_gradient_takes_no_sum(likelihoods: Callable[..., Likelihoods]) -> None:
+def test_gradient_takes_no_sum(likelihoods: Callable[..., LossEvaluator]) -> None:
     with pytest.raises(ConfigError, match="method='gradient' takes bounds and no max_sum"):
         Gradient().search(problem(likelihoods(), max_sum=1.0))
 

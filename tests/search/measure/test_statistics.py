@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dem_hub.search.solve.quadratic import Sums
+from dem_hub.search.measure.statistics import SummedStatistics
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -22,10 +22,10 @@ def test_sums_are_those_of_autograd(count: int) -> None:
         return functional.cross_entropy(logits + torch.einsum("n,ntv->tv", point, moves), targets)
 
     point = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    sums = Sums.zeros(count)
+    sums = SummedStatistics.zeros(count)
     for part in (slice(0, 20), slice(20, 50)):
         sums.add(logits[part].float(), moves[:, part].float(), targets[part])
-    found = sums.quadratic()
+    found = sums.mean()
     assert found.loss == pytest.approx(float(loss(point).detach()), rel=1e-6)
     (gradient,) = torch.autograd.grad(loss(point), point)
     torch.testing.assert_close(found.gradient, gradient, rtol=1e-5, atol=1e-6)

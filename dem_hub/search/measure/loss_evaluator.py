@@ -14,14 +14,15 @@ from torch import Tensor
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.data import Window, digest
 from dem_hub.evaluation.likelihood import is_seq2seq, scored_tokens, totals
+from dem_hub.evaluation.windows import Window, hash_windows
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.gradients import CoefficientGradient
 from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, token_limit
+from dem_hub.search.measure.statistics import SummedStatistics
 from dem_hub.search.points import Point, all_at, each_alone
-from dem_hub.search.solve.quadratic import LocalModel, Sums
+from dem_hub.search.solve.local_model import LocalModel
 
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
@@ -33,7 +34,7 @@ STEP, ROUNDED_STEP = (
 )  # of a coefficient, for derivatives; a small step is lost in the rounding of 16-bit weights
 
 
-class Likelihoods:
+class LossEvaluator:
     """Losses of `base + sum_i point_i * vector_i` on named data.
 
     Args:
@@ -61,7 +62,7 @@ class Likelihoods:
             logit_bytes,
         )
         self.coordinates = Coordinates(model)
-        self.digests = {name: digest(windows) for name, windows in self.data.items()}
+        self.digests = {name: hash_windows(windows) for name, windows in self.data.items()}
         seq2seq = is_seq2seq(model)
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
         self.run = 0  # tokens through the model so far, a backward pass counting as two forward passes
@@ -77,7 +78,7 @@ class Likelihoods:
         """What the coordinates of a point are called."""
         return self.coordinates.names
 
-    def at(self, coordinates: Coordinates) -> "Likelihoods":
+    def at(self, coordinates: Coordinates) -> "LossEvaluator":
         """The same data and cache for points of other coordinates, with a count of its own, in which what is paid is paid."""
         other = copy(self)
         other.coordinates, other.run, other._gradient = coordinates, 0, None
@@ -173,14 +174,14 @@ class Likelihoods:
             block = self.cache.block(f"{self.coordinates.place} {self.digests[name]}")
             assert block is not None, "keep_table comes first"
             sums = block.sums(self.coordinates.keys, offsets, 1.0, self.model.device)
-            parts[name] = Sums(processes.total(sums.values, self.model.device)).quadratic()
+            parts[name] = SummedStatistics(processes.total(sums.values, self.model.device)).mean()
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
     def statistics(self, point: Sequence[float]) -> LocalModel:
         """Loss, gradient and Gauss-Newton curvature at a point, over all tokens: N + 1 forward passes, a part of the data at a time.
 
         Source: the derivative of the logits after a coefficient is (logits(point + h e_i) - logits(point)) / h; with it,
-        see [`Sums.add`].
+        see [`SummedStatistics.add`].
         """
         key = f"statistics {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
         if key not in self.cache:
@@ -193,7 +194,7 @@ class Likelihoods:
     def _measured(self, point: Sequence[float]) -> LocalModel:
         step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
         moved = [tuple(value + step * (i == j) for j, value in enumerate(point)) for i in range(len(point))]
-        sums = {name: Sums.zeros(len(self.names)) for name in self.data}
+        sums = {name: SummedStatistics.zeros(len(self.names)) for name in self.data}
         found = {
             name: torch.zeros(len(processes.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()
         }
@@ -219,7 +220,8 @@ class Likelihoods:
         for name in self.data:
             self._put_totals(name, point, found[name])
         parts = {
-            name: Sums(processes.total(value.values, self.model.device)).quadratic() for name, value in sums.items()
+            name: SummedStatistics(processes.total(value.values, self.model.device)).mean()
+            for name, value in sums.items()
         }
         return LocalModel(self.names, tuple(map(float, point)), parts)
 

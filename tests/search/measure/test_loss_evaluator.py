@@ -11,22 +11,22 @@ from safetensors.torch import load_file, save_file
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.errors import CoefficientError
-from dem_hub.evaluation.data import Window
 from dem_hub.evaluation.likelihood import evaluate
+from dem_hub.evaluation.windows import Window
 from dem_hub.search.measure.cache import MeasurementCache
-from dem_hub.search.measure.likelihoods import LOGIT_BYTES, Likelihoods
+from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from tests.support.counting_models import Counters
 
 POINT = (0.4, 0.7, 0.2)
 
 
 @pytest.fixture
-def make(counters: Counters) -> Callable[..., Likelihoods]:
-    def make(cache: MeasurementCache | None = None, dtype: str = "float32", **options: Any) -> Likelihoods:
+def make(counters: Counters) -> Callable[..., LossEvaluator]:
+    def make(cache: MeasurementCache | None = None, dtype: str = "float32", **options: Any) -> LossEvaluator:
         model = DEMModel.from_pretrained(
             counters.base, vectors=dict.fromkeys(counters.vectors.values(), 0.0), dtype=dtype
         )
-        return Likelihoods(model, windows(counters), cache or MeasurementCache(), **options)
+        return LossEvaluator(model, windows(counters), cache or MeasurementCache(), **options)
 
     return make
 
@@ -46,13 +46,13 @@ def fresh(counters: Counters, point: tuple[float, ...], dtype: str = "float32") 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_point_is_a_fresh_load(make: Callable[..., Likelihoods], counters: Counters, dtype: str) -> None:
+def test_every_point_is_a_fresh_load(make: Callable[..., LossEvaluator], counters: Counters, dtype: str) -> None:
     measured = make(dtype=dtype)
     for point in (POINT, (1.0, 0.0, 0.0), (0.0, 0.0, 0.0), (-0.3, 1.5, 0.1), POINT):
         assert measured.losses(point) == fresh(counters, point, dtype)
 
 
-def test_nothing_is_measured_twice(make: Callable[..., Likelihoods]) -> None:
+def test_nothing_is_measured_twice(make: Callable[..., LossEvaluator]) -> None:
     measured = make()
     first = measured.losses(POINT)
     assert (measured.num_forward, measured.losses(POINT) == first, measured.is_known(POINT)) == (1, True, True)
@@ -70,7 +70,7 @@ def test_nothing_is_measured_twice(make: Callable[..., Likelihoods]) -> None:
     assert make(measured.cache).losses(POINT) == first
 
 
-def test_an_earlier_search_has_paid(make: Callable[..., Likelihoods]) -> None:
+def test_an_earlier_search_has_paid(make: Callable[..., LossEvaluator]) -> None:
     """What a killed search measured is its own cost when it goes on; what an earlier one did is not."""
     first = make()
     first.keep_table()
@@ -83,7 +83,7 @@ def test_an_earlier_search_has_paid(make: Callable[..., Likelihoods]) -> None:
     assert (first.num_forward, resumed.num_forward, grown.num_forward) == (8, 8, 0)
 
 
-def test_logits_at_the_table_are_exact(make: Callable[..., Likelihoods]) -> None:
+def test_logits_at_the_table_are_exact(make: Callable[..., LossEvaluator]) -> None:
     """At its own models the algebra on kept logits gives their losses, to half precision of the differences."""
     measured = make()
     measured.keep_table()
@@ -93,7 +93,7 @@ def test_logits_at_the_table_are_exact(make: Callable[..., Likelihoods]) -> None
         )
 
 
-def test_fewer_logits_than_there_are_tokens(make: Callable[..., Likelihoods]) -> None:
+def test_fewer_logits_than_there_are_tokens(make: Callable[..., LossEvaluator]) -> None:
     """A small memory keeps some windows, whole; losses are those of all tokens all the same."""
     whole, some = make(), make(logit_bytes=64 * 10 * 200)
     whole.keep_table()
@@ -107,7 +107,7 @@ def test_fewer_logits_than_there_are_tokens(make: Callable[..., Likelihoods]) ->
 
 
 @pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, 64 * 10 * 100], ids=["at once", "in parts"])
-def test_statistics_are_the_gradient(make: Callable[..., Likelihoods], logit_bytes: int) -> None:
+def test_statistics_are_the_gradient(make: Callable[..., LossEvaluator], logit_bytes: int) -> None:
     """From forward passes and from a backward pass the slope is the same, but for the finite step."""
     measured = make(logit_bytes=logit_bytes)
     found, slopes = measured.statistics(POINT), measured.gradient(POINT)
@@ -117,14 +117,14 @@ def test_statistics_are_the_gradient(make: Callable[..., Likelihoods], logit_byt
         assert float(torch.linalg.eigvalsh(part.curvature).min()) > -1e-6
 
 
-def test_statistics_do_not_depend_on_memory(make: Callable[..., Likelihoods]) -> None:
+def test_statistics_do_not_depend_on_memory(make: Callable[..., LossEvaluator]) -> None:
     whole, parts = make().statistics(POINT), make(logit_bytes=64 * 10 * 100, batch_size=3).statistics(POINT)
     for name, part in whole.parts.items():
         torch.testing.assert_close(part.gradient, parts.parts[name].gradient, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(part.curvature, parts.parts[name].curvature, rtol=1e-3, atol=1e-5)
 
 
-def test_gradient_is_the_finite_difference(make: Callable[..., Likelihoods]) -> None:
+def test_gradient_is_the_finite_difference(make: Callable[..., LossEvaluator]) -> None:
     measured, step = make(), 1e-2
     slopes = measured.gradient(POINT)
     for place in range(3):
@@ -137,7 +137,7 @@ def test_gradient_is_the_finite_difference(make: Callable[..., Likelihoods]) -> 
     assert all(parameter.grad is None and parameter.requires_grad for parameter in parameters)
 
 
-def test_gradient_scores_too(make: Callable[..., Likelihoods]) -> None:
+def test_gradient_scores_too(make: Callable[..., LossEvaluator]) -> None:
     measured = make()
     measured.gradient(POINT)
     assert measured.losses(POINT) == pytest.approx(make().losses(POINT), rel=1e-6)
@@ -156,7 +156,7 @@ def test_a_vector_that_diverged_is_named(counters: Counters, tmp_path: Path) -> 
     (folder / "config.json").write_bytes((counters.base / "config.json").read_bytes())
     DistributionVector.extract(counters.base, folder, codec="dense", dtype="float32").save_pretrained(tmp_path / "wild")
     vectors = {counters.vectors["up"]: 0.0, str(tmp_path / "wild"): 0.0}
-    measured = Likelihoods(
+    measured = LossEvaluator(
         DEMModel.from_pretrained(counters.base, vectors=vectors, dtype="float32"), windows(counters), MeasurementCache()
     )
     with pytest.raises(

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.data import NOT_SCORED, Reader, Window, digest, read_and_split, read_rows, split
+from dem_hub.evaluation.reader import Reader, read_and_split
+from dem_hub.evaluation.rows import read_rows
+from dem_hub.evaluation.split import split
+from dem_hub.evaluation.windows import NOT_SCORED, Window, hash_windows
 from tests.support.tiny_models import Models
 
 N = NOT_SCORED
@@ -149,7 +152,7 @@ def test_seq2seq_rows(tokenizer: Any) -> None:
         ),
         ({"text": "w1"}, {"is_seq2seq": True}, "give 'prompt' and 'completion', or 'input_ids' and 'labels'"),
         ({"input_ids": [1, 2]}, {"is_seq2seq": True}, "has input_ids and no labels"),
-        ({"input_ids": [1, 2], "labels": [1]}, {}, "it has 2 input_ids, 1 labels and 2 in the mask"),
+        ({"input_ids": [1, 2], "labels": [1]}, {}, "it has 2 input_ids, 1 labels and 2 values in the attention mask"),
         ({"input_ids": [0.5, 1.0]}, {}, "is no list of token ids"),
         ({"input_ids": [[1, 2]]}, {}, r"of shape \[1, 2\] is no list of token ids"),
     ],
@@ -230,8 +233,13 @@ def test_everything_wrong_is_said_at_once() -> None:
 
 def test_digest_tells_ids_and_labels() -> None:
     first = Window((1, 2), (1, 2))
-    assert digest([first]) == digest([Window((1, 2), (1, 2), document=7)])
+    assert hash_windows([first]) == hash_windows([Window((1, 2), (1, 2), document=7)])
     assert (
-        len({digest(rows) for rows in ([first], [Window((1, 2), (N, 2))], [Window((1, 3), (1, 3))], [first, first])})
+        len(
+            {
+                hash_windows(rows)
+                for rows in ([first], [Window((1, 2), (N, 2))], [Window((1, 3), (1, 3))], [first, first])
+            }
+        )
         == 4
     )

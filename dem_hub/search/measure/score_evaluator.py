@@ -8,7 +8,7 @@ from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 
 
-class Score:
+class ScoreEvaluator:
     """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
 
     Scores are filed in a [`MeasurementCache`] by the function's name, so that a killed search goes on: each function needs a cache of

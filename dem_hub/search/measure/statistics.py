@@ -1,0 +1,72 @@
+"""Loss, gradient and Gauss-Newton curvature of one distribution, summed over its tokens from their logits.
+
+Sums, and not means, are kept: blocks of tokens are added one after another, and processes add up theirs. The numbers are float64 on the
+CPU, because not every device has float64.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dem_hub.search.solve.local_model import Quadratic
+
+
+@dataclass
+class SummedStatistics:
+    """Sums over tokens for N coefficients.
+
+    `values`, (2 + N + N * N,) in float64, has the number of tokens, the loss, the gradient and the curvature, row by row. It is one tensor
+    so that one reduction adds the sums of all processes.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def zeros(cls, count: int) -> "SummedStatistics":
+        """Return the sums over no tokens, for `count` coefficients."""
+        return cls(torch.zeros(2 + count + count * count, dtype=torch.float64))
+
+    def add(self, logits: Tensor, moves: Tensor, targets: Tensor) -> None:
+        """Add the statistics of T tokens over a vocabulary of V.
+
+        Args:
+            logits (`Tensor`): (T, V), float32.
+            moves (`Tensor`): (N, T, V), float32; the derivative of the logits with respect to each coefficient.
+            targets (`Tensor`): (T,), the tokens that came.
+
+        Source: the gradient and Gauss-Newton matrix of softmax cross-entropy, sum_t (p - y) . J_i and
+        sum_t p . (J_i * J_j) - (p . J_i)(p . J_j), with J_i = d logits / d c_i.
+        """
+        count = len(moves)
+        log_probabilities = logits.log_softmax(-1)
+        probabilities = log_probabilities.exp()
+        target_column = targets.unsqueeze(1)
+        flat_moves = moves.reshape(count, -1)
+        expected = []
+        second_moments = []
+        for move in moves:
+            weighted = probabilities * move
+            expected.append(weighted.sum(-1))
+            second_moments.append(flat_moves @ weighted.reshape(-1))
+        means = torch.stack(expected).cpu().double()  # (N, T)
+        of_targets = torch.stack([move.gather(1, target_column).squeeze(1) for move in moves]).cpu().double()
+        self.values[0] += len(targets)
+        self.values[1] -= float(log_probabilities.gather(1, target_column).cpu().double().sum())
+        self.values[2 : 2 + count] += (means - of_targets).sum(1)
+        self.values[2 + count :] += (torch.stack(second_moments).cpu().double() - means @ means.T).reshape(-1)
+
+    def mean(self) -> Quadratic:
+        """Return loss, gradient and curvature of the mean token."""
+        tokens = float(self.values[0])
+        count = _count_coefficients(len(self.values))
+        gradient = self.values[2 : 2 + count] / tokens
+        curvature = self.values[2 + count :].reshape(count, count) / tokens
+        # The sums of row i, column j and of row j, column i differ in their last bits, and solvers need a symmetric matrix.
+        return Quadratic(float(self.values[1]) / tokens, gradient, (curvature + curvature.T) / 2)
+
+
+def _count_coefficients(length: int) -> int:
+    """Return N, of which `length` is 2 + N + N * N."""
+    return round(math.sqrt(length - 2 + 0.25) - 0.5)
