@@ -1,8 +1,7 @@
 """`dense`: the whole delta, in float32 or bfloat16.
 
-In float32, base + delta is the fine-tune again, bit for bit between bf16 or fp16 checkpoints. Where a difference has more than
-float32's 24 bits (a weight that nearly vanished: 0.02 to 1e-9), the bits that did not fit are kept beside it, as `index` and
-`remainder` of those few elements; an ordinary "dense" delta loses them.
+In float32, base + delta is the fine-tune again, bit for bit between bf16 or fp16 checkpoints. A few differences have more bits than the 24
+of float32 (a weight that nearly vanished: 0.02 to 1e-9). An ordinary delta loses these bits; here `index` and `remainder` keep them.
 """
 
 from collections.abc import Mapping
@@ -13,17 +12,17 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.codecs.codec import ENCODE_BLOCK, Codec
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part, code_of
 from dem_hub.errors import CodecError
-from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
+from dem_hub.numerics.slices import Index, at_least_1d, full_index, index_shape, row_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Codec):
     """Store all of the delta; `dtype` is `"float32"` (exact) or `"bfloat16"` (half the size, 0.2 % error an element)."""
 
     name: ClassVar[str] = "dense"
@@ -34,44 +33,65 @@ class Dense:
         if self.dtype not in DTYPES:
             raise CodecError(f"codec 'dense' has no dtype '{self.dtype}'; choose {' or '.join(DTYPES)}.")
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return `True`: a tensor of any shape."""
+        return True
+
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-        """Parts of one tensor: `dense`, and where needed `index` (int64, flat) and `remainder` (float32)."""
+        """Return `dense`, and where needed `index` (int64, into the flat tensor) and `remainder` (float32)."""
         parts = {"dense": delta.to(DTYPES[self.dtype])}
         if self.dtype == "float32":
             parts |= _remainder(delta, base, finetuned)
         return parts
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """`dense` of the tensor's shape; in float32 maybe `index` and `remainder`, one number for each element that needs it."""
-        rest = {
-            "index": Part(("I64",), ("some",), optional=True),
-            "remainder": Part(("F32",), ("some",), optional=True),
-        }
-        return {"dense": Part((code_of(self.dtype),), shape)} | (rest if self.dtype == "float32" else {})
+        """Return the layout: `dense` of the tensor's shape. In float32 `index` and `remainder` may follow, one entry an element."""
+        layout = {"dense": Part((code_of(self.dtype),), shape)}
+        if self.dtype == "float32":
+            layout["index"] = Part(("I64",), ("some",), optional=True)
+            layout["remainder"] = Part(("F32",), ("some",), optional=True)
+        return layout
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
-        """The slice `index` of the delta; `base` is not needed."""
-        dense, rest = parts["dense"][index if index else ...], None
+        """Return the slice `index` of the delta. The base is not read."""
+        dense = parts["dense"][index if index else ...]
+        rest = None
         if "index" in parts:
-            rest = torch.zeros_like(dense)
-            whole, index = shape or (1,), index if shape else (slice(0, 1),)
-            places = torch.stack(torch.unravel_index(parts["index"][...], whole), dim=1)  # (elements, dimensions)
-            starts = places.new_tensor([part.start for part in index])
-            inside = ((places >= starts) & (places < places.new_tensor([part.stop for part in index]))).all(dim=1)
-            local = tuple((places[inside] - starts).unbind(dim=1))
-            rest.view(index_shape(index))[local] = parts["remainder"][...][inside]
+            rest = _slice_remainder(parts, shape, index, torch.zeros_like(dense))
         return Delta(dense=dense, rest=rest)
 
 
 def _remainder(delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-    """What is left to add where base + delta is not the fine-tune: the bits of finetuned - base that float32 could not hold."""
-    places, values = [], []
-    row = delta[0].numel() if delta.ndim else 1
-    for block in row_blocks(full_index(delta.shape), _BLOCK):
-        low, high, difference = base[block], finetuned[block], delta[block]
-        flat = (low.float() + difference != high.float()).reshape(-1).nonzero()[:, 0]
+    """Return `index` and `remainder` of the elements whose base + delta is not the fine-tune; nothing if there are none.
+
+    The remainder is the bits of finetuned - base that float32 could not hold.
+    """
+    places = []
+    values = []
+    row_size = delta[0].numel() if delta.ndim else 1
+    for block in row_blocks(full_index(delta.shape), ENCODE_BLOCK):
+        block_base = base[block]
+        block_finetuned = finetuned[block]
+        block_delta = delta[block]
+        is_off = block_base.float() + block_delta != block_finetuned.float()
+        flat = is_off.reshape(-1).nonzero()[:, 0]
         if len(flat):
-            reached = low.reshape(-1)[flat].double() + difference.reshape(-1)[flat].double()
-            places.append(flat.cpu() + (block[0].start * row if block else 0))
-            values.append((high.reshape(-1)[flat].double() - reached).float().cpu())
-    return {"index": torch.cat(places), "remainder": torch.cat(values)} if places else {}
+            first = block[0].start * row_size if block else 0
+            reached = block_base.reshape(-1)[flat].double() + block_delta.reshape(-1)[flat].double()
+            places.append(flat.cpu() + first)
+            values.append((block_finetuned.reshape(-1)[flat].double() - reached).float().cpu())
+    if not places:
+        return {}
+    return {"index": torch.cat(places), "remainder": torch.cat(values)}
+
+
+def _slice_remainder(parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, rest: Tensor) -> Tensor:
+    """Write the remainders that lie in the slice `index` into `rest`, which is that slice filled with zeros."""
+    shape, index = at_least_1d(shape, index)
+    places = torch.stack(torch.unravel_index(parts["index"][...], shape), dim=1)  # (elements, dimensions)
+    starts = places.new_tensor([part.start for part in index])
+    stops = places.new_tensor([part.stop for part in index])
+    inside = ((places >= starts) & (places < stops)).all(dim=1)
+    local = tuple((places[inside] - starts).unbind(dim=1))
+    rest.view(index_shape(index))[local] = parts["remainder"][...][inside]
+    return rest

@@ -27,7 +27,7 @@ OFFERED = {
 }
 
 # The codecs that no user chooses, because the kind of the tensor decides: buffers, and modules that a LoRA saves whole.
-INTERNAL = {"full": "whole.Full", "replace": "replace.Replace"}
+INTERNAL = {"full": "whole.Full", "replace": "whole.Replace"}
 
 _AUTO_CLASS = "auto.budget.Auto"
 

@@ -1,7 +1,7 @@
 """`lowrank`: a matrix's leading singular directions, which PEFT reads as a LoRA.
 
-For a delta that is of low rank, as LoRA training leaves it, that is all of it. Of a full fine-tune it is a biased part: it shrinks the
-vector (`projection` says by how much), loses little at coefficient 1 and much in a weighted sum; see `lrsign`.
+LoRA training leaves a delta of low rank, and this keeps all of it. Of a full fine-tune it keeps a biased part. It shrinks the vector
+(`projection` says by how much), loses little at coefficient 1 and much in a weighted sum; `lrsign` is for these.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.delta import Delta
-from dem_hub.codecs.factors import check_factor_dtype, decode_factors, encode_factors, factor_layout
+from dem_hub.codecs.factors import BITS, check_factor_dtype, decode_factors, encode_factors, factor_layout
 from dem_hub.codecs.layout import Layout
 from dem_hub.errors import CodecError
 from dem_hub.numerics.slices import Index
@@ -20,14 +21,15 @@ from dem_hub.numerics.svd import DEFAULT_RANK, balanced_factors
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Codec):
     """Keep `rank` singular directions, or as many as hold the share `energy` (0 to 1) of the squared norm.
 
-    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, `"int8"` or `"int4"` for a quarter or an eighth, which are no
-    LoRA any more.
+    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, or `"int8"` or `"int4"` for a quarter or an eighth. Only the
+    first two can be read by PEFT.
     """
 
     name: ClassVar[str] = "lowrank"
+    is_factored: ClassVar[bool] = True
     rank: int | None = field(
         default=None, metadata={"help": "singular directions to keep; 32 unless `energy` is given"}
     )
@@ -50,19 +52,31 @@ class LowRank:
         if self.rank is None and self.energy is None:
             object.__setattr__(self, "rank", DEFAULT_RANK)
 
+    @property
+    def fits_peft(self) -> bool:
+        """Whether the factors are of a dtype that PEFT reads."""
+        return self.dtype not in BITS
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the shape is that of a matrix."""
+        return len(shape) == 2
+
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """The two factors of a matrix; see [`factor_layout`]."""
+        """Return the layout of the two factors of a matrix; see [`factor_layout`]."""
         if len(shape) != 2:
             raise CodecError(f"codec 'lowrank' is for matrices, and this tensor is {list(shape)}.")
         rows, columns = shape
-        return factor_layout(rows, columns, "rank" if self.rank is None else min(self.rank, rows, columns), self.dtype)
+        if self.rank is None:
+            return factor_layout(rows, columns, "rank", self.dtype)
+        return factor_layout(rows, columns, min(self.rank, rows, columns), self.dtype)
 
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-        """Parts of one matrix: `left` (R, K) and `right` (K, C)."""
-        return encode_factors(*balanced_factors(delta, rank=self.rank, energy=self.energy), self.dtype)
+        """Return `left` (R, K) and `right` (K, C) of one matrix."""
+        left, right = balanced_factors(delta, rank=self.rank, energy=self.energy)
+        return encode_factors(left, right, self.dtype)
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
-        """The slice `index` of the delta, from the rows of `left` and columns of `right` that it needs."""
+        """Return the slice `index` of the delta: the rows of `left` and the columns of `right` that it needs."""
         rows, columns = index
         left, right = decode_factors(parts, rows, columns, self.dtype)
         return Delta(left=left, right=right)

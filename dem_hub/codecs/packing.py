@@ -3,8 +3,8 @@
     value = code * scale                  4 and 8 bits: a scale for each group of 64 columns
     scale = sum(v^2) / sum(v * code)      so that <decoded, v> = <v, v>: nothing shrinks
 
-Rounding to codes and taking the least-squares scale, as quantisers usually do, gives the smaller error and a vector that is too
-short, which a weighted sum of several feels. Low bits come first in a byte. Scales are bfloat16: float16 has no room for them.
+Most quantizers take the least-squares scale. It has the smaller error and makes the vector too short, which shows in a weighted sum of
+several. The first number of a byte is in its low bits. Scales are bfloat16, because the range of float16 is too small for them.
 """
 
 import torch
@@ -15,16 +15,17 @@ from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.layout import Part
 from dem_hub.numerics.slices import Index
 
-GROUP = 64  # columns that share a scale; a multiple of 8
+# Columns that share a scale: the group of QLoRA and of `nf4`. A multiple of 8, so that a group begins at a whole byte.
+GROUP = 64
 
 
 def packed_size(columns: int, bits: int) -> int:
-    """Bytes of so many numbers."""
+    """Return the bytes that so many numbers take."""
     return -(-columns * bits // 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack whole numbers from 0 to 2^bits - 1.
+    """Pack whole numbers from 0 to 2^bits - 1 into bytes.
 
     Args:
         codes (`Tensor`): (..., C), any dtype.
@@ -53,7 +54,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The numbers in (..., B) bytes: (..., B * 8 / bits) uint8."""
+    """Return the numbers in (..., B) bytes: (..., B * 8 / bits) uint8."""
     if bits == 8:
         return packed
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
@@ -62,7 +63,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 
 def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes and unbiased scales of 4 or 8 bits.
+    """Return codes of 4 or 8 bits, packed, and unbiased scales.
 
     Args:
         values (`Tensor`): (..., C) float32.
@@ -83,22 +84,32 @@ def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unbiased_scale(values: Tensor, codes: Tensor) -> Tensor:
-    """sum(v^2) / sum(v * code) along the last dimension, kept; 0 where there is nothing."""
+    """Return sum(v^2) / sum(v * code) along the last dimension, which stays as one of size 1; 0 where all codes are 0."""
     products = (values * codes).sum(dim=-1, keepdim=True)
     return torch.where(products > 0, values.square().sum(dim=-1, keepdim=True) / products, 0)
 
 
 def dequantize(codes: LazyTensor, scales: LazyTensor, lead: Index, columns: slice, bits: int) -> Tensor:
-    """A part of what [`quantize`] made: rows `lead` (a slice for each dimension but the last) and a range of columns, float32."""
-    first = columns.start // GROUP * GROUP
-    bytes_ = slice(first * bits // 8, packed_size(columns.stop, bits))
-    groups = slice(first // GROUP, -(-columns.stop // GROUP))
-    values = unpack(codes[(*lead, bytes_)], bits)[..., : columns.stop - first].float() - 2 ** (bits - 1)
-    scale = scales[(*lead, groups)].float().repeat_interleave(GROUP, dim=-1)[..., : columns.stop - first]
+    """Return a part of what [`quantize`] made, in float32.
+
+    Args:
+        codes, scales (`LazyTensor`): packed codes (..., B) and their scales (..., G), unread.
+        lead (`tuple[slice, ...]`): the rows, one slice for each dimension but the last.
+        columns (`slice`): the columns.
+        bits (`int`): 4 or 8.
+    """
+    first = columns.start // GROUP * GROUP  # where the first group begins
+    width = columns.stop - first
+    packed = codes[(*lead, slice(first * bits // 8, packed_size(columns.stop, bits)))]
+    values = unpack(packed, bits)[..., :width].float() - 2 ** (bits - 1)
+    group_scales = scales[(*lead, slice(first // GROUP, -(-columns.stop // GROUP)))].float()
+    scale = group_scales.repeat_interleave(GROUP, dim=-1)[..., :width]
     result: Tensor = values * scale
     return result[..., columns.start - first :]
 
 
-def quantized_parts(lead: tuple[int, ...], columns: int, bits: int) -> tuple[Part, Part]:
-    """The layout of what [`quantize`] makes."""
-    return Part(("U8",), (*lead, packed_size(columns, bits))), Part(("BF16",), (*lead, -(-columns // GROUP)))
+def quantized_parts(lead: tuple[int | str, ...], columns: int, bits: int) -> tuple[Part, Part]:
+    """Return the layout of what [`quantize`] makes. A size in `lead` that the data decides is a name."""
+    codes = Part(("U8",), (*lead, packed_size(columns, bits)))
+    scales = Part(("BF16",), (*lead, -(-columns // GROUP)))
+    return codes, scales

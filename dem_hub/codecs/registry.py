@@ -1,15 +1,15 @@
-"""Codecs by their names: those that a user chooses, and those that a file names."""
+"""Codecs by their names: those that a user chooses, and those that only a file names."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any
 
+from dem_hub.codecs.auto.budget import Auto
+from dem_hub.codecs.auto.encoder import AutoEncoder
 from dem_hub.codecs.codec import Codec
-from dem_hub.codecs.listing import AUTO, INTERNAL, OFFERED
+from dem_hub.codecs.encoder import CodecEncoder, Encoder
+from dem_hub.codecs.listing import AUTO, INTERNAL, OFFERED, list_codecs
 from dem_hub.errors import CodecError
-
-_Made = TypeVar("_Made")
 
 
 def _load_class(home: str) -> type[Codec]:
@@ -23,6 +23,10 @@ CODECS: dict[str, type[Codec]] = {name: _load_class(home) for name, home in {**O
 
 def get_codec(name: str, options: Mapping[str, Any]) -> Codec:
     """Return the codec of this name with these options.
+
+    Args:
+        name (`str`): one of the codecs that a user may choose, but for `"auto"`, which is none itself.
+        options (`Mapping[str, Any]`): its options; the others have their defaults.
 
     Raises:
         `CodecError`: there is no such codec, or it has no such option.
@@ -43,27 +47,43 @@ def get_codec(name: str, options: Mapping[str, Any]) -> Codec:
 
 def make_codec(name: str, options: Mapping[str, Any]) -> Codec:
     """Return the codec that a file names, which may be one that no user chooses; see [`get_codec`]."""
-    return with_options(CODECS[name], options)
+    return CODECS[name].from_dict(options)
 
 
-def with_options(kind: Callable[..., _Made], options: Mapping[str, Any]) -> _Made:
-    """A codec, or what chooses one, with its options.
+def encoder_from_name(name: str, options: Mapping[str, Any]) -> Encoder:
+    """Return the encoder for what a user names as `codec`: `"auto"`, or one of the codecs.
+
+    Args:
+        name (`str`): `"auto"`, or the name of a codec.
+        options (`Mapping[str, Any]`): its options; the others have their defaults.
 
     Raises:
-        `CodecError`: an option that it does not have, or that is of another type.
+        `CodecError`: there is no such codec, or it has no such option.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.codecs.registry import encoder_from_name
+    >>> encoder_from_name("auto", {"max_bytes": "5%"}).options
+    Auto(max_bytes='5%', max_error=None)
+
+    ```
     """
-    name, known = kind.name, [item.name for item in fields(kind)]  # type: ignore[attr-defined, arg-type]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise CodecError(
-            f"Codec '{name}' has no option {', '.join(map(repr, unknown))}; it has {', '.join(known) or 'none'}."
-        )
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise CodecError(f"Codec '{name}' cannot take the options {dict(options)} ({error}).") from error
+    if name != AUTO:
+        return CodecEncoder(get_codec(name, options))
+    _refuse_options_of_codecs(options)
+    return AutoEncoder(Auto.from_dict(options))
 
 
-def codec_options(codec: object) -> dict[str, Any]:
-    """The options of a codec, as a file keeps them."""
-    return {name: value for name, value in vars(codec).items() if value is not None}
+def _refuse_options_of_codecs(options: Mapping[str, Any]) -> None:
+    """Name the codecs that have these options, if `auto` was given the options of another codec."""
+    if not options:
+        return
+    owners = []
+    for codec in list_codecs():
+        known = {option.name for option in codec.options}
+        if codec.name != AUTO and known.issuperset(options):
+            owners.append(codec.name)
+    if owners:
+        given = ", ".join(map(repr, options))
+        raise CodecError(f"Codec 'auto' has no option {given}; name the codec that it is for: {', '.join(owners)}.")

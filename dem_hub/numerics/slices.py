@@ -36,6 +36,13 @@ def normalize_index(index: Any, shape: tuple[int, ...]) -> Index:
     return tuple(result)
 
 
+def at_least_1d(shape: tuple[int, ...], index: Index) -> tuple[tuple[int, ...], Index]:
+    """Return shape and index as they are, or in the place of a scalar's those of a tensor with one element."""
+    if shape:
+        return shape, index
+    return (1,), (slice(0, 1),)
+
+
 def index_shape(index: Index) -> tuple[int, ...]:
     """The shape that an index takes out."""
     return tuple(entry.stop - entry.start for entry in index)

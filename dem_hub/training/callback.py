@@ -16,7 +16,9 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from dem_hub.checkpoints.tensor_groups import norms_by_layer
-from dem_hub.codecs.auto.budget import Auto
+from dem_hub.codecs.encoder import Encoder
+from dem_hub.codecs.listing import AUTO
+from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import ConfigError, MissingDependencyError, VectorNotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.names import NORMS_PLOT, VECTOR_FILES
@@ -35,7 +37,6 @@ from dem_hub.vectors.vector import DistributionVector
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from dem_hub.codecs import Codec
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ class DEMCallback(TrainerCallback):
             raise ConfigError(f"when is {when!r}; it must be one of {', '.join(get_args(When))}.")
         self.when, self.base_model, self.recipe, self.device = when, base_model, recipe, device
         self.datasets = [str(name) for name in ([datasets] if isinstance(datasets, str | os.PathLike) else datasets)]
-        self.codec: Codec | Auto = Auto.or_codec(codec, codec_options)
-        self._is_default_codec = codec == Auto.name and not codec_options
+        self.encoder: Encoder = encoder_from_name(codec, codec_options)
+        self._is_default_codec = codec == AUTO and not codec_options
         self._output_dir = Path(output_dir) if output_dir is not None else None
         self._is_pushed, self._repo_id, self._private, self._token = (
             push_to_hub,
@@ -221,7 +222,8 @@ class DEMCallback(TrainerCallback):
             self._source.look_at_start(gathering)
         if self._source.is_adapter and not self._is_default_codec:
             logger.warning(
-                "The run trains a LoRA, which is stored as it is: the codec '%s' is not used.", self.codec.name
+                "The run trains a LoRA, which is stored as it is: the codec '%s' is not used.",
+                self.encoder.options.name,
             )
         self._others = self._source.open_others(VectorSource.parse(self.recipe)) if self.recipe is not None else []
         if self._is_pushed:
@@ -332,7 +334,7 @@ class DEMCallback(TrainerCallback):
         """Write the vector's folder, at once and complete; returns what is worth logging."""
         assert self._source is not None and self.folder is not None
         with atomic_folder(self.folder) as folder:
-            self._source.write(folder, gathering, self.codec, facts, library_versions(), self.device)
+            self._source.write(folder, gathering, self.encoder, facts, library_versions(), self.device)
             vector = DistributionVector(Resolved.local(folder), verify=False)
             norms = tensor_norms(vector, self._source.base)
             measured = {"dem/norm": sum(norm**2 for norm in norms.values()) ** 0.5, "dem/bytes": float(vector.nbytes)}

@@ -12,8 +12,7 @@ import torch
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.codecs import Codec
-from dem_hub.codecs.auto.budget import Auto
+from dem_hub.codecs.encoder import Encoder
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, TRAINER_STATE, VECTOR_CONFIG
@@ -80,7 +79,7 @@ class Source:
         self,
         folder: Path,
         gathering: Gathering,
-        codec: Codec | Auto,
+        encoder: Encoder,
         facts: Mapping[str, Any],
         libraries: Mapping[str, str],
         device: str | torch.device | None,
@@ -93,7 +92,7 @@ class Source:
                     (saved / name).replace(folder / name)
             write_training(folder, facts, libraries)
             return
-        config = extract_tensors(folder, self.base, LiveModel(gathering, self.base), codec, device=device)
+        config = extract_tensors(folder, self.base, LiveModel(gathering, self.base), encoder, device=device)
         config = replace(config, training=dict(facts), libraries={**config.libraries, **libraries})
         write_text(folder / VECTOR_CONFIG, config.to_json())
 

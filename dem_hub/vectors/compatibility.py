@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.exact import Exact
-from dem_hub.codecs.replace import Replace
+from dem_hub.codecs.whole import Replace
 from dem_hub.errors import BaseMismatchError, refuse
 from dem_hub.hub.hashes import short_hash
 from dem_hub.vectors.config import VectorConfig

@@ -1,16 +1,15 @@
-"""Taking a distribution vector: two checkpoints walked tensor by tensor, no model built, memory that of one tensor.
+"""Extraction of a distribution vector: two checkpoints are read tensor by tensor, and no model is built.
 
     delta = finetuned - base        in float32, whatever the checkpoints' dtypes
 
-Everything that does not fit is found from the headers and reported in one error before a byte is written.
+Memory is that of a few tensors, whatever the size of the model. Everything that does not fit is found from the headers and reported in one
+error, before a byte is written.
 """
 
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -22,17 +21,12 @@ from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
-from dem_hub.codecs import Codec
-from dem_hub.codecs.auto.budget import DEFAULT_SHARE, SMALL, Auto, Glance, Plan, make_plan
-from dem_hub.codecs.auto.encoder import encode_planned
+from dem_hub.codecs.auto.budget import SMALL
 from dem_hub.codecs.dense import Dense
-from dem_hub.codecs.exact import Exact
-from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.encoder import Encoder, TensorEncoder
+from dem_hub.codecs.first_look import FirstLook, Glance
 from dem_hub.codecs.measure import measure
-from dem_hub.codecs.random import Random
-from dem_hub.codecs.registry import codec_options
-from dem_hub.codecs.replace import Replace
-from dem_hub.codecs.sampling import seed_of
+from dem_hub.codecs.whole import Replace
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
@@ -48,11 +42,16 @@ from dem_hub.vectors.writer import EncodedTensor, VectorWriter
 
 logger = logging.getLogger(__name__)
 
-_SIDE_BY_SIDE = (
-    1 << 24
-)  # elements of all tensors that are encoded at once; some 32 bytes each, with all that is made of them
-_UNLIKE = 0.5  # of the weights' norm; fine-tunes change a few hundredths of it
-_GLANCED = 8  # rows, of which one is looked at before a budget is divided
+# Elements of all tensors that are encoded at once on the CPU: 512 MiB, at about 32 bytes an element with all temporaries.
+_ENCODED_AT_ONCE = 1 << 24
+
+# Norm of the delta, relative to that of the weights it changes, from which a warning says that the two are hardly base and fine-tune.
+# Fine-tunes change a few hundredths (0.2 % of SmolLM2's matrices, 1.2 % from Qwen2.5-7B to its Instruct model).
+_UNLIKE = 0.5
+
+# The first look reads every 8th row of a large tensor. Chosen by hand: the reading is an eighth, and root mean squares need no more rows.
+_GLANCE_STEP = 8
+
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -60,7 +59,7 @@ def extract(
     folder: Path,
     base: Resolved,
     finetuned: Resolved,
-    codec: Codec | Auto,
+    encoder: Encoder,
     *,
     device: str | torch.device | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
@@ -69,25 +68,30 @@ def extract(
 
     Args:
         folder (`Path`): an empty folder.
-        base, finetuned ([`Resolved`]): the two checkpoints, safetensors, sharded as they like.
-        codec ([`Codec`] or [`Auto`]): how to store the deltas, or the budget to choose by.
-        device (`str` or `torch.device`, *optional*): where to encode; the accelerator where there is one, by default.
-        max_shard_size (`int` or `str`): where to begin another file.
+        base, finetuned ([`Resolved`]): the two checkpoints, in safetensors files, sharded in any way.
+        encoder ([`Encoder`]): what chooses a codec for each tensor; see [`encoder_from_name`].
+        device (`str` or `torch.device`, *optional*): the device that encodes; by default the accelerator, if there is one.
+        max_shard_size (`int` or `str`): the size from which another file is begun.
 
     Returns:
         [`VectorConfig`]: what was written.
 
     Raises:
-        `CheckpointError`: a vector or an adapter, a quantised or pickled checkpoint, tensors that differ in shape or that one side lacks, NaN or inf.
-        `CodecError`: a budget that the vector does not fit in.
+        `CheckpointError`: one side is a vector, an adapter or a recipe; a checkpoint is quantized or pickled; tensors differ in shape, or are
+            missing on one side, or have NaN or inf.
+        `CodecError`: the vector does not fit in the budget.
     """
     _refuse_what_is_no_model(base, finetuned)
     refuse_quantized(base.folder, "base")
     refuse_quantized(finetuned.folder, "fine-tune")
-    source = str(finetuned.source)
-    tensors = Checkpoint(finetuned.folder)
     return extract_tensors(
-        folder, Base(base), tensors, codec, finetuned=source, device=device, max_shard_size=max_shard_size
+        folder,
+        Base(base),
+        Checkpoint(finetuned.folder),
+        encoder,
+        finetuned=str(finetuned.source),
+        device=device,
+        max_shard_size=max_shard_size,
     )
 
 
@@ -95,58 +99,61 @@ def extract_tensors(
     folder: Path,
     base: Base,
     tensors: TensorSource,
-    codec: Codec | Auto,
+    encoder: Encoder,
     *,
     finetuned: str | None = None,
     device: str | torch.device | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> VectorConfig:
-    """Write the vector tensors - base into a folder; the fine-tune need not be on disk. See [`extract`].
+    """Write the vector tensors - base into a folder. The fine-tune need not be on disk. See [`extract`].
 
     Args:
         folder (`Path`): an empty folder.
         base ([`Base`]): the base, opened.
-        tensors ([`TensorSource`]): the fine-tune's, under their names on disk.
-        codec, device, max_shard_size: as in [`extract`].
-        finetuned (`str`, *optional*): what the fine-tune is called.
+        tensors ([`TensorSource`]): the fine-tune's tensors, under the names that they have on disk.
+        encoder, device, max_shard_size: as in [`extract`].
+        finetuned (`str`, *optional*): the name of the fine-tune, for messages and for the vector's config.
     """
     sides = _Sides(base, tensors, _choose_device(device))
-    pairs = match_tensors(sides.base.checkpoint, sides.finetuned)
-    plan = None
-    if isinstance(codec, Auto):
+    pairs = match_tensors(base.checkpoint, tensors)
+
+    def first_look() -> FirstLook:
         glances = _glance(pairs, sides)
         _warn_if_unlike(glances, base, finetuned)
-        plan = make_plan(codec, glances, _reserved(pairs, sides))
-        encode: _Encode = partial(encode_planned, plan)
-    else:
-        encode = _encode_with(codec)
-    vector = VectorWriter(folder, sides.base.architecture, max_shard_size)
-    for encoded in _encode_all(pairs, sides, encode):
-        vector.write(encoded)
-        del encoded  # or it would lie beside the next tensor
-    files = vector.close(sides.base.record)
-    options = codec_options(codec)
-    libraries = {"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")}
-    sizes = [(folder / name).stat().st_size for name in files if name.endswith(SAFETENSORS)]
-    choice = explain(plan, vector.tensors, sum(sizes)) if plan is not None else ""
+        return FirstLook(glances, _count_reserved_bytes(pairs, sides))
+
+    tensor_encoder = encoder.prepare(first_look)
+    writer = VectorWriter(folder, base.architecture, max_shard_size)
+    for encoded in _encode_all(pairs, sides, tensor_encoder):
+        writer.write(encoded)
+        del encoded  # otherwise it would stay in memory next to the following tensor
+    files = writer.close(base.record)
+    nbytes = sum((folder / name).stat().st_size for name in files if name.endswith(SAFETENSORS))
     config = VectorConfig(
-        base.record, codec.name, options, vector.tensors, files, finetuned, choice=choice, libraries=libraries
+        base=base.record,
+        codec=encoder.options.name,
+        codec_options=encoder.options.to_dict(),
+        tensors=writer.tensors,
+        files=files,
+        finetuned=finetuned,
+        choice=tensor_encoder.explain(writer.tensors, nbytes),
+        libraries={"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")},
     )
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
 
 
 def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
-    """Two models have a difference; a recipe, or what is a vector already, would be refused for something else, or for every tensor."""
+    """Refuse a recipe, a vector or an adapter on either side, which would otherwise be refused for each of its tensors."""
     if kind := lone_vector(finetuned.folder):
         raise CheckpointError(
             f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT "
             "-o DIR, in Python vectors={...}."
         )
-    for what, side in (("base", base), ("fine-tune", finetuned)):
+    for role, side in (("base", base), ("fine-tune", finetuned)):
         if is_recipe(side.folder):
             raise CheckpointError(
-                f"The {what} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} -o MODEL."
+                f"The {role} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} -o MODEL."
             )
     if kind := lone_vector(base.folder):
         raise CheckpointError(
@@ -156,24 +163,30 @@ def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
 
 @dataclass(frozen=True)
 class _Sides:
-    """The two checkpoints, and the device that their tensors are compared on."""
+    """The two checkpoints, and the device on which their tensors are compared."""
 
     base: Base
     finetuned: TensorSource
     device: torch.device
 
     def is_replaced(self, key: str) -> bool:
-        """Whether a tensor is no delta to be scaled: a buffer, or whole numbers."""
+        """Return whether a tensor is no delta that can be scaled: a buffer, or whole numbers."""
+        if not self.base.checkpoint[key].torch_dtype.is_floating_point:
+            return True
         architecture = self.base.architecture
-        floating = self.base.checkpoint[key].torch_dtype.is_floating_point
-        return not floating or (architecture is not None and key in architecture.buffers)
+        return architecture is not None and key in architecture.buffers
+
+    def shape(self, pair: Pair) -> tuple[int, ...]:
+        """Return the shape of the base's tensor."""
+        return self.base.checkpoint[pair.base_key].shape
 
     def read(self, pair: Pair, step: int = 1) -> tuple[Tensor, Tensor]:
-        """The base, and the fine-tune without its new rows; one of every `step` rows."""
-        shape = self.base.checkpoint[pair.base_key].shape
-        old, new = self.base.checkpoint.read(pair.base_key), self.finetuned.read(pair.finetuned_key, full_index(shape))
-        if shape:
-            old, new = old[::step], new[::step]
+        """Return the base's tensor, and the fine-tune's without its new rows; only every `step`th row of both."""
+        old = self.base.checkpoint.read(pair.base_key)
+        new = self.finetuned.read(pair.finetuned_key, full_index(self.shape(pair)))
+        if old.ndim:
+            old = old[::step]
+            new = new[::step]
         return old.to(self.device), new.to(self.device)
 
     def check_finite(self, pair: Pair, old: Tensor, new: Tensor) -> None:
@@ -181,82 +194,83 @@ class _Sides:
         _check_finite(old, self.base.folder, pair.base_key)
         _check_finite(new, self.finetuned.path, pair.finetuned_key)
 
-    def read_rows(self, pair: Pair) -> Tensor | None:
-        """The rows that the base lacks, if any."""
+    def read_new_rows(self, pair: Pair) -> Tensor | None:
+        """Return the rows that the base lacks, or `None` if there are none."""
         if not pair.rows:
             return None
-        shape = self.base.checkpoint[pair.base_key].shape
-        rows = self.finetuned.read(pair.finetuned_key, (slice(shape[0], None), *full_index(shape[1:])))
-        _check_finite(rows, self.finetuned.path, pair.finetuned_key)
-        return rows
+        rows, *others = self.shape(pair)
+        new_rows = self.finetuned.read(pair.finetuned_key, (slice(rows, None), *full_index(others)))
+        _check_finite(new_rows, self.finetuned.path, pair.finetuned_key)
+        return new_rows
+
+
+@dataclass(frozen=True)
+class _ReadPair:
+    """A tensor that was read on both sides, with the rows that only the fine-tune has."""
+
+    pair: Pair
+    old: Tensor
+    new: Tensor
+    new_rows: Tensor | None
 
 
 def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
-    """finetuned - base in float32, with no copy of the base."""
+    """Return finetuned - base in float32, without a copy of the base."""
     delta = finetuned.to(torch.float32, copy=True).sub_(base)
-    return delta.clamp_(-_LARGEST, _LARGEST)  # between bf16's own extremes it overflows
-
-
-_Encode = Callable[[str, Tensor, Tensor, Tensor], tuple[Codec, dict[str, Tensor]]]
+    # The difference of two extreme values of bfloat16 overflows.
+    return delta.clamp_(-_LARGEST, _LARGEST)
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
-    """The one asked for, or the accelerator; not Apple's, which has no float64."""
+    """Return the device that was asked for, or the accelerator, or the CPU. Apple's accelerator has no float64, which sums need."""
     if device is not None:
         return torch.device(device)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found if found is not None and found.type != "mps" else torch.device("cpu")
-
-
-def _encode_with(codec: Codec) -> _Encode:
-    """How one codec is used for all tensors of a vector, given a key, a delta, the base and the fine-tune."""
-
-    def encode(key: str, delta: Tensor, old: Tensor, new: Tensor) -> tuple[Codec, dict[str, Tensor]]:
-        chosen = codec
-        if isinstance(codec, Random):
-            chosen = replace(codec, seed=seed_of(key, new, codec.seed))
-        if not isinstance(codec, Dense | Exact) and (delta.ndim < 2 or (delta.ndim > 2 and isinstance(codec, LowRank))):
-            chosen = Dense()  # norms and biases are too small to save on
-        return chosen, chosen.encode(delta, old, new)
-
-    return encode
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        if accelerator is not None and accelerator.type != "mps":
+            return accelerator
+    return torch.device("cpu")
 
 
 def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
-    """A first look at every tensor that changed and is a delta."""
+    """Return a first look at every tensor that changed and is a delta, by the base's key."""
     vocabulary = vocabulary_size(sides.base.folder)
     glances = {}
     for pair in _progress(pairs, "Looking"):
         if sides.is_replaced(pair.base_key):
             continue
-        shape = sides.base.checkpoint[pair.base_key].shape
-        for step in (_GLANCED, 1) if math.prod(shape) > SMALL else (1,):
+        shape = sides.shape(pair)
+        steps = (_GLANCE_STEP, 1) if math.prod(shape) > SMALL else (1,)
+        for step in steps:
             old, new = sides.read(pair, step)
             sides.check_finite(pair, old, new)
             delta = _subtract(new, old)
-            if delta.any():  # else the rows that were left out may have changed, and all of them are looked at
-                rms, base_rms = (math.sqrt(squared_norm(side) / delta.numel()) for side in (delta, old))
-                glances[pair.base_key] = Glance(shape, rms, base_rms, len(shape) == 2 and shape[0] == vocabulary)
+            # Rows without a change prove nothing: the change may be in the rows that were skipped. Then all rows are read.
+            if delta.any():
+                rms = math.sqrt(squared_norm(delta) / delta.numel())
+                base_rms = math.sqrt(squared_norm(old) / delta.numel())
+                is_vocabulary = len(shape) == 2 and shape[0] == vocabulary
+                glances[pair.base_key] = Glance(shape, rms, base_rms, is_vocabulary)
                 break
     return glances
 
 
 def _warn_if_unlike(glances: Mapping[str, Glance], base: Base, finetuned: str | None) -> None:
-    """Say so where the delta is nearly as large as the weights: two models of one shape, trained apart, have a difference too."""
-    squares = [(glance.elements * glance.rms**2, glance.elements * glance.base_rms**2) for glance in glances.values()]
-    change, size = (math.sqrt(sum(side)) for side in zip(*squares, strict=True)) if squares else (0.0, 0.0)
-    if change > _UNLIKE * size:
+    """Warn if the delta is nearly as large as the weights: two models of one shape that were trained apart have a difference, too."""
+    delta_norm = math.sqrt(sum(glance.elements * glance.rms**2 for glance in glances.values()))
+    base_norm = math.sqrt(sum(glance.elements * glance.base_rms**2 for glance in glances.values()))
+    if delta_norm > _UNLIKE * base_norm:
         logger.warning(
             "The delta's norm is %.4g, and that of the weights it changes %.4g. Is '%s' a fine-tune of '%s', and of this revision of it?",
-            change,
-            size,
+            delta_norm,
+            base_norm,
             finetuned or "the model in training",
             base,
         )
 
 
-def _reserved(pairs: Sequence[Pair], sides: _Sides) -> int:
-    """Bytes of what is stored as it is, at the most: new rows, and tensors that are replaced."""
+def _count_reserved_bytes(pairs: Sequence[Pair], sides: _Sides) -> int:
+    """Return the bytes of what is stored as it is, at the most: new rows, and tensors that are replaced."""
     total = 0
     for pair in pairs:
         info = sides.finetuned[pair.finetuned_key]
@@ -267,58 +281,93 @@ def _reserved(pairs: Sequence[Pair], sides: _Sides) -> int:
     return total
 
 
-def _progress(pairs: Sequence[Pair], what: str) -> Iterable[Pair]:
+def _progress(pairs: Sequence[Pair], action: str) -> Iterable[Pair]:
     from huggingface_hub.utils import tqdm
 
-    return tqdm(pairs, desc=what, unit="tensor", delay=1)
+    return tqdm(pairs, desc=action, unit="tensor", delay=1)
 
 
-def _encode_all(pairs: Sequence[Pair], sides: _Sides, encode: _Encode) -> Iterator[EncodedTensor]:
-    """The tensors that changed, in order.
+def _encode_all(pairs: Sequence[Pair], sides: _Sides, encoder: TensorEncoder) -> Iterator[EncodedTensor]:
+    """Encode the tensors that changed, in order.
 
-    On the CPU small ones are encoded side by side, each on one core, which short operations use better than all of them do. This thread
-    does the reading: what a sharded model gathers, it gathers in the same order on every rank.
+    On the CPU, small tensors are encoded side by side, each on one core. Short operations use cores better that way than split among them.
+    This thread does the reading, so that a sharded model is gathered in the same order on every rank.
     """
-    most = _SIDE_BY_SIDE // torch.get_num_threads() if sides.device.type == "cpu" else 0
+    largest_small = 0
+    if sides.device.type == "cpu":
+        largest_small = _ENCODED_AT_ONCE // torch.get_num_threads()
 
     def is_small(pair: Pair) -> bool:
-        return math.prod(sides.base.checkpoint[pair.base_key].shape) <= most
+        return math.prod(sides.shape(pair)) <= largest_small
 
-    def encode_read(read: tuple[Pair, Tensor, Tensor, Tensor | None]) -> EncodedTensor | None:
-        return _encode_tensor(*read, sides, encode)
+    def read(pair: Pair) -> _ReadPair:
+        old, new = sides.read(pair)
+        return _ReadPair(pair, old, new, sides.read_new_rows(pair))
 
-    for small, run in groupby(_progress(pairs, "Extracting"), is_small):
-        read = ((pair, *sides.read(pair), sides.read_rows(pair)) for pair in run)
-        found = in_order(encode_read, read) if small else map(encode_read, read)
-        yield from filter(None, found)  # which, unlike a loop, holds on to none of them
+    def encode(tensor: _ReadPair) -> EncodedTensor | None:
+        return _encode_tensor(tensor, sides, encoder)
+
+    for run_is_small, run in groupby(_progress(pairs, "Extracting"), is_small):
+        if run_is_small:
+            encoded = in_order(encode, map(read, run))
+        else:
+            encoded = map(encode, map(read, run))
+        # Unlike a loop with a variable, this keeps no tensor in memory while the next one is made.
+        yield from filter(None, encoded)
 
 
-def _encode_tensor(
-    pair: Pair, old: Tensor, new: Tensor, rows: Tensor | None, sides: _Sides, encode: _Encode
-) -> EncodedTensor | None:
-    """Encode one tensor; `None` where the fine-tune did not change it."""
-    key, info = pair.base_key, sides.base.checkpoint[pair.base_key]
-    sides.check_finite(pair, old, new)
+def _encode_tensor(tensor: _ReadPair, sides: _Sides, encoder: TensorEncoder) -> EncodedTensor | None:
+    """Encode one tensor, or return `None` if the fine-tune did not change it."""
+    pair = tensor.pair
+    key = pair.base_key
+    info = sides.base.checkpoint[key]
+    sides.check_finite(pair, tensor.old, tensor.new)
+    # The record of a tensor that did not change but for new rows.
     record = TensorRecord(
-        info.shape, info.dtype, Dense.name, 0.0, 0.0, 1.0, base=sides.base.digests[key], rows=pair.rows
+        shape=info.shape,
+        dtype=info.dtype,
+        codec=Dense.name,
+        norm=0.0,
+        relative_error=0.0,
+        projection=1.0,
+        base=sides.base.digests[key],
+        rows=pair.rows,
     )
-    if sides.is_replaced(key):  # whole numbers: float32 does not tell all of them apart
-        if pair.rows:
-            raise CheckpointError(
-                f"'{key}' is {list(info.shape)} in the base and has {pair.rows} more rows in the fine-tune, and is no parameter."
-            )
-        if bool((new == old).all()):
-            return None
-        return EncodedTensor(key, replace(record, codec=Replace.name), Replace(), {"replace": new})
-    delta = _subtract(new, old)
-    if torch.equal(new, old) if new.dtype == old.dtype else not delta.any():
-        return EncodedTensor(key, record, None, {}, rows) if pair.rows else None
-    codec, parts = encode(key, delta, old, new)
-    norm, error, projection = measure(codec, parts, delta, old)
+    if sides.is_replaced(key):
+        return _encode_replaced(tensor, record)
+    delta = _subtract(tensor.new, tensor.old)
+    if _is_unchanged(tensor, delta):
+        return EncodedTensor(key, record, None, {}, tensor.new_rows) if pair.rows else None
+    codec, parts = encoder.encode(key, delta, tensor.old, tensor.new)
+    accuracy = measure(codec, parts, delta, tensor.old)
     record = replace(
-        record, codec=codec.name, options=codec_options(codec), norm=norm, relative_error=error, projection=projection
+        record,
+        codec=codec.name,
+        options=codec.to_dict(),
+        norm=accuracy.norm,
+        relative_error=accuracy.error,
+        projection=accuracy.projection,
     )
-    return EncodedTensor(key, record, codec, parts, rows)
+    return EncodedTensor(key, record, codec, parts, tensor.new_rows)
+
+
+def _is_unchanged(tensor: _ReadPair, delta: Tensor) -> bool:
+    if tensor.new.dtype == tensor.old.dtype:
+        return torch.equal(tensor.new, tensor.old)
+    return not delta.any()
+
+
+def _encode_replaced(tensor: _ReadPair, record: TensorRecord) -> EncodedTensor | None:
+    """Encode a buffer or whole numbers. They are compared as they are, because float32 does not tell all whole numbers apart."""
+    key = tensor.pair.base_key
+    if tensor.pair.rows:
+        raise CheckpointError(
+            f"'{key}' is {list(record.shape)} in the base and has {tensor.pair.rows} more rows in the fine-tune, and is no parameter."
+        )
+    if bool((tensor.new == tensor.old).all()):
+        return None
+    codec = Replace()
+    return EncodedTensor(key, replace(record, codec=codec.name), codec, {"replace": tensor.new})
 
 
 def _check_finite(tensor: Tensor, path: Path, key: str) -> None:
@@ -326,30 +375,3 @@ def _check_finite(tensor: Tensor, path: Path, key: str) -> None:
         raise CheckpointError(
             f"'{key}' of '{path}' has NaN or inf in it. A model that diverged has no vector; use an earlier checkpoint."
         )
-
-
-def explain(plan: Plan, records: Mapping[str, TensorRecord], nbytes: int) -> str:
-    """What was chosen and why, in a line, from what the vector turned out to be.
-
-    Args:
-        plan ([`Plan`]): that was carried out.
-        records (`Mapping[str, TensorRecord]`): of its tensors.
-        nbytes (`int`): of its tensor files.
-    """
-    if not records:
-        return "nothing changed"
-    numbers = Counter(record.codec for record in records.values())
-    share = nbytes / (2 * sum(math.prod(record.shape) for record in records.values()))
-    counts = ", ".join(f"{codec} for {count}" for codec, count in numbers.most_common())
-    text = f"{counts} of {len(records)} tensors; {share:.1%} of the delta in bf16"
-    if plan.max_error is not None:
-        return f"the shortest codecs within an error of {plan.max_error:g}: {text}"
-    if plan.adapter and 2 * numbers[LowRank.name] >= len(records):
-        ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
-        return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
-    finer = (
-        ""
-        if plan.explicit or share <= DEFAULT_SHARE
-        else ", as small or narrow tensors and those that moved much are kept finer"
-    )
-    return f"a full fine-tune: {text}{finer}"

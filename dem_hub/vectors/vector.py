@@ -21,8 +21,8 @@ from torch import Tensor
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
-from dem_hub.codecs.auto.budget import Auto
 from dem_hub.codecs.component import StoredDelta
+from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, DemHubError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
@@ -127,12 +127,12 @@ class DistributionVector:
             `NotFoundError`: no checkpoint there.
             `CheckpointError`: checkpoints that have no difference (shapes, missing tensors, quantised or pickled weights, NaN).
         """
-        chosen = Auto.or_codec(codec, codec_options)
+        encoder = encoder_from_name(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
         ours, theirs = (resolve(VectorSource.parse(name), MODEL_FILES, options) for name in (base, finetuned))
         folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
         try:
-            extract(folder, ours, theirs, chosen, device=device)
+            extract(folder, ours, theirs, encoder, device=device)
             vector = cls(Resolved.local(folder), verify=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

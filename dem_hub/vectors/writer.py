@@ -1,4 +1,7 @@
-"""A vector's folder, written tensor by tensor."""
+"""The writer of a vector's folder: tensor by tensor, each into the file where it belongs.
+
+Factors that a PEFT adapter can hold go into one, so that PEFT reads them without dem_hub. All other parts go into `vector_model`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,9 +11,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.writer import TensorWriter
-from dem_hub.codecs import Codec
-from dem_hub.codecs.factors import BITS
-from dem_hub.codecs.lowrank import LowRank
+from dem_hub.codecs.codec import Codec
 from dem_hub.files.names import VECTOR_STEM
 from dem_hub.hub.hashes import digest
 from dem_hub.hub.references import BaseRecord
@@ -18,18 +19,32 @@ from dem_hub.vectors.config import SEPARATOR, TensorRecord
 from dem_hub.vectors.lora.writer import AdapterWriter
 
 
+@dataclass(frozen=True)
+class EncodedTensor:
+    """One tensor that changed. `codec` is `None` if nothing but new rows was learned; `rows` are these rows."""
+
+    key: str
+    record: TensorRecord
+    codec: Codec | None
+    parts: Mapping[str, Tensor]
+    rows: Tensor | None = None
+
+
 class VectorWriter:
-    """The files of a vector: a PEFT adapter for the factors that fit in one, `vector_model` for the rest."""
+    """The files of a vector in the making. `tensors` has the record of each tensor that was written."""
 
     def __init__(self, folder: Path, architecture: Architecture | None, max_shard_size: int | str) -> None:
         self.tensors: dict[str, TensorRecord] = {}
         self._rest = TensorWriter(folder, VECTOR_STEM, max_shard_size)
         self._adapter = AdapterWriter(folder, architecture)
 
-    def write(self, encoded: "EncodedTensor") -> None:
+    def write(self, encoded: EncodedTensor) -> None:
         """Write the parts of one tensor, and the rows that the base lacks."""
-        key, codec, record = encoded.key, encoded.codec, encoded.record
-        module = self._adapter.module(key) if isinstance(codec, LowRank) and codec.dtype not in BITS else None
+        key = encoded.key
+        record = encoded.record
+        module = None
+        if encoded.codec is not None and encoded.codec.fits_peft:
+            module = self._adapter.module(key)
         if module is not None:
             self._adapter.write(module, encoded.parts["left"], encoded.parts["right"])
             record = replace(record, module=module.name, transposed=module.transposed)
@@ -41,16 +56,5 @@ class VectorWriter:
         self.tensors[key] = record
 
     def close(self, base: BaseRecord) -> dict[str, str]:
-        """Finish the files; returns the sha256 of each, by name."""
+        """Finish the files, and return the sha256 of each by its name."""
         return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
-
-
-@dataclass(frozen=True)
-class EncodedTensor:
-    """One tensor that changed; without a codec where only new rows were learned."""
-
-    key: str
-    record: TensorRecord
-    codec: Codec | None
-    parts: Mapping[str, Tensor]
-    rows: Tensor | None = None

@@ -11,8 +11,8 @@ from torch import Tensor
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.writer import write_file
-from dem_hub.codecs import get_codec
 from dem_hub.codecs.listing import OFFERED
+from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import CheckpointError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
@@ -238,7 +238,7 @@ def test_shards_of_a_vector(llama: Models, tmp_path: Path, codec: str) -> None:
     folder = tmp_path / "vector"
     folder.mkdir()
     sources = (resolve(VectorSource(str(path)), MODEL_FILES) for path in (llama.base, llama.full))
-    extract(folder, *sources, get_codec(codec, {}), max_shard_size="4KB")
+    extract(folder, *sources, encoder_from_name(codec, {}), max_shard_size="4KB")
     assert (folder / "vector_model.safetensors.index.json").is_file()
     vector = DistributionVector.from_pretrained(folder)
     whole = DistributionVector.extract(llama.base, llama.full, codec=codec)

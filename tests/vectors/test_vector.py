@@ -9,7 +9,7 @@ import torch
 
 from dem_hub import DistributionVector, VectorSource
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.codecs import get_codec
+from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import CheckpointError, CodecError, NotFoundError, VectorNotFoundError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
@@ -124,7 +124,7 @@ def test_save_over_an_older_vector_in_shards(zoo: Zoo, llama: Models, tmp_path: 
     folder = tmp_path / "vector"
     folder.mkdir()
     sources = (resolve(VectorSource(str(path)), MODEL_FILES) for path in (llama.base, llama.low))
-    extract(folder, *sources, get_codec("dense", {}), max_shard_size="4KB")
+    extract(folder, *sources, encoder_from_name("dense", {}), max_shard_size="4KB")
     assert len(list(folder.glob("vector_model-*"))) > 1
     dense = DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "dense"))
     dense.save_pretrained(folder)

@@ -1,49 +1,63 @@
-"""`codec="auto"`: a budget of bytes or of error, divided among the tensors of a vector after a first look at all of them.
+"""The budget of `codec="auto"`, in bytes or in error, divided among the tensors of a vector after a first look at all of them.
 
-Three kinds of tensors are told apart. Vectors (norms, biases) cost next to nothing and are kept whole. Matrices with a row for each
-token move most in a fine-tune and matter least: their leading directions do, and noise on them, which every logit sees, harms. All
-other matrices share the rest of the budget evenly. The error as a number decides nothing: the codec with the smallest error at a size
+Three kinds of tensors are told apart. Vectors (norms, biases) cost next to nothing and are kept whole. Matrices with a row for each token
+move most in a fine-tune and matter least: their leading directions matter, and noise on them, which reaches every logit, harms. All other
+matrices share the rest of the budget evenly. The size of the error decides nothing, because the codec with the smallest error at a size
 is a biased one, and worse in a sum.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.first_look import Glance
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.layout import layout_bytes
-from dem_hub.codecs.listing import list_codecs
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.nf4 import NF4
+from dem_hub.codecs.options import Options
 from dem_hub.codecs.packing import packed_size
-from dem_hub.codecs.registry import get_codec, with_options
 from dem_hub.codecs.sign import Sign, code_bits
 from dem_hub.errors import CodecError
 from dem_hub.files.sizes import parse_size
 
-DEFAULT_SHARE = 0.09  # of the delta in bf16
-SMALL = 1 << 14  # elements of a matrix that is kept whole, as norms are
-_MOST_BITS = 2.0  # an element, of signs and a rank of 64 beside them in a matrix of 576 rows
-_AMPLE = 0.8  # bits an element, of which embeddings get factors in 8 bits
-_NARROW = 64  # columns, below which scales of rows and groups weigh more than what they scale (convolutions)
-# Groups of signs that take fewer bits an element than any smaller group does.
-_GROUPS = {
-    size: code_bits(size)
-    for size in range(1, 129)
-    if all(code_bits(size) * less < code_bits(less) * size for less in range(1, size))
-}
-_HEADER = 200  # bytes that a part takes in a safetensors header, at the most
+# Share of the delta in bf16. At 9 %, which has room for 64 directions in a matrix of SmolLM2-135M, vectors of full fine-tunes keep 99.9 % and
+# more of the improvement; at 3 %, 99.5 % and more (benchmarks/README.md, `codecs.py`).
+DEFAULT_SHARE = 0.09
+
+# Elements of a matrix that is kept whole, as norms are. Chosen by hand, not measured: 32 KiB in bf16.
+SMALL = 1 << 14
+
+# Bits an element that a matrix can use: signs, and 64 directions beside them in a matrix of 576 rows (SmolLM2-135M's width).
+_MOST_BITS = 2.0
+
+# Bits an element from which the factors of embeddings are stored in 8 bits instead of 4. Of SmolLM2-135M's long fine-tune, 64 directions of
+# the embedding kept 99.3 % of the improvement in 4 bits and 100.1 % unquantized. Where in between the step lies was chosen by hand.
+_AMPLE_BITS = 0.8
+
+# Columns of a tensor below which `nf4` is taken: in narrower ones (convolutions) the scales would take more space than the values.
+_NARROW = 64
+
+# Directions of an embedding: this many for each bit an element, rounded to a power of two from 8 to 64. Chosen by hand, not measured: 64
+# directions from 1.13 bits on, and so at the default of 9 % (1.44 bits).
+_DIRECTIONS_PER_BIT = 40
+_FEWEST_DIRECTIONS = 8
+_MOST_DIRECTIONS = 64
+
+# Bytes that a part takes in the header of a safetensors file: an upper bound for names of usual length.
+_HEADER_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Auto:
-    """A budget: `max_bytes` of tensor files (a number, `"20MB"`, or `"3%"` of the delta in bf16), or the largest `max_error` of a tensor.
+class Auto(Options):
+    """Choose a codec for each tensor within a budget: `max_bytes` of tensor files, or the largest `max_error` of a tensor.
 
-    The error is |decoded - delta| / |delta|.
+    `max_bytes` is a number of bytes, a text like `"20MB"`, or a share like `"3%"` of the delta in bf16. The error is
+    |decoded - delta| / |delta|.
     """
 
     name: ClassVar[str] = "auto"
@@ -56,25 +70,6 @@ class Auto:
     max_error: float | None = field(
         default=None, metadata={"help": "instead of `max_bytes`: largest relative error of a tensor"}
     )
-
-    @classmethod
-    def or_codec(cls, name: str, options: Mapping[str, Any]) -> "Auto | Codec":
-        """What a user names as `codec`: `"auto"`, or one of the codecs.
-
-        Raises:
-            `CodecError`: no such codec, or an option that it does not have.
-        """
-        if name != cls.name:
-            return get_codec(name, options)
-        others = [
-            codec.name
-            for codec in list_codecs()
-            if codec.name != cls.name and set(options) <= {option.name for option in codec.options}
-        ]
-        if options and others:
-            given = ", ".join(map(repr, options))
-            raise CodecError(f"Codec 'auto' has no option {given}; name the codec that it is for: {', '.join(others)}.")
-        return with_options(cls, options)
 
     def __post_init__(self) -> None:
         """Refuse both at once, and values out of range."""
@@ -92,12 +87,13 @@ class Auto:
             )
 
     def budget(self, elements: int) -> int:
-        """Bytes that the deltas of so many elements may take."""
+        """Return the bytes that the deltas of so many elements may take."""
+        bytes_in_bf16 = 2 * elements
         if self.max_bytes is None:
-            return int(DEFAULT_SHARE * 2 * elements)
+            return int(DEFAULT_SHARE * bytes_in_bf16)
         if isinstance(self.max_bytes, str) and self.max_bytes.strip().endswith("%"):
             try:
-                return int(float(self.max_bytes.strip()[:-1]) / 100 * 2 * elements)
+                return int(float(self.max_bytes.strip()[:-1]) / 100 * bytes_in_bf16)
             except (ValueError, OverflowError) as error:
                 raise CodecError(
                     f"codec 'auto' has max_bytes={self.max_bytes!r}; a share is written like '3%'."
@@ -105,58 +101,53 @@ class Auto:
         return parse_size(self.max_bytes)
 
 
-@dataclass(frozen=True)
-class Glance:
-    """What a first look shows of a tensor that changed: its shape, how large its changes and its weights are, whether rows are tokens.
+@dataclass
+class Budget:
+    """Bytes that may be spent. `left` is below 0 if more than the `total` was spent."""
 
-    `rms` and `base_rms` are root mean squares of an element.
-    """
+    total: int
+    left: int = field(init=False)
 
-    shape: tuple[int, ...]
-    rms: float
-    base_rms: float
-    is_vocabulary: bool
+    def __post_init__(self) -> None:
+        """Begin with the total."""
+        self.left = self.total
 
-    @property
-    def elements(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape)
-
-    @property
-    def weight(self) -> float:
-        """The share of bits that it should have: noise counts against the weights that it is added to."""
-        return self.rms / (self.base_rms + self.rms)
+    def spend(self, nbytes: int) -> None:
+        """Take bytes from what is left."""
+        self.left -= nbytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What each tensor gets: a codec where the first look settled it; else what fits in its `bits` an element, or within `max_error`.
+    """The share of each tensor of a vector, by the tensor's name.
 
-    `adapter` says that nothing but matrices changed, as LoRA training leaves it; `explicit` that the user named the bytes.
+    `codecs` has the tensors that the first look settled. Each other tensor gets what fits in its `bits` an element, or within `max_error`.
+    `is_adapter` says that nothing but matrices changed, as LoRA training leaves it. `is_explicit` says that the user named the bytes.
     """
 
     codecs: Mapping[str, Codec]
     bits: Mapping[str, float]
     max_error: float | None
-    adapter: bool
-    explicit: bool
+    is_adapter: bool
+    is_explicit: bool
 
 
 def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> Plan:
-    """Divide the budget.
+    """Divide a budget among tensors.
 
     Args:
         auto ([`Auto`]): the budget.
-        glances (`Mapping[str, Glance]`): of every tensor that changed and is a delta.
+        glances (`Mapping[str, Glance]`): a first look at every tensor that changed and is a delta.
         reserved (`int`): bytes of what is stored as it is: new rows and replaced tensors.
 
     Raises:
-        `CodecError`: fewer bytes than the coarsest codecs take; says how many that is.
+        `CodecError`: the coarsest codecs take more bytes than the budget; says how many.
 
     Example:
 
     ```python
-    >>> from dem_hub.codecs.auto.budget import Auto, Glance, make_plan
+    >>> from dem_hub.codecs.auto.budget import Auto, make_plan
+    >>> from dem_hub.codecs.first_look import Glance
     >>> glances = {"up.weight": Glance((64, 4096), 1e-4, 0.02, False), "norm.weight": Glance((64,), 1e-4, 1.0, False)}
     >>> plan = make_plan(Auto(max_bytes="5%"), glances)
     >>> plan.codecs, round(plan.bits["up.weight"], 2)
@@ -165,84 +156,132 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> P
     ```
     """
     matrices = {key: glance for key, glance in glances.items() if len(glance.shape) > 1 and glance.elements >= SMALL}
-    whole = [key for key in glances if key not in matrices]
-    explicit = auto.max_bytes is not None
-    adapter = all(len(glance.shape) == 2 and not glance.is_vocabulary for glance in glances.values())
+    small = [key for key in glances if key not in matrices]
+    is_explicit = auto.max_bytes is not None
+    is_adapter = all(len(glance.shape) == 2 and not glance.is_vocabulary for glance in glances.values())
     if auto.max_error is not None:
-        return Plan(dict.fromkeys(whole, Dense()), {}, auto.max_error, adapter, explicit)
+        return Plan(dict.fromkeys(small, Dense()), {}, auto.max_error, is_adapter, is_explicit)
+
     elements = sum(glance.elements for glance in glances.values())
-    budget = auto.budget(elements)
-    codecs: dict[str, Codec] = dict.fromkeys(whole, Dense("bfloat16"))
+    budget = Budget(auto.budget(elements))
+    codecs: dict[str, Codec] = dict.fromkeys(small, Dense("bfloat16"))
     for key, glance in matrices.items():
         if glance.shape[-1] < _NARROW:
             codecs[key] = NF4()
         elif glance.is_vocabulary:
-            codecs[key] = _vocabulary(8 * budget / elements, glance.shape)
-    shared = {key: glance for key, glance in matrices.items() if key not in codecs}
-    if not explicit:  # norms would weigh on a small model
-        budget += _taken({key: codecs[key] for key in whole}, glances)
-    left = budget - _taken(codecs, glances) - (reserved if explicit else 0)
-    least = {key: stored_bytes(most_signs(glance.shape, 0), glance.shape) for key, glance in shared.items()}
-    if left < sum(least.values()) and explicit:
-        taken = budget - left + sum(least.values())
-        raise CodecError(f"max_bytes allows {budget} bytes, and this vector takes {taken} at the least. Allow it that.")
-    bits = _share(left, shared, least)
+            codecs[key] = _choose_vocabulary_codec(8 * budget.total / elements, glance.shape)
     sizes = {key: stored_bytes(codec, glances[key].shape) for key, codec in codecs.items()}
-    sizes |= {key: int(bits[key] * glance.elements / 8) for key, glance in shared.items()}
-    _spend(left + _taken(codecs, glances) - sum(sizes.values()), sizes, matrices, codecs)
-    return Plan(codecs, bits, None, adapter, explicit)
+    for key, size in sizes.items():
+        # Without a budget of the user's, small tensors are not counted: in a small model they would take a large part of it.
+        if is_explicit or key in matrices:
+            budget.spend(size)
+    if is_explicit:
+        budget.spend(reserved)
+
+    shared = {key: glance for key, glance in matrices.items() if key not in codecs}
+    fewest_bytes = {key: stored_bytes(most_signs(glance.shape, 0), glance.shape) for key, glance in shared.items()}
+    if budget.left < sum(fewest_bytes.values()) and is_explicit:
+        needed = budget.total - budget.left + sum(fewest_bytes.values())
+        raise CodecError(
+            f"max_bytes allows {budget.total} bytes, and this vector takes {needed} at the least. Allow it that."
+        )
+    bits = _share_bits(budget.left, shared, fewest_bytes)
+    for key, glance in shared.items():
+        sizes[key] = int(bits[key] * glance.elements / 8)
+        budget.spend(sizes[key])
+    return Plan(codecs | _choose_finer_codecs(budget, sizes, matrices), bits, None, is_adapter, is_explicit)
 
 
-def _taken(codecs: Mapping[str, Codec], glances: Mapping[str, Glance]) -> int:
-    """Bytes of some tensors in these codecs."""
-    return sum(stored_bytes(codec, glances[key].shape) for key, codec in codecs.items())
+def _choose_vocabulary_codec(bits: float, shape: tuple[int, ...]) -> LowRank:
+    """Return the codec of an embedding, by the bits an element of the whole vector."""
+    directions = 2 ** round(math.log2(max(_DIRECTIONS_PER_BIT * bits, 1)))
+    rank = min(_MOST_DIRECTIONS, max(_FEWEST_DIRECTIONS, directions))
+    return LowRank(rank=min(rank, *shape), dtype="int8" if bits >= _AMPLE_BITS else "int4")
 
 
-def _vocabulary(bits: float, shape: tuple[int, ...]) -> LowRank:
-    """8 to 64 directions, the more the more bits there are for an element; in 8 bits, whose noise no logit sees, if those are many."""
-    rank = int(2 ** min(6, max(3, round(math.log2(max(40 * bits, 1))))))
-    return LowRank(rank=min(rank, *shape), dtype="int8" if bits >= _AMPLE else "int4")
+def _share_bits(nbytes: int, matrices: Mapping[str, Glance], fewest_bytes: Mapping[str, int]) -> dict[str, float]:
+    """Return the bits an element of each matrix, such that all matrices take about `nbytes`.
 
+    They are in proportion to the matrices' weights, at most what signs and factors can use, and at least what `fewest_bytes` are.
+    """
+    fewest = {key: 8 * fewest_bytes[key] / glance.elements for key, glance in matrices.items()}
 
-def _share(left: int, matrices: Mapping[str, Glance], least: Mapping[str, int]) -> dict[str, float]:
-    """The bits an element of each matrix, in proportion to their weights, no more than signs and factors can use and no less than `least`."""
-    fewest = {key: 8 * least[key] / glance.elements for key, glance in matrices.items()}
+    def bits_at(scale: float) -> dict[str, float]:
+        return {key: max(min(scale * glance.weight, _MOST_BITS), fewest[key]) for key, glance in matrices.items()}
+
+    # Bisect the scale. At the upper bound every matrix has the most bits; 60 halvings are more than the digits of a float.
     bits = fewest
-    low, high = 0.0, 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
+    low = 0.0
+    high = 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
     for _ in range(60):
         middle = (low + high) / 2
-        tried = {key: max(min(middle * glance.weight, _MOST_BITS), fewest[key]) for key, glance in matrices.items()}
-        if sum(tried[key] * glance.elements / 8 for key, glance in matrices.items()) <= left:
-            bits, low = tried, middle
+        trial = bits_at(middle)
+        if sum(trial[key] * glance.elements / 8 for key, glance in matrices.items()) <= nbytes:
+            bits = trial
+            low = middle
         else:
             high = middle
     return bits
 
 
-def _spend(left: int, sizes: dict[str, int], matrices: Mapping[str, Glance], codecs: dict[str, Codec]) -> None:
-    """Give finer codecs to as many matrices as the bytes that are left allow, those that need them most first; `sizes` is what they have."""
+def _choose_finer_codecs(budget: Budget, sizes: Mapping[str, int], matrices: Mapping[str, Glance]) -> dict[str, Codec]:
+    """Spend what is left of a budget on finer codecs, first for those matrices that need them most.
+
+    Args:
+        budget ([`Budget`]): the bytes that are left after `sizes` were spent.
+        sizes (`Mapping[str, int]`): the bytes that each matrix has so far.
+        matrices (`Mapping[str, Glance]`): the matrices of the vector.
+
+    Returns:
+        `dict[str, Codec]`: the matrices that get a finer codec.
+    """
+    sizes = dict(sizes)
+    codecs: dict[str, Codec] = {}
+
+    # Embeddings come last. Of the others, those whose change is largest against their weights come first.
+    def need(key: str) -> tuple[bool, float, str]:
+        return matrices[key].is_vocabulary, -matrices[key].weight, key
+
     for codec in (Int4(), Int8(), Dense("bfloat16"), Dense()):
-        for key, glance in sorted(matrices.items(), key=lambda item: (item[1].is_vocabulary, -item[1].weight, item[0])):
-            more = stored_bytes(codec, glance.shape) - sizes[key]
-            if 0 < more <= left:
+        for key in sorted(matrices, key=need):
+            more = stored_bytes(codec, matrices[key].shape) - sizes[key]
+            if 0 < more <= budget.left:
                 codecs[key] = codec
                 sizes[key] += more
-                left -= more
+                budget.spend(more)
+    return codecs
 
 
 def stored_bytes(codec: Codec, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor in a file, its lines in the header included."""
+    """Return the bytes of a tensor in a file, with its lines in the header."""
     layout = codec.layout(shape)
-    return layout_bytes(layout) + _HEADER * len(layout)
+    return layout_bytes(layout) + _HEADER_BYTES * len(layout)
 
 
 def most_signs(shape: tuple[int, ...], bits: float, rank: int = 0) -> Sign | LRSign:
-    """The most signs, beside factors of a rank, that fit in so many bits an element; one of each 128 at the least."""
+    """Return the codec that keeps the most signs, beside factors of a rank, in so many bits an element.
+
+    It keeps at least the largest of every 128 elements, however few the bits are.
+    """
     codec: Sign | LRSign = LRSign(rank=rank) if rank else Sign()
-    rows, columns = math.prod(shape[:-1]), shape[-1]
-    fixed = stored_bytes(codec, shape) - rows * packed_size(columns, 1)
-    allowed = 8 * int((bits * math.prod(shape) / 8 - fixed) // max(rows, 1))  # bits of a row
-    return replace(
-        codec,
-        group=next((group for group, each in _GROUPS.items() if -(-columns // group) * each <= allowed), max(_GROUPS)),
-    )
+    rows = math.prod(shape[:-1])
+    columns = shape[-1]
+    fixed_bytes = stored_bytes(codec, shape) - rows * packed_size(columns, 1)
+    bits_per_row = 8 * int((bits * math.prod(shape) / 8 - fixed_bytes) // max(rows, 1))
+    for group, bits_per_group in _GROUPS.items():
+        if -(-columns // group) * bits_per_group <= bits_per_row:
+            return replace(codec, group=group)
+    return replace(codec, group=max(_GROUPS))
+
+
+def _find_groups() -> dict[int, int]:
+    """Return the groups of signs, up to 128, that take fewer bits an element than any smaller group, each with the bits of its code."""
+    groups: dict[int, int] = {}
+    for size in range(1, 129):
+        bits = code_bits(size)
+        if all(bits * smaller < smaller_bits * size for smaller, smaller_bits in groups.items()):
+            groups[size] = bits
+    return groups
+
+
+_GROUPS = _find_groups()

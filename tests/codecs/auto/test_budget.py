@@ -10,11 +10,13 @@ from torch import Tensor
 
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.writer import write_file
-from dem_hub.codecs.auto.budget import Auto, Glance, make_plan, most_signs, stored_bytes
+from dem_hub.codecs.auto.budget import Auto, make_plan, most_signs, stored_bytes
 from dem_hub.codecs.dense import Dense
+from dem_hub.codecs.first_look import Glance
 from dem_hub.codecs.integer import Int4, Int8
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
+from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import CodecError
 from dem_hub.vectors.config import TensorRecord
 
@@ -101,7 +103,7 @@ def test_too_little() -> None:
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Auto.or_codec("auto", options)
+        encoder_from_name("auto", options)
 
 
 def test_sizes_are_bytes_units_or_shares() -> None:
