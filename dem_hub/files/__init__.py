@@ -1,1 +1,4 @@
-"""Files and folders that dem_hub writes: their names, atomic and resumable writing, and strict JSON."""
+"""What dem_hub does on this machine's disk: the names of all files, atomic and resumable folders, strict JSON, and sizes.
+
+Nothing here knows what a vector or a model is; `folders` detects what a folder holds from file names alone.
+"""

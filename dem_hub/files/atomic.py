@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under another name, then renamed."""
+"""Files and folders that appear complete or not at all: they are written under another name, and then renamed."""
 
 import shutil
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file, complete or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, "utf-8")
     partial.replace(path)
@@ -16,9 +16,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder that takes its name only when the block ends well, and vanishes when it fails.
+    """Yield a new folder that takes the name `target` when the block ends without an error, and is deleted otherwise.
 
-    Files that are already in `target` and are not written again stay; a folder that did not exist appears complete at once.
+    If `target` exists, its files are replaced one by one, and those that are not written again stay. If it does not, it appears complete at
+    once.
 
     Example:
 
@@ -37,6 +38,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
+        # `mkdtemp` makes a folder that only its owner can read. The result should be readable by others, as with `mkdir`.
         partial.chmod(0o755)
         yield partial
         if target.is_dir():

@@ -1,7 +1,7 @@
-"""What a folder holds, told by the names of its files, and so whether something new may take its place.
+"""What a folder holds, detected from the names of its files, and whether it may be overwritten.
 
-Whatever dem_hub writes has a file by which it is known again. Weights without one are somebody's work: nothing is written over them, and
-nothing beside them either, since a folder with two things in it loads as one of them.
+Everything that dem_hub writes includes a marker file. Weights without a marker belong to the user: nothing is written over them or next to
+them, because a folder with two artifacts would load as only one of them.
 """
 
 from collections.abc import Mapping
@@ -20,25 +20,28 @@ from dem_hub.files.names import (
 )
 from dem_hub.files.strict_json import parse_json
 
-VECTOR, ADAPTER, STORE, MERGED, RECIPE = (
-    "a vector",
-    "a LoRA adapter",
-    "a store of vectors",
-    "a merged model",
-    "a recipe",
-)
-WEIGHTS = "a model's weights"  # which dem_hub did not write
-_MARKS = {VECTOR_CONFIG: VECTOR, STORE_CONFIG: STORE, PROVENANCE_CONFIG: MERGED, ADAPTER_CONFIG: ADAPTER}
+# What a folder can hold, in the words of messages.
+VECTOR = "a vector"
+ADAPTER = "a LoRA adapter"
+STORE = "a store of vectors"
+MERGED = "a merged model"
+RECIPE = "a recipe"
+WEIGHTS = "a model's weights"  # that dem_hub did not write
+
+# The marker file of each kind, in the order in which they are looked for. A vector may hold an adapter too, so it comes first.
+_MARKERS = {VECTOR_CONFIG: VECTOR, STORE_CONFIG: STORE, PROVENANCE_CONFIG: MERGED, ADAPTER_CONFIG: ADAPTER}
+
+_WEIGHTS_SUFFIXES = (SAFETENSORS, ".gguf", *PICKLES)
 
 
 def is_recipe(folder: Path) -> bool:
-    """Whether the folder holds a recipe (a `config.json` with `model_type: "dem"`)."""
+    """Check whether a folder holds a recipe: a `config.json` with `model_type: "dem"`."""
     path = folder / RECIPE_CONFIG
     return path.is_file() and parse_json(path.read_bytes(), str(path)).get("model_type") == "dem"
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder holds, one of the kinds above; empty where it is none of them, or no folder.
+    """Return what a folder holds, one of the kinds above; an empty text if it holds none of them or is no folder.
 
     Example:
 
@@ -52,29 +55,35 @@ def kind_of(folder: Path) -> str:
     """
     if not folder.is_dir():
         return ""
-    marked = next((kind for name, kind in _MARKS.items() if (folder / name).is_file()), "")
-    if marked or is_recipe(folder):
-        return marked or RECIPE
-    weights = (SAFETENSORS, ".gguf", *PICKLES)
-    return WEIGHTS if any(path.name.endswith(weights) for path in folder.iterdir()) else ""
+    for marker, kind in _MARKERS.items():
+        if (folder / marker).is_file():
+            return kind
+    if is_recipe(folder):
+        return RECIPE
+    if any(path.name.endswith(_WEIGHTS_SUFFIXES) for path in folder.iterdir()):
+        return WEIGHTS
+    return ""
 
 
 def lone_vector(folder: Path) -> str:
-    """`VECTOR` or `ADAPTER` where a folder holds that and no model; else empty."""
+    """Return `VECTOR` or `ADAPTER` if a folder holds that and no model; else an empty text."""
     kind = kind_of(folder)
-    return kind if kind in (VECTOR, ADAPTER) and not (folder / RECIPE_CONFIG).is_file() else ""
+    if kind not in (VECTOR, ADAPTER) or (folder / RECIPE_CONFIG).is_file():
+        return ""
+    return kind
 
 
 def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingProxyType({})) -> None:
-    """Refuse a folder in which something would be lost, or mixed with something else, if a thing of some kind were written there.
+    """Refuse a folder in which writing would destroy something, or mix two artifacts.
 
     Args:
-        target (`Path`): the folder. Without weights or a thing of dem_hub's in it, or with one of the same kind, it will do.
-        kind (`str`): what is to be written: `VECTOR`, `MERGED`, ...
-        inputs (`Mapping[str, Path]`): folders that are read meanwhile, by what they are.
+        target (`Path`): The folder to write to. It may be missing, hold the same kind of artifact, or hold neither weights nor anything that
+            dem_hub wrote.
+        kind (`str`): What will be written: `VECTOR`, `MERGED`, ...
+        inputs (`Mapping[str, Path]`, *optional*): Folders that are read while `target` is written, by what they are.
 
     Raises:
-        `ConfigError`: it holds something else, or is an input, or a file.
+        [`~dem_hub.errors.ConfigError`]: If the folder holds something else, is one of the inputs, or is a file.
 
     Example:
 
@@ -88,13 +97,13 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
 
     ```
     """
-    for what, folder in inputs.items():
+    for description, folder in inputs.items():
         if target.resolve() == folder.resolve():
-            raise ConfigError(f"'{target}' is {what} itself, which {kind} would replace. Choose another folder.")
+            raise ConfigError(f"'{target}' is {description} itself, which {kind} would replace. Choose another folder.")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"'{target}' is a file, and {kind} is a folder. Choose another name.")
-    found = kind_of(target)
-    if found not in ("", kind):
+    present = kind_of(target)
+    if present not in ("", kind):
         raise ConfigError(
-            f"'{target}' holds {found}, and {kind} is to be written there. Choose another folder, or empty this one first."
+            f"'{target}' holds {present}, and {kind} is to be written there. Choose another folder, or empty this one first."
         )

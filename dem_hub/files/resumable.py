@@ -1,8 +1,8 @@
-"""A folder in the making, which a killed process leaves behind and the next one goes on with.
+"""A partially written folder, which an interrupted process leaves behind and the next one resumes.
 
-It lies beside the folder that it will become, under one name, so that the next process finds it. A journal in it says what it is for
-and how many bytes of that are on the disk for sure: they are synchronised first and noted then, in the background. Whatever is for
-something else is removed, and only one process at a time may write to a target.
+It has a fixed name next to the target (`.NAME.partial`), so that the next process finds it. A journal in it records its purpose and how many
+bytes are known to be on the disk: the files are synchronized first (fsync), then the journal is written, both in the background. A partial
+folder with another purpose is deleted. A lock admits one writer for each target.
 """
 
 import json
@@ -16,109 +16,135 @@ from pathlib import Path
 from dem_hub.errors import BusyError, DemHubError
 from dem_hub.files.atomic import write_text
 
-STRIDE = 1 << 30  # bytes between two notes, and so about what is done twice after a kill
+# Bytes between two records in the journal, and so about what is written twice after an interruption: a second or two of a disk. Chosen by
+# hand, not measured.
+STRIDE = 1 << 30
+
 _JOURNAL = ".journal.json"
 
 
-class Unfinished:
-    """The folder in the making: `written` bytes of `total` were there when it was opened."""
+class PartialFolder:
+    """A partial folder while it is written.
+
+    `folder` is its path. `written` is the number of bytes that were recorded when it was opened, of `total` in the end.
+    """
 
     def __init__(self, folder: Path, purpose: str, total: int) -> None:
-        self.folder, self.written = folder, written_before(folder, purpose)
-        self._purpose, self._total, self._noted = purpose, total, self.written
-        self._notes = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
+        self.folder = folder
+        self.written = recorded_bytes(folder, purpose)
+        self._purpose = purpose
+        self._total = total
+        self._recorded = self.written
+        self._recorder = ThreadPoolExecutor(1)
+        self._latest: Future[None] | None = None
 
-    def note(self, written: int) -> None:
-        """Note that the first so many bytes are in files of the folder, if that is worth it by now; another process begins after them."""
-        if min(written - self._noted, self._total - written) < STRIDE or (
-            self._last is not None and not self._last.done()
-        ):
+    def record(self, written: int) -> None:
+        """Record in the background that the first `written` bytes are in the files; a resumed run continues after them.
+
+        This is done at most once for `STRIDE` bytes, not for the last `STRIDE`, and not while an earlier record is being written.
+        """
+        is_worth_it = written - self._recorded >= STRIDE and self._total - written >= STRIDE
+        is_recording = self._latest is not None and not self._latest.done()
+        if not is_worth_it or is_recording:
             return
-        self.settle()
-        self._noted = written
-        self._last = self._notes.submit(self._note, written)
+        self.wait()
+        self._recorded = written
+        self._latest = self._recorder.submit(self._record, written)
 
-    def settle(self) -> None:
-        """Wait for what is being noted."""
-        if self._last is not None:
-            self._last.result()
+    def wait(self) -> None:
+        """Wait for the record that is being written, and raise its error if it failed."""
+        if self._latest is not None:
+            self._latest.result()
 
     def close(self) -> None:
-        """End the thread that notes."""
-        self._notes.shutdown()
+        """End the thread that writes records."""
+        self._recorder.shutdown()
 
-    def _note(self, written: int) -> None:
+    def _record(self, written: int) -> None:
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError), path.open("r+b") as stream:  # small files take their names meanwhile
+            # A small file is written under another name and renamed, so a name may be gone by now.
+            with suppress(FileNotFoundError), path.open("r+b") as stream:
                 os.fsync(stream.fileno())
         write_text(self.folder / _JOURNAL, json.dumps({"purpose": self._purpose, "written": written}))
 
 
-def unfinished_folder(target: Path) -> Path:
-    """Where a target is in the making."""
-    place = target.resolve()
-    return place.with_name(f".{place.name}.partial")
+def partial_path(target: Path) -> Path:
+    """Return the path of the partial folder of a target."""
+    resolved = target.resolve()
+    return resolved.with_name(f".{resolved.name}.partial")
 
 
-def written_before(folder: Path, purpose: str) -> int:
-    """How many bytes of something are on the disk for sure in an unfinished folder; 0 where it is for something else."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a journal that came to harm counts for nothing
-        found = json.loads((folder / _JOURNAL).read_text("utf-8"))
-        return int(found["written"]) if found["purpose"] == purpose else 0
+def recorded_bytes(folder: Path, purpose: str) -> int:
+    """Return how many bytes are known to be on the disk in a partial folder; 0 if it is not there or has another purpose."""
+    # A damaged journal counts as none: the folder is then written from its beginning.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        journal = json.loads((folder / _JOURNAL).read_text("utf-8"))
+        if journal["purpose"] == purpose:
+            return int(journal["written"])
     return 0
 
 
 @contextmanager
-def unfinished(target: Path, purpose: str, total: int, last: str) -> Iterator[Unfinished]:
-    """A folder in the making that becomes `target` when the block ends well.
+def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Iterator[PartialFolder]:
+    """Yield a partial folder that becomes `target` when the block ends without an error.
 
-    What dem_hub refuses leaves nothing behind, since it would be refused again. Anything else (a kill, an interrupt, a full disk) leaves the
-    folder, and the next call for the same purpose goes on with it. Files that are in `target` already and are not written again stay.
+    A refusal of dem_hub deletes the partial folder, since the next run would be refused too. Anything else (a kill, an interrupt, a full
+    disk) leaves the partial folder, and the next call with the same purpose continues in it. Files that are in `target` already and are not
+    written again stay.
 
     Args:
-        target (`Path`): the folder.
-        purpose (`str`): all that decides about the bytes, for instance as a hash.
-        total (`int`): how many bytes there will be.
-        last (`str`): the file with which the others are whole; into a `target` that is there it moves after them.
+        target (`Path`): The folder.
+        purpose (`str`): Everything that decides the bytes, for instance as a hash.
+        total (`int`): The number of bytes in the end.
+        last (`str`): The name of the file that makes the others complete. It is moved last into a `target` that exists.
 
     Raises:
-        `BusyError`: another process writes to this target.
+        [`~dem_hub.errors.BusyError`]: If another process writes to this target.
     """
+    place = target.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = partial_path(target)
+    with _only_writer(target, folder.with_suffix(".lock")):
+        try:
+            if recorded_bytes(folder, purpose) == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            partial = PartialFolder(folder, purpose, total)
+            try:
+                yield partial
+                partial.wait()
+            finally:
+                partial.close()
+            _move_into_place(folder, place, last)
+        except DemHubError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        except BaseException as error:
+            error.add_note(f"The files written so far are kept in '{folder}'. The same command continues from there.")
+            raise
+
+
+@contextmanager
+def _only_writer(target: Path, lock_file: Path) -> Iterator[None]:
+    """Hold the lock of a target, or refuse at once if another process holds it."""
     from filelock import FileLock, Timeout
 
-    place, folder = target.resolve(), unfinished_folder(target)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
+    lock = FileLock(lock_file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise BusyError(
-            f"Another process is writing '{target}' ('{lock.lock_file}' is locked). Wait for it, or name another folder."
+            f"Another process is writing '{target}' ('{lock_file}' is locked). Wait for it, or name another folder."
         ) from None
     try:
-        if not written_before(folder, purpose):
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        work = Unfinished(folder, purpose, total)
-        try:
-            yield work
-            work.settle()
-        finally:
-            work.close()
-        _put_in_place(folder, place, last)
-    except DemHubError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except BaseException as error:
-        error.add_note(f"What was written is kept in '{folder}', and the same command goes on from there.")
-        raise
+        yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        # Deleted before it is released: afterwards another process may hold it.
+        lock_file.unlink(missing_ok=True)
         lock.release()
 
 
-def _put_in_place(folder: Path, target: Path, last: str) -> None:
+def _move_into_place(folder: Path, target: Path, last: str) -> None:
     (folder / _JOURNAL).unlink(missing_ok=True)
     if not target.is_dir():
         folder.replace(target)

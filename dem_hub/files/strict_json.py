@@ -1,7 +1,7 @@
-"""Small frozen records that the configs are made of, and the strict reading of JSON into them.
+"""Strict reading of JSON into small frozen records, and writing in one form.
 
-A record refuses an unknown key of its own format version and any newer version, where most of the field drops what it does not
-know: for weights a dropped key is a silently different number.
+A record refuses a key that its format version does not have, and a format version that is newer. Most readers of configs ignore what they do
+not know; here an ignored key could mean a model with other numbers, and no message.
 """
 
 import json
@@ -11,31 +11,36 @@ from typing import Any, TypeVar
 
 from dem_hub.errors import ConfigError
 
+# The version of all formats that this library writes, and the newest that it reads.
 FORMAT_VERSION = 1
 
 _Record = TypeVar("_Record")
 
 
-def check_inside(name: str, what: str) -> None:
+def check_inside(name: str, description: str) -> None:
     """Refuse a file name that leaves the folder it belongs to.
 
+    Args:
+        name (`str`): The name, from a file that may come from anybody.
+        description (`str`): What the name is, for the message: "file of 'org/base'".
+
     Raises:
-        `ConfigError`: the name is absolute, has `..` in it, or a backslash.
+        [`~dem_hub.errors.ConfigError`]: If the name is absolute, or has `..`, a backslash or a drive letter in it.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"The {what} is {name!r}, which is no name.")
+        raise ConfigError(f"The {description} is {name!r}, which is not a name.")
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise ConfigError(
-            f"The {what} is '{name}'; names must be relative and may not contain '..'. Do not use this repository."
+            f"The {description} is '{name}'; names must be relative and may not contain '..'. Do not use this repository."
         )
 
 
 def check_version(data: Mapping[str, Any], where: str) -> None:
-    """Refuse a format version that is newer than this library, or none.
+    """Refuse a format version that is newer than this library, or missing.
 
     Raises:
-        `ConfigError`: as said.
+        [`~dem_hub.errors.ConfigError`]: If `data` has such a version.
     """
     version = data.get("format_version")
     if not isinstance(version, int) or version < 1:
@@ -47,31 +52,51 @@ def check_version(data: Mapping[str, Any], where: str) -> None:
 
 
 def read_record(record: type[_Record], data: object, where: str) -> _Record:
-    """Make a frozen record from JSON data, refusing keys that it does not have and keys that it lacks."""
+    """Make a frozen record from JSON data.
+
+    Args:
+        record (`type`): A frozen dataclass.
+        data (`object`): The JSON data.
+        where (`str`): Where it comes from, for messages.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the data is not an object, has a key that the record does not have, lacks one that it needs, or is
+            refused by the record itself.
+    """
     values = as_mapping(data, where)
-    known = {item.name: item for item in fields(record)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
+    known = {item.name for item in fields(record)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
     if unknown:
+        plural = "s" if len(unknown) > 1 else ""
         raise ConfigError(
-            f"{where} has unknown key{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}; format version "
-            f"{FORMAT_VERSION} has {', '.join(sorted(known))}. A key that is dropped would be a silently different model."
+            f"{where} has unknown key{plural} {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has "
+            f"{', '.join(sorted(known))}. A key that is dropped would be a silently different model."
         )
     try:
         return record(**values)
     except TypeError as error:
-        raise ConfigError(f"{where} is incomplete: {str(error).split('__init__() ')[-1]}.") from error
+        # Python's message names the missing arguments, after the name of the method.
+        missing = str(error).split("__init__() ")[-1]
+        raise ConfigError(f"{where} is incomplete: {missing}.") from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object of a file's text."""
+    """Return the JSON object in a file's text.
+
+    Args:
+        text (`str` or `bytes`): The text; bytes are UTF-8.
+        where (`str`): The file, for messages.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the text is not JSON, or not an object.
+    """
     try:
-        return dict(as_mapping(json.loads(text), where))
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        if isinstance(error, ConfigError):
-            raise
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise ConfigError(f"{where} is not JSON ({error}). Fetch it again.") from error
+    return as_mapping(data, where)
 
 
 def dump_json(data: Mapping[str, Any]) -> str:
@@ -95,7 +120,11 @@ def dump_json(data: Mapping[str, Any]) -> str:
 
 
 def as_mapping(data: object, where: str) -> dict[str, Any]:
-    """The data, once it is known to be a JSON object."""
+    """Return the data unchanged, after a check that it is a JSON object.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If it is not.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {type(data).__name__}, not a JSON object.")
     return data

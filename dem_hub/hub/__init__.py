@@ -1,1 +1,4 @@
-"""The Hugging Face Hub: everything that speaks with it is here."""
+"""The Hugging Face Hub: the only code of dem_hub that uses the network.
+
+Begin with `download.resolve`, which finds a base, a vector or a recipe, and with `commits.push`, which publishes one.
+"""

@@ -11,7 +11,7 @@ import torch
 from dem_hub.checkpoints.lazy import DTYPES
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import DiskSpaceError
-from dem_hub.files.resumable import unfinished_folder
+from dem_hub.files.resumable import partial_path
 from dem_hub.files.sizes import format_size
 from dem_hub.merging.merge import BLOCK, FACTORED_BLOCK
 from dem_hub.models.planned import PlannedModel
@@ -87,7 +87,7 @@ def check_room(model: PlannedModel, place: Path, room: int) -> int:
     """
     downloads, cache = _downloads(model), next((remote.cache for remote in model.opened.remotes), place)
     there, kept = _existing(place), _existing(cache)
-    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in unfinished_folder(place).glob("*"))
+    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in partial_path(place).glob("*"))
     together = there.stat().st_dev == kept.stat().st_dev
     if room + (downloads if together else 0) > free:
         more = f" and {format_size(downloads)} of downloads in '{cache}'" if downloads and together else ""

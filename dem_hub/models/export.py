@@ -12,7 +12,7 @@ from pathlib import Path
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED
 from dem_hub.files.names import MODEL_WEIGHT_FILES
-from dem_hub.files.resumable import Unfinished, unfinished, unfinished_folder, written_before
+from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.planned import PlannedModel, merging_bar
 
@@ -34,7 +34,7 @@ def export(model: PlannedModel, target: Path) -> None:
     """
     model.opened.check_target(target, MERGED)
     check_room(model, target, model.nbytes)
-    with unfinished(target, model.purpose, model.nbytes, model.last) as work:
+    with resumable_folder(target, model.purpose, model.nbytes, model.last) as work:
         for name, file in model.copies.items():
             shutil.copyfile(file, work.folder / name)
         for name, text in model.texts(target).items():
@@ -50,10 +50,10 @@ def export(model: PlannedModel, target: Path) -> None:
 def estimate_export(model: PlannedModel, target: Path) -> Estimate:
     """What [`export`] will do, and nothing done yet; takes and raises what that does."""
     model.opened.check_target(target, MERGED)
-    return estimate(model, target, model.nbytes, written_before(unfinished_folder(target), model.purpose))
+    return estimate(model, target, model.nbytes, recorded_bytes(partial_path(target), model.purpose))
 
 
-def _write_weights(model: PlannedModel, work: Unfinished) -> None:
+def _write_weights(model: PlannedModel, work: PartialFolder) -> None:
     """Write the shards, but for what is there already."""
     begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
     placed = list(zip(model.shards, begins, strict=False))
@@ -67,4 +67,4 @@ def _write_weights(model: PlannedModel, work: Unfinished) -> None:
             there = min(max(0, start - before), shard.nbytes)
             for written in model.write(work.folder / shard.name, shard, there):
                 bar.update(before + written - bar.n)
-                work.note(before + written)
+                work.record(before + written)

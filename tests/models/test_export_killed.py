@@ -34,8 +34,8 @@ from dem_hub.hub.references import VectorSource
 torch.set_num_threads(1)
 base, vectors, root, points, size = sys.argv[1], *map(json.loads, sys.argv[2:3]), Path(sys.argv[3]), json.loads(sys.argv[4]), sys.argv[5]
 dem_hub.files.resumable.STRIDE = 1
-note = dem_hub.files.resumable.Unfinished.note
-dem_hub.files.resumable.Unfinished.note = lambda self, written: (note(self, written), self.settle())
+note = dem_hub.files.resumable.PartialFolder.record
+dem_hub.files.resumable.PartialFolder.record = lambda self, written: (note(self, written), self.wait())
 opened = open_base_and_vectors(VectorSource(base), vectors)
 
 def die_at(module, name, count):
@@ -70,12 +70,12 @@ POINTS = {  # the module, the function, the call; there are 20 blocks, in six fi
     "at the tokenizer": ("shutil", "copyfile", 1),
     "at the second text": ("dem_hub.models.export", "write_text", 2),
     "before the index": ("dem_hub.models.export", "write_text", 3),
-    "before its name": ("dem_hub.files.resumable", "_put_in_place", 1),
+    "before its name": ("dem_hub.files.resumable", "_move_into_place", 1),
 }
 OVER = {  # into a folder that has an older model
     "at the ninth block": (*MERGING, 9),
     "while the old goes": ("pathlib", "Path.unlink", 2),
-    "before its name": ("dem_hub.files.resumable", "_put_in_place", 1),
+    "before its name": ("dem_hub.files.resumable", "_move_into_place", 1),
     "at the eighth move": ("pathlib", "Path.replace", 30),  # after three texts and 19 notes
 }
 SIZE = "8KB"
@@ -179,11 +179,11 @@ class Stopped(BaseException):
 def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
     """Stop a merge at a block, with everything before it noted; returns the names of the blocks asked for."""
     monkeypatch.setattr(dem_hub.files.resumable, "STRIDE", 1)
-    note, tensor, asked = dem_hub.files.resumable.Unfinished.note, Merge.tensor, []
+    note, tensor, asked = dem_hub.files.resumable.PartialFolder.record, Merge.tensor, []
 
-    def note_at_once(self: dem_hub.files.resumable.Unfinished, written: int) -> None:
+    def note_at_once(self: dem_hub.files.resumable.PartialFolder, written: int) -> None:
         note(self, written)
-        self.settle()
+        self.wait()
 
     def stopping(self: Merge, name: str, *rest: object) -> object:
         asked.append(name)
@@ -191,7 +191,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
             raise Stopped
         return tensor(self, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(dem_hub.files.resumable.Unfinished, "note", note_at_once)
+    monkeypatch.setattr(dem_hub.files.resumable.PartialFolder, "record", note_at_once)
     monkeypatch.setattr(Merge, "tensor", stopping)
     return asked
 
@@ -200,7 +200,7 @@ def stop(zoo: Zoo, target: Path, monkeypatch: pytest.MonkeyPatch, count: int = 9
     asked = stop_at(monkeypatch, count)
     with pytest.raises(Stopped) as caught:
         export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), target)
-    assert "is kept in" in caught.value.__notes__[0]
+    assert "are kept in" in caught.value.__notes__[0]
     return asked
 
 
@@ -351,7 +351,7 @@ def test_several_threads_and_a_full_disk(
     monkeypatch.setattr(dem_hub.checkpoints.writer, "_as_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
         export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
-    assert f"is kept in '{tmp_path / '.merged.partial'}', and the same command goes on" in caught.value.__notes__[0]
+    assert f"are kept in '{tmp_path / '.merged.partial'}'. The same command continues" in caught.value.__notes__[0]
     there = estimate_export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged").written
     assert 0 < there < sum(path.stat().st_size for path in (tmp_path / ".merged.partial").glob("*.safetensors"))
     export(PlannedModel.of(recipe(zoo), max_shard_size=SIZE), tmp_path / "merged")
