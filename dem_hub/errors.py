@@ -1,8 +1,8 @@
-"""The exceptions of dem_hub: one tree, rooted at `DemHubError`.
+"""The exceptions of dem_hub: one tree, with [`DemHubError`] at its root.
 
-Every child also inherits the standard type a caller would guess (`ValueError`, `FileNotFoundError`, `ImportError`), so that
-code that never heard of dem_hub still catches it. A message says what was refused, both values, where, and what to do next;
-several faults found together are listed in one error by [`refuse`]. Refusals of the Hub (401, 403, 404) pass through as the client has them.
+Every class also inherits the standard type that a caller would guess (`ValueError`, `FileNotFoundError`, `ImportError`), so that code which does
+not know dem_hub catches it too. A message says what was refused, both values, where, and what to do next. Several faults that are found
+together are listed in one error, by [`refuse`]. When the Hub itself refuses (401, 403, 404), its client's error is raised and not one of these.
 """
 
 from collections.abc import Sequence
@@ -10,72 +10,87 @@ from typing import NoReturn
 
 
 class DemHubError(Exception):
-    """Root of everything dem_hub refuses."""
+    """Root of all errors of dem_hub. Raised only as one of its subclasses."""
+
+
+# Configs and arguments
 
 
 class ConfigError(DemHubError, ValueError):
-    """A vector config or recipe that cannot be read, or that this version must not read."""
-
-
-class CheckpointError(DemHubError, ValueError):
-    """Files of weights that cannot be used: pickled, truncated, altered, quantised, not finite, or badly named."""
-
-
-class BaseMismatchError(DemHubError, ValueError):
-    """A vector that does not belong to the base it is put on."""
-
-
-class AdapterError(DemHubError, ValueError):
-    """A PEFT adapter that is not a plain sum of deltas, or that does not fit the base."""
+    """Raised for a vector config, a recipe or an argument that cannot be read or is not allowed, and for a file of a newer format version."""
 
 
 class CodecError(DemHubError, ValueError):
-    """A codec or codec option that does not exist or does not fit."""
+    """Raised for a codec or an option of a codec that does not exist or does not fit."""
 
 
 class CoefficientError(DemHubError, ValueError):
-    """Coefficients that name no vector, are not finite, or cannot be applied to a model in place."""
+    """Raised for coefficients that name no vector, are not finite, or cannot be applied to a loaded model."""
+
+
+# Weights
+
+
+class CheckpointError(DemHubError, ValueError):
+    """Raised for files of weights that cannot be used: pickled, truncated, altered, quantized, not finite, or with an invalid name."""
+
+
+class BaseMismatchError(DemHubError, ValueError):
+    """Raised when a vector does not belong to the base that it is added to."""
+
+
+class AdapterError(DemHubError, ValueError):
+    """Raised for a PEFT adapter that is not a plain sum of deltas, or that does not fit the base."""
+
+
+# Files and folders
 
 
 class NotFoundError(DemHubError, FileNotFoundError):
-    """A model, a recipe, a store, a search result, a folder or a file that is not where it was looked for."""
+    """Raised when a model, a recipe, a store, a search result, a folder or a file is not at the given place."""
 
 
 class VectorNotFoundError(NotFoundError):
-    """A vector that is not where it was looked for, or not there yet."""
-
-
-class PushConflictError(DemHubError, RuntimeError):
-    """Somebody else changed the same files on the Hub in between."""
-
-
-class HubError(DemHubError, OSError):
-    """The line to the Hub failed, or the Hub itself did; another try may succeed."""
+    """Raised when a vector is not at the given place, or has not been made yet."""
 
 
 class DiskSpaceError(DemHubError, OSError):
-    """There is less room on the disk than a result takes; found out before anything is written."""
+    """Raised before anything is written, when a disk has less free space than the result or its downloads need."""
 
 
 class BusyError(DemHubError, OSError):
-    """Another process is writing the same folder."""
+    """Raised when another process is writing the same folder."""
+
+
+# The Hub
+
+
+class HubError(DemHubError, OSError):
+    """Raised when the connection to the Hub or the Hub itself fails. Another try may succeed."""
+
+
+class PushConflictError(DemHubError, RuntimeError):
+    """Raised when another push changed the same files on the Hub in between, or the branch is not at `parent_commit`."""
+
+
+# Packages
 
 
 class MissingDependencyError(DemHubError, ImportError):
-    """An optional package is needed; the message says how to install it."""
+    """Raised when an optional package is needed. The message says how to install it."""
 
 
 def refuse(error: type[DemHubError], summary: str, faults: Sequence[str], remedy: str = "") -> NoReturn:
     """Raise one `error` that lists every fault.
 
     Args:
-        error (`type[DemHubError]`): the class to raise.
-        summary (`str`): what was refused, and where.
-        faults (`Sequence[str]`): one line for each fault, each naming its tensor or file and both values.
-        remedy (`str`, *optional*): what the user can do.
+        error (`type[DemHubError]`): The class to raise.
+        summary (`str`): What was refused, and where.
+        faults (`Sequence[str]`): One line for each fault, which names its tensor or file and both values.
+        remedy (`str`, *optional*): What the user can do.
 
     Raises:
-        `DemHubError`: always, of the class given.
+        `DemHubError`: Always, of the class given.
 
     Example:
 

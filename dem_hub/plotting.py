@@ -1,4 +1,7 @@
-"""Pictures, for where people would rather look than read. Needs matplotlib (extra `plot`)."""
+"""Plots of searches, perplexities and vector norms, for model cards and the demo.
+
+They need matplotlib (extra `plot`), which is imported when a plot is drawn. The format of a file, PNG or SVG, is that of its name.
+"""
 
 import math
 import os
@@ -8,39 +11,45 @@ from typing import Any
 
 from dem_hub.errors import MissingDependencyError
 
-_OTHERS, _CHOSEN = "#9aa5b1", "#0b7285"
+# Colors of what is compared with (gray) and of what dem_hub made (teal).
+_BASELINE_COLOR = "#9aa5b1"
+_RESULT_COLOR = "#0b7285"
+
+# Height of a bar, as a share of the distance between two bars. A plot with two bars in each place divides it between them.
+_BAR_HEIGHT = 0.72
+
+_DOTS_PER_INCH = 150
 
 
 def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path, title: str) -> Path:
-    """Draw perplexity per distribution for several models, as bars; lower is better.
+    """Draw the perplexity of several models on each distribution, as bars.
 
     Args:
-        table (`Mapping[str, Mapping[str, float]]`): perplexity by model, then by distribution; the last model is set off.
-        path (`str` or `Path`): the picture, PNG or SVG.
-        title (`str`): above it.
+        table (`Mapping[str, Mapping[str, float]]`): Perplexity by model, then by distribution. The last model has another color.
+        path (`str` or `Path`): The file to write, PNG or SVG.
+        title (`str`): The title above all plots.
 
     Returns:
-        `Path`: where it is.
+        `Path`: The path of the file.
 
     Raises:
-        `MissingDependencyError`: matplotlib is not installed.
+        [`~dem_hub.errors.MissingDependencyError`]: If matplotlib is not installed.
     """
     pyplot = _pyplot()
-    distributions = list(next(iter(table.values())))
-    figure, all_axes = pyplot.subplots(
-        1, len(distributions), figsize=(3.4 * len(distributions), 0.42 * len(table) + 1.5), sharey=True, squeeze=False
-    )
     models = list(table)
+    distributions = list(table[models[0]])
+    size = (3.4 * len(distributions), 0.42 * len(models) + 1.5)  # inches
+    figure, all_axes = pyplot.subplots(1, len(distributions), figsize=size, sharey=True, squeeze=False)
+    colors = [_BASELINE_COLOR] * (len(models) - 1) + [_RESULT_COLOR]
     for axes, distribution in zip(all_axes[0], distributions, strict=True):
         values = [table[model][distribution] for model in models]
-        colors = [_OTHERS] * (len(models) - 1) + [_CHOSEN]
-        bars = axes.barh(models, values, color=colors, height=0.72)
+        bars = axes.barh(models, values, color=colors, height=_BAR_HEIGHT)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axes.set_title(distribution, fontsize=10)
-        axes.set_xlim(0, max(values) * 1.22)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-        axes.set_xlabel("perplexity", fontsize=8)
+        axes.set_xlim(0, max(values) * 1.22)  # room for the number at the end of the longest bar
+        axes.set_xlabel("perplexity (lower is better)", fontsize=8)
+        _style(axes)
+    # Bars are drawn from the bottom; the first model should be at the top.
     all_axes[0][0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
     return _save(pyplot, figure, path)
@@ -52,102 +61,120 @@ def plot_search(
     after: Mapping[str, float],
     path: str | os.PathLike[str],
 ) -> Path:
-    """Draw a search: the objective of each trial with the best so far, and each distribution's loss before and after, as perplexity.
+    """Draw a search: the objective of each trial, and the perplexity of each distribution before and after.
 
     Args:
-        values (`Sequence[float]`): the objective of each trial, in order; those that are not finite are left out.
-        before (`Mapping[str, float]`, *optional*): the base's loss by distribution, in nats.
-        after (`Mapping[str, float]`): the found model's.
-        path (`str` or `os.PathLike`): the picture, PNG or SVG.
+        values (`Sequence[float]`): The objective of each trial, in order. Values that are not finite are left out.
+        before (`Mapping[str, float]`, *optional*): The loss of the base in nats a token, by distribution.
+        after (`Mapping[str, float]`): The loss of the merged model, likewise.
+        path (`str` or `os.PathLike`): The file to write, PNG or SVG.
 
     Returns:
-        `Path`: where it is.
+        `Path`: The path of the file.
 
     Raises:
-        `MissingDependencyError`: matplotlib is not installed.
+        [`~dem_hub.errors.MissingDependencyError`]: If matplotlib is not installed.
     """
     pyplot = _pyplot()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 0.5 * len(after) + 2.6))
-    shown = [(number, value) for number, value in enumerate(values, 1) if math.isfinite(value)]
-    numbers = [number for number, _ in shown]
-    left.plot(numbers, [value for _, value in shown], "o", color=_OTHERS, markersize=4)
-    left.step(
-        numbers,
-        [min(value for _, value in shown[: place + 1]) for place in range(len(shown))],
-        where="post",
-        color=_CHOSEN,
-    )
-    left.set_xlabel("trial", fontsize=8)
-    left.set_title("objective, and the best so far", fontsize=10)
-    places = range(len(after))
-    for offset, losses, color, label in ((-0.2, before, _OTHERS, "base"), (0.2, after, _CHOSEN, "found")):
-        if losses is not None:
-            bars = right.barh(
-                [place + offset for place in places],
-                [math.exp(losses[name]) for name in after],
-                0.36,
-                color=color,
-                label=label,
-            )
-            right.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
-    right.set_yticks(list(places), list(after))
-    right.invert_yaxis()
-    right.margins(x=0.15)
-    right.legend(fontsize=8, frameon=False)
-    right.set_title("perplexity, lower is better", fontsize=10)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+    _draw_trials(left, values)
+    _draw_before_and_after(right, before, after)
     return _save(pyplot, figure, path)
+
+
+def _draw_trials(axes: Any, values: Sequence[float]) -> None:
+    """Draw the objective of each trial as a point, and the lowest objective so far as a line."""
+    numbers = []
+    finite_values = []
+    lowest_so_far = []
+    for number, value in enumerate(values, 1):
+        if math.isfinite(value):
+            numbers.append(number)
+            finite_values.append(value)
+            lowest_so_far.append(min(finite_values))
+    axes.plot(numbers, finite_values, "o", color=_BASELINE_COLOR, markersize=4, label="trial")
+    axes.step(numbers, lowest_so_far, where="post", color=_RESULT_COLOR, label="lowest so far")
+    axes.set_xlabel("trial", fontsize=8)
+    axes.set_ylabel("objective", fontsize=8)
+    axes.set_title("Objective (lower is better)", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    _style(axes)
+
+
+def _draw_before_and_after(axes: Any, before: Mapping[str, float] | None, after: Mapping[str, float]) -> None:
+    """Draw the perplexity of each distribution as two bars, one for the base and one for the merged model."""
+    half_bar = _BAR_HEIGHT / 2
+    if before is not None:
+        _draw_perplexities(axes, -half_bar / 2, [before[name] for name in after], _BASELINE_COLOR, "base")
+    _draw_perplexities(axes, half_bar / 2, list(after.values()), _RESULT_COLOR, "merged model")
+    axes.set_yticks(range(len(after)), list(after))
+    axes.invert_yaxis()
+    axes.margins(x=0.15)  # room for the number at the end of the longest bar
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title("Perplexity (lower is better)", fontsize=10)
+    _style(axes)
+
+
+def _draw_perplexities(axes: Any, offset: float, losses: Sequence[float], color: str, label: str) -> None:
+    """Draw one bar for each loss in nats, `offset` below its place."""
+    positions = [place + offset for place in range(len(losses))]
+    bars = axes.barh(positions, [math.exp(loss) for loss in losses], _BAR_HEIGHT / 2, color=color, label=label)
+    axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8)
 
 
 def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path:
     """Draw the norm of each layer's delta, as bars.
 
     Args:
-        norms (`Mapping[str, float]`): the norm by layer, in order.
-        path (`str` or `Path`): the picture, PNG or SVG.
-        title (`str`): above it.
+        norms (`Mapping[str, float]`): The norm of each layer, in order.
+        path (`str` or `Path`): The file to write, PNG or SVG.
+        title (`str`): The title of the plot.
 
     Returns:
-        `Path`: where it is.
+        `Path`: The path of the file.
 
     Raises:
-        `MissingDependencyError`: matplotlib is not installed.
+        [`~dem_hub.errors.MissingDependencyError`]: If matplotlib is not installed.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(6.4, 0.18 * len(norms) + 1.2))
-    axes.barh(list(norms), list(norms.values()), color=_CHOSEN, height=0.72)
+    axes.barh(list(norms), list(norms.values()), color=_RESULT_COLOR, height=_BAR_HEIGHT)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("norm", fontsize=8)
-    axes.set_ylim(len(norms) - 0.4, -0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=6)
+    axes.set_ylim(len(norms) - 0.4, -0.6)  # the first layer at the top, and no empty space beyond the last bar
+    _style(axes, label_size=6)
     return _save(pyplot, figure, path)
+
+
+def _style(axes: Any, label_size: int = 8) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=label_size)
 
 
 def _save(pyplot: Any, figure: Any, path: str | os.PathLike[str]) -> Path:
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=_DOTS_PER_INCH)
     pyplot.close(figure)
     return Path(path)
 
 
 def require_matplotlib() -> None:
-    """Refuse now what could not be drawn after hours of work.
+    """Check that matplotlib is installed, before the hours of work whose result will be drawn.
 
     Raises:
-        `MissingDependencyError`: matplotlib is not installed.
+        [`~dem_hub.errors.MissingDependencyError`]: If it is not.
     """
     _pyplot()
 
 
 def _pyplot() -> Any:
-    """matplotlib, without a window."""
+    """Return matplotlib's pyplot, set to draw into files and open no window."""
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError("Pictures need matplotlib: pip install 'dem-hub[plot]'") from error
+        raise MissingDependencyError(
+            "Plots need matplotlib, which is not installed. Run `pip install 'dem-hub[plot]'`."
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

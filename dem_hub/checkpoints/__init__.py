@@ -1,1 +1,4 @@
-"""Checkpoints on disk: read tensor by tensor, written in shards, and matched to the modules of an architecture."""
+"""Safetensors checkpoints: lazy tensors, the reader, the writer, the base model with its fingerprint, and its architecture.
+
+A checkpoint's tensors are known by their names on disk. No model is built to read, compare or write them.
+"""

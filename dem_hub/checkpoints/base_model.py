@@ -1,6 +1,7 @@
-"""A base model on this machine: its tensors, which base it is, and its architecture, each worked out once and only when asked."""
+"""The base model: its tensors, its identity and its architecture, each worked out once and only when it is asked for."""
 
 from functools import cached_property
+from pathlib import PurePosixPath
 
 from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
 from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
@@ -12,12 +13,18 @@ from dem_hub.hub.remote import RangeReader
 
 
 class Base:
-    """The base that vectors are taken from and put on; with a `remote`, its headers alone."""
+    """The base that vectors are extracted from and added to.
 
-    def __init__(self, found: Resolved) -> None:
+    If `remote` is set, the weights are still on the Hub: names, shapes, dtypes and single digests are known, and `fingerprint` is not.
+    """
+
+    def __init__(self, resolved: Resolved) -> None:
         """Open the headers of a resolved checkpoint."""
-        self.source, self.folder, self.commit, self.remote = found.source, found.folder, found.commit, found.remote
-        self.checkpoint = Checkpoint(found.folder)
+        self.source = resolved.source
+        self.folder = resolved.folder
+        self.commit = resolved.commit
+        self.remote = resolved.remote
+        self.checkpoint = Checkpoint(resolved.folder)
 
     def __str__(self) -> str:
         if self.commit is None:
@@ -26,38 +33,45 @@ class Base:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """The digest of each tensor."""
+        """The digest of each tensor, by name."""
         return tensor_digests(self.checkpoint)
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """Of tensors that are the same bits under several names (tied embeddings, written out), the first name of each."""
+        """Tensors that are copies of another one (tied embeddings, written out), each with the first name of its bits.
+
+        It is empty for a base that is still on the Hub.
+        """
         if self.remote is not None:
             return {}
-        names: dict[str, list[str]] = {}
-        for name, value in sorted(self.digests.items()):
-            names.setdefault(value, []).append(name)
-        return {
-            name: first for first, *others in names.values() for name in others if self.checkpoint.is_copy(name, first)
-        }
+        names_by_digest: dict[str, list[str]] = {}
+        for name, digest in sorted(self.digests.items()):
+            names_by_digest.setdefault(digest, []).append(name)
+        twins = {}
+        for first, *others in names_by_digest.values():
+            for name in others:
+                # Digests are of samples of the bytes, so equal ones are compared in full.
+                if self.checkpoint.is_copy(name, first):
+                    twins[name] = first
+        return twins
 
     def digest(self, name: str) -> str:
-        """The digest of one tensor; of a base that is still on the Hub, the bytes for that are fetched and no others."""
+        """Return the digest of one tensor. If the base is still on the Hub, only the bytes for that are fetched (4 kB at the most)."""
         if self.remote is None:
             return self.digests[name]
         info = self.checkpoint[name]
-        place = "/".join(part for part in (self.source.subfolder, info.file.name) if part)
-        return tensor_digest(info, RangeReader(self.remote, place))
+        path = PurePosixPath(self.source.subfolder, info.file.name)
+        return tensor_digest(info, RangeReader(self.remote, str(path)))
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of all tensors, 64 hex digits."""
+        """The fingerprint of all tensors, 64 hex digits; only for a base that is on this machine."""
         assert self.remote is None
         return fingerprint(self.digests)
 
     @cached_property
     def architecture(self) -> Architecture | None:
-        """What transformers says of it; `None` where there is no config, or one with code of its own."""
+        """What transformers says of the model; `None` if there is no config, or one that needs remote code."""
         config = read_config(self.folder)
         if not config.get("architectures") or config.get("auto_map"):
             return None
@@ -65,7 +79,8 @@ class Base:
 
     @property
     def record(self) -> BaseRecord:
-        """What vectors and recipes keep of it."""
-        name = str(self.folder.resolve()) if self.commit is None else self.source.repo_id
-        subfolder = self.source.subfolder if self.commit is not None else ""
-        return BaseRecord(name, self.commit, subfolder, self.fingerprint if self.remote is None else None)
+        """The base as vectors and recipes name it in their configs."""
+        fingerprint = None if self.remote is not None else self.fingerprint
+        if self.commit is None:
+            return BaseRecord(str(self.folder.resolve()), None, "", fingerprint)
+        return BaseRecord(self.source.repo_id, self.commit, self.source.subfolder, fingerprint)

@@ -1,7 +1,9 @@
-"""Which base this is: a hash that is cheap, independent of sharding, and says *where* two checkpoints differ.
+"""The fingerprint of a base: a hash that is cheap, independent of sharding, and can say where two checkpoints differ.
 
-Each tensor is hashed over its dtype, shape and a fixed sample of its bytes; the whole over the sorted names and those digests. A
-full hash would read every byte of every base at every load; a fine-tune touches nearly all elements, so a sample tells as surely.
+Each tensor is hashed over its dtype, its shape and a fixed sample of its bytes; the fingerprint is the hash of the sorted names and these
+digests. A full hash would read every byte of every base at every load. A fine-tune changes nearly all elements, so a sample detects it as well.
+
+A fingerprint is stored in every vector and recipe. No constant and no step here may change, or all of them would no longer fit their bases.
 """
 
 import hashlib
@@ -10,45 +12,59 @@ from typing import Protocol
 
 from dem_hub.checkpoints.reader import Checkpoint, TensorInfo
 
-SAMPLES = 64  # places in a tensor
-SAMPLE_BYTES = 64  # bytes at each place
+# Of a tensor, so many places of so many bytes are read: 4 kB at the most. Both chosen by hand, not measured.
+SAMPLES = 64
+SAMPLE_BYTES = 64
+# Hex digits of a tensor's digest (64 bits).
+_DIGEST_DIGITS = 16
 
 
-class Places(Protocol):
+class Seekable(Protocol):
     """A file of which single places are read."""
 
     def seek(self, position: int, /) -> object: ...
     def read(self, size: int, /) -> bytes: ...
 
 
-def tensor_digest(info: TensorInfo, stream: Places) -> str:
-    """The digest of one tensor, 16 hex digits, from at most 4 kB of its bytes in its open file.
+def tensor_digest(info: TensorInfo, stream: Seekable) -> str:
+    """Return the digest of one tensor, 16 hex digits, from at most 4 kB of its bytes.
 
-    Small tensors are read whole; of larger ones `SAMPLES` pieces of `SAMPLE_BYTES` are read, evenly spaced, both ends included.
+    Args:
+        info ([`TensorInfo`]): Where the tensor is.
+        stream ([`Seekable`]): Its file. A tensor of up to 4 kB is read whole. Of a larger one `SAMPLES` pieces of `SAMPLE_BYTES` are read,
+            evenly spaced, both ends included.
     """
     state = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
     if info.nbytes <= SAMPLES * SAMPLE_BYTES:
-        places, size = [info.start], info.nbytes
+        positions = [info.start]
+        size = info.nbytes
     else:
         span = info.nbytes - SAMPLE_BYTES
-        places, size = [info.start + span * i // (SAMPLES - 1) for i in range(SAMPLES)], SAMPLE_BYTES
-    for place in places:
-        stream.seek(place)
+        positions = [info.start + span * number // (SAMPLES - 1) for number in range(SAMPLES)]
+        size = SAMPLE_BYTES
+    for position in positions:
+        stream.seek(position)
         state.update(stream.read(size))
-    return state.hexdigest()[:16]
+    return state.hexdigest()[:_DIGEST_DIGITS]
 
 
 def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """The digest of each tensor of a checkpoint, by name."""
+    """Return the digest of each tensor of a checkpoint, by name."""
     digests: dict[str, str] = {}
     for file in checkpoint.files:
-        with file.open("rb", buffering=SAMPLE_BYTES) as stream:  # little more is read than is asked for
-            digests |= {name: tensor_digest(info, stream) for name, info in checkpoint.items() if info.file == file}
+        # A small buffer: with the default one every read of 64 bytes would fetch kilobytes.
+        with file.open("rb", buffering=SAMPLE_BYTES) as stream:
+            for name, info in checkpoint.items():
+                if info.file == file:
+                    digests[name] = tensor_digest(info, stream)
     return digests
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """The fingerprint of a checkpoint, 64 hex digits, from the digests of its tensors.
+    """Return the fingerprint of a checkpoint, 64 hex digits.
+
+    Args:
+        digests (`Mapping[str, str]`): The digest of each of its tensors, by name, in any order.
 
     Example:
 

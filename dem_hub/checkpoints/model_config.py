@@ -1,32 +1,38 @@
-"""The config of a model: read, and refused where its weights are quantized."""
+"""The `config.json` of a model, and the refusal of quantized weights."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dem_hub.errors import CheckpointError
 from dem_hub.files.names import MODEL_CONFIG
 from dem_hub.files.strict_json import parse_json
 
-if TYPE_CHECKING:
-    pass
-
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A model folder's `config.json` as data; empty where there is none."""
+    """Return a model folder's `config.json` as data; an empty dictionary if there is none."""
     path = folder / MODEL_CONFIG
-    return parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return parse_json(path.read_bytes(), str(path))
 
 
 def refuse_quantized(folder: Path, role: str) -> None:
-    """Refuse a checkpoint whose weights are quantised.
+    """Refuse a checkpoint whose weights are quantized.
+
+    Args:
+        folder (`Path`): The model's folder.
+        role (`str`): What it is used as, for the message: "base" or "fine-tune".
 
     Raises:
-        `CheckpointError`: its config has a `quantization_config`.
+        [`~dem_hub.errors.CheckpointError`]: If its config has a `quantization_config`.
     """
     quantization = read_config(folder).get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unknown method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(
-            f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
-            f"Use the {role} in bf16, fp16 or fp32."
-        )
+    if quantization is None:
+        return
+    method = quantization
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method", "unknown method")
+    raise CheckpointError(
+        f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
+        f"Use the {role} in bf16, fp16 or fp32."
+    )

@@ -1,4 +1,8 @@
-"""Safetensors checkpoints, read one tensor or slice at a time, memory-mapped: a tensor that is only looked at costs no private memory."""
+"""Safetensors checkpoints, read one tensor or slice at a time.
+
+Files are memory-mapped: a tensor that is only looked at costs no private memory, since the operating system can drop its pages. A file whose
+header, length or dtypes are wrong is refused when the checkpoint is opened, before anything is computed from it.
+"""
 
 import json
 import os
@@ -21,7 +25,7 @@ from dem_hub.numerics.slices import Index
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor is: its safetensors dtype code, its shape, its file, and its bytes in that file."""
+    """Where one tensor is: its dtype as a safetensors code, its shape, its file, and the range of its bytes in that file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,19 +35,19 @@ class TensorInfo:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it."""
+        """The dtype of torch."""
         return DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """The size in bytes."""
         return self.stop - self.start
 
 
 class TensorSource(Protocol):
-    """Tensors by their names on disk, one or a slice at a time: a checkpoint, or a model that would become one.
+    """Tensors by their names on disk, read one or a slice at a time: a checkpoint, or a model in training that would become one.
 
-    `path` says where they are; of a model it is no folder.
+    `path` says where they are, for messages. It is not a folder if the tensors are those of a model.
     """
 
     path: Path
@@ -56,7 +60,7 @@ class TensorSource(Protocol):
 
 
 class Checkpoint(Mapping[str, TensorInfo]):
-    """The tensors of one or more safetensors files, by name, with nothing read but the headers.
+    """The tensors of one or more safetensors files, by name. Only the headers are read when it is opened.
 
     Example:
 
@@ -77,12 +81,15 @@ class Checkpoint(Mapping[str, TensorInfo]):
         """Open a file, or a folder with `<name>.safetensors` or `<name>.safetensors.index.json`.
 
         Args:
-            path (`str` or `os.PathLike`): a file or a folder.
-            index (`str`, *optional*): the file to look for in a folder; defaults to `model.safetensors`, or the only one there.
+            path (`str` or `os.PathLike`): A file or a folder.
+            index (`str`, *optional*): The file to look for in a folder, or whose index to look for. Defaults to `model.safetensors`, or to the
+                only safetensors file there.
 
         Raises:
-            `NotFoundError`: nothing there.
-            `CheckpointError`: pickled weights only, a truncated file, an index that names files outside its folder.
+            [`~dem_hub.errors.NotFoundError`]: If nothing is there.
+            [`~dem_hub.errors.CheckpointError`]: If there are only pickled weights, a truncated file, or an index that names a missing file or
+                tensor.
+            [`~dem_hub.errors.ConfigError`]: If an index names a file outside its folder.
         """
         self.path = Path(path)
         self._index = index
@@ -101,31 +108,33 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return len(self._tensors)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (
-            self.path,
-            self._index,
-        )  # memory maps cannot be copied; a deep copy or another process opens its own
+        # Memory maps cannot be copied: a deep copy, or another process, opens the files again.
+        return _reopen, (self.path, self._index)
 
     @cached_property
     def _handles(self) -> dict[Path, Any]:
         return {file: safe_open(file, framework="pt") for file in self.files}
 
     def lazy(self, name: str) -> LazyTensor:
-        """The tensor as a safetensors slice: nothing is read until it is indexed."""
+        """Return the tensor as a safetensors slice: nothing is read until it is indexed."""
         return self._handles[self._tensors[name].file].get_slice(name)  # type: ignore[no-any-return]
 
     def read(self, name: str, index: Index | None = None) -> Tensor:
-        """The tensor, or a slice of it, on the CPU in its own dtype; backed by the file, so do not write into it.
+        """Return the tensor or a slice of it, on the CPU in its own dtype. It is backed by the file, so do not write into it.
 
         Args:
-            name (`str`): the tensor's name.
-            index (`tuple[slice, ...]`, *optional*): one slice for each dimension; all of it by default.
+            name (`str`): The tensor's name.
+            index (`tuple[slice, ...]`, *optional*): One slice for each dimension. Defaults to the whole tensor.
         """
         return self.lazy(name)[index if index else ...]
 
     def is_copy(self, name: str, other: str) -> bool:
-        """Whether two tensors are the same bits and not by chance: all norms of a new model are ones, and no copies."""
-        first, second = self[name], self[other]
+        """Check whether two tensors have the same bits because one is a copy of the other.
+
+        Tensors of a single value are no evidence: all norms of a new model are ones, and none is a copy.
+        """
+        first = self[name]
+        second = self[other]
         if (first.dtype, first.shape) != (second.dtype, second.shape) or first.nbytes == 0:
             return False
         values = self.read(name)
@@ -137,42 +146,20 @@ def _reopen(path: Path, index: str | None) -> Checkpoint:
 
 
 def _find_files(folder: Path, name: str | None) -> list[Path]:
-    """The safetensors files of a folder: those of its index, or the single one."""
+    """Return the safetensors files of a folder: the single file, those of an index, or the only one there."""
     if not folder.is_dir():
         raise NotFoundError(f"'{folder}' is not a file or folder. Check the path.")
     single = folder / (name or MODEL_WEIGHTS)
     index = single.with_name(single.name + INDEX_SUFFIX)
-    if single.is_file():  # before an index, as transformers has it
+    # A single file goes before an index, as in transformers.
+    if single.is_file():
         return [single]
     if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{index} is not an index of safetensors files ({error!r}). Fetch it again."
-            ) from error
-        for file in names:
-            check_inside(str(file), f"file in {index}")
-        missing = [file for file in names if not (folder / file).is_file()]
-        if missing:
-            refuse(
-                CheckpointError, f"{index} names files that are not there.", missing, "Download the checkpoint again."
-            )
-        headers = {file: _read_header(folder / file) for file in names}
-        lost = [
-            f"'{tensor}' is not in '{file}'"
-            for tensor, file in sorted(weight_map.items())
-            if tensor not in headers[file]
-        ]
-        if lost:
-            refuse(
-                CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again."
-            )
-        return [folder / file for file in names]
-    others = sorted(folder.glob(f"*{SAFETENSORS}")) if name is None else []
-    if len(others) == 1:
-        return others
+        return _files_of_index(index)
+    if name is None:
+        others = sorted(folder.glob(f"*{SAFETENSORS}"))
+        if len(others) == 1:
+            return others
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
     if pickles:
         raise CheckpointError(
@@ -182,15 +169,38 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
     raise NotFoundError(f"'{folder}' has no {single.name}, and no {index.name}. Check the path.")
 
 
+def _files_of_index(index: Path) -> list[Path]:
+    """Return the files that an index names, once they are all there with the tensors that it says they have."""
+    folder = index.parent
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors files ({error!r}). Fetch it again.") from error
+    for file in names:
+        check_inside(str(file), f"file in {index}")
+    missing = [file for file in names if not (folder / file).is_file()]
+    if missing:
+        refuse(CheckpointError, f"{index} names files that are not there.", missing, "Download the checkpoint again.")
+    headers = {file: _read_header(folder / file) for file in names}
+    lost = [f"'{key}' is not in '{file}'" for key, file in sorted(weight_map.items()) if key not in headers[file]]
+    if lost:
+        refuse(CheckpointError, f"{index} names tensors that are not there.", lost, "Download the checkpoint again.")
+    return [folder / file for file in names]
+
+
 def _read_header(file: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of a file, once its header fits its size and all dtypes are known."""
     try:
         with safe_open(file, framework="pt"):  # checks the header against the file's size
             pass
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{file}' is not a whole safetensors file ({error}). Fetch it again.") from error
+    # A file begins with the length of its header, 8 bytes; the data offsets count from the end of the header.
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
+    data_start = 8 + length
     header.pop("__metadata__", None)
     unknown = [f"'{name}' has dtype {entry['dtype']}" for name, entry in header.items() if entry["dtype"] not in DTYPES]
     if unknown:
@@ -200,9 +210,8 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             unknown,
             f"Known: {', '.join(DTYPES)}.",
         )
-    return {
-        name: TensorInfo(
-            entry["dtype"], tuple(entry["shape"]), file, *(8 + length + offset for offset in entry["data_offsets"])
-        )
-        for name, entry in header.items()
-    }
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        tensors[name] = TensorInfo(entry["dtype"], tuple(entry["shape"]), file, data_start + start, data_start + stop)
+    return tensors

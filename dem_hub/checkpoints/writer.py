@@ -1,10 +1,11 @@
 """Writing safetensors files one tensor at a time.
 
-Each tensor's bytes are put down as they come and only the header is kept, in one canonical order, so that the same tensors give the
-same file; safetensors' own writer needs all tensors in memory at once and orders its metadata at random.
+Each tensor's bytes are written as they come, and only the header is kept in memory. The header has one canonical order, so that the same
+tensors always give the same file. The writer of safetensors itself needs all tensors in memory at once, and orders its metadata at random.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,35 +20,59 @@ from dem_hub.checkpoints.lazy import CODES, DTYPES
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.files.names import INDEX_SUFFIX, SAFETENSORS
 from dem_hub.files.sizes import parse_size
-from dem_hub.numerics.slices import count_elements
 from dem_hub.numerics.threads import in_order
+
+# A limit on the size of a shard that no shard reaches.
+UNLIMITED = 1 << 62
+
+# Bytes that are copied at a time from the spool file into a shard. Chosen by hand, not measured.
+_COPY_BYTES = 1 << 22
 
 
 class TensorWriter:
-    """Writes safetensors files tensor by tensor, `<stem>.safetensors`, or shards and an index past `max_shard_size`.
+    """A writer of tensors whose names and sizes are not known in advance.
 
-    A tensor's bytes go to a spool file as it comes; closing a shard puts the header before them. Memory is one tensor.
+    It writes `<stem>.safetensors`, or shards and an index beyond `max_shard_size`. The bytes of a shard go to a spool file as they come. When the
+    shard is closed, its header is written, and the bytes after it. No more than one tensor is in memory.
     """
 
     def __init__(self, folder: Path, stem: str = "model", max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
-        """Start writing into a folder that exists."""
-        self._folder, self._stem, self._limit = folder, stem, parse_size(max_shard_size)
-        self._header: dict[str, Any] = {}
-        self._position = 0
-        self._shards: list[list[str]] = []
-        self._total = 0
+        """Start writing.
+
+        Args:
+            folder (`Path`): A folder that exists.
+            stem (`str`, *optional*, defaults to `"model"`): The beginning of the names of the files.
+            max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as `"5GB"`. A larger tensor has
+                a file of its own.
+        """
+        self._folder = folder
+        self._stem = stem
+        self._limit = parse_size(max_shard_size)
+        self._header: dict[str, Any] = {}  # of the current shard
+        self._position = 0  # bytes in the current shard
+        self._shards: list[list[str]] = []  # the tensors of each closed shard
+        self._total = 0  # bytes in closed shards
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Append one tensor of any device and dtype."""
         self.write_blocks(name, CODES[tensor.dtype], tuple(tensor.shape), iter((tensor,)))
 
     def write_blocks(self, name: str, dtype: str, shape: tuple[int, ...], blocks: Iterator[Tensor]) -> None:
-        """Append one tensor that comes as consecutive blocks of rows."""
-        size = DTYPES[dtype].itemsize * count_elements(shape)
+        """Append one tensor that comes in blocks of rows.
+
+        Args:
+            name (`str`): The tensor's name.
+            dtype (`str`): Its dtype, as a safetensors code.
+            shape (`tuple[int, ...]`): Its whole shape.
+            blocks (`Iterator[Tensor]`): Its rows, in order.
+        """
+        size = DTYPES[dtype].itemsize * math.prod(shape)
         if self._header and self._position + size > self._limit:
             self._close_shard()
         start = self._position
-        with self._spool_path.open("ab" if self._header else "wb") as spool:  # nothing stays open when a block fails
+        mode = "ab" if self._header else "wb"
+        # Opened for each tensor: if a block fails, no file stays open.
+        with self._spool_path.open(mode) as spool:
             for block in blocks:
                 data = _as_bytes(block)
                 spool.write(data.numpy().data)
@@ -57,18 +82,21 @@ class TensorWriter:
         self._header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self._position]}
 
     def close(self) -> list[Path]:
-        """Finish: give the files their names and write the index. Returns the files, the index included."""
+        """Give the files their names, write the index, and return the paths of all of them."""
         if self._header:
             self._close_shard()
-        count = len(self._shards)
-        names = _shard_names(self._stem, count) if count else []
+        if not self._shards:
+            return []
+        names = _shard_names(self._stem, len(self._shards))
+        files = []
         for number, name in enumerate(names):
-            self._part(number).replace(self._folder / name)
-        files = [self._folder / name for name in names]
-        if count > 1:
-            weight_map = {tensor: name for name, tensors in zip(names, self._shards, strict=True) for tensor in tensors}
-            files.append(self._folder / _index_name(self._stem))
-            files[-1].write_text(_index_text(weight_map, self._total), "utf-8")
+            file = self._folder / name
+            self._part(number).replace(file)
+            files.append(file)
+        if len(names) > 1:
+            index = self._folder / _index_name(self._stem)
+            index.write_text(_index_text(dict(zip(names, self._shards, strict=True)), self._total), "utf-8")
+            files.append(index)
         return files
 
     @property
@@ -81,16 +109,17 @@ class TensorWriter:
     def _close_shard(self) -> None:
         with self._part(len(self._shards)).open("wb") as file, self._spool_path.open("rb") as spool:
             file.write(encode_header(self._header))
-            shutil.copyfileobj(spool, file, 1 << 22)
+            shutil.copyfileobj(spool, file, _COPY_BYTES)
         self._spool_path.unlink()
         self._shards.append(list(self._header))
         self._total += self._position
-        self._header, self._position = {}, 0
+        self._header = {}
+        self._position = 0
 
 
 @dataclass(frozen=True)
 class Outline:
-    """One tensor to come: its name, safetensors dtype code, and shape."""
+    """A tensor that will be written: its name, its dtype as a safetensors code, and its shape."""
 
     name: str
     dtype: str
@@ -98,29 +127,31 @@ class Outline:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
-        return DTYPES[self.dtype].itemsize * count_elements(self.shape)
+        """The size in bytes."""
+        return DTYPES[self.dtype].itemsize * math.prod(self.shape)
 
 
+# Where a block begins, in bytes after the header, and the function that computes its tensor.
 Block = tuple[int, Callable[[], Tensor]]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to come: its name, and its tensors in the order in which they come."""
+    """A file that will be written: its name, and its tensors in the order of their bytes."""
 
     name: str
     outlines: tuple[Outline, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The size of its tensors in bytes, without the header."""
         return sum(outline.nbytes for outline in self.outlines)
 
     @property
     def header(self) -> bytes:
-        """What comes before them."""
-        entries, position = {}, 0
+        """The bytes before the tensors."""
+        entries = {}
+        position = 0
         for outline in self.outlines:
             offsets = [position, position + outline.nbytes]
             entries[outline.name] = {"dtype": outline.dtype, "shape": list(outline.shape), "data_offsets": offsets}
@@ -128,14 +159,22 @@ class Shard:
         return encode_header(entries)
 
     def holds(self, file: Path, nbytes: int) -> bool:
-        """Whether a file has as many bytes as its header and the first so many of its tensors'."""
-        return nbytes <= 0 or (file.is_file() and file.stat().st_size >= len(self.header) + min(nbytes, self.nbytes))
+        """Check whether a file is long enough for the header and the first `nbytes` bytes of the tensors."""
+        if nbytes <= 0:
+            return True
+        return file.is_file() and file.stat().st_size >= len(self.header) + min(nbytes, self.nbytes)
 
 
 def plan_shards(
     outlines: Iterable[Outline], stem: str = "model", max_shard_size: int | str = MAX_SHARD_SIZE
 ) -> list[Shard]:
-    """Divide tensors that are known in advance into files: `<stem>.safetensors`, or several past `max_shard_size`.
+    """Divide tensors that are known in advance into files: `<stem>.safetensors`, or several beyond `max_shard_size`.
+
+    Args:
+        outlines (`Iterable[Outline]`): The tensors, in the order in which they will be written.
+        stem (`str`, *optional*, defaults to `"model"`): The beginning of the names of the files.
+        max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as `"5GB"`. A larger tensor has a file
+            of its own.
 
     Example:
 
@@ -147,7 +186,8 @@ def plan_shards(
     ```
     """
     groups: list[list[Outline]] = [[]]
-    limit, size = parse_size(max_shard_size), 0
+    limit = parse_size(max_shard_size)
+    size = 0
     for outline in outlines:
         if groups[-1] and size + outline.nbytes > limit:
             groups.append([])
@@ -158,18 +198,19 @@ def plan_shards(
 
 
 def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 0) -> Iterator[int]:
-    """Write a file whose header is known in advance: every byte once, straight to its place, from all cores.
+    """Write a file whose header is known in advance: every byte once, directly at its place, from all cores.
 
-    The header is put down last. Until then the file may have its full length, and no reader takes it for whole.
+    The header is written last. Until then the file may have its full length, but no reader accepts it as complete.
 
     Args:
-        file (`Path`): the file.
-        shard ([`Shard`]): what comes.
-        blocks (`Iterable[Block]`): where each block of the tensors begins, in bytes after the header, and what makes it.
-        start (`int`): how many bytes of the tensors are in the file already; the first block begins there.
+        file (`Path`): The file.
+        shard ([`Shard`]): Its name and tensors.
+        blocks (`Iterable[Block]`): For each block of the tensors, in order, where it begins (in bytes after the header) and the function that
+            computes it. The functions are called from several threads.
+        start (`int`, *optional*, defaults to 0): How many bytes of the tensors are in the file already. The first block begins there.
 
     Yields:
-        `int`: up to which byte of the tensors all are in the file, after each block.
+        `int`: After each block, the number of bytes from the first on that are all in the file.
     """
     header = shard.header
     with file.open("r+b" if start else "wb") as stream:
@@ -177,9 +218,10 @@ def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 
         stream.truncate(len(header) + start)
 
     def write(block: Block) -> int:
-        begin, make = block
-        data = _as_bytes(make())
-        with file.open("r+b") as stream:  # of this thread alone, so that it stands where this thread put it
+        begin, compute = block
+        data = _as_bytes(compute())
+        # Each thread has a stream of its own: the position of a shared one would be moved by the other threads.
+        with file.open("r+b") as stream:
             stream.seek(len(header) + begin)
             stream.write(data.numpy().data)
         return begin + data.numel()
@@ -194,15 +236,16 @@ def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 
 
 
 def shard_index(shards: Sequence[Shard]) -> dict[str, str]:
-    """The name and text of the index of several shards; empty for a single one."""
+    """Return the name and the text of the index of several shards; an empty dictionary for a single one, which has no index."""
     if len(shards) == 1:
         return {}
-    weight_map = {outline.name: shard.name for shard in shards for outline in shard.outlines}
+    tensors = {shard.name: [outline.name for outline in shard.outlines] for shard in shards}
     stem = shards[0].name.rpartition("-00001-of-")[0]
-    return {_index_name(stem): _index_text(weight_map, sum(shard.nbytes for shard in shards))}
+    return {_index_name(stem): _index_text(tensors, sum(shard.nbytes for shard in shards))}
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
+    """Return the bytes of a tensor, on the CPU."""
     return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
 
 
@@ -216,21 +259,30 @@ def _index_name(stem: str) -> str:
     return stem + SAFETENSORS + INDEX_SUFFIX
 
 
-def _index_text(weight_map: Mapping[str, str], total: int) -> str:
+def _index_text(tensors: Mapping[str, Sequence[str]], total: int) -> str:
+    """Return the text of an index, given the tensors of each file and the size of all of them."""
+    weight_map: dict[str, str] = {}
+    for file, names in tensors.items():
+        weight_map |= dict.fromkeys(names, file)
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
-    """The head of a safetensors file: its length, then sorted compact JSON, padded so that the data is aligned to 8 bytes."""
+    """Return the beginning of a safetensors file: the length of the header (8 bytes), then the header itself as compact JSON with sorted keys.
+
+    Args:
+        header (`Mapping[str, Any]`): The entry of each tensor, by its name.
+    """
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, sort_keys=True, separators=(",", ":")).encode()
+    # Padded with spaces, so that the data begins at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file whose bytes depend on the tensors alone, whole or not at all."""
+    """Write one safetensors file whose bytes depend on the tensors alone, complete or not at all."""
     target = Path(path)
-    writer = TensorWriter(target.parent, f".{target.name}.partial", 1 << 62)
+    writer = TensorWriter(target.parent, f".{target.name}.partial", UNLIMITED)
     for name in sorted(tensors):
         writer.write(name, tensors[name])
     for file in writer.close():

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dem_hub.checkpoints.architecture import Architecture, Module
-from dem_hub.checkpoints.writer import TensorWriter
+from dem_hub.checkpoints.writer import UNLIMITED, TensorWriter
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS
 from dem_hub.files.strict_json import dump_json
@@ -22,7 +22,7 @@ class AdapterWriter:
 
     def __init__(self, folder: Path, architecture: Architecture | None) -> None:
         self._folder, self._architecture = folder, architecture
-        self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(SAFETENSORS), 1 << 62)
+        self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(SAFETENSORS), UNLIMITED)
         self._ranks: dict[str, int] = {}
 
     def module(self, key: str) -> Module | None:
