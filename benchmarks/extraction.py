@@ -105,7 +105,7 @@ def main() -> None:
                 "dem_hub": [
                     sys.executable,
                     "-m",
-                    "dem_hub.cli.app",
+                    "dem_hub.cli",
                     "extract",
                     base,
                     finetuned,

@@ -28,7 +28,7 @@ from synthetic import RANK, Size, make_checkpoint
 
 WIDTH, INNER, VOCABULARY = 2048, 5504, 64000
 GIB = 1 << 30
-DEM_HUB = [sys.executable, "-m", "dem_hub.cli.app"]
+DEM_HUB = [sys.executable, "-m", "dem_hub.cli"]
 # Four tensors in flight, the most that transformers' loader takes on any machine.
 LOAD = """
 import sys

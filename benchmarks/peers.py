@@ -227,7 +227,7 @@ def compare_export(
             out,
             *(next(path.glob("*.safetensors")) for path in (base, *ours)),
         ],
-        "dem_hub": [sys.executable, "-m", "dem_hub.cli.app", "merge", base, *weighted, "-o", out],
+        "dem_hub": [sys.executable, "-m", "dem_hub.cli", "merge", base, *weighted, "-o", out],
     }
     if kind == "dense":
         commands["naive"] = [sys.executable, "-c", NAIVE, base, out, *theirs]

@@ -94,7 +94,7 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
         coefficient = 1 / count if count else 0.0
         weighted = [word for lora in loras for word in ("--vector", f"{lora}={coefficient}")]
         commands: dict[str, list[str | Path]] = {
-            "export": [sys.executable, "-m", "dem_hub.cli.app", "merge", base, *weighted, "-o", out],
+            "export": [sys.executable, "-m", "dem_hub.cli", "merge", base, *weighted, "-o", out],
             "load": [sys.executable, "-c", LOAD, base, str(coefficient), *loras],
             "touch": [sys.executable, "-c", TOUCH, str(int(gigabytes * 1e9))],
         }

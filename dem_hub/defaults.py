@@ -13,6 +13,9 @@ Granularity = Literal["model", "block", "group"]
 OBJECTIVE: ObjectiveKind = "mean"
 GRANULARITY: Granularity = "model"
 
+# How the sum of base and deltas becomes 16 bits. "stochastic" is unbiased.
+Rounding = Literal["stochastic", "nearest"]
+
 # How a search looks for coefficients: "auto" chooses a strategy, and says which.
 METHOD = "auto"
 

@@ -1,15 +1,46 @@
-"""What is typed on a command line, read: pairs and numbers."""
+"""Options that several commands have, and the reading of texts that click has no type for: `NAME=VALUE` pairs and numbers in them."""
 
 from collections.abc import Iterable
 
+from dem_hub.cli.command import option
+from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
 from dem_hub.errors import ConfigError
+
+# The headings that more than one command has in its `--help`.
+DATA = "Data"
+MODEL = "Model"
+OUTPUT = "Output"
+HUB = "Hub"
+
+json_option = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print JSON.")
+private_option = option(
+    "--private", is_flag=True, group=HUB, help="Create the repository as private. Ignored if it exists."
+)
+device_map_option = option(
+    "--device-map", group=MODEL, metavar="MAP", help="Where to load the model, as in transformers, for instance auto."
+)
+batch_size_option = option(
+    "--batch-size",
+    type=int,
+    default=BATCH_SIZE,
+    group=MODEL,
+    help="Windows per forward pass. Does not change the result.",
+)
+max_length_option = option("--max-length", type=int, default=MAX_LENGTH, group=DATA, help="Tokens per window.")
 
 
 def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
-    """The values of an option that is repeated as `NAME=VALUE`, by name; a name may have `=` in it.
+    """Return the values of an option that is repeated as `NAME=VALUE`, by name. A name may have `=` in it.
+
+    Args:
+        texts (`Iterable[str]`): what was typed.
+        option (`str`): the option, for messages.
+
+    Returns:
+        `dict[str, str]`: the values by name, in the order in which they were typed.
 
     Raises:
-        `ConfigError`: a name or a value is missing; or a name comes twice, of which one would be lost.
+        `ConfigError`: a name or a value is missing; or a name is given twice, so that one of its values would be lost.
 
     Example:
 
@@ -23,24 +54,24 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
 
     ```
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
         if not name or not value:
             raise ConfigError(f"{option} '{text}' is not NAME=VALUE.")
-        if name in found:
-            raise ConfigError(f"{option} has '{name}' named twice: {found[name]} and {value}. Name each once.")
-        found[name] = value
-    return found
+        if name in values:
+            raise ConfigError(f"{option} has '{name}' named twice: {values[name]} and {value}. Name each once.")
+        values[name] = value
+    return values
 
 
-def number(text: str, what: str) -> float:
-    """A number.
+def number(text: str, meaning: str) -> float:
+    """Return a text as a number.
 
     Raises:
-        `ConfigError`: it is none; says what it was to be.
+        `ConfigError`: the text is not a number. The message says what it was to mean.
     """
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError(f"The {what} is '{text}', which is not a number.") from error
+        raise ConfigError(f"The {meaning} is '{text}', which is not a number.") from error

@@ -1,15 +1,24 @@
-"""`dem-hub eval`: its options, and what it prints: perplexities of texts, and scores of tasks, each thing by its name."""
+"""`dem-hub eval`: perplexities of texts, and scores of tasks, each under its name."""
 
-import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dem_hub.cli.arguments import split_pairs
+import click
+
+from dem_hub.cli.arguments import (
+    DATA,
+    MODEL,
+    batch_size_option,
+    device_map_option,
+    json_option,
+    max_length_option,
+    split_pairs,
+)
+from dem_hub.cli.command import PATH, Command, argument, command, option
 from dem_hub.errors import ConfigError
-from dem_hub.files.folders import VECTOR, kind_of
 
 if TYPE_CHECKING:
     from dem_hub.evaluation.likelihood import Likelihood
@@ -21,29 +30,68 @@ _MERGE_FIRST = (
 )
 
 
-def add_eval(commands: Any) -> None:
-    """Add the command and its options to the parser's subcommands."""
-    parser = commands.add_parser("eval", help="perplexity of a model or recipe on named texts, and its scores on tasks")
-    parser.add_argument("model", help="Hub id or folder of a model or a recipe")
-    parser.add_argument(
-        "--data", action="append", default=[], metavar="NAME=FILE", help="a text, or JSONL with a text a line; repeat"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="NAME", help="tasks, groups or patterns of lm-evaluation-harness"
-    )
-    parser.add_argument("--include-path", metavar="FOLDER", help="of more tasks, as the harness's YAML files")
-    parser.add_argument("--limit", type=int, help="items of a task at the most, from the first")
-    parser.add_argument("--dtype", default="auto", help="of the model (default: its own)")
-    parser.add_argument("--device-map", help="as in transformers, for instance auto")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="windows in a forward pass; does not change the result (default 8)"
-    )
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens in a window of --data (default 1024)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_eval)
+class EvalCommand(Command):
+    """A command whose `--tasks` takes several names: click's options take a fixed number of values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `--tasks a b` as `--tasks a --tasks b`."""
+        repeated = []
+        is_task = False
+        for position, text in enumerate(args):
+            if text.startswith("-"):
+                is_task = text == "--tasks"
+            elif is_task and args[position - 1] != "--tasks":
+                repeated.append("--tasks")
+            repeated.append(text)
+        return super().parse_args(ctx, repeated)
 
 
-def _eval(options: argparse.Namespace) -> None:
+@command(
+    "eval",
+    cls=EvalCommand,
+    examples=[
+        "dem-hub eval me/my-dem --data maths=maths.jsonl --data code=code.txt",
+        "dem-hub eval me/my-dem --tasks arc_easy hellaswag --limit 200",
+    ],
+)
+@argument("model", type=PATH, help="Hub id or folder of a model or a recipe.")
+@option(
+    "--data",
+    multiple=True,
+    group=DATA,
+    metavar="NAME=FILE",
+    help="Evaluation data: a text file, or JSONL with a text a line. Can be repeated.",
+)
+@option(
+    "--tasks",
+    multiple=True,
+    group=DATA,
+    metavar="NAME...",
+    help="Tasks, groups or patterns of lm-evaluation-harness.",
+)
+@option(
+    "--include-path", type=PATH, group=DATA, metavar="FOLDER", help="Folder with additional lm-eval task files (YAML)."
+)
+@option("--limit", type=int, group=DATA, help="Evaluate only the first N items of each task.")
+@option("--dtype", default="auto", group=MODEL, help="Dtype of the model; auto is its own.")
+@device_map_option
+@batch_size_option
+@max_length_option
+@json_option
+def eval_command(
+    *,
+    model: str,
+    data: Sequence[str],
+    tasks: Sequence[str],
+    include_path: str | None,
+    limit: int | None,
+    dtype: str,
+    device_map: str | None,
+    batch_size: int,
+    max_length: int,
+    as_json: bool,
+) -> None:
+    """Evaluate perplexity on texts and scores on lm-eval tasks."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -51,74 +99,78 @@ def _eval(options: argparse.Namespace) -> None:
     from dem_hub.evaluation.reader import Reader
     from dem_hub.evaluation.rows import check_files
     from dem_hub.evaluation.tasks import find_tasks, score_tasks
+    from dem_hub.files.folders import VECTOR, kind_of
 
-    if not (options.data or options.tasks):
+    if not (data or tasks):
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")
-    if options.dtype != "auto" and not isinstance(getattr(torch, options.dtype, None), torch.dtype):
-        raise ConfigError(f"dtype is '{options.dtype}'; give auto, or a dtype of torch such as bfloat16.")
-    if kind_of(Path(options.model)) == VECTOR:
-        raise ConfigError(f"'{options.model}' is a vector, and no model without its base. {_MERGE_FIRST}")
-    files = split_pairs(options.data, "--data")
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")
+    if kind_of(Path(model)) == VECTOR:
+        raise ConfigError(f"'{model}' is a vector, and no model without its base. {_MERGE_FIRST}")
+    files = split_pairs(data, "--data")
     check_files(files)
-    tasks = find_tasks(options.tasks, options.include_path) if options.tasks else None
-    both = sorted(set(files) & set(tasks.names)) if tasks else []
-    if both:
-        raise ConfigError(
-            f"{', '.join(map(repr, both))} is the name of data and of a task; give the data another name."
-        )
+    found_tasks = find_tasks(tasks, include_path) if tasks else None
+    if found_tasks is not None:
+        _refuse_one_name_for_two(set(files) & set(found_tasks.names))
 
-    tokenizer = cache(partial(_tokenizer, options.model))
-    reader = Reader(tokenizer, options.max_length)
-    data = {name: reader.windows(Path(file)) for name, file in files.items()}
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype, device_map=options.device_map)
-    scores = score_tasks(model, tokenizer(), tasks, limit=options.limit, batch_size=options.batch_size) if tasks else {}
-    texts = evaluate(model, data, options.batch_size)
-    print(json.dumps(_data(texts, scores)) if options.json else _text(texts, scores))
+    # Token ids need no tokenizer, so it is loaded when the first text is read.
+    tokenizer = cache(partial(_load_tokenizer, model))
+    reader = Reader(tokenizer, max_length)
+    windows = {name: reader.windows(Path(file)) for name, file in files.items()}
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device_map)
+    scores: dict[str, TaskScore] = {}
+    if found_tasks is not None:
+        scores = score_tasks(loaded, tokenizer(), found_tasks, limit=limit, batch_size=batch_size)
+    likelihoods = evaluate(loaded, windows, batch_size)
+    print(json.dumps(_data(likelihoods, scores)) if as_json else _text(likelihoods, scores))
 
 
-def _tokenizer(name: str) -> Any:
+def _refuse_one_name_for_two(names: set[str]) -> None:
+    if names:
+        quoted = ", ".join(map(repr, sorted(names)))
+        raise ConfigError(f"{quoted} is the name of data and of a task; give the data another name.")
+
+
+def _load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(name)
     except ValueError as error:
-        raise ConfigError(
-            f"'{name}' is not a model or recipe with a tokenizer ({str(error).splitlines()[0]}). {_MERGE_FIRST}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{name}' is not a model or recipe with a tokenizer ({reason}). {_MERGE_FIRST}") from error
 
 
-def _data(texts: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> dict[str, Any]:
-    """Everything as JSON data; of a task, `acc` and beside it `acc_stderr`."""
-    found: dict[str, Any] = {
-        name: {"perplexity": s.perplexity, "loss": s.loss, "tokens": s.tokens} for name, s in texts.items()
-    }
+def _data(likelihoods: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> dict[str, Any]:
+    """Return everything as JSON data. The standard error of a metric such as `acc` follows as `acc_stderr`."""
+    data: dict[str, Any] = {}
+    for name, likelihood in likelihoods.items():
+        data[name] = {"perplexity": likelihood.perplexity, "loss": likelihood.loss, "tokens": likelihood.tokens}
     for name, score in scores.items():
-        errors = {f"{metric}_stderr": value for metric, value in score.errors.items()}
-        found[name] = {**score.metrics, **errors, "items": score.items}
-    return found
+        errors = {f"{metric}_stderr": error for metric, error in score.errors.items()}
+        data[name] = {**score.metrics, **errors, "items": score.items}
+    return data
 
 
-def _text(texts: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> str:
-    """A table of each kind."""
-    from dem_hub.cli.report import table
+def _text(likelihoods: "Mapping[str, Likelihood]", scores: "Mapping[str, TaskScore]") -> str:
+    """Return a table of the texts, and one of the tasks."""
+    from dem_hub.cli.output import table
 
     tables = []
-    if texts:
-        losses = [
-            (name, f"{score.perplexity:.4f}", f"{score.loss:.5f}", str(score.tokens)) for name, score in texts.items()
-        ]
-        tables.append(table(("data", "perplexity", "loss", "tokens"), losses))
+    if likelihoods:
+        rows = []
+        for name, likelihood in likelihoods.items():
+            rows.append((name, f"{likelihood.perplexity:.4f}", f"{likelihood.loss:.5f}", str(likelihood.tokens)))
+        tables.append(table(("data", "perplexity", "loss", "tokens"), rows))
     if scores:
-        rows = [
-            (
-                name,
-                metric,
-                f"{value:.4f}",
-                f"{score.errors[metric]:.4f}" if metric in score.errors else "",
-                str(score.items),
-            )
-            for name, score in scores.items()
-            for metric, value in score.metrics.items()
-        ]
-        tables.append(table(("task", "metric", "score", "standard error", "items"), rows))
+        tables.append(table(("task", "metric", "score", "standard error", "items"), _task_rows(scores)))
     return "\n\n".join(tables)
+
+
+def _task_rows(scores: "Mapping[str, TaskScore]") -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, score in scores.items():
+        for metric, value in score.metrics.items():
+            error = f"{score.errors[metric]:.4f}" if metric in score.errors else ""
+            rows.append((name, metric, f"{value:.4f}", error, str(score.items)))
+    return rows

@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
+from dem_hub.defaults import Rounding
 from dem_hub.errors import CoefficientError, ConfigError, MissingDependencyError, NotFoundError, refuse
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_target
@@ -42,7 +43,6 @@ HERE = "."  # the `repo_id` of a vector in the recipe's own repository
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-Rounding = Literal["stochastic", "nearest"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 

@@ -22,9 +22,9 @@ from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, combine_factors
+from dem_hub.defaults import Rounding
 from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
 from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.config import Rounding
 from dem_hub.merging.groups import take_apart
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.kernels import add_scaled

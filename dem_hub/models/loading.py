@@ -16,12 +16,13 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 
 from dem_hub.checkpoints.architecture import model_class
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.defaults import Rounding
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
-from dem_hub.merging.config import DEMConfig, Rounding
+from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.lazy import lazy_state_dict
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
-from dem_hub.cli.push_folder import push_folder
+from dem_hub.cli.push import push_folder
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError, PushConflictError, VectorNotFoundError
 from dem_hub.hub.commits import Change, push
 from dem_hub.hub.listing import list_vectors

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
-from dem_hub.cli.search_report import result_tables
+from dem_hub.cli.search import result_tables
 from dem_hub.errors import BaseMismatchError, CoefficientError, ConfigError, NotFoundError
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.search import Grid, Optuna, Trial

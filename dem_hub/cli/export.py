@@ -1,0 +1,44 @@
+"""`dem-hub export`: the weighted sum of vectors as one PEFT LoRA adapter."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dem_hub.cli.arguments import OUTPUT
+from dem_hub.cli.command import PATH, command, option
+from dem_hub.cli.opening import model_argument, open_named, vector_option
+
+# Names of tensors in the note on what was left out.
+_SHOWN = 3
+
+
+@command(
+    "export",
+    examples=[
+        "dem-hub export me/my-dem -o adapter",
+        "dem-hub export org/base --vector me/maths-vector=0.4 -o adapter --rank 64",
+    ],
+)
+@model_argument
+@vector_option
+@option("-o", "--output", type=PATH, required=True, group=OUTPUT, metavar="FOLDER", help="Folder for the adapter.")
+@option(
+    "--peft",
+    is_flag=True,
+    default=True,
+    show_default=False,
+    expose_value=False,
+    group=OUTPUT,
+    help="Write a PEFT adapter. This is the default, and the only format.",
+)
+@option("--rank", type=int, group=OUTPUT, help="Maximum LoRA rank. Default: exact, which requires low-rank vectors.")
+def export(*, model: str, vectors: Sequence[str], output: str, rank: int | None) -> None:
+    """Export the weighted sum of vectors as one PEFT LoRA adapter."""
+    from dem_hub.models.lora_export import export_adapter
+
+    adapter = export_adapter(open_named(model, vectors), Path(output), rank=rank)
+    print(f"{output}: rank {min(adapter.ranks)} to {max(adapter.ranks)}, relative error {adapter.error:.3g}")
+    if adapter.left_out:
+        names = ", ".join(adapter.left_out[:_SHOWN])
+        if len(adapter.left_out) > _SHOWN:
+            names += " ..."
+        print(f"left out, as no LoRA can change them: {len(adapter.left_out)} tensors ({names})")

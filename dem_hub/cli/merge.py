@@ -1,0 +1,120 @@
+"""`dem-hub merge`: the merged model as an ordinary transformers folder, on the Hub, or both."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, private_option
+from dem_hub.cli.command import PATH, command, option
+from dem_hub.cli.opening import model_argument, open_named, vector_option
+from dem_hub.defaults import MAX_SHARD_SIZE, Rounding
+from dem_hub.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dem_hub.hub.commits import PushOptions
+    from dem_hub.merging.opening import OpenedRecipe
+
+
+@command(
+    "merge",
+    examples=[
+        "dem-hub merge me/my-dem -o merged",
+        "dem-hub merge org/base --vector me/maths-vector=0.4 --vector other/cot-lora=0.3 -o merged",
+        "dem-hub merge me/my-dem --push-to-hub me/my-merged-model --private",
+        "dem-hub merge me/my-dem -o merged --dry-run",
+    ],
+)
+@model_argument
+@vector_option
+@option(
+    "--allow-base-mismatch", is_flag=True, group=MODEL, help="Accept vectors that were extracted from another base."
+)
+@option("--dtype", group=MODEL, help="float32, float16 or bfloat16. Default: that of the recipe, or of the base.")
+@option(
+    "--rounding",
+    type=click.Choice(get_args(Rounding)),
+    group=MODEL,
+    help="Rounding to 16 bits. Default: that of the recipe, or stochastic, which is unbiased.",
+)
+@option(
+    "--rounding-seed", type=int, group=MODEL, help="Seed of stochastic rounding. Default: that of the recipe, or 0."
+)
+@option("-o", "--output", type=PATH, group=OUTPUT, metavar="FOLDER", help="Folder for the model.")
+@option(
+    "--max-shard-size", default=MAX_SHARD_SIZE, group=OUTPUT, metavar="SIZE", help="Maximum size of one weights file."
+)
+@option("--dry-run", is_flag=True, group=OUTPUT, help="Check everything from file headers, print the cost, and exit.")
+@option(
+    "--push-to-hub",
+    "repo_id",
+    group=HUB,
+    metavar="REPO_ID",
+    help="Push the merged model to this repository. Without -o, files are merged and uploaded one at a time.",
+)
+@private_option
+def merge(
+    *,
+    model: str,
+    vectors: Sequence[str],
+    rounding: str | None,
+    rounding_seed: int | None,
+    output: str | None,
+    repo_id: str | None,
+    private: bool,
+    dry_run: bool,
+    **plan_options: Any,
+) -> None:
+    """Merge vectors into the base and save an ordinary transformers model.
+
+    The cost is printed on stderr before anything is written. An interrupted merge resumes where it stopped.
+    """
+    if not output and repo_id is None:
+        raise ConfigError(
+            "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
+        )
+
+    from dem_hub.models.export import estimate_export, export
+    from dem_hub.models.planned import PlannedModel
+    from dem_hub.models.upload import estimate_push, push_export, push_merged
+
+    recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed}
+    check_base = not plan_options["allow_base_mismatch"]
+    target = Path(output) if output else None
+
+    opened = _open(model, vectors, recipe_changes, check_base=check_base, headers_only=True)
+    planned = PlannedModel.of(opened, **plan_options)
+    cost = estimate_push(planned) if target is None else estimate_export(planned, target)
+    print(cost, file=sys.stderr)
+    if dry_run:
+        return
+
+    if opened.remotes:  # only headers are here
+        opened = _open(model, vectors, recipe_changes, check_base=check_base)
+        planned = PlannedModel.of(opened, **plan_options)
+    # Without the option, the Hub decides: an organization may have a default of its own.
+    push_options: PushOptions = {"private": True} if private else {}
+    if target is not None:
+        export(planned, target)
+        print(target)
+        if repo_id is not None:
+            print(push_export(target, repo_id, **push_options).commit_url)
+    elif repo_id is not None:
+        print(push_merged(planned, repo_id, **push_options).commit_url)
+
+
+def _open(
+    model: str,
+    vectors: Sequence[str],
+    recipe_changes: dict[str, Any],
+    *,
+    check_base: bool,
+    headers_only: bool = False,
+) -> "OpenedRecipe":
+    """Open what was named, and change the rounding of its recipe to what was given."""
+    opened = open_named(model, vectors, check_base=check_base, headers_only=headers_only)
+    given = {name: value for name, value in recipe_changes.items() if value is not None}
+    return replace(opened, recipe=replace(opened.recipe, **given))

@@ -1,0 +1,78 @@
+"""`dem-hub info`: vectors, adapters and recipes for a person and for a program."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dem_hub import DEMModel, DistributionVector
+from tests.cli.running import run
+from tests.support.tiny_models import Models, Zoo, load_tensors, read_deltas
+
+
+def test_info_of_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = zoo.vector("llama-tied", "bfloat16", "lossy")
+    out = run(capsys, "info", folder)
+    assert f"base   {zoo.models('llama-tied').base}" in out
+    assert "lowrank dtype=float32 rank=4" in out
+    deltas = read_deltas(folder)
+    table = {line.split()[0]: line.split() for line in out.splitlines()[4:]}
+    assert list(table) == ["model.embed_tokens.weight", "model.layers.0", "model.layers.1", "model.norm.weight"]
+    assert table["model.layers.0"][1] == "dense+lowrank"
+    config = DistributionVector.from_pretrained(folder).config
+    assert config is not None
+    norm = math.sqrt(
+        sum(record.norm**2 for name, record in config.tensors.items() if name.startswith("model.layers.0."))
+    )
+    assert float(table["model.layers.0"][4]) == pytest.approx(norm, rel=1e-3)
+    assert float(table["model.norm.weight"][4]) == pytest.approx(float(deltas["model.norm.weight"].norm()), rel=1e-3)
+
+
+def test_info_of_each_tensor(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its codec with options, and as many bytes as lie in the files."""
+    folder = zoo.vector("llama-tied", "bfloat16", "lossy")
+    out = run(capsys, "info", "--tensors", folder)
+    line = next(line for line in out.splitlines() if line.startswith("model.layers.1.mlp.up_proj.weight"))
+    assert line.split()[1:4] == ["lowrank", "dtype=float32", "rank=4"]
+    items = json.loads(run(capsys, "info", "--json", folder))["items"][0]
+    stored = load_tensors(folder)
+    assert sum(entry["bytes"] for entry in items["tensors"].values()) == sum(
+        tensor.nbytes for tensor in stored.values()
+    )
+    assert items["bytes"] == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def test_info_compares_vectors(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [zoo.vector("gpt2", "bfloat16", kind) for kind in ("dense", "lossy", "lowrank")]
+    report = json.loads(run(capsys, "info", "--json", *folders))
+    deltas = [read_deltas(folder) for folder in folders]
+    names = sorted(set().union(*deltas))
+    flat = [torch.cat([d.get(n, torch.zeros_like(deltas[0][n])).flatten() for n in names]) for d in deltas]
+    for i in range(3):
+        assert report["comparison"]["norms"][i] == pytest.approx(float(flat[i].norm()), rel=1e-5)
+        for j in range(3):
+            expected = float(flat[i] @ flat[j] / flat[i].norm() / flat[j].norm())
+            assert report["comparison"]["cosines"][i][j] == pytest.approx(expected, abs=1e-5)
+    assert [item["kind"] for item in report["items"]] == ["vector"] * 3
+    assert "cosines" in run(capsys, "info", *folders)
+
+
+def test_info_of_an_adapter_and_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    base = zoo.models("gpt2", "float32").base
+    out = run(capsys, "info", zoo.adapter("gpt2"), zoo.vector("gpt2", "float32", "lossy"), "--base", base)
+    assert "lora (a PEFT adapter, read as it is)" in out
+    assert "1.0000" in out
+
+
+def test_info_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.4}).dem.save_pretrained(
+        tmp_path / "recipe"
+    )
+    out = run(capsys, "info", tmp_path / "recipe")
+    assert f"+0.4000 * {zoo.vector('llama-tied')}" in out
+    assert "stochastic rounding, seed 0" in out
+    report = json.loads(run(capsys, "info", "--json", tmp_path / "recipe"))
+    assert report["items"][0]["kind"] == "recipe"
+    assert report["comparison"] is None
