@@ -1,1 +1,1 @@
-"""Evaluation: data of every form to windows of tokens, their likelihood under a model, and downstream tasks."""
+"""Evaluation: datasets of every form as windows of tokens, their likelihood under a model, and downstream tasks."""

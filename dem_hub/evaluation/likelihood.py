@@ -1,7 +1,7 @@
-"""Forward passes over windows: the logits of every scored token, a few at a time, and from them the likelihood.
+"""Likelihoods of windows under a model, from forward passes.
 
-Windows of similar length share a batch, right-padded with a mask, and logits leave it in float32 in pieces, so that what is computed
-from them is the same whatever the batch size, and nothing of the size of a batch times the vocabulary is ever copied.
+Windows of similar length share a batch, right-padded with a mask. The logits of scored tokens are put in float32 a few at a time, so that a
+result is the same for every batch size, and a tensor of the size of a batch times the vocabulary is never copied.
 """
 
 import math
@@ -20,33 +20,31 @@ from dem_hub.evaluation.windows import NOT_SCORED, Window
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-_ROWS = 256  # scored tokens whose logits are put in float32 at a time
+# Scored tokens whose logits are put in float32 at a time: 50 MB over a vocabulary of 49,152. Chosen by hand, not measured.
+_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The negative log-likelihood of a text under a model: its sum over tokens, in nats, and their number."""
+    """The likelihood of a text under a model: `total`, its negative logarithm summed over `tokens` tokens, in nats."""
 
     total: float
     tokens: int
 
     @property
     def loss(self) -> float:
-        """Mean negative log-likelihood of a token, in nats."""
+        """The mean negative log-likelihood of a token, in nats."""
         return self.total / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
+        """The perplexity, exp(loss)."""
         return math.exp(self.loss)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Some scored tokens of one window: which window, their logits, (T, V) in float32, and the tokens that came, (T,)."""
+    """Some scored tokens of one window: the number of the window, T logits, (T, V) in float32, and the tokens that came, (T,)."""
 
     window: int
     logits: Tensor
@@ -54,77 +52,94 @@ class Scored:
 
 
 def is_seq2seq(model: "PreTrainedModel") -> bool:
-    """Whether its labels are another sequence than its input."""
+    """Return whether a model's labels are another sequence than its input."""
     return bool(model.config.is_encoder_decoder)
 
 
 def scored_tokens(windows: Sequence[Window], *, seq2seq: bool = False) -> list[int]:
-    """How many tokens of each window are predicted."""
-    return [sum(label != NOT_SCORED for label in (w.labels if seq2seq else w.labels[1:])) for w in windows]
+    """Return how many tokens of each window are predicted."""
+    counts = []
+    for window in windows:
+        labels = window.labels if seq2seq else window.labels[1:]
+        counts.append(sum(label != NOT_SCORED for label in labels))
+    return counts
 
 
 def scored_logits(
     model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE
 ) -> Iterator[Scored]:
-    """Run a model over windows; in no particular order of the windows, but always in the same one."""
+    """Run a model over windows, and yield the logits of their scored tokens in pieces of one window.
+
+    The order of the windows is not theirs, but it is always the same. The tokens of a window come in order.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
     seq2seq = is_seq2seq(model)
     for places in batches(windows, batch_size):
         inputs = as_inputs([windows[place] for place in places], model.device, seq2seq=seq2seq)
+        # A sequence-to-sequence model makes its decoder's input from the labels. A causal model would only compute a loss from them.
         labels = inputs["labels"] if seq2seq else inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
         for row, place in enumerate(places):
-            wanted = labels[row] if seq2seq else labels[row, 1:]
-            for part in torch.split((wanted != NOT_SCORED).nonzero().squeeze(1), _ROWS):
-                yield Scored(place, logits[row, part].float(), wanted[part].to(logits.device))
+            targets = labels[row] if seq2seq else labels[row, 1:]
+            for piece in torch.split((targets != NOT_SCORED).nonzero().squeeze(1), _ROWS):
+                yield Scored(place, logits[row, piece].float(), targets[piece].to(logits.device))
 
 
 def batches(windows: Sequence[Window], size: int) -> list[list[int]]:
-    """The places of windows of similar length, the longest first."""
+    """Return the places of windows in batches of similar length, the longest first: too little memory shows in the first batch."""
     order = sorted(range(len(windows)), key=lambda place: (-len(windows[place].input_ids), place))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def as_inputs(windows: Sequence[Window], device: torch.device, *, seq2seq: bool = False) -> dict[str, Tensor]:
-    """Right-padded ids, mask and labels."""
+    """Return `input_ids`, `attention_mask` and `labels` of windows as right-padded tensors, (windows, tokens) each."""
     lengths = [len(window.input_ids) for window in windows]
-    widest = max(lengths)
-    widest_label = max(len(window.labels) for window in windows) if seq2seq else widest
+    width = max(lengths)
+    label_width = max(len(window.labels) for window in windows) if seq2seq else width
+    ids = [_pad(window.input_ids, width, 0) for window in windows]
+    mask = [_pad((1,) * length, width, 0) for length in lengths]
+    labels = [_pad(window.labels, label_width, NOT_SCORED) for window in windows]
     return {
-        "input_ids": torch.tensor([_padded(window.input_ids, widest, 0) for window in windows], device=device),
-        "attention_mask": torch.tensor([_padded((1,) * length, widest, 0) for length in lengths], device=device),
-        "labels": torch.tensor([_padded(window.labels, widest_label, NOT_SCORED) for window in windows], device=device),
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+        "labels": torch.tensor(labels, device=device),
     }
 
 
 def totals(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE) -> Tensor:
-    """The negative log-likelihood of each window, in nats, float64, (windows,)."""
-    found = torch.zeros(len(windows), dtype=torch.float64)
+    """Return the negative log-likelihood of each window, in nats, (windows,) in float64."""
+    window_totals = torch.zeros(len(windows), dtype=torch.float64)
     with torch.inference_mode():
         for scored in scored_logits(model, windows, batch_size):
-            found[scored.window] += negative_log_likelihood(scored)
-    return found
+            window_totals[scored.window] += negative_log_likelihood(scored)
+    return window_totals
 
 
 def negative_log_likelihood(scored: Scored) -> float:
-    """Of some tokens, summed in float64."""
-    return float(
-        functional.cross_entropy(scored.logits.detach(), scored.targets, reduction="none").cpu().double().sum()
-    )
+    """Return the negative log-likelihood of some tokens, in nats, computed in float32 and summed in float64."""
+    losses = functional.cross_entropy(scored.logits.detach(), scored.targets, reduction="none")
+    # On the CPU, because not every device has float64.
+    return float(losses.cpu().double().sum())
 
 
 def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int = BATCH_SIZE) -> Likelihood:
     """Score windows with a language model.
 
     Args:
-        model (`PreTrainedModel`): on any device, in any dtype; the loss is computed in float32.
-        windows (`Sequence[Window]`, or lists of token ids): each token but the first of a window is predicted from those before it;
-            of a sequence-to-sequence model, the labels are.
-        batch_size (`int`): windows in one forward pass; the result is the same whatever it is.
+        model (`PreTrainedModel`): A model on any device, in any dtype. The loss is computed in float32.
+        windows (`Sequence[Window]`, or lists of token ids): Every token of a window but the first is predicted from those before it. A
+            sequence-to-sequence model predicts the labels.
+        batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass. The result does not depend on it.
 
     Returns:
-        [`Likelihood`]: summed over all predicted tokens.
+        [`Likelihood`]: The sum over all predicted tokens.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If no window has a token that is predicted, or `batch_size` is below 1.
 
     Example:
 
@@ -145,12 +160,12 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int
     return Likelihood(float(totals(model, rows, batch_size).sum()), tokens)
 
 
-def _padded(values: Sequence[int], length: int, filler: int) -> list[int]:
-    return [*values, *[filler] * (length - len(values))]
-
-
 def evaluate(
     model: "PreTrainedModel", datasets: Mapping[str, Sequence[Any]], batch_size: int = BATCH_SIZE
 ) -> dict[str, Likelihood]:
-    """The likelihood of each named distribution; see [`likelihood`]."""
+    """Return the likelihood of each named dataset; see [`likelihood`]."""
     return {name: likelihood(model, windows, batch_size) for name, windows in datasets.items()}
+
+
+def _pad(values: Sequence[int], length: int, filler: int) -> list[int]:
+    return [*values, *[filler] * (length - len(values))]

@@ -1,6 +1,6 @@
-"""The processes of `accelerate launch`, as the search sees them: which windows are mine, and a sum over all of them.
+"""The processes of `accelerate launch`, as a search uses them: each has a share of the windows, and sums are added over all of them.
 
-Sums over windows are all that processes exchange, so that every one of them takes the same decisions from the same numbers.
+Processes exchange nothing but these sums, and each takes its decisions from them, so all processes take the same ones.
 """
 
 import os
@@ -14,7 +14,7 @@ _Item = TypeVar("_Item")
 
 
 def join() -> None:
-    """Join the process group that a launcher has prepared, where there is one and nobody has yet."""
+    """Join the process group that a launcher has prepared, if there is one and this process has not joined it yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _is_joined():
         from accelerate import PartialState
 
@@ -22,22 +22,25 @@ def join() -> None:
 
 
 def rank() -> int:
-    """The number of this process, 0 for the only one."""
+    """Return the number of this process; 0 without a process group."""
     return torch.distributed.get_rank() if _is_joined() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes; 1 without a process group."""
     return torch.distributed.get_world_size() if _is_joined() else 1
 
 
 def mine(items: Sequence[_Item]) -> Sequence[_Item]:
-    """This process's share, every n-th."""
+    """Return the share of this process: every n-th item of n processes."""
     return items[rank() :: world_size()]
 
 
 def total(values: Tensor, device: torch.device) -> Tensor:
-    """The sum over processes, on the CPU; `device` is where the process group can reach it."""
+    """Return the sum of `values` over all processes, on the device of `values`. `device` is this process's device for the model.
+
+    NCCL adds only what is on a GPU; other backends add on the CPU.
+    """
     if not _is_joined():
         return values
     shared = values.to(device) if torch.distributed.get_backend() == "nccl" else values.clone()

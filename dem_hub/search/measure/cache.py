@@ -1,8 +1,9 @@
-"""What a search has measured, by what it was measured on: the scores of models on data, statistics, logits.
+"""The cache of a search: losses, statistics and logits that were measured, by what they were measured on.
 
-A number is filed under the coefficients (by the vectors' hashes) and the data (by its hash) that it belongs to, so that going on after
-a kill, adding a vector, adding a distribution and dropping either are one and the same thing: what is known is not measured again.
-With a folder every number is written as soon as it is known, as a line of JSON or a safetensors file; without, it is kept in memory.
+A measurement is kept under a key of its coefficients (by the hashes of the vectors) and its data (by their hash). So going on after a
+kill, adding a vector, adding a distribution and dropping either are the same thing: what is known is not measured again. With a folder,
+every number is appended to a file as soon as it is known, as a line of JSON, and logits are safetensors files. Without one, the cache is
+in memory.
 """
 
 import hashlib
@@ -19,18 +20,21 @@ from dem_hub.evaluation.processes import rank, world_size
 from dem_hub.files.names import MEASUREMENTS, SAFETENSORS
 from dem_hub.search.measure.logits import Block
 
-_LOGITS = "logits"
+_LOGITS_FOLDER = "logits"
+
+# Hex digits in the name of a file of logits: 96 bits, which tell all keys of a search apart.
+_NAME_DIGITS = 24
 
 
 class MeasurementCache:
     """Numbers and logits by key.
 
     Args:
-        folder (`str` or `os.PathLike`, *optional*): where they are written, and read from if they are there; memory alone by default.
-        known ([`MeasurementCache`], *optional*): of an earlier search, whose numbers are had for nothing.
+        folder (`str` or `os.PathLike`, *optional*): The folder they are written to, and read from if they are there. In memory by default.
+        known ([`MeasurementCache`], *optional*): The cache of an earlier search. What it has costs nothing.
 
     Raises:
-        `ConfigError`: the folder's lines are not a search's.
+        [`~dem_hub.errors.ConfigError`]: If the folder has a file of numbers that no search wrote.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, known: "MeasurementCache | None" = None) -> None:
@@ -39,33 +43,34 @@ class MeasurementCache:
         self._numbers: dict[str, Any] = {}
         self._blocks: dict[str, Block] = {}
         if self.folder is not None and (self.folder / MEASUREMENTS).is_file():
-            self._numbers = _read_lines(self.folder / MEASUREMENTS)
+            self._numbers = _read_numbers(self.folder / MEASUREMENTS)
 
     def __contains__(self, key: str) -> bool:
         return key in self._numbers or self.is_free(key)
 
     def __getitem__(self, key: str) -> Any:
-        return self._known[key] if self._known is not None and key in self._known else self._numbers[key]
+        if self._known is not None and key in self._known:
+            return self._known[key]
+        return self._numbers[key]
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self._all_numbers())
 
     def is_free(self, key: str) -> bool:
-        """Whether an earlier search has paid for it; what lies in this cache's own folder is this search's, begun before."""
+        """Return whether an earlier search has paid for a number. Those in this cache's own folder are this search's, from before a kill."""
         return self._known is not None and key in self._known
 
     @property
     def has_logits(self) -> bool:
-        """Whether there are logits to begin from."""
-        before = self._known is not None and self._known.has_logits
-        return (
-            before
-            or bool(self._blocks)
-            or (self.folder is not None and any((self.folder / _LOGITS).glob("*.safetensors")))
-        )
+        """Whether there are logits to begin a search from."""
+        if self._known is not None and self._known.has_logits:
+            return True
+        if self._blocks:
+            return True
+        return self.folder is not None and any((self.folder / _LOGITS_FOLDER).glob(f"*{SAFETENSORS}"))
 
     def put(self, key: str, value: Any) -> None:
-        """Keep JSON data."""
+        """Keep a value of JSON data."""
         self._numbers[key] = value
         if self.folder is not None and rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,17 +78,20 @@ class MeasurementCache:
                 file.write(json.dumps([key, value]) + "\n")
 
     def block(self, key: str) -> Block | None:
-        """The logits kept under a key, by this process."""
+        """Return the logits that this process has kept under a key, or `None`."""
         if key not in self._blocks and self.folder is not None:
             path = self._path(key)
             if path.is_file():
                 self._blocks[key] = _read_block(path)
-        if key not in self._blocks and self._known is not None and (block := self._known.block(key)) is not None:
-            self.put_block(key, block.copy())
+        if key not in self._blocks and self._known is not None:
+            known_block = self._known.block(key)
+            if known_block is not None:
+                # A copy, so that this search's moves are not added to the earlier search.
+                self.put_block(key, known_block.copy())
         return self._blocks.get(key)
 
     def put_block(self, key: str, block: Block) -> None:
-        """Keep the logits at a centre; their moves follow one by one."""
+        """Keep a block of logits with its moves. Moves that the block gets later are kept with `put_move`."""
         self._blocks[key] = block
         if self.folder is not None:
             _write(self._path(key), {"centre": block.center, "targets": block.targets, "owners": block.owners})
@@ -91,37 +99,41 @@ class MeasurementCache:
                 self.put_move(key, name)
 
     def put_move(self, key: str, name: str) -> None:
-        """Keep a move that the block of this key has got."""
+        """Keep a move that was added to the block of a key."""
         if self.folder is not None:
-            _write(self._path(key, name), {"move": self._blocks[key].moves[name]})
+            _write(self._path(key, f"-{name}"), {"move": self._blocks[key].moves[name]})
 
     def save(self, folder: Path, *, with_logits: bool) -> None:
-        """Write everything to another folder, the logits (gigabytes) only if asked for."""
+        """Write everything to another folder. Logits are gigabytes, and are written only if asked for."""
         copy = MeasurementCache(folder)
-        for key, value in self._all().items():
+        for key, value in self._all_numbers().items():
             if key not in copy:
                 copy.put(key, value)
-        for key, block in self._blocks.items() if with_logits else ():
-            copy.put_block(key, block)
+        if with_logits:
+            for key, block in self._blocks.items():
+                copy.put_block(key, block)
 
-    def _all(self) -> dict[str, Any]:
-        return {**self._numbers, **(self._known._all() if self._known is not None else {})}
+    def _all_numbers(self) -> dict[str, Any]:
+        if self._known is None:
+            return dict(self._numbers)
+        return {**self._numbers, **self._known._all_numbers()}
 
-    def _path(self, key: str, move: str = "") -> Path:
+    def _path(self, key: str, suffix: str = "") -> Path:
+        """Return the file of a block, or with a suffix of one of its moves. Each process has files of its own."""
         assert self.folder is not None
-        name = hashlib.sha256(f"{key} {rank()}/{world_size()}".encode()).hexdigest()[:24]
-        return self.folder / _LOGITS / f"{name}{'-' if move else ''}{move}{SAFETENSORS}"
+        name = hashlib.sha256(f"{key} {rank()}/{world_size()}".encode()).hexdigest()[:_NAME_DIGITS]
+        return self.folder / _LOGITS_FOLDER / f"{name}{suffix}{SAFETENSORS}"
 
 
-def _read_lines(path: Path) -> dict[str, Any]:
-    """All lines that were written whole; a killed process can leave half of its last one, which is cut off."""
+def _read_numbers(path: Path) -> dict[str, Any]:
+    """Read all complete lines. A killed process can leave half of its last line, which is cut off the file."""
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content) and rank() == 0:
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content) and rank() == 0:
         with path.open("r+b") as file:
-            file.truncate(len(whole))
+            file.truncate(len(complete))
     numbers = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(complete.splitlines(), 1):
         try:
             key, value = json.loads(line)
         except (ValueError, TypeError) as error:
@@ -133,6 +145,7 @@ def _read_lines(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file under a temporary name and rename it, so that a killed process leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
@@ -141,8 +154,8 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _read_block(path: Path) -> Block:
     tensors = load_file(path)
-    moves = {
-        file.stem.partition("-")[2]: load_file(file)["move"]
-        for file in sorted(path.parent.glob(f"{path.stem}-*.safetensors"))
-    }
+    moves = {}
+    for file in sorted(path.parent.glob(f"{path.stem}-*{SAFETENSORS}")):
+        name = file.stem.partition("-")[2]
+        moves[name] = load_file(file)["move"]
     return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)

@@ -1,7 +1,8 @@
-"""What the numbers of a point stand for: the coefficients of a model's vectors, or of groups of their tensors.
+"""Coordinates of a search: which coefficient of the recipe each number of a point stands for.
 
-Here a point becomes a model, and a name in a cache. A point that is the same for all groups of each vector has the name that it has without
-groups, so that what was measured for whole vectors is known.
+There is one coordinate for each vector, or one for each group of a vector's tensors. This module turns a point into a merged model, and
+into a key of a cache. A point that has the same value for all groups of each vector has the same key as without groups, so that what was
+measured for whole vectors is not measured again.
 """
 
 from collections.abc import Sequence
@@ -15,61 +16,90 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 
+# Hex digits of a vector's sha256 in a key: 64 bits, which tell all vectors of a search apart.
+_HASH_DIGITS = 16
+
 
 class Coordinates:
-    """The coefficients of a merged model, in order: of each vector, or of each group of it where there are `groups`, each vector's own.
+    """The coefficients of a merged model, in order.
 
-    `keys` are the vectors' hashes, and `place` is all else that a merge depends on.
+    `names` are for people and `keys`, which have the vectors' hashes, for a cache; there is one of each for every coordinate.
+    `merge_settings` is everything else that a merge depends on: the base, the dtype and the rounding.
+
+    Args:
+        model (`MergedModel`): A model with its recipe.
+        groups (`Sequence[Sequence[str]]`, *optional*): The groups of each vector. Without them, each vector is one coordinate.
     """
 
     def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
         config = model.dem.config
-        self.model, self.vectors = model, tuple(model.dem.coefficients)
+        self.model = model
+        self.vectors = tuple(model.dem.coefficients)
         self.groups = tuple(map(tuple, groups)) or ((),) * len(self.vectors)
-        self._hashes = _unique([str(record.sha256 or record.repo_id)[:16] for record in config.vectors])
-        self.names, self.keys = self._each(self.vectors, " "), self._each(self._hashes)
-        self.place = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
+        self._hashes = _number_repeats(
+            [str(vector.sha256 or vector.repo_id)[:_HASH_DIGITS] for vector in config.vectors]
+        )
+        self.names = self._with_groups(self.vectors, " ")
+        self.keys = self._with_groups(self._hashes, "")
+        self.merge_settings = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
 
     def coefficients(self, point: Sequence[float]) -> dict[str, Coefficient]:
-        """The point as a recipe has it."""
-        each = zip(self.vectors, self.groups, self._parts(point), strict=True)
-        return {vector: dict(zip(groups, part, strict=True)) if groups else part[0] for vector, groups, part in each}
+        """Return a point as the coefficients of a recipe, by vector."""
+        coefficients: dict[str, Coefficient] = {}
+        for vector, groups, values in zip(self.vectors, self.groups, self._values_by_vector(point), strict=True):
+            coefficients[vector] = dict(zip(groups, values, strict=True)) if groups else values[0]
+        return coefficients
 
     def spread(self, values: Sequence[_Value]) -> tuple[_Value, ...]:
-        """What each vector has, for each of its coordinates."""
-        return tuple(value for value, groups in zip(values, self.groups, strict=True) for _ in groups or ("",))
+        """Return the value of each vector once for each of its coordinates."""
+        spread: list[_Value] = []
+        for value, groups in zip(values, self.groups, strict=True):
+            spread += [value] * (len(groups) or 1)
+        return tuple(spread)
 
     def move_to(self, point: Sequence[float]) -> None:
-        """Merge the model for this point."""
-        wanted = self.coefficients(point)
-        if self.model.dem.coefficients != wanted:
-            self.model.dem.set_coefficients(wanted, only_changed=any(self.groups))  # most groups stay as they are
+        """Merge the model, in place, for a point."""
+        coefficients = self.coefficients(point)
+        if self.model.dem.coefficients != coefficients:
+            # With groups, a step changes few tensors: most groups keep their coefficient.
+            self.model.dem.set_coefficients(coefficients, only_changed=any(self.groups))
 
     def key(self, point: Sequence[float]) -> str:
-        """The point by the vectors' hashes, whatever their order; what has coefficient 0 is not in it."""
+        """Return a point as text, by the hashes of its vectors in sorted order. Coefficients of 0 are left out."""
         pairs: list[tuple[str, float]] = []
-        for name, groups, part in zip(self._hashes, self.groups, self._parts(point), strict=True):
-            whole = len(set(part)) == 1
-            pairs += (
-                [(name, part[0])]
-                if whole
-                else [(f"{name}[{group}]", value) for group, value in zip(groups, part, strict=True)]
-            )
+        for vector_hash, groups, values in zip(self._hashes, self.groups, self._values_by_vector(point), strict=True):
+            if len(set(values)) == 1:
+                pairs.append((vector_hash, values[0]))
+            else:
+                pairs += [(f"{vector_hash}[{group}]", value) for group, value in zip(groups, values, strict=True)]
         return ",".join(sorted(f"{name}={value!r}" for name, value in pairs if value))
 
-    def _each(self, names: Sequence[str], space: str = "") -> tuple[str, ...]:
-        each = (
-            [f"{name}{space}[{group}]" for group in groups] or [name]
-            for name, groups in zip(names, self.groups, strict=True)
-        )
-        return tuple(name for own in each for name in own)
+    def cache_key(self, kind: str, point: Sequence[float], *data: str) -> str:
+        """Return the key of a measurement in a [`MeasurementCache`]. It is written to disk, so its form must not change.
 
-    def _parts(self, point: Sequence[float]) -> list[list[float]]:
-        """The values of each vector."""
+        Args:
+            kind (`str`): What was measured.
+            point (`Sequence[float]`): The coefficients it was measured at.
+            data (`str`): Hashes of the data it was measured on, and whatever else it depends on.
+        """
+        return " ".join([kind, self.key(point), *data, self.merge_settings])
+
+    def _with_groups(self, vectors: Sequence[str], separator: str) -> tuple[str, ...]:
+        """Return one label for each coordinate: that of its vector, with the group in brackets if there is one."""
+        labels: list[str] = []
+        for vector, groups in zip(vectors, self.groups, strict=True):
+            labels += [f"{vector}{separator}[{group}]" for group in groups] or [vector]
+        return tuple(labels)
+
+    def _values_by_vector(self, point: Sequence[float]) -> list[list[float]]:
         values = iter(map(float, point))
         return [list(islice(values, len(groups) or 1)) for groups in self.groups]
 
 
-def _unique(keys: Sequence[str]) -> tuple[str, ...]:
-    """The same vector named twice is two coordinates all the same."""
-    return tuple(f"{key}.{keys[:place].count(key)}" if key in keys[:place] else key for place, key in enumerate(keys))
+def _number_repeats(keys: Sequence[str]) -> tuple[str, ...]:
+    """Number repeated keys, so that one vector given twice has two coordinates."""
+    numbered = []
+    for place, key in enumerate(keys):
+        repeats = keys[:place].count(key)
+        numbered.append(f"{key}.{repeats}" if repeats else key)
+    return tuple(numbered)

@@ -1,10 +1,10 @@
-"""Logits of a few models on the same tokens, kept, and the losses of any coefficients between them.
+"""Logits of several models on the same tokens, kept in memory, and the losses of any coefficients between those models.
 
     logits(c) ~ logits(point) + sum_i (c_i - point_i) * move_i,    move_i = (logits(point + h e_i) - logits(point)) / h
 
-is convex in c under cross-entropy. From the base with h = 1, the moves are what the vectors do to the logits, which the cross-loss table
-computes anyway (notes: logit arithmetic, used here to begin a search); from any other point with a small h they are derivatives. Moves
-are kept as differences, in half precision, so that what a coefficient changes is not lost below the logits' own size.
+The loss of these logits is convex in c. From the base with h = 1, the moves are what each vector does to the logits. The cross-loss table
+computes these anyway, so a search begins with them at no further cost (this is logit arithmetic). From any other point with a small h
+they are derivatives. Moves are kept as differences in float16: as full logits in half precision they would lose what a coefficient changes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,15 +21,19 @@ from dem_hub.search.measure.statistics import SummedStatistics
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CENTER_BYTES, MOVE_BYTES = 4, 2  # an element
-_ELEMENTS = 1 << 22  # logits worked on at a time
+# Bytes of an element: float32 for the logits at the center, float16 for what each vector adds.
+CENTER_BYTES = 4
+MOVE_BYTES = 2
+
+# Elements of all moves that are worked on at a time: 16 MiB in float32, and several temporaries of that size. Chosen by hand, not measured.
+_CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass
 class Block:
-    """Logits over the tokens of some windows: at the centre, (T, V) in float32, and what each vector adds, (T, V) in float16.
+    """Logits over the T tokens of some windows: at the center, (T, V) in float32, and what each vector adds, (T, V) in float16.
 
-    `owners`, (T,), is the place of each token's window; a window is kept whole or not at all.
+    `owners`, (T,), has the number of each token's window, and `targets`, (T,), the token that came. A window is kept whole or not at all.
     """
 
     owners: Tensor
@@ -38,98 +42,98 @@ class Block:
     moves: dict[str, Tensor] = field(default_factory=dict)
 
     def copy(self) -> "Block":
-        """The same tensors, to which moves can be added apart."""
+        """Return a block of the same tensors, whose moves can grow apart from this one's."""
         return Block(self.owners, self.center, self.targets, dict(self.moves))
 
     def move(self, model: "PreTrainedModel", windows: Sequence[Window], batch_size: int) -> tuple[Tensor, Tensor]:
-        """Run the model as it is now, and see what its logits differ by.
+        """Run the model, as it is now, and return how its logits differ from the center.
 
         Returns:
-            `tuple[Tensor, Tensor]`: the negative log-likelihood of each window, and the difference, (T, V) in float16.
+            `tuple[Tensor, Tensor]`: The negative log-likelihood of each window, and the difference, (T, V) in float16.
         """
         kept = set(self.owners.tolist())
-        found = torch.zeros(len(windows), dtype=torch.float64)
-        moved = torch.empty(self.center.shape, dtype=torch.float16)
+        window_totals = torch.zeros(len(windows), dtype=torch.float64)
+        move = torch.empty(self.center.shape, dtype=torch.float16)
         row = 0
         with torch.inference_mode():
             for scored in scored_logits(model, windows, batch_size):
-                found[scored.window] += negative_log_likelihood(scored)
+                window_totals[scored.window] += negative_log_likelihood(scored)
                 if scored.window in kept:
-                    part = slice(row, row + len(scored.targets))
-                    moved[part] = (scored.logits.cpu() - self.center[part]).half()
-                    row = part.stop
-        return found, moved
+                    rows = slice(row, row + len(scored.targets))
+                    move[rows] = (scored.logits.cpu() - self.center[rows]).half()
+                    row = rows.stop
+        return window_totals, move
 
     def sums(
         self, names: Sequence[str], offsets: Mapping[str, float], scale: float, device: torch.device
     ) -> SummedStatistics:
-        """Loss, gradient and curvature at centre + sum_i offset_i * move_i * scale."""
+        """Return summed loss, gradient and curvature at center + sum_i offset_i * scale * move_i, with `scale` = 1 / h."""
         sums = SummedStatistics.zeros(len(names))
-        rows = max(1, _ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
+        rows = max(1, _CHUNK_ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
         for start in range(0, len(self.targets), rows):
-            part = slice(start, start + rows)
-            moves = torch.stack([self.moves[name][part].to(device).float() * scale for name in names])
-            logits = self.center[part].to(device)
+            chunk = slice(start, start + rows)
+            moves = torch.stack([self.moves[name][chunk].to(device).float() * scale for name in names])
+            logits = self.center[chunk].to(device)
             for name, move in zip(names, moves, strict=True):
                 if offsets[name]:
                     logits = logits + offsets[name] * move
-            sums.add(logits, moves, self.targets[part].to(device))
+            sums.add(logits, moves, self.targets[chunk].to(device))
         return sums
 
 
 def keep_logits(
     model: "PreTrainedModel", windows: Sequence[Window], places: Collection[int], batch_size: int
 ) -> tuple[Tensor, Block]:
-    """Run the model over all windows, and keep the logits of those at some places.
+    """Run the model over all windows, and keep the logits of the windows at some places.
 
     Returns:
-        `tuple[Tensor, Block]`: the negative log-likelihood of each window, and the logits.
+        `tuple[Tensor, Block]`: The negative log-likelihood of each window, and the logits.
     """
     kept = set(places)
-    found = torch.zeros(len(windows), dtype=torch.float64)
+    window_totals = torch.zeros(len(windows), dtype=torch.float64)
     pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for scored in scored_logits(model, windows, batch_size):
-            found[scored.window] += negative_log_likelihood(scored)
+            window_totals[scored.window] += negative_log_likelihood(scored)
             if scored.window in kept:
                 owners = torch.full(scored.targets.shape, scored.window)
                 pieces.append((owners, scored.logits.cpu(), scored.targets.cpu()))
     if not pieces:
         nothing = torch.zeros(0, dtype=torch.long)
-        return found, Block(nothing, torch.zeros(0, 1), nothing)
+        return window_totals, Block(nothing, torch.zeros(0, 1), nothing)
     owners, center, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
-    return found, Block(owners, center, targets)
+    return window_totals, Block(owners, center, targets)
 
 
 def choose_windows(tokens: Sequence[int], limit: int, seed: int = 0) -> list[int]:
-    """The places of windows that have at most `limit` scored tokens together, all of them where they fit; at least one.
+    """Return the places of random windows that have at most `limit` scored tokens together; at least one window, and all if they fit.
 
-    A smaller limit takes the beginning of what a larger one takes, so that what was kept once stays of use.
+    A smaller limit takes the beginning of what a larger one takes, so that logits that were kept once stay of use.
     """
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: list[int] = []
-    taken = 0
+    chosen_tokens = 0
     for place in order:
-        if chosen and taken + tokens[place] > limit:
+        if chosen and chosen_tokens + tokens[place] > limit:
             break
         chosen.append(place)
-        taken += tokens[place]
+        chosen_tokens += tokens[place]
     return sorted(chosen)
 
 
 def token_limit(budget: int, vocabulary: int, vectors: int) -> int:
-    """How many tokens' logits a number of bytes holds."""
+    """Return how many tokens' logits fit in a budget of bytes, with one move for each vector; at least one."""
     return max(1, budget // (vocabulary * (CENTER_BYTES + MOVE_BYTES * vectors)))
 
 
 def parts_of(tokens: Sequence[int], limit: int) -> list[list[int]]:
-    """All windows, in order, in parts of at most `limit` scored tokens, or of one window."""
+    """Return the places of all windows, in order, in parts of at most `limit` scored tokens. A longer window is a part of its own."""
     parts: list[list[int]] = []
-    taken = 0
+    part_tokens = 0
     for place, count in enumerate(tokens):
-        if not parts or taken + count > limit:
+        if not parts or part_tokens + count > limit:
             parts.append([])
-            taken = 0
+            part_tokens = 0
         parts[-1].append(place)
-        taken += count
+        part_tokens += count
     return parts

@@ -1,9 +1,11 @@
-"""A model that is merged anew, in place, for each point, and everything that is measured on it: losses, logits, curvature.
+"""The evaluator of a search for losses on data: it merges one model in place for each point, and measures losses, logits and curvature.
 
-Each measurement is filed in a [`MeasurementCache`] and never made twice. What it costs is counted in forward passes over the data: tokens
-run through the model, divided by the tokens of the data; a backward pass counts two.
+Every measurement is kept in a [`MeasurementCache`] and never made twice. Costs are counted in forward passes over the data, that is tokens
+run through the model divided by the tokens of the data; a backward pass counts as two. A measurement that this search made before it was
+killed is paid for again when it is used, so that the count does not depend on the kill; what an earlier search made is free.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import TYPE_CHECKING
@@ -22,27 +24,33 @@ from dem_hub.search.measure.gradients import CoefficientGradient
 from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, token_limit
 from dem_hub.search.measure.statistics import SummedStatistics
 from dem_hub.search.points import Point, all_at, each_alone
-from dem_hub.search.solve.local_model import LocalModel
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
 
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
-LOGIT_BYTES = 2 << 30  # of memory for logits, for all processes together
-STEP, ROUNDED_STEP = (
-    0.1,
-    0.5,
-)  # of a coefficient, for derivatives; a small step is lost in the rounding of 16-bit weights
+# Bytes of memory for logits, of all processes together. 2 GiB hold some 3,600 tokens over a vocabulary of 49,152 with four vectors.
+LOGIT_BYTES = 2 << 30
+
+# Steps of a coefficient for finite differences. Of weights in 16 bits, a small step is lost in their rounding (bfloat16 has a relative
+# spacing of 2^-8), hence the longer one. Both were chosen by hand: 0.1 left a gap of 2e-4 nats to the optimum in a trial in float32.
+STEP = 0.1
+ROUNDED_STEP = 0.5
+
+# Cost of a gradient: one forward pass, and a backward pass that counts as two.
+_GRADIENT_PASSES = 3
 
 
 class LossEvaluator:
-    """Losses of `base + sum_i point_i * vector_i` on named data.
+    """The losses of `base + sum_i point_i * vector_i` on named data, and their derivatives.
 
     Args:
-        model (`MergedModel`): with its recipe; it is left wherever the last measurement put it.
-        data (`Mapping[str, list[Window]]`): windows by distribution.
-        cache ([`MeasurementCache`]): where measurements are filed.
-        batch_size (`int`): windows in a forward pass.
-        logit_bytes (`int`): memory for logits; more than fits is sampled for a start, or done in parts.
+        model (`MergedModel`): A model with its recipe. It is left at the point that was measured last.
+        data (`Mapping[str, list[Window]]`): Windows by distribution.
+        cache ([`MeasurementCache`]): Where measurements are kept.
+        batch_size (`int`): Windows in a forward pass.
+        logit_bytes (`int`): Memory for logits. If they need more, the start of a search uses a sample of the windows, and statistics are
+            computed in parts.
     """
 
     def __init__(
@@ -54,225 +62,266 @@ class LossEvaluator:
         batch_size: int = BATCH_SIZE,
         logit_bytes: int = LOGIT_BYTES,
     ) -> None:
-        self.model, self.data, self.cache, self.batch_size, self.logit_bytes = (
-            model,
-            dict(data),
-            cache,
-            batch_size,
-            logit_bytes,
-        )
-        self.coordinates = Coordinates(model)
-        self.digests = {name: hash_windows(windows) for name, windows in self.data.items()}
         seq2seq = is_seq2seq(model)
+        self.model = model
+        self.data = dict(data)
+        self.cache = cache
+        self.batch_size = batch_size
+        self.logit_bytes = logit_bytes
+        self.coordinates = Coordinates(model)
+        self.hashes = {name: hash_windows(windows) for name, windows in self.data.items()}
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
-        self.run = 0  # tokens through the model so far, a backward pass counting as two forward passes
+        self.tokens_run = 0  # through the model so far; a backward pass counts as two forward passes
         self._gradient: CoefficientGradient | None = None
         self._paid: set[str] = set()
-        self._sizes = {
-            name: sum(len(w.input_ids) + seq2seq * len(w.labels) for w in windows)
-            for name, windows in self.data.items()
-        }
+        self._sizes = {name: _count_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the coordinates of a point are called."""
+        """The names of the coordinates of a point."""
         return self.coordinates.names
 
     def at(self, coordinates: Coordinates) -> "LossEvaluator":
-        """The same data and cache for points of other coordinates, with a count of its own, in which what is paid is paid."""
+        """Return an evaluator of the same data and cache for points of other coordinates.
+
+        It counts its own cost from 0, but does not count again what this evaluator has paid for.
+        """
         other = copy(self)
-        other.coordinates, other.run, other._gradient = coordinates, 0, None
+        other.coordinates = coordinates
+        other.tokens_run = 0
+        other._gradient = None
         return other
 
     @property
     def num_forward(self) -> float:
         """The cost so far, in forward passes over all the data."""
-        return self.run / max(1, sum(self._sizes.values()))
+        return self.tokens_run / max(1, self._size)
+
+    @property
+    def _size(self) -> int:
+        """The tokens that one forward pass over all the data runs through the model."""
+        return sum(self._sizes.values())
 
     def is_known(self, point: Sequence[float]) -> bool:
-        """Whether a point's losses have been measured, so that they cost nothing."""
+        """Return whether the losses of a point have been measured."""
         return all(self._score_key(name, point) in self.cache for name in self.data)
 
     def window_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
-        """The negative log-likelihood of each window of each distribution, float64; runs the model over what is not known yet."""
+        """Return the negative log-likelihood of each window by distribution, (windows,) in float64. Runs the model where it is not known."""
         missing = [name for name in self.data if self._score_key(name, point) not in self.cache]
         if missing:
             self.coordinates.move_to(point)
         for name in missing:
-            part = totals(self.model, list(processes.mine(self.data[name])), self.batch_size)
-            self._put_totals(name, point, part)
+            self._put_totals(name, point, totals(self.model, list(processes.mine(self.data[name])), self.batch_size))
         for name in self.data:
             self._pay(self._score_key(name, point), self._sizes[name])
         return self.known_totals(point)
 
     def known_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
-        """The same for a point that `is_known`, at no cost."""
+        """Return the same as `window_totals` for a point that `is_known`, at no cost."""
         return {name: torch.tensor(self.cache[self._score_key(name, point)], dtype=torch.float64) for name in self.data}
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
-        """The mean loss of a token of each distribution."""
-        return {
-            name: float(values.sum()) / sum(self.tokens[name]) for name, values in self.window_totals(point).items()
-        }
+        """Return the mean loss of a token, in nats, by distribution."""
+        losses = {}
+        for name, window_totals in self.window_totals(point).items():
+            losses[name] = float(window_totals.sum()) / sum(self.tokens[name])
+        return losses
 
     def keep_table(self) -> None:
-        """Run the base and base + each vector over everything, and keep the logits that fit in memory.
+        """Run the base, and the base with each vector alone, over all the data, and keep the logits that fit in memory.
 
         Raises:
-            `CoefficientError`: one of them has a loss that is not finite; names it.
+            [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its vector.
         """
         from huggingface_hub.utils import tqdm
 
         count = len(self.names)
-        columns = [all_at(0.0, count), *each_alone(count)]
-        for number, point in enumerate(tqdm(columns, desc="Cross-loss table", unit="model", delay=1)):
+        models: list[tuple[int | None, Point]] = [(None, all_at(0.0, count)), *enumerate(each_alone(count))]
+        for vector, point in tqdm(models, desc="Cross-loss table", unit="model", delay=1):
             for name in self.data:
-                self._keep_cell(name, point, self.coordinates.keys[number - 1] if number else None)
-            wrong = [name for name, loss in self.losses(point).items() if not torch.isfinite(torch.tensor(loss))]
-            if wrong:
-                who = f"The base with 1.0 of '{self.names[number - 1]}'" if number else "The base"
-                remedy = (
-                    "Leave that vector out, or take an earlier checkpoint of it."
-                    if number
-                    else "Use another dtype, or another base."
-                )
-                raise CoefficientError(
-                    f"{who} has a loss that is not finite on {', '.join(map(repr, wrong))}. {remedy}"
-                )
+                self._keep_cell(name, point, vector)
+            self._refuse_not_finite(point, vector)
 
-    def _keep_cell(self, name: str, point: Point, vector: str | None) -> None:
-        """One model on one distribution, with its logits; nothing where both are known."""
-        key = f"{self.coordinates.place} {self.digests[name]}"
-        block = self.cache.block(key)
-        scored = self._score_key(name, point) in self.cache
-        if block is not None and scored and (vector is None or vector in block.moves):
+    def _keep_cell(self, name: str, point: Point, vector: int | None) -> None:
+        """Run one model on one distribution and keep its logits, unless both its losses and its logits are known."""
+        block_key = self._logits_key(name)
+        block = self.cache.block(block_key)
+        is_scored = self._score_key(name, point) in self.cache
+        move_key = None if vector is None else self.coordinates.keys[vector]
+        has_logits = block is not None and (move_key is None or move_key in block.moves)
+        if is_scored and has_logits:
             return
         self.coordinates.move_to(point)
         windows = list(processes.mine(self.data[name]))
-        if vector is None:
-            limit = (
-                token_limit(self.logit_bytes, self._vocabulary(), len(self.names))
-                // len(self.data)
-                // processes.world_size()
-            )
-            own = list(processes.mine(self.tokens[name]))
-            part, block = keep_logits(self.model, windows, choose_windows(own, limit), self.batch_size)
-            self.cache.put_block(key, block)
+        if move_key is None:
+            window_totals, block = keep_logits(self.model, windows, self._sample(name), self.batch_size)
+            self.cache.put_block(block_key, block)
         else:
-            assert block is not None  # the base's cell comes first
-            part, block.moves[vector] = block.move(self.model, windows, self.batch_size)
-            self.cache.put_move(key, vector)
-        if scored:  # for its logits alone
-            self.run += self._sizes[name]
-        self._put_totals(name, point, part)
+            assert block is not None, "the base comes first"
+            window_totals, block.moves[move_key] = block.move(self.model, windows, self.batch_size)
+            self.cache.put_move(block_key, move_key)
+        if is_scored:
+            # The losses were paid for before. This run was for the logits alone.
+            self.tokens_run += self._sizes[name]
+        self._put_totals(name, point, window_totals)
+
+    def _sample(self, name: str) -> list[int]:
+        """Return the places of those of this process's windows whose logits fit in memory, with an equal share for each distribution."""
+        limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names))
+        limit = limit // len(self.data) // processes.world_size()
+        return choose_windows(list(processes.mine(self.tokens[name])), limit)
+
+    def _refuse_not_finite(self, point: Point, vector: int | None) -> None:
+        wrong = [repr(name) for name, loss in self.losses(point).items() if not math.isfinite(loss)]
+        if not wrong:
+            return
+        model = "The base"
+        remedy = "Use another dtype, or another base."
+        if vector is not None:
+            model = f"The base with 1.0 of '{self.names[vector]}'"
+            remedy = "Leave that vector out, or take an earlier checkpoint of it."
+        raise CoefficientError(f"{model} has a loss that is not finite on {', '.join(wrong)}. {remedy}")
 
     def from_logits(self, point: Sequence[float]) -> LocalModel:
-        """Losses around a point, as the kept logits have them; no forward pass."""
-        offsets = dict(zip(self.coordinates.keys, point, strict=True))
+        """Return the losses around a point as the kept logits have them, with no forward pass. `keep_table` must come first."""
+        keys = self.coordinates.keys
+        offsets = dict(zip(keys, point, strict=True))
         parts = {}
         for name in self.data:
-            block = self.cache.block(f"{self.coordinates.place} {self.digests[name]}")
+            block = self.cache.block(self._logits_key(name))
             assert block is not None, "keep_table comes first"
-            sums = block.sums(self.coordinates.keys, offsets, 1.0, self.model.device)
-            parts[name] = SummedStatistics(processes.total(sums.values, self.model.device)).mean()
+            parts[name] = self._mean(block.sums(keys, offsets, 1.0, self.model.device))
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
     def statistics(self, point: Sequence[float]) -> LocalModel:
-        """Loss, gradient and Gauss-Newton curvature at a point, over all tokens: N + 1 forward passes, a part of the data at a time.
+        """Return loss, gradient and Gauss-Newton curvature at a point over all tokens, from N + 1 forward passes.
 
-        Source: the derivative of the logits after a coefficient is (logits(point + h e_i) - logits(point)) / h; with it,
-        see [`SummedStatistics.add`].
+        Source: the derivative of the logits with respect to a coefficient is (logits(point + h e_i) - logits(point)) / h; with it, see
+        [`SummedStatistics.add`].
         """
-        key = f"statistics {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
+        key = self.coordinates.cache_key("statistics", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
-            self.cache.put(key, self._measured(point).to_dict())
-        self._pay(key, (1 + len(self.names)) * sum(self._sizes.values()))
+            self.cache.put(key, self._measure_statistics(point).to_dict())
+        self._pay(key, (1 + len(self.names)) * self._size)
         self._paid |= {self._score_key(name, point) for name in self.data}
-        found = LocalModel.from_dict(self.cache[key])
-        return LocalModel(self.names, found.point, dict(zip(self.data, found.parts.values(), strict=True)))
+        # The cache knows vectors and data by their hashes. The names are those of today.
+        known = LocalModel.from_dict(self.cache[key])
+        return LocalModel(self.names, known.point, dict(zip(self.data, known.parts.values(), strict=True)))
 
-    def _measured(self, point: Sequence[float]) -> LocalModel:
-        step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
-        moved = [tuple(value + step * (i == j) for j, value in enumerate(point)) for i in range(len(point))]
-        sums = {name: SummedStatistics.zeros(len(self.names)) for name in self.data}
-        found = {
-            name: torch.zeros(len(processes.mine(windows)), dtype=torch.float64) for name, windows in self.data.items()
-        }
+    def _measure_statistics(self, point: Sequence[float]) -> LocalModel:
+        """Run the model at a point and a step along each coordinate from it, over one part of the data after another."""
         from huggingface_hub.utils import tqdm
 
-        for part in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
-            self.coordinates.move_to(point)
+        keys = self.coordinates.keys
+        step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
+        sums = {name: SummedStatistics.zeros(len(keys)) for name in self.data}
+        window_totals = {}
+        for name, windows in self.data.items():
+            window_totals[name] = torch.zeros(len(processes.mine(windows)), dtype=torch.float64)
+        for places_by_name in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
+            windows_by_name = {name: self._my_windows(name, places) for name, places in places_by_name.items()}
             blocks: dict[str, Block] = {}
-            chosen = {
-                name: [processes.mine(self.data[name])[place] for place in places] for name, places in part.items()
-            }
-            for name, windows in chosen.items():
-                values, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
-                found[name][part[name]] = values
-            for vector, other in zip(self.coordinates.keys, moved, strict=True):
-                self.coordinates.move_to(other)
-                for name, windows in chosen.items():
-                    blocks[name].moves[vector] = blocks[name].move(self.model, windows, self.batch_size)[1]
+            self.coordinates.move_to(point)
+            for name, windows in windows_by_name.items():
+                part_totals, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
+                window_totals[name][places_by_name[name]] = part_totals
+            for place, key in enumerate(keys):
+                self.coordinates.move_to(_moved(point, place, step))
+                for name, windows in windows_by_name.items():
+                    _, blocks[name].moves[key] = blocks[name].move(self.model, windows, self.batch_size)
             for name, block in blocks.items():
-                sums[name].values += block.sums(
-                    self.coordinates.keys, dict.fromkeys(self.coordinates.keys, 0.0), 1 / step, self.model.device
-                ).values
+                part_sums = block.sums(keys, dict.fromkeys(keys, 0.0), 1 / step, self.model.device)
+                sums[name].values += part_sums.values
         for name in self.data:
-            self._put_totals(name, point, found[name])
-        parts = {
-            name: SummedStatistics(processes.total(value.values, self.model.device)).mean()
-            for name, value in sums.items()
-        }
+            self._put_totals(name, point, window_totals[name])
+        parts = {name: self._mean(total) for name, total in sums.items()}
         return LocalModel(self.names, tuple(map(float, point)), parts)
 
+    def _my_windows(self, name: str, places: Sequence[int]) -> list[Window]:
+        """Return those of this process's windows of a distribution that are at some places."""
+        windows = processes.mine(self.data[name])
+        return [windows[place] for place in places]
+
     def _parts(self) -> list[dict[str, list[int]]]:
-        """This process's windows, by distribution, in parts whose logits fit in memory."""
+        """Return the places of this process's windows by distribution, in parts whose logits fit in memory."""
         limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // processes.world_size()
-        everything = [
-            (name, place) for name, windows in self.data.items() for place in range(len(processes.mine(windows)))
-        ]
-        counts = [processes.mine(self.tokens[name])[place] for name, place in everything]
-        parts: list[dict[str, list[int]]] = []
-        for places in parts_of(counts, limit):
-            parts.append({})
-            for name, place in (everything[number] for number in places):
-                parts[-1].setdefault(name, []).append(place)
+        places: list[tuple[str, int]] = []
+        counts: list[int] = []
+        for name, tokens in self.tokens.items():
+            for place, count in enumerate(processes.mine(tokens)):
+                places.append((name, place))
+                counts.append(count)
+        parts = []
+        for numbers in parts_of(counts, limit):
+            part: dict[str, list[int]] = {}
+            for number in numbers:
+                name, place = places[number]
+                part.setdefault(name, []).append(place)
+            parts.append(part)
         return parts
 
     def gradient(self, point: Sequence[float]) -> dict[str, Tensor]:
-        """The derivative of each distribution's loss after the coefficients, (N,), from a forward and a backward pass."""
-        key = f"gradient {self.coordinates.key(point)} {' '.join(self.coordinates.keys)} {' '.join(self.digests.values())} {self.coordinates.place}"
+        """Return the gradient of each distribution's loss, (N,) in float64, from a forward and a backward pass."""
+        key = self.coordinates.cache_key("gradient", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
-            if self._gradient is None:
-                self._gradient = CoefficientGradient(self.model, self.coordinates.groups)
-            self.coordinates.move_to(point)
-            slopes = {}
-            for name, windows in self.data.items():
-                found, slope = self._gradient(list(processes.mine(windows)), self.batch_size)
-                slopes[name] = (processes.total(slope, self.model.device) / sum(self.tokens[name])).tolist()
-                self._put_totals(name, point, found)
-            self.cache.put(key, list(slopes.values()))
-        self._pay(key, 3 * sum(self._sizes.values()))
+            self.cache.put(key, self._measure_gradient(point))
+        self._pay(key, _GRADIENT_PASSES * self._size)
         self._paid |= {self._score_key(name, point) for name in self.data}
-        slopes = dict(zip(self.data, self.cache[key], strict=True))
-        return {name: torch.tensor(slope, dtype=torch.float64) for name, slope in slopes.items()}
+        gradients = dict(zip(self.data, self.cache[key], strict=True))
+        return {name: torch.tensor(gradient, dtype=torch.float64) for name, gradient in gradients.items()}
+
+    def _measure_gradient(self, point: Sequence[float]) -> list[list[float]]:
+        if self._gradient is None:
+            self._gradient = CoefficientGradient(self.model, self.coordinates.groups)
+        self.coordinates.move_to(point)
+        gradients = []
+        for name, windows in self.data.items():
+            window_totals, gradient = self._gradient(list(processes.mine(windows)), self.batch_size)
+            gradient = processes.total(gradient, self.model.device) / sum(self.tokens[name])
+            gradients.append(gradient.tolist())
+            self._put_totals(name, point, window_totals)
+        return gradients
 
     def _pay(self, key: str, tokens: int) -> None:
-        """Count a measurement when this search first uses it, whether it is made now or was before a kill; an earlier search's is free."""
+        """Count the cost of a measurement the first time that this search uses it, unless an earlier search has paid for it."""
         if key not in self._paid and not self.cache.is_free(key):
-            self.run += tokens
+            self.tokens_run += tokens
         self._paid.add(key)
 
-    def _put_totals(self, name: str, point: Sequence[float], mine: Tensor) -> None:
-        """Put together what the processes found, each for its own windows, and file it, unless it is known."""
-        if self._score_key(name, point) in self.cache:
+    def _put_totals(self, name: str, point: Sequence[float], my_totals: Tensor) -> None:
+        """Keep the losses of all windows, of which each process has measured its own, unless they are known."""
+        key = self._score_key(name, point)
+        if key in self.cache:
             return
-        whole = torch.zeros(len(self.data[name]), dtype=torch.float64)
-        whole[processes.rank() :: processes.world_size()] = mine
-        self.cache.put(self._score_key(name, point), processes.total(whole, self.model.device).tolist())
+        window_totals = torch.zeros(len(self.data[name]), dtype=torch.float64)
+        window_totals[processes.rank() :: processes.world_size()] = my_totals
+        self.cache.put(key, processes.total(window_totals, self.model.device).tolist())
+
+    def _mean(self, sums: SummedStatistics) -> Quadratic:
+        """Return the mean over the tokens of all processes."""
+        return SummedStatistics(processes.total(sums.values, self.model.device)).mean()
 
     def _score_key(self, name: str, point: Sequence[float]) -> str:
-        return f"score {self.coordinates.key(point)} {self.digests[name]} {self.coordinates.place}"
+        return self.coordinates.cache_key("score", point, self.hashes[name])
+
+    def _logits_key(self, name: str) -> str:
+        return f"{self.coordinates.merge_settings} {self.hashes[name]}"
 
     def _vocabulary(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
+
+
+def _moved(point: Sequence[float], place: int, step: float) -> Point:
+    """Return a point a step away along one coordinate."""
+    moved = list(point)
+    moved[place] += step
+    return tuple(moved)
+
+
+def _count_tokens(windows: Sequence[Window], *, seq2seq: bool) -> int:
+    """Return how many tokens a forward pass over windows runs through the model, in the encoder and the decoder."""
+    count = sum(len(window.input_ids) for window in windows)
+    if seq2seq:
+        count += sum(len(window.labels) for window in windows)
+    return count

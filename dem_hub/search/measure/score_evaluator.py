@@ -1,4 +1,4 @@
-"""A score of the user's own as what a search measures."""
+"""The evaluator of a search for a caller's own score: a function of a model, in place of losses on data."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -9,33 +9,49 @@ from dem_hub.search.measure.coordinates import Coordinates
 
 
 class ScoreEvaluator:
-    """A caller's `score(model)` as a measure: one loss, called `score`, negative where higher is better.
+    """A caller's `score(model)` as one loss, which is called `score` and is negative if higher scores are better.
 
-    Scores are filed in a [`MeasurementCache`] by the function's name, so that a killed search goes on: each function needs a cache of
-    its own, or a name of its own. What has no name (a lambda, a partial) is filed for this search alone.
+    Scores are kept in a [`MeasurementCache`] by the name of the function, so that a killed search goes on. Two functions of one name need
+    two caches. A function without a name (a lambda, a partial) is kept for this search alone.
+
+    Args:
+        model (`MergedModel`): A model with its recipe. It is left at the point that was measured last.
+        function (`Callable`): Returns the score of a model.
+        cache ([`MeasurementCache`]): Where scores are kept.
+        maximize (`bool`): Whether a higher score is better.
     """
 
     def __init__(
         self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximize: bool
     ) -> None:
-        self.model, self.function, self.cache, self.sign = model, function, cache, -1.0 if maximize else 1.0
+        self.model = model
+        self.function = function
+        self.cache = cache
+        self.sign = -1.0 if maximize else 1.0
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
-        name = getattr(function, "__qualname__", "")
-        self._label = name if name and "<lambda>" not in name else uuid.uuid4().hex
+        self._label = _label(function)
         self._paid: set[str] = set()
 
     @property
     def num_forward(self) -> float:
-        """Calls of the score, whether made now or before a kill; an earlier search's are free."""
+        """The number of calls of the score, made now or before this search was killed. Those of an earlier search are free."""
         return float(len(self._paid))
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
-        """The score there; the same point is not scored twice."""
-        key = f"call {self._label} {self.coordinates.key(point)} {self.coordinates.place}"
+        """Return the score at a point as a loss. A point is scored once."""
+        key = self.coordinates.cache_key(f"call {self._label}", point)
         if key not in self.cache:
             self.coordinates.move_to(point)
             self.cache.put(key, float(self.function(self.model)))
         if not self.cache.is_free(key):
             self._paid.add(key)
         return {"score": self.sign * self.cache[key]}
+
+
+def _label(function: Callable[[Any], float]) -> str:
+    """Return the name of a function, or a random one if it has none that a later process would find again."""
+    name = getattr(function, "__qualname__", "")
+    if not name or "<lambda>" in name:
+        return uuid.uuid4().hex
+    return str(name)

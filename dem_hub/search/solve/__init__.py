@@ -1,1 +1,4 @@
-"""How a search solves for coefficients, once losses are known as functions of them."""
+"""The algebra of a search: objectives, and solvers for small problems in the coefficients, none of which runs a model.
+
+`line_search` alone calls a function that may run one: the caller's.
+"""

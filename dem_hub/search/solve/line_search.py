@@ -1,28 +1,43 @@
-"""The lowest point of a line by few values: parabolas where they promise something, the golden section where they are one-sided.
+"""Minimization of a function of one variable with few evaluations.
 
-A value is a pass over data here. So the line is left as soon as a parabola through the best three promises less than a difference that
-nobody would see, and what was scored is the answer, never what a parabola says.
+Steps are parabolic, and golden-section where the bracket is one-sided, much as in Brent's method. An evaluation is a pass over data, so the
+search stops as soon as a parabola through the best three points promises less than `LEAST_GAIN`. The answer is always a point that was
+evaluated, never the vertex of a parabola.
 """
 
 import math
 from collections.abc import Callable, Iterable
 
-LEAST_GAIN = 1e-4  # nats that are worth another value
-ROUNDS = 10  # values beyond the first ones, at most
-_NEAR = 1e-3  # apart, at least: slopes between closer points are those of rounding
-_FAR = 2.0  # times the last distance, where the line still falls
+# Nats that are worth another evaluation. The threshold of Gauss-Newton steps is the same; smaller differences are below the standard error
+# of a loss. Chosen by hand, not measured.
+LEAST_GAIN = 1e-4
+
+# Evaluations after the first points, at most. Smooth losses need two to six (tests/search/solve/test_line_search.py).
+ROUNDS = 10
+
+# The least distance of two points. The slope between closer ones is that of rounding in float32 losses. Chosen by hand, not measured.
+_LEAST_DISTANCE = 1e-3
+
+# A step beyond an outer point that is the lowest, in units of the distance to its neighbour. Chosen by hand, not measured.
+_EXPANSION = 2.0
+
+# The fraction of the wider side of a bracket that a golden-section step goes.
 _GOLDEN = (3 - 5**0.5) / 2
-_LOPSIDED = 4.0  # one side of the best, over the other
-_DIVERGED = 1e3  # for what is not finite: worse than all else, and a number that a parabola can be drawn through
+
+# A bracket is one-sided if one side is this many times as long as the other. Chosen by hand, not measured.
+_ONE_SIDED = 4.0
+
+# The value of a point whose loss is not finite, in nats: worse than any loss, and small enough that a parabola can be drawn through it.
+_DIVERGED = 1e3
 
 
 def lowest(function: Callable[[float], float], starts: Iterable[float], low: float, high: float) -> float:
-    """The lowest of the points that were tried, from the best of the first ones downhill to where a line is flat.
+    """Return the lowest of the points that were tried: first some given ones, then downhill from the best until the line is flat.
 
     Args:
-        function (`Callable`): of one number; it may be infinite or no number.
-        starts (`Iterable[float]`): where to try first, moved between the bounds.
-        low, high (`float`): the bounds.
+        function (`Callable`): Returns the value at a point, in nats. It can be infinite or not a number.
+        starts (`Iterable[float]`): The points to try first. Those outside the bounds are moved to them.
+        low, high (`float`): The bounds.
 
     Example:
 
@@ -35,63 +50,85 @@ def lowest(function: Callable[[float], float], starts: Iterable[float], low: flo
 
     ```
     """
-    seen: dict[float, float] = {}
+    values: dict[float, float] = {}
 
     def try_at(point: float) -> bool:
-        if any(abs(point - other) < _NEAR for other in seen):
+        """Evaluate a point, and return whether that was new."""
+        if any(abs(point - other) < _LEAST_DISTANCE for other in values):
             return False
         value = function(point)
-        seen[point] = value if math.isfinite(value) else _DIVERGED
+        values[point] = value if math.isfinite(value) else _DIVERGED
         return True
 
     for start in starts:
         try_at(min(max(start, low), high))
     for _ in range(ROUNDS):
-        point = _next(seen, low, high)
+        point = _next_point(values, low, high)
         if point is None or not try_at(point):
             break
-    return min(seen, key=seen.__getitem__)
+    return min(values, key=values.__getitem__)
 
 
-def _next(seen: dict[float, float], low: float, high: float) -> float | None:
-    """Where to try next; `None` where that would not be worth it."""
-    points = sorted(seen)
-    best = min(points, key=seen.__getitem__)
-    place, last = points.index(best), len(points) - 1
-    if place == 0 and best > low:
-        return max(low, best - _FAR * (points[1] - best)) if last else low
-    if place == last and best < high:
-        return min(high, best + _FAR * (best - points[-2])) if last else high
-    if last < 2:
+def _next_point(values: dict[float, float], low: float, high: float) -> float | None:
+    """Return the point to try next, or `None` if no point is worth it."""
+    points = sorted(values)
+    best = min(points, key=values.__getitem__)
+    if best == points[0] and best > low:
+        if len(points) == 1:
+            return low
+        return max(low, best - _EXPANSION * (points[1] - best))
+    if best == points[-1] and best < high:
+        if len(points) == 1:
+            return high
+        return min(high, best + _EXPANSION * (best - points[-2]))
+    if len(points) < 3:
         return (points[0] + points[-1]) / 2
-    return _between(seen, points, best)
+    return _point_between(values, points, best)
 
 
-def _between(seen: dict[float, float], points: list[float], best: float) -> float | None:
-    """Where to try next, near the best of three points or more that has a neighbour on each side, or is a bound."""
-    start = min(max(points.index(best) - 1, 0), len(points) - 3)
-    a, b, c = near = points[start : start + 3]
-    bend = _difference(seen, near)
-    if bend <= 0:  # flat, or a hill with the best at its foot, which is a bound
+def _point_between(values: dict[float, float], points: list[float], best: float) -> float | None:
+    """Return the point to try next near the best of three points or more, which has a neighbour on each side or is at a bound.
+
+    The vertex of the parabola through the best point and its neighbours promises a gain. Two cases mistrust it: a steep wall on the wider
+    side of a one-sided bracket pushes any vertex away from that side, and a cubic through a fourth point can promise more than the parabola.
+    Both answer with a golden-section step into the wider side.
+    """
+    first = min(max(points.index(best) - 1, 0), len(points) - 3)
+    nearest = points[first : first + 3]
+    left, middle, right = nearest
+    bend = _divided_difference(values, nearest)
+    if bend <= 0:
+        # Flat, or a hill with the best point at its foot, which is then a bound.
         return None
-    vertex = min(max((a + b) / 2 - _difference(seen, [a, b]) / (2 * bend), a), c)
-    promised = bend * (best - vertex) ** 2 if a < vertex < c else 0.0
-    doubt = 0.0
-    if len(points) > 3:  # what a cubic through one more would promise
-        fourth = min((point for point in points if point not in near), key=lambda point: abs(point - best))
-        doubt = (_difference(seen, [*near, fourth]) * (b - a) * (c - b)) ** 2 / (4 * bend)
-    if best == b:
-        wider, narrower = (c - b, a - b) if c - b > b - a else (a - b, c - b)
-        lopsided = (
-            abs(wider) > _LOPSIDED * abs(narrower) and (vertex - b) * wider <= 0
-        )  # a steep wall pushes any parabola away
-        if lopsided or (promised < LEAST_GAIN < doubt):
-            return b + _GOLDEN * wider
+    vertex = (left + middle) / 2 - _divided_difference(values, [left, middle]) / (2 * bend)
+    vertex = min(max(vertex, left), right)
+    promised = bend * (best - vertex) ** 2 if left < vertex < right else 0.0
+    if best == middle:
+        wider = right - middle
+        narrower = left - middle
+        if wider <= -narrower:
+            wider, narrower = narrower, wider
+        is_one_sided = abs(wider) > _ONE_SIDED * abs(narrower) and (vertex - middle) * wider <= 0
+        if is_one_sided or promised < LEAST_GAIN < _gain_of_cubic(values, points, nearest, bend):
+            return middle + _GOLDEN * wider
     return vertex if promised > LEAST_GAIN else None
 
 
-def _difference(seen: dict[float, float], points: list[float]) -> float:
-    """Newton's divided difference: the slope of a line through two points, the bend of a parabola through three, and so on."""
+def _gain_of_cubic(values: dict[float, float], points: list[float], nearest: list[float], bend: float) -> float:
+    """Return how much a cubic through one more point can differ from the parabola, as a gain; 0 if there is no more point."""
+    others = [point for point in points if point not in nearest]
+    if not others:
+        return 0.0
+    left, middle, right = nearest
+    best = min(nearest, key=values.__getitem__)
+    fourth = min(others, key=lambda point: abs(point - best))
+    third_difference = _divided_difference(values, [*nearest, fourth])
+    return (third_difference * (middle - left) * (right - middle)) ** 2 / (4 * bend)
+
+
+def _divided_difference(values: dict[float, float], points: list[float]) -> float:
+    """Return Newton's divided difference: the slope of a line through two points, the bend of a parabola through three, and so on."""
     if len(points) == 1:
-        return seen[points[0]]
-    return (_difference(seen, points[1:]) - _difference(seen, points[:-1])) / (points[-1] - points[0])
+        return values[points[0]]
+    difference = _divided_difference(values, points[1:]) - _divided_difference(values, points[:-1])
+    return difference / (points[-1] - points[0])

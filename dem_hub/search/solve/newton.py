@@ -1,7 +1,8 @@
-"""Small convex problems: losses that are (or look like) quadratics, one objective, bounds, and a bound on the sum.
+"""Small convex problems in float64: one objective of losses that are quadratics, or look like them, in a region.
 
-A projected Newton method in float64: exact for a quadratic, a few steps for anything smooth, and singular curvatures (two vectors that
-are the same) are made regular by the prior towards a common coefficient. A bound on the sum becomes a price on it.
+The solver is a projected Newton method. It is exact for a quadratic in one step and takes a few for anything smooth. Curvatures that are
+singular (two vectors that are the same) are made regular by a prior, see [`Prior`]. A limit on the sum of the coefficients becomes a price
+on the sum, found by bisection. The objective `worst`, a maximum, is solved as a soft maximum that becomes harder step by step.
 """
 
 from collections.abc import Callable
@@ -9,24 +10,56 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dem_hub.search.points import Point
 from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.prior import Prior
 from dem_hub.search.solve.region import Region, common_bounds
 
-Smooth = Callable[[Tensor], tuple[float, Tensor, Tensor]]  # value, gradient and curvature at a point
+# A function that returns its value, gradient (N,) and curvature (N, N) at a point (N,), all float64.
+Smooth = Callable[[Tensor], tuple[float, Tensor, Tensor]]
 
-_JITTER = 1e-9  # of the largest curvature, so that no system is singular
-_TEMPERATURES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # nats; of the soft maximum that stands for `worst`
+# The constants below are limits of float64 arithmetic (some 1e-16 for coefficients and losses near 1) with room to spare. They were chosen
+# by hand; the tests compare the results with closed forms and with brute force.
+
+# What is added to the diagonal of a system so that it is never singular: a fraction of its largest curvature, and an absolute part for
+# curvatures that are all 0.
+_RELATIVE_JITTER = 1e-9
+_ABSOLUTE_JITTER = 1e-15
+
+# Newton steps, at most. A quadratic in a box needs about one for each bound that becomes active.
+_NEWTON_STEPS = 100
+
+# A gradient, in nats a unit of a coefficient, and a step of a coefficient, at which a solution has converged.
+_LEAST_GRADIENT = 1e-13
+_LEAST_STEP = 1e-12
+
+# The fraction of a Newton step at which the line search gives up, and the fraction of the expected decrease that it accepts (Armijo's
+# condition, with the usual 1e-4).
+_LEAST_FRACTION = 1e-12
+_ARMIJO = 1e-4
+
+# The sum of coefficients may exceed its limit by this much.
+_SUM_SLACK = 1e-12
+
+# The price on the sum: the bracket grows by the factor until the sum is low enough or the price is the highest, then 60 bisections reduce it
+# to the resolution of float64 (2^-53).
+_PRICE_FACTOR = 4
+_HIGHEST_PRICE = 1e9
+_BISECTIONS = 60
+
+# Temperatures of the soft maximum that stands for `worst`, in nats. It exceeds the maximum by at most temperature * log(distributions), so
+# the last one is exact to some 1e-6 nats.
+_TEMPERATURES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def minimize(function: Smooth, start: Tensor, region: Region) -> Tensor:
-    """The point of a region where a convex function is lowest.
+    """Return the point of a region where a convex function is lowest, (N,) in float64.
 
     Args:
-        function (`Callable`): value, gradient (N,) and positive semi-definite curvature (N, N), all float64.
-        start (`Tensor`): (N,).
-        region ([`Region`]): where to look.
+        function (`Callable`): Returns value, gradient (N,) and positive semi-definite curvature (N, N) at a point, all float64.
+        start (`Tensor`): (N,), float64.
+        region ([`Region`]): Where to look.
 
     Example:
 
@@ -43,53 +76,75 @@ def minimize(function: Smooth, start: Tensor, region: Region) -> Tensor:
 
     ```
     """
-    found = _in_box(function, start, region)
-    if region.max_sum is None or float(found.sum()) <= region.max_sum + 1e-12:
-        return found
-    low, high = 0.0, 1.0
-    while float((found := _in_box(_priced(function, high), found, region)).sum()) > region.max_sum and high < 1e9:
-        low, high = high, 4 * high
-    for _ in range(60):
+    point = _minimize_in_box(function, start, region)
+    if region.max_sum is None or float(point.sum()) <= region.max_sum + _SUM_SLACK:
+        return point
+    low = 0.0
+    high = 1.0
+    while True:
+        point = _minimize_in_box(_with_price(function, high), point, region)
+        if float(point.sum()) <= region.max_sum or high >= _HIGHEST_PRICE:
+            break
+        low = high
+        high = _PRICE_FACTOR * high
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        found = _in_box(_priced(function, middle), found, region)
-        low, high = (middle, high) if float(found.sum()) > region.max_sum else (low, middle)
-    return region.clip(_in_box(_priced(function, high), found, region))
+        point = _minimize_in_box(_with_price(function, middle), point, region)
+        if float(point.sum()) > region.max_sum:
+            low = middle
+        else:
+            high = middle
+    return region.clip(_minimize_in_box(_with_price(function, high), point, region))
 
 
-def _priced(function: Smooth, price: float) -> Smooth:
-    def priced(point: Tensor) -> tuple[float, Tensor, Tensor]:
+def _with_price(function: Smooth, price: float) -> Smooth:
+    """Return the function plus a price on the sum of the coefficients."""
+
+    def with_price(point: Tensor) -> tuple[float, Tensor, Tensor]:
         value, gradient, curvature = function(point)
         return value + price * float(point.sum()), gradient + price, curvature
 
-    return priced
+    return with_price
 
 
-def _in_box(function: Smooth, start: Tensor, region: Region) -> Tensor:
-    """Newton's method on the coefficients that are not held by a bound (Bertsekas, 1982)."""
+def _minimize_in_box(function: Smooth, start: Tensor, region: Region) -> Tensor:
+    """Minimize between the bounds alone, by Newton's method on the coefficients that no bound holds.
+
+    Source: Bertsekas, Projected Newton methods for optimization problems with simple constraints (1982).
+    """
     point = start.clamp(region.low, region.high)
     value, gradient, curvature = function(point)
-    for _ in range(100):
-        held = ((point <= region.low) & (gradient > 0)) | ((point >= region.high) & (gradient < 0))
-        free = (~held).nonzero().squeeze(1)
-        if not len(free) or float(gradient[free].abs().max()) < 1e-13:
-            break
-        matrix = curvature[free][:, free]
-        jitter = _JITTER * float(matrix.diagonal().abs().max()) + 1e-15
+    for _ in range(_NEWTON_STEPS):
+        held_low = (point <= region.low) & (gradient > 0)
+        held_high = (point >= region.high) & (gradient < 0)
+        free = (~(held_low | held_high)).nonzero().squeeze(1)
+        if not len(free) or float(gradient[free].abs().max()) < _LEAST_GRADIENT:
+            return point
         step = torch.zeros_like(point)
-        step[free] = -torch.linalg.solve(matrix + jitter * torch.eye(len(free), dtype=torch.float64), gradient[free])
-        length = 1.0
-        while length > 1e-12:
-            tried = (point + length * step).clamp(region.low, region.high)
-            new = function(tried)
-            if new[0] <= value + 1e-4 * float(gradient @ (tried - point)):
+        step[free] = _newton_step(gradient[free], curvature[free][:, free])
+        fraction = 1.0
+        while True:
+            tried = (point + fraction * step).clamp(region.low, region.high)
+            tried_value, tried_gradient, tried_curvature = function(tried)
+            if tried_value <= value + _ARMIJO * float(gradient @ (tried - point)):
                 break
-            length /= 2
-        else:
-            break
-        if float((tried - point).abs().max()) < 1e-12:
-            break
-        point, (value, gradient, curvature) = tried, new
+            fraction /= 2
+            if fraction <= _LEAST_FRACTION:
+                return point
+        if float((tried - point).abs().max()) < _LEAST_STEP:
+            return point
+        point = tried
+        value = tried_value
+        gradient = tried_gradient
+        curvature = tried_curvature
     return point
+
+
+def _newton_step(gradient: Tensor, curvature: Tensor) -> Tensor:
+    jitter = _RELATIVE_JITTER * float(curvature.diagonal().abs().max()) + _ABSOLUTE_JITTER
+    regular = curvature + jitter * torch.eye(len(gradient), dtype=torch.float64)
+    step: Tensor = torch.linalg.solve(regular, gradient)
+    return -step
 
 
 def best_point(
@@ -99,59 +154,77 @@ def best_point(
     base_losses: dict[str, float] | None = None,
     prior: Prior | None = None,
 ) -> Tensor:
-    """The point of a region where the objective of a local model is lowest."""
+    """Return the point of a region where the objective of a local model is lowest, (N,) in float64.
+
+    Args:
+        model ([`LocalModel`]): The losses by distribution.
+        objective ([`Objective`]): Makes one number of the losses.
+        region ([`Region`]): Where to look.
+        base_losses (`dict[str, float]`, *optional*): The losses of the base, which the objective `improvement` needs.
+        prior ([`Prior`], *optional*): A penalty that is added to the objective.
+    """
     factors = torch.tensor(objective.factors(list(model.parts), base_losses), dtype=torch.float64)
     center = torch.tensor(model.point, dtype=torch.float64)
     parts = list(model.parts.values())
+    penalty = prior or Prior()
 
-    def at(temperature: float | None) -> Smooth:
+    def objective_at(temperature: float | None) -> Smooth:
         def function(point: Tensor) -> tuple[float, Tensor, Tensor]:
             step = point - center
             values = factors * torch.stack([part.value(step) for part in parts])
             slopes = factors.unsqueeze(1) * torch.stack([part.slope(step) for part in parts])
             curvatures = factors[:, None, None] * torch.stack([part.curvature for part in parts])
-            value, gradient, curvature = _combined(values, slopes, curvatures, temperature)
-            more = (prior or Prior())(point)
-            return value + more[0], gradient + more[1], curvature + more[2]
+            value, gradient, curvature = _combine(values, slopes, curvatures, temperature)
+            prior_value, prior_gradient, prior_curvature = penalty(point)
+            return value + prior_value, gradient + prior_gradient, curvature + prior_curvature
 
         return function
 
-    start = region.clip(center)
+    point = region.clip(center)
     if objective.kind != "worst":
-        return minimize(at(None), start, region)
+        return minimize(objective_at(None), point, region)
     for temperature in _TEMPERATURES:
-        start = minimize(at(temperature), start, region)
-    return start
+        point = minimize(objective_at(temperature), point, region)
+    return point
 
 
 def common_point(
     model: LocalModel, objective: Objective, region: Region, base_losses: dict[str, float] | None = None
 ) -> Tensor:
-    """The best point with the same coefficient for all vectors, as far as bounds allow it."""
-    count = len(model.names)
-    ones = torch.ones(count, dtype=torch.float64)
-    line = LocalModel(("all",), (0.0,), {name: _along(part, model, ones) for name, part in model.parts.items()})
+    """Return the best point with one coefficient for all vectors, (N,) in float64.
+
+    If the bounds leave no such point, it is the point of the region nearest to the highest of the lower bounds.
+    """
+    ones = torch.ones(len(model.names), dtype=torch.float64)
     low, high = common_bounds(region)
     if high < low:
         return region.clip(ones * low)
+    parts = {name: _along(part, model.point, ones) for name, part in model.parts.items()}
+    line = LocalModel(("all",), (0.0,), parts)
     return ones * float(best_point(line, objective, Region.of([(low, high)]), base_losses)[0])
 
 
-def _along(part: Quadratic, model: LocalModel, direction: Tensor) -> Quadratic:
-    """A quadratic on the line from 0 in a direction."""
-    back = -torch.tensor(model.point, dtype=torch.float64)
-    slope, curvature = part.slope(back) @ direction, direction @ part.curvature @ direction
-    return Quadratic(float(part.value(back)), slope.reshape(1), curvature.reshape(1, 1))
+def _along(part: Quadratic, point: Point, direction: Tensor) -> Quadratic:
+    """Return a quadratic around `point` as one of a single variable, on the line from the origin in a direction."""
+    to_origin = -torch.tensor(point, dtype=torch.float64)
+    slope = part.slope(to_origin) @ direction
+    curvature = direction @ part.curvature @ direction
+    return Quadratic(float(part.value(to_origin)), slope.reshape(1), curvature.reshape(1, 1))
 
 
-def _combined(
+def _combine(
     values: Tensor, slopes: Tensor, curvatures: Tensor, temperature: float | None
 ) -> tuple[float, Tensor, Tensor]:
-    """Their sum, or their maximum, softened: t * log(sum(exp(values / t)))."""
+    """Return value, gradient and curvature of the sum of K functions, or of their soft maximum, t * log(sum(exp(values / t))).
+
+    Shapes: values (K,), slopes (K, N), curvatures (K, N, N).
+    """
     if temperature is None:
         return float(values.sum()), slopes.sum(0), curvatures.sum(0)
     shares = (values / temperature).softmax(0)
-    gradient = shares @ slopes
-    spread = torch.einsum("k,ki,kj->ij", shares, slopes, slopes) - torch.outer(gradient, gradient)
     value = float(temperature * torch.logsumexp(values / temperature, 0))
-    return value, gradient, torch.einsum("k,kij->ij", shares, curvatures) + spread / temperature
+    gradient = shares @ slopes
+    # The second derivative of a soft maximum also has the covariance of the slopes under the shares.
+    covariance = torch.einsum("k,ki,kj->ij", shares, slopes, slopes) - torch.outer(gradient, gradient)
+    curvature = torch.einsum("k,kij->ij", shares, curvatures) + covariance / temperature
+    return value, gradient, curvature

@@ -1,7 +1,7 @@
-"""What is minimised: one number from the losses of several distributions.
+"""The objective of a search: one number from the losses of several distributions.
 
-Every choice is the same function of losses, `max` or a weighted sum of `weight * loss`, so that a search can be solved again for
-another objective from what it has measured already.
+Every kind is the same function of losses: a sum, or a maximum, of factor * loss. So a search can be solved again for another objective
+from what it has measured.
 """
 
 import math
@@ -18,11 +18,17 @@ from dem_hub.errors import ConfigError
 
 @dataclass(frozen=True)
 class Objective:
-    """How losses become one number.
+    """How losses become one number, which is minimized.
 
-    `mean`: the weighted mean over distributions, with equal weights the mean log-perplexity; `worst`: the largest weighted loss;
-    `improvement`: the weighted mean of loss / loss of the base, which counts what is gained in proportion. `weights` are by distribution, 1
-    where none is given; a weight of 0 leaves a distribution out.
+    Args:
+        kind (`str`, *optional*, defaults to `"mean"`): `mean` is the weighted mean over distributions; with equal weights, this is the mean
+            log-perplexity. `worst` is the largest weighted loss. `improvement` is the weighted mean of loss / loss of the base, so that a
+            gain counts in proportion.
+        weights (`Mapping[str, float]`, *optional*): Weights by distribution, 1 where none is given. A weight of 0 leaves a distribution
+            out.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If there is no such kind, or a weight is negative or not finite.
 
     Example:
 
@@ -41,7 +47,7 @@ class Objective:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse kinds that do not exist, and weights that are negative."""
+        """Check the kind and the weights."""
         if self.kind not in get_args(ObjectiveKind):
             raise ConfigError(f"objective is {self.kind!r}; it must be one of {', '.join(get_args(ObjectiveKind))}.")
         wrong = {name: weight for name, weight in self.weights.items() if not (math.isfinite(weight) and weight >= 0)}
@@ -49,10 +55,14 @@ class Objective:
             raise ConfigError(f"weights are {wrong}; they must be finite and not negative.")
 
     def factors(self, names: Sequence[str], base_losses: Mapping[str, float] | None) -> list[float]:
-        """What each distribution's loss is multiplied by before the sum, or the maximum, is taken.
+        """Return what the loss of each distribution is multiplied by before the sum, or the maximum, is taken.
+
+        Args:
+            names (`Sequence[str]`): The distributions.
+            base_losses (`Mapping[str, float]`, *optional*): The losses of the base, which `improvement` needs.
 
         Raises:
-            `ConfigError`: a weight for a distribution that there is not, or no weight above 0.
+            [`~dem_hub.errors.ConfigError`]: If a weight names no distribution, or no weight is above 0.
         """
         unknown = sorted(set(self.weights) - set(names))
         if unknown:
@@ -64,21 +74,28 @@ class Objective:
             raise ConfigError(f"The weights of {', '.join(map(repr, names))} are all 0. Give one of them more.")
         if self.kind == "worst":
             return weights
-        if self.kind == "improvement":
-            assert base_losses is not None
-            return [weight / sum(weights) / base_losses[name] for name, weight in zip(names, weights, strict=True)]
-        return [weight / sum(weights) for weight in weights]
+        shares = [weight / sum(weights) for weight in weights]
+        if self.kind == "mean":
+            return shares
+        assert base_losses is not None, "'improvement' needs the losses of the base"
+        return [share / base_losses[name] for name, share in zip(names, shares, strict=True)]
 
     def value(self, losses: Mapping[str, float], base_losses: Mapping[str, float] | None = None) -> float:
-        """The number itself; lower is better."""
+        """Return the objective of some losses; lower is better."""
         factors = self.factors(list(losses), base_losses)
         terms = [factor * loss for factor, loss in zip(factors, losses.values(), strict=True)]
         return max(terms) if self.kind == "worst" else sum(terms)
 
     def slope(self, losses: Mapping[str, float], base_losses: Mapping[str, float] | None = None) -> Tensor:
-        """The derivative of the value after each loss, (K,) in float64; of `worst`, after the largest alone."""
+        """Return the derivative of the objective with respect to each of K losses, (K,) in float64.
+
+        The objective `worst` depends on the largest term alone.
+        """
         factors = torch.tensor(self.factors(list(losses), base_losses), dtype=torch.float64)
         if self.kind != "worst":
             return factors
         terms = factors * torch.tensor(list(losses.values()), dtype=torch.float64)
-        return torch.zeros_like(factors).index_put((terms.argmax(),), factors[terms.argmax()])
+        largest = terms.argmax()
+        slope = torch.zeros_like(factors)
+        slope[largest] = factors[largest]
+        return slope
