@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.errors import ConfigError
 from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.newton import best_point, common_point, minimize
 from dem_hub.search.solve.objective import Objective
@@ -139,25 +138,3 @@ def test_a_function_that_is_no_quadratic() -> None:
     assert minimize(function, tensor(-1, 3), Region.of([(-5, 5)] * 2)).tolist() == pytest.approx(
         [torch.tensor(2.0).log().item()] * 2, abs=1e-6
     )
-
-
-@pytest.mark.parametrize(
-    ("bounds", "max_sum", "message"),
-    [
-        ([(1, 0)], None, "each must be a finite \\(lower, upper\\) pair"),
-        ([(0, float("inf"))], None, "each must be a finite"),
-        ([(0.5, 1), (0.5, 1)], 0.9, "max_sum is 0.9, and the lower bounds sum to 1.0"),
-    ],
-)
-def test_regions_that_are_refused(bounds: list[tuple[float, float]], max_sum: float | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Region.of(bounds, max_sum)
-
-
-@pytest.mark.parametrize(
-    ("point", "inside"), [((2.0, -1.0), (1.0, 0.0)), ((1.0, 1.0), (0.5, 0.5)), ((0.2, 0.3), (0.2, 0.3))]
-)
-def test_clip(point: tuple[float, float], inside: tuple[float, float]) -> None:
-    region = Region.of([(0, 1)] * 2, 1.0)
-    assert region.clip(tensor(*point)).tolist() == pytest.approx(inside)
-    assert region.contains(region.clip(tensor(*point)))
