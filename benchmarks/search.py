@@ -34,6 +34,7 @@ from dem_hub.models.loading import DEMModel
 from dem_hub.search import GaussNewton, Grid, Optuna, SearchResult, Strategy, TrustRegion, Uniform
 from dem_hub.search.per_group import ERRORS
 from dem_hub.search.problem import Problem
+from dem_hub.search.records import to_json
 
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
@@ -175,7 +176,7 @@ def record(result: SearchResult, model: Any, test: dict[str, list[Window]], scor
         "trials": trials,
         "best": trials[result.trials.index(result.best)],
         "test": losses,
-    } | ({"refinement": result.refinement.to_dict()} if result.refinement is not None else {})
+    } | ({"refinement": to_json(result.refinement)} if result.refinement is not None else {})
 
 
 def report(records: dict[str, Any]) -> list[str]:

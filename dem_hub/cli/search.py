@@ -293,6 +293,7 @@ def _cost_text(result: "SearchResult") -> str:
 def _result_data(result: "SearchResult") -> dict[str, Any]:
     """Return the result as JSON data."""
     from dem_hub.search.held_out import FOUND
+    from dem_hub.search.records import to_json
 
     return {
         "coefficients": result.coefficients,
@@ -308,7 +309,7 @@ def _result_data(result: "SearchResult") -> dict[str, Any]:
         "n_trials": len(result.trials),
         "tokens": dict(result.tokens),
         "mixing_ratio": result.mixing_ratio,
-        "refinement": result.refinement.to_dict() if result.refinement is not None else None,
+        "refinement": to_json(result.refinement),
         "notes": list(result.notes),
     }
 

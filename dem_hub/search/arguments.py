@@ -1,4 +1,7 @@
-"""What was asked of a search, refused before anything is loaded where it cannot be done; everything wrong in one error."""
+"""Checks of the arguments of a search that need nothing to be loaded.
+
+They run first, so that a mistake is found in a second and not after a model has been downloaded. What is wrong is told in one error.
+"""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -6,7 +9,11 @@ from typing import Any, get_args
 
 from dem_hub.defaults import Granularity
 from dem_hub.errors import ConfigError, refuse
+from dem_hub.evaluation.rows import check_files
 from dem_hub.hub.references import VectorSource
+from dem_hub.search.solve.objective import Objective
+
+_SUMMARY = "This search cannot begin."
 
 
 def check(
@@ -17,25 +24,17 @@ def check(
     max_forward: float | None,
     held_out: float | Mapping[str, Any],
 ) -> None:
-    """Refuse what needs no loading to be seen."""
+    """Check the arguments that every search has.
+
+    Raises:
+        `ConfigError`: Something is missing, contradicts something else, or is out of range; all of it is listed.
+    """
+    _check_shapes(vectors, data)
     faults = []
-    if isinstance(vectors, str | PathLike | VectorSource):
-        refuse(
-            ConfigError,
-            "This search cannot begin.",
-            [f"vectors is '{vectors}', one name; give a list of names: ['{vectors}']"],
-        )
-    if data is not None and not isinstance(data, Mapping):
-        shown = repr(data) if isinstance(data, str | PathLike) else type(data).__name__
-        refuse(
-            ConfigError,
-            "This search cannot begin.",
-            [f"eval_datasets is {shown}; give data by name: {{'maths': 'maths.jsonl'}}"],
-        )
     if not vectors or not (data or score):
         faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")
     if data and score:
-        faults.append("there are eval_datasets and a score; one of them is what is looked for")
+        faults.append("there are eval_datasets and a score; give only one of them")
     if max_forward is not None and not max_forward >= 1:
         faults.append(f"max_forward is {max_forward}; it must be 1 or more")
     if not isinstance(held_out, Mapping) and not 0 <= held_out < 1:
@@ -43,22 +42,70 @@ def check(
     if direction not in ("maximize", "minimize"):
         faults.append(f"direction is {direction!r}; it must be 'maximize' or 'minimize'")
     if faults:
-        refuse(ConfigError, "This search cannot begin.", faults)
+        refuse(ConfigError, _SUMMARY, faults)
+    for datasets in (data, held_out):
+        if isinstance(datasets, Mapping):
+            check_files(datasets)
+
+
+def _check_shapes(vectors: Sequence[Any], data: Mapping[str, Any] | None) -> None:
+    """Check that vectors are a list and data has names; otherwise nothing else can be checked."""
+    if isinstance(vectors, str | PathLike | VectorSource):
+        refuse(ConfigError, _SUMMARY, [f"vectors is '{vectors}', one name; give a list of names: ['{vectors}']"])
+    if data is not None and not isinstance(data, Mapping):
+        shown = repr(data) if isinstance(data, str | PathLike) else type(data).__name__
+        refuse(ConfigError, _SUMMARY, [f"eval_datasets is {shown}; give data by name: {{'maths': 'maths.jsonl'}}"])
 
 
 def check_granularity(granularity: str, score: Any, held_out: Any, max_sum: float | None) -> None:
-    """Refuse what a search by groups does not do."""
+    """Check the arguments of a search for coefficients of groups of tensors.
+
+    Raises:
+        `ConfigError`: There is no such granularity, or other arguments do not go with it.
+    """
     if granularity not in get_args(Granularity):
         raise ConfigError(f"granularity is {granularity!r}; it must be one of {', '.join(get_args(Granularity))}.")
-    faults = ["a score, which has no held-out part"] if score is not None else []
-    faults += ["held_out=0, and such coefficients are kept only where held-out data says so"] if held_out == 0 else []
-    faults += [f"max_sum={max_sum}, which is of one coefficient a vector; use bounds"] if max_sum is not None else []
-    if granularity != "model" and faults:
+    if granularity == "model":
+        return
+    faults = []
+    if score is not None:
+        faults.append("a score, which has no held-out part")
+    if held_out == 0:
+        faults.append("held_out=0, and such coefficients are kept only where held-out data says so")
+    if max_sum is not None:
+        faults.append(f"max_sum={max_sum}, which is of one coefficient a vector; use bounds")
+    if faults:
         refuse(ConfigError, f"granularity='{granularity}' does not go with everything that was given.", faults)
 
 
-def pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
-    """Bounds as a pair for each vector."""
+def as_objective(
+    objective: str | Objective, weights: Mapping[str, float] | None, data: Mapping[str, Any] | None
+) -> Objective:
+    """Return the objective of a search over the given data; without data, over a score.
+
+    Raises:
+        `ConfigError`: There is no such objective, weights are given twice, or they name no distribution of the data.
+    """
+    if isinstance(objective, Objective):
+        if weights:
+            raise ConfigError(
+                f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
+            )
+        chosen = objective
+    else:
+        chosen = Objective(objective, weights or {})  # type: ignore[arg-type]  # it refuses what is no kind
+    names = list(data or {"score": None})
+    # `factors` refuses weights for unknown names. Losses of the base are not known yet; 1 stands for them.
+    chosen.factors(names, dict.fromkeys(names, 1.0))
+    return chosen
+
+
+def bound_pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """Return the bounds as one (lower, upper) pair for each vector.
+
+    Raises:
+        `ConfigError`: The bounds are neither one pair nor one pair for each of `count` vectors.
+    """
     given: list[Any] = list(bounds)
     if len(given) == 2 and all(isinstance(value, int | float) for value in given):
         return [(float(given[0]), float(given[1]))] * count

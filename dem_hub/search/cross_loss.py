@@ -1,6 +1,7 @@
-"""The cross-loss table: the base, and the base with all of each vector, on every distribution; and what it says about the vectors.
+"""The cross-loss table: losses of the base, and of the base with all of each vector, on every distribution.
 
-Standard errors are over documents, since the tokens of one document are alike: over tokens they would be several times too small.
+The table says which vectors do not help. Its standard errors are over documents, because the tokens of one document are alike: errors over
+tokens would be several times too small.
 """
 
 import math
@@ -8,22 +9,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from dem_hub.evaluation.windows import Window
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
+from dem_hub.search.points import all_at, each_alone
 from dem_hub.vectors.comparison import Comparison
 
 BASE = "base"
-ALIKE = 0.9  # cosine, above which two vectors are near-duplicates
-OUTLIER = 4.0  # times the median norm, or one in so many
+
+# Cosine above which two vectors are called near-duplicates. Chosen by hand, not measured.
+ALIKE = 0.9
+
+# A norm is called an outlier if it is more than this many times the median norm, or less than one in so many. Chosen by hand, not measured.
+OUTLIER = 4.0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The mean loss of a token, in nats, and its standard error over documents."""
+    """The mean loss of a token in nats, and its standard error over documents."""
 
     loss: float
     error: float
@@ -31,94 +38,132 @@ class Cell:
 
 @dataclass(frozen=True)
 class CrossLoss:
-    """`cells[model][distribution]`; the models are `base` and the vectors, each by name with coefficient 1."""
+    """Losses by model and distribution.
+
+    The keys of `cells` are the models: `base`, and the name of each vector for the base with coefficient 1 of it. The keys of a row are the
+    distributions.
+    """
 
     cells: Mapping[str, Mapping[str, Cell]]
 
     @classmethod
-    def of(cls, measured: LossEvaluator) -> "CrossLoss":
-        """From what has been measured; models that have not been are left out."""
-        count = len(measured.names)
-        points = {BASE: (0.0,) * count} | {
-            name: tuple(float(i == j) for j in range(count)) for i, name in enumerate(measured.names)
-        }
-        known = {model: measured.known_totals(point) for model, point in points.items() if measured.is_known(point)}
-        return cls(
-            {
-                model: {
-                    name: Cell(float(values.sum()) / sum(measured.tokens[name]), standard_error(values, measured, name))
-                    for name, values in totals.items()
-                }
-                for model, totals in known.items()
-            }
-        )
+    def of(cls, loss_evaluator: LossEvaluator) -> "CrossLoss":
+        """Return the table of what has been measured; it has no row for a model that has not been."""
+        count = len(loss_evaluator.names)
+        points = {BASE: all_at(0.0, count), **dict(zip(loss_evaluator.names, each_alone(count), strict=True))}
+        cells = {}
+        for model, point in points.items():
+            if loss_evaluator.is_known(point):
+                cells[model] = _row(loss_evaluator, point)
+        return cls(cells)
 
     def flags(self) -> list[str]:
-        """Vectors that are no better than the base on their own data: the distribution of their name, or the one they help most."""
+        """Return a warning for each vector that is no better than the base on its own data; see [`own_distribution`]."""
+        warnings: list[str] = []
         if BASE not in self.cells:
-            return []
-        base, found = self.cells[BASE], []
+            return warnings
+        base = self.cells[BASE]
         for model, cells in self.cells.items():
             if model == BASE:
                 continue
             gains = {name: base[name].loss - cell.loss for name, cell in cells.items()}
-            own = own_distribution(model, gains)
-            if gains[own] <= 0:
-                found.append(
-                    f"'{model}' is dead: on '{own}' its loss is {cells[own].loss:.4f} and the base's {base[own].loss:.4f}. Leave it out, or "
-                    "train it longer."
+            name = own_distribution(model, gains)
+            if gains[name] <= 0:
+                warnings.append(
+                    f"'{model}' is dead: on '{name}' its loss is {cells[name].loss:.4f} and the base's {base[name].loss:.4f}. Leave it out, "
+                    "or train it longer."
                 )
-        return found
+        return warnings
 
 
 def own_distribution(vector: str, gains: Mapping[str, float]) -> str:
-    """The distribution that a vector was made for: the longest name that is a word of the vector's, else the one it helps most."""
-    stem = PurePath(vector).name
-    named = [name for name in gains if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", stem, re.IGNORECASE)]
-    return max(named, key=len) if named else max(gains, key=lambda name: gains[name])
+    """Return the distribution that a vector was made for, as far as one can tell.
+
+    Args:
+        vector (`str`): Hub id or folder of the vector.
+        gains (`Mapping[str, float]`): Gain over the base on each distribution, in nats.
+
+    Returns:
+        `str`: The longest name of a distribution that is a word of the vector's name, or else the distribution that gains most.
+    """
+    words = PurePath(vector).name
+    named = [name for name in gains if _has_word(words, name)]
+    if named:
+        return max(named, key=len)
+    return max(gains, key=lambda name: gains[name])
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Return whether a word is in a text, in any case, with no letter or digit before or after it."""
+    # \b would not do, as it takes an underscore for a letter: `me/maths_vector` has the word `maths`.
+    return re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text, re.IGNORECASE) is not None
 
 
 def geometry_flags(comparison: Comparison) -> list[str]:
-    """Vectors that are much longer or shorter than the others, and pairs that point the same way."""
-    found = []
-    norms = sorted(comparison.norms)
-    median = norms[len(norms) // 2] if len(norms) % 2 else (norms[len(norms) // 2 - 1] + norms[len(norms) // 2]) / 2
+    """Return a warning for each vector that is much longer or shorter than the others, and for each pair that points the same way."""
+    warnings = []
+    middle = median(comparison.norms)
+    # Of two vectors one cannot say which is the outlier.
+    has_outliers = len(comparison.norms) > 2 and middle > 0
     for name, norm in zip(comparison.names, comparison.norms, strict=True):
-        if len(norms) > 2 and median > 0 and not 1 / OUTLIER <= norm / median <= OUTLIER:
-            found.append(
-                f"'{name}' has norm {norm:.4g} and the median is {median:.4g}: one of them was trained much longer or harder."
+        if has_outliers and not 1 / OUTLIER <= norm / middle <= OUTLIER:
+            warnings.append(
+                f"'{name}' has norm {norm:.4g} and the median is {middle:.4g}: one of them was trained much longer or harder."
             )
-    for i, first in enumerate(comparison.names):
-        for j, second in enumerate(comparison.names[:i]):
-            if comparison.cosines[i][j] > ALIKE:
-                found.append(
-                    f"'{second}' and '{first}' have cosine {comparison.cosines[i][j]:.2f}: near-duplicates, whose coefficients cannot be "
-                    "told apart. One of them may do."
+    for row, second in enumerate(comparison.names):
+        for column, first in enumerate(comparison.names[:row]):
+            cosine = comparison.cosines[row][column]
+            if cosine > ALIKE:
+                warnings.append(
+                    f"'{first}' and '{second}' have cosine {cosine:.2f}: near-duplicates, whose coefficients cannot be told apart. "
+                    "One of them may be enough."
                 )
-    return found
+    return warnings
 
 
-def standard_error(totals: Tensor, measured: LossEvaluator, name: str) -> float:
-    """Of a mean over tokens of what was summed over windows."""
-    return clustered_error(totals, measured.tokens[name], measured.data[name])
+def standard_error(totals: Tensor, loss_evaluator: LossEvaluator, name: str) -> float:
+    """Return the standard error of the mean loss of a token of one distribution.
+
+    Args:
+        totals (`Tensor`): Summed loss of each window of the distribution, (W,) in float64.
+        loss_evaluator ([`LossEvaluator`]): Source of the windows.
+        name (`str`): The distribution.
+    """
+    return clustered_error(totals, loss_evaluator.tokens[name], loss_evaluator.data[name])
 
 
 def clustered_error(totals: Tensor, tokens: Sequence[int], windows: Sequence[Window]) -> float:
-    """The standard error of sum(totals) / sum(tokens), with documents as the independent units, or the windows of a single one.
+    """Return the standard error of sum(totals) / sum(tokens), with documents as the independent units.
 
-    It is nan for a single window.
+    If all windows are of one document, the windows are the units. The error of a single window is nan.
 
-    Source: the ratio estimator of cluster sampling (Cochran, Sampling Techniques, 1977, section 6.3).
+    Args:
+        totals (`Tensor`): One sum for each window, (W,) in float64.
+        tokens (`Sequence[int]`): Scored tokens of each window.
+        windows (`Sequence[Window]`): The windows, which know their documents.
+
+    Source: The ratio estimator of cluster sampling (Cochran, Sampling Techniques, 1977, section 6.3).
     """
-    documents = {document: place for place, document in enumerate(sorted({window.document for window in windows}))}
     if len(windows) < 2:
         return math.nan
-    owners = torch.tensor([documents[window.document] for window in windows])
+    documents = sorted({window.document for window in windows})
+    position = {document: number for number, document in enumerate(documents)}
+    owners = torch.tensor([position[window.document] for window in windows])
     units = len(documents)
-    if units < 2:  # one long text; its windows are more alike than documents are, and all there is
-        owners, units = torch.arange(len(windows)), len(windows)
+    if units < 2:
+        # The windows of one long text are more alike than documents are, but they are all there is.
+        owners = torch.arange(len(windows))
+        units = len(windows)
     counts = torch.tensor(tokens, dtype=torch.float64)
-    residual = torch.zeros(units, dtype=torch.float64).index_add(
-        0, owners, totals - counts * (totals.sum() / counts.sum())
-    )
+    residuals = totals - counts * (totals.sum() / counts.sum())
+    residual = torch.zeros(units, dtype=torch.float64).index_add(0, owners, residuals)
     return math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(counts.sum())
+
+
+def _row(loss_evaluator: LossEvaluator, point: Sequence[float]) -> dict[str, Cell]:
+    """Return the losses of one model that has been measured."""
+    cells = {}
+    for name, totals in loss_evaluator.known_totals(point).items():
+        loss = float(totals.sum()) / sum(loss_evaluator.tokens[name])
+        cells[name] = Cell(loss, standard_error(totals, loss_evaluator, name))
+    return cells

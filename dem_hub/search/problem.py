@@ -1,6 +1,8 @@
-"""What a strategy sees: named coefficients in a region, points to be scored, a budget, and the best so far.
+"""The search as a strategy sees it: named coefficients in a region, points to score, a budget, and the trials so far.
 
-A trial's losses come from a [`LossEvaluator`] or from a caller's `score`; strategies that need no more than a number do not know which.
+The losses of a point come from a `Measure`: the loss_evaluator of data, or a caller's `score`. A strategy that needs no more than a number
+therefore works with both. Strategies score points only through [`Problem.evaluate`], which counts trials, scores no point twice and tells the
+caller's callback; the best trial in the region is what the search found.
 """
 
 import logging
@@ -15,7 +17,7 @@ from torch import Tensor
 from dem_hub.errors import ConfigError
 from dem_hub.search.held_out import INDEPENDENT, expected_excess
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
-from dem_hub.search.points import Point
+from dem_hub.search.points import Point, all_at
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.prior import Prior
@@ -23,21 +25,36 @@ from dem_hub.search.solve.region import Region
 
 logger = logging.getLogger(__name__)
 
-_EXCESS = 1e-3  # nats that the fitted coefficients may be expected to lose to chance before it is said
-SPREAD = 0.5  # by which coefficients are expected to differ from their common one
+# Standard deviation of the prior around the common coefficient. Chosen by hand: half of the usual range from 0 to 1. With it 250 validation
+# tokens of each distribution were enough to beat 1/N and one coefficient for all on test text (benchmarks/README.md, `search.py`).
+SPREAD = 0.5
+
+# Nats. Users are warned when fitting is expected to flatter the loss by more. The strategies differ by about that much in
+# benchmarks/README.md (0.0002 to 0.005); with INDEPENDENT = 10 it is reached below 5,000 tokens for each coefficient.
+_EXCESS = 1e-3
+
+# Forward passes. Costs are sums of fractions (tokens run / tokens of the data), so that a budget is compared up to rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate: its coefficients, in the order of the vectors; each distribution's loss, in nats a token; and the objective."""
+    """One scored point.
+
+    `coefficients` are in the order of the problem's names, `losses` are the mean loss of a token of each distribution, in nats, and `value`
+    is the objective of these losses.
+    """
 
     coefficients: Point
     losses: Mapping[str, float]
     value: float
 
 
+Callback = Callable[[int, Trial], None]
+
+
 class Measure(Protocol):
-    """Gives the losses of a point, and says what that has cost in forward passes over the data."""
+    """Anything that returns the losses of a point, and counts what that has cost in forward passes over the data."""
 
     @property
     def names(self) -> tuple[str, ...]: ...
@@ -49,21 +66,35 @@ class Measure(Protocol):
 
 
 class Strategy(Protocol):
-    """A way to look for the best point. It scores points with `problem.evaluate`; the best of all trials is what it found."""
+    """A way to look for the best point.
+
+    `search` is called once. It scores points with `problem.evaluate`, stays in `problem.region`, and asks `problem.budget` for its limit. It
+    returns a model of the losses around the best point if it has one, and `None` otherwise. The model lets a user solve again for another
+    objective without a forward pass.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def search(self, problem: "Problem") -> None: ...
+    def search(self, problem: "Problem") -> LocalModel | None: ...
 
 
 @dataclass
 class Problem:
-    """The search as a strategy sees it.
+    """A search that is under way.
 
-    `max_forward` is the limit in forward passes, `None` where the strategy is to decide; `start` a point known to be good; `quick` says
-    that the data and all vectors but a few are known from before, so that a check of the start's algebra is enough; `prior_center` is where
-    coefficients are drawn to, their common one by default.
+    Args:
+        measure ([`Measure`]): Source of the losses.
+        objective ([`Objective`]): How the losses become one number.
+        region ([`Region`]): Where points may lie.
+        max_forward (`float`, *optional*): Limit in forward passes over the data. By default the strategy decides.
+        start (`tuple[float, ...]`, *optional*): A point that is known to be good.
+        quick (`bool`): Whether the logits of an earlier search are there, so that a check of what they predict may be enough.
+        seed (`int`): Seed of strategies that sample.
+        callback (`Callable`, *optional*): Called with the number of each new trial, from 0, and the trial.
+        prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common coefficient, whatever that is.
+        trials (`list[Trial]`): Trials so far, in order.
+        notes (`list[str]`): What the user should know about the trials.
     """
 
     measure: Measure
@@ -73,15 +104,14 @@ class Problem:
     start: Point | None = None
     quick: bool = False
     seed: int = 0
-    callback: Callable[[int, Trial], None] | None = None
+    callback: Callback | None = None
     prior_center: Point | None = None
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    model: LocalModel | None = None  # the losses around the best point, where the strategy has them
 
     @property
     def count(self) -> int:
-        """The number of coefficients."""
+        """Number of coefficients."""
         return len(self.measure.names)
 
     @property
@@ -89,7 +119,7 @@ class Problem:
         """The measure, for strategies that need more than a number.
 
         Raises:
-            `ConfigError`: it is a caller's `score`.
+            `ConfigError`: The measure is a caller's `score`.
         """
         if not isinstance(self.measure, LossEvaluator):
             raise ConfigError(
@@ -99,17 +129,15 @@ class Problem:
 
     @property
     def base_losses(self) -> dict[str, float] | None:
-        """The base's losses, where the objective asks for them."""
-        return self.measure.losses((0.0,) * self.count) if self.objective.kind == "improvement" else None
+        """Losses of the base if the objective compares with them, else `None`."""
+        if self.objective.kind != "improvement":
+            return None
+        return self.measure.losses(all_at(0.0, self.count))
 
     @property
     def best(self) -> Trial:
-        """The trial with the lowest objective, of those in the region; the first of equals."""
-        inside = [
-            trial
-            for trial in self.trials
-            if self.region.contains(torch.tensor(trial.coefficients, dtype=torch.float64))
-        ]
+        """The trial in the region with the lowest objective; of equals, the first."""
+        inside = [trial for trial in self.trials if self.is_inside(trial.coefficients)]
         return min(inside, key=lambda trial: trial.value)
 
     @property
@@ -118,56 +146,86 @@ class Problem:
         return self.measure.num_forward
 
     def budget(self, usual: float) -> float:
-        """How many forward passes a strategy may use: the caller's number, or what is usual for it."""
-        return float(usual if self.max_forward is None else self.max_forward)
+        """Return how many forward passes a strategy may use: the caller's `max_forward`, or else what is `usual` for it."""
+        if self.max_forward is None:
+            return float(usual)
+        return float(self.max_forward)
+
+    def can_afford(self, cost: float, budget: float) -> bool:
+        """Return whether `cost` more forward passes stay within a budget that [`Problem.budget`] returned."""
+        return self.num_forward + cost <= budget + _ROUNDING
 
     def prior(self) -> Prior:
-        """How strongly coefficients are drawn to their common one, or home: a prior of width `SPREAD` against so many independent tokens.
+        """Return the Gaussian prior on the coefficients.
 
-        Source: with T_eff tokens the loss of c fitted coefficients is c / (2 T_eff) above the best on average (Wilks).
+        The prior has standard deviation `SPREAD` around the common coefficient, or around `prior_center`. It is weighed against the data by the
+        effective number of tokens, so that it matters only where tokens are few.
+
+        Source: With T_eff tokens, the loss of c fitted coefficients is on average c / (2 T_eff) above the best (Wilks).
         """
-        tokens = sum(map(sum, self.loss_evaluator.tokens.values()))
-        strength = INDEPENDENT / (SPREAD**2 * tokens)
+        strength = INDEPENDENT / (SPREAD**2 * self._token_count())
         if self.prior_center is None:
             return Prior(common_strength=strength)
-        return Prior().combined_with(
-            torch.tensor(self.prior_center, dtype=torch.float64),
-            torch.full((self.count,), strength, dtype=torch.float64),
-        )
+        center = torch.tensor(self.prior_center, dtype=torch.float64)
+        return Prior(center=center, center_strengths=torch.full((self.count,), strength, dtype=torch.float64))
 
-    def warn_of_few(self) -> None:
-        """Note that there are few tokens for so many coefficients, where that is so."""
-        tokens, plural = sum(map(sum, self.loss_evaluator.tokens.values())), "" if self.count == 1 else "s"
+    def notes_on_tokens(self) -> list[str]:
+        """Return a warning if there are few tokens for this number of coefficients, else nothing."""
+        tokens = self._token_count()
         excess = expected_excess(tokens, self.count)
-        if excess > _EXCESS:
-            self.notes.append(
-                f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be {excess:.4f} nats too "
-                f"good by chance. {int(self.count * INDEPENDENT / (2 * _EXCESS))} or more, from many documents, are better."
-            )
+        if excess <= _EXCESS:
+            return []
+        plural = "" if self.count == 1 else "s"
+        enough = int(self.count * INDEPENDENT / (2 * _EXCESS))
+        return [
+            f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be {excess:.4f} nats "
+            f"too good by chance. Use {enough} tokens or more, from many documents."
+        ]
 
     def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
-        """Score a point; a point that was scored before costs nothing and is no new trial."""
-        place = tuple(float(value) for value in point)
+        """Score a point and return its trial.
+
+        A point that was scored before costs nothing and is no new trial. A point whose loss is not finite gets the value infinity, and a note.
+
+        Args:
+            point (`Sequence[float]` or `Tensor`): Coefficients, (N,). It must lie in the region to become the best trial.
+        """
+        coefficients = tuple(float(value) for value in point)
         for trial in self.trials:
-            if trial.coefficients == place:
+            if trial.coefficients == coefficients:
                 return trial
-        losses = self.measure.losses(place)
-        finite = all(map(math.isfinite, losses.values()))
-        value = self.objective.value(losses, self.base_losses) if finite else math.inf
-        if not finite:
-            note = f"The loss at {dict(zip(self.measure.names, place, strict=True))} is not finite ({losses}); it is out of the running."
-            logger.warning(note)
-            self.notes.append(note)
-        trial = Trial(place, losses, value)
+        trial = self._score(coefficients)
         self.trials.append(trial)
         if self.callback is not None:
             self.callback(len(self.trials) - 1, trial)
         return trial
 
+    def adopt(self, point: Point, losses: Mapping[str, float]) -> None:
+        """Add a trial that another process has scored; the callback is not called."""
+        self.trials.append(Trial(point, losses, self.objective.value(losses, self.base_losses)))
+
     def inside(self, point: Sequence[float]) -> Tensor:
-        """The nearest point of the region, as a tensor."""
+        """Return the nearest point of the region, (N,) in float64."""
         return self.region.clip(torch.tensor(point, dtype=torch.float64))
 
+    def is_inside(self, point: Sequence[float]) -> bool:
+        """Return whether a point lies in the region, up to rounding."""
+        return self.region.contains(torch.tensor(point, dtype=torch.float64))
+
     def bounds(self) -> list[tuple[float, float]]:
-        """Lower and upper bound of each coefficient."""
+        """Return the lower and the upper bound of each coefficient."""
         return list(zip(self.region.low.tolist(), self.region.high.tolist(), strict=True))
+
+    def _score(self, coefficients: Point) -> Trial:
+        losses = self.measure.losses(coefficients)
+        if all(map(math.isfinite, losses.values())):
+            return Trial(coefficients, losses, self.objective.value(losses, self.base_losses))
+        named = dict(zip(self.measure.names, coefficients, strict=True))
+        note = f"The loss at {named} is not finite ({losses}); it is out of the running."
+        logger.warning(note)
+        self.notes.append(note)
+        return Trial(coefficients, losses, math.inf)
+
+    def _token_count(self) -> int:
+        """Return the number of scored tokens of all distributions together."""
+        return sum(map(sum, self.loss_evaluator.tokens.values()))

@@ -1,8 +1,11 @@
-"""What is known from before a search: coefficients to begin at, and measurements that need not be made again."""
+"""What a search takes over from an earlier one: coefficients to start from, and measurements that are not made again.
+
+The argument is `resume_from`. A recipe alone gives coefficients; a search result gives its measurements as well.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dem_hub.files.names import SEARCH_RESULT
@@ -12,42 +15,51 @@ from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.points import Point
 from dem_hub.search.result import SearchResult
 
-Earlier = SearchResult | DEMConfig | str | os.PathLike[str]
+ResumeFrom = SearchResult | DEMConfig | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class EarlierSearch:
-    """What is known from before: coefficients by name, and a cache."""
+    """What is known before a search: coefficients by the name of the vector, and a cache of measurements."""
 
-    coefficients: Mapping[str, float]
-    cache: MeasurementCache
-    has_logits: bool = False
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    cache: MeasurementCache = field(default_factory=MeasurementCache)
 
     @classmethod
-    def of(cls, earlier: Earlier | None) -> "EarlierSearch":
-        """Read what the caller names."""
-        if earlier is None:
-            return cls({}, MeasurementCache())
-        if isinstance(earlier, str | os.PathLike):
-            folder = Path(earlier)
-            saved = (folder / SEARCH_RESULT).is_file()
-            earlier = SearchResult.from_pretrained(folder) if saved else DEMConfig.from_pretrained(earlier)
-        if isinstance(earlier, SearchResult):
-            known = dict(zip(earlier.coefficients, earlier.best.coefficients, strict=True))
-            return cls(known, earlier.cache, earlier.cache.has_logits)
-        return cls({name: level(value) for name, value in earlier.coefficients.items()}, MeasurementCache())
+    def of(cls, source: ResumeFrom | None) -> "EarlierSearch":
+        """Return what a result, a recipe, or the folder or Hub repository of one says; `None` says nothing."""
+        if source is None:
+            return cls()
+        if isinstance(source, str | os.PathLike):
+            source = _read(source)
+        if isinstance(source, SearchResult):
+            # The trial has one coefficient a vector, also where the recipe has one for each group of tensors.
+            coefficients = dict(zip(source.coefficients, source.best.coefficients, strict=True))
+            return cls(coefficients, source.cache)
+        return cls({name: level(value) for name, value in source.coefficients.items()})
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the logits are there that make a new vector cost one forward pass."""
+        return self.cache.has_logits
 
     def start(self, names: Sequence[str]) -> Point | None:
-        """The known coefficients; a new vector begins at their mean."""
+        """Return the known coefficients, with their mean for each new vector; `None` if no vector is known."""
         known = [self.coefficients[name] for name in names if name in self.coefficients]
         if not known:
             return None
-        return tuple(self.coefficients.get(name, sum(known) / len(known)) for name in names)
+        mean = sum(known) / len(known)
+        return tuple(self.coefficients.get(name, mean) for name in names)
 
     def unchanged(self, names: Sequence[str]) -> Point | None:
-        """The known coefficients, and none of a new vector."""
-        return (
-            tuple(self.coefficients.get(name, 0.0) for name in names)
-            if any(name in self.coefficients for name in names)
-            else None
-        )
+        """Return the known coefficients, with 0 for each new vector; `None` if no vector is known."""
+        if not any(name in self.coefficients for name in names):
+            return None
+        return tuple(self.coefficients.get(name, 0.0) for name in names)
+
+
+def _read(source: str | os.PathLike[str]) -> SearchResult | DEMConfig:
+    """Return the search result of a folder that has one, else the recipe of a folder or Hub repository."""
+    if (Path(source) / SEARCH_RESULT).is_file():
+        return SearchResult.from_pretrained(source)
+    return DEMConfig.from_pretrained(source)

@@ -1,7 +1,7 @@
-"""`search_coefficients`: data and vectors in, a recipe out. It loads, splits, lets a strategy look, and has the answer accepted.
+"""`search_coefficients`: data and vectors in, a recipe out.
 
-One model is in memory, merged anew in place from point to point. The search sees one part of the data; whether its answer is better
-than what anyone would have tried is decided on the other.
+One model is in memory; it is merged again in place for each point. The search sees one part of the data. Whether its answer is better than the
+baselines is decided on the other part, so that the answer is never clearly worse than what needs no search.
 """
 
 import logging
@@ -9,10 +9,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from dem_hub.defaults import (
     BATCH_SIZE,
@@ -26,23 +24,24 @@ from dem_hub.defaults import (
     SEED,
     Granularity,
 )
-from dem_hub.errors import CoefficientError, ConfigError
+from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
 from dem_hub.evaluation.likelihood import is_seq2seq
 from dem_hub.evaluation.reader import Reader, read_and_split
-from dem_hub.evaluation.rows import check_files
 from dem_hub.hub.references import VectorSource
-from dem_hub.search.arguments import check, check_granularity, pairs
+from dem_hub.search.arguments import as_objective, bound_pairs, check, check_granularity
 from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
-from dem_hub.search.held_out import Acceptance, accept, common_of, rivals
+from dem_hub.search.held_out import Acceptance, accept, baseline_points, best_common_point
+from dem_hub.search.loading import load_model, tokenizer_loader
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator
 from dem_hub.search.per_group import Refinement, refine
 from dem_hub.search.points import Point
-from dem_hub.search.problem import Problem, Strategy, Trial
+from dem_hub.search.problem import Callback, Problem, Strategy, Trial
 from dem_hub.search.result import SearchResult
-from dem_hub.search.resumption import Earlier, EarlierSearch
+from dem_hub.search.resumption import EarlierSearch, ResumeFrom
+from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import common_point
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region, common_bounds
@@ -53,6 +52,28 @@ if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What a search works with once everything is loaded; `held_out` is `None` for a score."""
+
+    model: "MergedModel"
+    measure: ScoreEvaluator | LossEvaluator
+    problem: Problem
+    held_out: LossEvaluator | None
+    earlier: EarlierSearch
+    cache: MeasurementCache
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a search returns of its trials, how that compares on held-out data, and what the user should know about it."""
+
+    best: Trial
+    acceptance: Acceptance | None = None
+    refinement: Refinement | None = None
+    notes: tuple[str, ...] = ()
 
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
@@ -69,7 +90,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_sum: float | None = None,
     max_forward: float | None = None,
     held_out: float | Mapping[str, Any] = HELD_OUT,
-    resume_from: Earlier | None = None,
+    resume_from: ResumeFrom | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = SEED,
     tokenizer: Any = None,
@@ -79,47 +100,51 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     logit_bytes: int = LOGIT_BYTES,
     granularity: Granularity = GRANULARITY,
     dtype: str | None = SEARCH_DTYPE,
-    callback: Callable[[int, Trial], None] | None = None,
+    callback: Callback | None = None,
     **model_kwargs: Any,
 ) -> SearchResult:
     """Find the coefficients whose merged model has the lowest loss over several distributions.
 
     Args:
-        base (`str`, `os.PathLike` or [`VectorSource`]): the base.
-        vectors (`Sequence[str]`): the vectors.
-        eval_datasets (`Mapping[str, Any]`, *optional*): validation data by distribution, in any form that [`Reader.windows`] reads:
+        base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
+        vectors (`Sequence[str]`): Hub ids or folders of the vectors.
+        eval_datasets (`Mapping[str, Any]`, *optional*): Validation data by distribution, in any form that [`Reader.windows`] reads:
             texts, files, rows, conversations, token ids. Keep it apart from training and test data.
-        method (`str` or [`Strategy`]): `gauss_newton`, `gradient`, `quadratic`, `optuna`, `grid`, `uniform`, one of these as an object with
-            options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
-        objective (`str` or [`Objective`]): `mean`, `worst` or `improvement`.
-        weights (`Mapping[str, float]`, *optional*): by distribution.
-        score (`Callable`, *optional*): any other score of a model, in place of losses. A `cache` knows it by its name.
-        direction (`str`): whether a `score` is to `maximize` or `minimize`.
-        bounds: of all coefficients, or a pair for each.
-        max_sum (`float`, *optional*): the most that the coefficients may sum to.
-        max_forward (`float`, *optional*): forward passes over the search data at most; what the method usually needs by default.
-        held_out (`float` or `Mapping`): the share of documents on which the answer is accepted, or data for that; 0 accepts it unseen.
-        resume_from (*optional*): a [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
-        cache (`str` or `os.PathLike`, *optional*): a folder for everything measured; a search that was killed goes on from there.
-        seed (`int`): of the split and of samplers.
-        tokenizer (*optional*): the base's own by default.
-        batch_size, max_length (`int`), packing (`bool`): windows in a batch, tokens in a window, whether documents share windows.
-        logit_bytes (`int`): memory for logits.
-        granularity (`str`): `model`, one coefficient a vector; `group`, then also one for each of its embeddings, attention, MLPs and the
-            rest; `block`, one for each of four runs of layers and the rest. They are kept where they are better on the held-out data.
-        dtype (`str`): of the model searched on; the recipe merges into the base's own whatever this is. 16 bits round away part of what
-            small steps change, so that float32 is the default; `None` is the base's own.
-        callback (*optional*): called with the number of each trial and the trial.
-        model_kwargs: for [`DEMModel.from_pretrained`].
+        method (`str` or [`Strategy`], defaults to `"auto"`): `gauss_newton`, `gradient`, `quadratic`, `optuna`, `grid`, `uniform`, one of
+            these as an object with options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
+        objective (`str` or [`Objective`], defaults to `"mean"`): `mean`, `worst` or `improvement`.
+        weights (`Mapping[str, float]`, *optional*): Weights of distributions in the objective, 1 where none is given.
+        score (`Callable`, *optional*): Any other score of a model, in place of losses. A `cache` knows it by its name.
+        direction (`str`, defaults to `"maximize"`): Whether to `maximize` or `minimize` a `score`.
+        bounds (defaults to `(0.0, 1.5)`): One (lower, upper) pair for all coefficients, or one for each.
+        max_sum (`float`, *optional*): Limit of the sum of the coefficients.
+        max_forward (`float`, *optional*): Limit in forward passes over the search data. By default what the method usually needs.
+        held_out (`float` or `Mapping`, defaults to 0.25): Share of the documents on which the answer is accepted, or data for that; 0
+            accepts the answer without a comparison.
+        resume_from (*optional*): A [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
+        cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on from there.
+        seed (`int`, defaults to 0): Seed of the split and of samplers.
+        tokenizer (*optional*): By default that of the base.
+        batch_size (`int`, defaults to 8): Windows in a forward pass.
+        max_length (`int`, defaults to 1024): Tokens in a window.
+        packing (`bool`, defaults to `False`): Whether documents share windows.
+        logit_bytes (`int`, defaults to 2 GiB): Memory for logits.
+        granularity (`str`, defaults to `"model"`): `model`, one coefficient a vector; `group`, then also one for each of its embeddings,
+            attention, MLPs and the rest; `block`, then also one for each of four runs of layers and the rest. Such coefficients are kept where
+            they are better on the held-out data.
+        dtype (`str`, defaults to `"float32"`): Type of the model that is searched on; `None` is the base's own. The recipe merges into the
+            base's own in any case. In 16 bits, rounding removes part of what small steps change.
+        callback (*optional*): Called with the number of each trial and the trial.
+        model_kwargs: Further arguments of [`DEMModel.from_pretrained`].
 
     Returns:
         [`SearchResult`]: `result.config` is the recipe.
 
     Raises:
-        `ConfigError`: no vectors, no data, data with nothing to score, or an option that does not exist; names all at once.
-        `NotFoundError`: no base, vector or earlier search there.
-        `CoefficientError`: a loss of the base, or of a vector alone, that is not finite.
-        `MissingDependencyError`: the method needs Optuna or SciPy (extra `search`).
+        `ConfigError`: There are no vectors, no data, data with nothing to score, or an option that does not exist; all of it is listed.
+        `NotFoundError`: The base, a vector or the earlier search is not found.
+        `CoefficientError`: A loss of the base, or of a vector alone, is not finite.
+        `MissingDependencyError`: The method needs Optuna or SciPy (extra `search`).
 
     Example:
 
@@ -132,188 +157,156 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 
     ```
 
-    Source: the DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
+    Source: The DEM paper (Ram et al., EMNLP 2024) chooses coefficients by validation loss, on a grid.
     """
     began = time.monotonic()
+
+    # Whatever can be refused is refused before anything is loaded.
     check(vectors, eval_datasets, score, direction, max_forward, held_out)
     check_granularity(granularity, score, held_out, max_sum)
-    for datasets in (eval_datasets, held_out):
-        check_files(datasets if isinstance(datasets, Mapping) else {})
-    if weights and isinstance(objective, Objective):
-        raise ConfigError(
-            f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
-        )
-    processes.join()
+    objective = as_objective(objective, weights, eval_datasets)
     strategy, reason = choose(method, len(vectors), is_score=score is not None)
-    goal = objective if isinstance(objective, Objective) else Objective(objective, weights or {})  # type: ignore[arg-type]
-    names = list(eval_datasets or {"score": None})
-    goal.factors(names, dict.fromkeys(names, 1.0))  # refuses unknown weights before anything is loaded
-    region = Region.of(pairs(bounds, len(vectors)), max_sum)
-    before = EarlierSearch.of(resume_from)
-    kept = MeasurementCache(cache, before.cache)
-    model = _load(base, vectors, dtype, model_kwargs)
-    judge = None
+    region = Region.of(bound_pairs(bounds, len(vectors)), max_sum)
+
+    processes.join()
+    earlier = EarlierSearch.of(resume_from)
+    measurements = MeasurementCache(cache, earlier.cache)
+    model = load_model(base, vectors, dtype, model_kwargs)
+    measure: ScoreEvaluator | LossEvaluator
+    judge: LossEvaluator | None
     if score is not None:
-        measure: ScoreEvaluator | LossEvaluator = ScoreEvaluator(model, score, kept, maximize=direction == "maximize")
+        measure = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
+        judge = None
     else:
-        reader = Reader(_tokenizer(tokenizer, base), max_length, is_seq2seq(model), packing)
-        data, held = read_and_split(reader, eval_datasets or {}, held_out, seed)
-        measure = LossEvaluator(model, data, kept, batch_size=batch_size, logit_bytes=logit_bytes)
-        judge = LossEvaluator(model, held, kept, batch_size=batch_size)
-    start = before.start(measure.names)
-    quick = start is not None and before.has_logits
-    problem = Problem(measure, goal, region, max_forward, start, quick, seed, callback)
-    problem.notes += [reason] if reason else []
-    if judge is not None:
-        problem.warn_of_few()
-    strategy.search(problem)
-    if judge is None:
-        for point in rivals(measure.names, None).values():  # the best of all trials is what is found
+        reader = Reader(tokenizer_loader(tokenizer, base), max_length, is_seq2seq(model), packing)
+        search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
+        measure = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
+        judge = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
+    start = earlier.start(measure.names)
+    problem = Problem(
+        measure,
+        objective,
+        region,
+        max_forward,
+        start,
+        quick=start is not None and earlier.has_logits,
+        seed=seed,
+        callback=callback,
+    )
+    session = _Session(model, measure, problem, judge, earlier, measurements)
+
+    local_model = _search(session, strategy)
+    answer = _accept(session, local_model)
+    answer = _refine(session, answer, granularity)
+    notes = _notes(session, answer, reason)
+    result = _result(session, answer, local_model, strategy.name, notes)
+    config = replace(result.config, search=_provenance(result, seed))
+    return replace(result, config=config, seconds=time.monotonic() - began)
+
+
+def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
+    """Let the strategy score points, and return its model of the losses around the best one.
+
+    Raises:
+        `CoefficientError`: No trial has a finite loss.
+    """
+    problem = session.problem
+    local_model = strategy.search(problem)
+    if session.held_out is None:
+        # A score has no held-out part. The baselines become trials, and the best of all trials is the answer.
+        for point in baseline_points(problem.measure.names, None).values():
             problem.evaluate(point)
-    _refuse_nothing_finite(problem)
-    best, accepted = _accept(problem, judge, before) if judge is not None else (problem.best, None)
-    refined = _refine(problem, judge, best, accepted, granularity)
-    table = CrossLoss.of(measure) if isinstance(measure, LossEvaluator) else None
-    _tell(
-        problem,
-        table if judge is None or (table and len(table.cells) > len(vectors)) else CrossLoss.of(judge),
-        model,
-        reason,
-    )
-    plain = measure.coordinates.coefficients(best.coefficients)
-    recipe = model.dem.config.with_coefficients(refined.coefficients if refined and refined.is_kept else plain)
-    result = SearchResult(
-        config=recipe,
-        method=strategy.name,
-        best=best,
-        trials=tuple(problem.trials),
-        objective=goal,
-        bounds=tuple(problem.bounds()),
-        num_forward=problem.num_forward + (refined.num_forward if refined else 0.0),
-        seconds=time.monotonic() - began,
-        tokens={name: sum(counts) for name, counts in measure.tokens.items()}
-        if isinstance(measure, LossEvaluator)
-        else {},
-        max_sum=max_sum,
-        num_forward_held_out=(judge.num_forward if judge else 0.0) + (refined.num_forward_held_out if refined else 0.0),
-        table=table,
-        acceptance=accepted,
-        model=problem.model,
-        refinement=refined,
-        notes=tuple(problem.notes),
-        cache=kept,
-    )
-    return replace(result, config=replace(recipe, dtype=None, search=_provenance(result, seed)))
-
-
-def _load(
-    base: str | os.PathLike[str] | VectorSource,
-    vectors: Sequence[str | VectorSource],
-    dtype: str | None,
-    kwargs: Mapping[str, Any],
-) -> "MergedModel":
-    from dem_hub.models.loading import DEMModel
-
-    source = VectorSource.parse(base)
-    names = [VectorSource.parse(vector) for vector in vectors]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")
-    zeros: dict[VectorSource, float] = dict.fromkeys(names, 0.0)
-    return DEMModel.from_pretrained(
-        source.repo_id, revision=source.revision, subfolder=source.subfolder, vectors=zeros, dtype=dtype, **kwargs
-    )
-
-
-def _tokenizer(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> Callable[[], Any]:
-    """The tokenizer, loaded when it is first needed."""
-    loaded: list[Any] = [tokenizer] if tokenizer is not None else []
-
-    def load() -> Any:
-        from transformers import AutoTokenizer
-
-        if not loaded:
-            source = VectorSource.parse(base)
-            loaded.append(
-                AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
-            )
-        return loaded[0]
-
-    return load
-
-
-def _refuse_nothing_finite(problem: Problem) -> None:
-    """There is no best of trials that all diverged."""
     if not math.isfinite(problem.best.value):
         raise CoefficientError(
             f"None of {len(problem.trials)} trials is finite, not even with the coefficients {list(problem.best.coefficients)}: "
             f"{dict(problem.best.losses)}. Use another dtype, another base, or vectors that did not diverge."
         )
+    return local_model
 
 
-def _accept(problem: Problem, judge: LossEvaluator, before: EarlierSearch) -> tuple[Trial, Acceptance | None]:
-    """The trial to use, and the comparison on held-out data where there is any of each distribution."""
-    missing = [
-        f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)"
-        for name, windows in judge.data.items()
-        if not windows
-    ]
+def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
+    """Compare the best trial with the baselines on held-out data, if there is any of each distribution."""
+    problem = session.problem
+    judge = session.held_out
+    if judge is None:
+        return _Answer(problem.best)
+    missing = []
+    for name, windows in judge.data.items():
+        if not windows:
+            missing.append(f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)")
     if missing:
-        problem.notes.append(
-            f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
-        )
-        return problem.best, None
-    obvious = rivals(problem.measure.names, _common(problem, judge), before.unchanged(problem.measure.names))
-    others = {
-        label: point
-        for label, point in obvious.items()
-        if problem.region.contains(torch.tensor(point, dtype=torch.float64))
-    }
-    accepted = accept(judge, problem.objective, problem.best.coefficients, others)
+        note = f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
+        return _Answer(problem.best, notes=(note,))
+
+    names = problem.measure.names
+    common = _best_common_point(problem, judge, local_model)
+    baselines = baseline_points(names, common, session.earlier.unchanged(names))
+    inside = {label: point for label, point in baselines.items() if problem.is_inside(point)}
+    accepted = accept(judge, problem.objective, problem.best.coefficients, inside)
     if accepted.is_found:
-        return problem.best, accepted
+        return _Answer(problem.best, accepted)
     chosen = accepted.contenders[accepted.chosen]
-    problem.notes.append(
-        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard error {chosen.error:.4f}), "
-        "and is what is returned."
+    note = (
+        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard error "
+        f"{chosen.error:.4f}), and is what is returned."
     )
-    return problem.evaluate(chosen.coefficients), accepted
+    return _Answer(problem.evaluate(chosen.coefficients), accepted, notes=(note,))
 
 
-def _common(problem: Problem, judge: LossEvaluator) -> Point | None:
-    """The best common coefficient on held-out data, looked for from what the search's statistics say; `None` where there is none."""
+def _best_common_point(problem: Problem, judge: LossEvaluator, local_model: LocalModel | None) -> Point | None:
+    """Return the best point with one coefficient for all vectors on held-out data, or `None` if the region has no such point."""
     low, high = common_bounds(problem.region)
     if problem.count < 2 or low > high:
         return None
-    if problem.model is not None:
-        guess = float(common_point(problem.model, problem.objective, problem.region, problem.base_losses)[0])
+    # The search's statistics say where to begin.
+    if local_model is not None:
+        guess = float(common_point(local_model, problem.objective, problem.region, problem.base_losses)[0])
     else:
         guess = sum(problem.best.coefficients) / problem.count
-    return common_of(judge, problem.objective, problem.region, guess)
+    return best_common_point(judge, problem.objective, problem.region, guess)
 
 
-def _refine(
-    problem: Problem, judge: LossEvaluator | None, best: Trial, accepted: Acceptance | None, granularity: Granularity
-) -> Refinement | None:
-    """The search by groups, where that is asked for, and there is held-out data to accept it on."""
-    if judge is None or granularity == "model":
-        return None
-    if accepted is None:
-        problem.notes.append(
+def _refine(session: _Session, answer: _Answer, granularity: Granularity) -> _Answer:
+    """Search by groups, if that is asked for and there is held-out data to accept the answer on."""
+    if session.held_out is None or granularity == "model":
+        return answer
+    if answer.acceptance is None:
+        note = (
             f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them."
         )
+        return replace(answer, notes=(*answer.notes, note))
+    refinement, notes = refine(session.problem, session.held_out, answer.best, granularity)
+    return replace(answer, refinement=refinement, notes=(*answer.notes, *notes))
+
+
+def _notes(session: _Session, answer: _Answer, reason: str) -> tuple[str, ...]:
+    """Return what the user should know, in the order in which it happened, and log it."""
+    problem = session.problem
+    notes = [reason] if reason else []
+    if session.held_out is not None:
+        notes += problem.notes_on_tokens()
+    notes += problem.notes
+    notes += answer.notes
+    table = _complete_table(session)
+    if table is not None:
+        notes += table.flags()
+    if problem.count > 1:
+        notes += geometry_flags(_geometry(session.model))
+    for note in notes:
+        level = logging.INFO if note == reason else logging.WARNING
+        logger.log(level, "%s", note)
+    return tuple(notes)
+
+
+def _complete_table(session: _Session) -> CrossLoss | None:
+    """Return a cross-loss table with the base and every vector: of the search data if it is there, else of the held-out data."""
+    if session.held_out is None:
         return None
-    refined = refine(problem, judge, best, granularity)
-    problem.notes += [refined.note()] if refined is not None else []
-    return refined
-
-
-def _tell(problem: Problem, table: CrossLoss | None, model: "MergedModel", reason: str) -> None:
-    """Add what the table and the vectors' geometry say to the notes, and log them."""
-    problem.notes += table.flags() if table is not None else []
-    problem.notes += geometry_flags(_geometry(model)) if problem.count > 1 else []
-    for note in problem.notes:
-        logger.log(logging.INFO if note == reason else logging.WARNING, "%s", note)
+    table = CrossLoss.of(session.problem.loss_evaluator)
+    if len(table.cells) > session.problem.count:
+        return table
+    # A strategy need not score each vector alone, but acceptance does.
+    return CrossLoss.of(session.held_out)
 
 
 def _geometry(model: "MergedModel") -> Comparison:
@@ -321,8 +314,50 @@ def _geometry(model: "MergedModel") -> Comparison:
     return compare(opened.vectors, opened.base, tuple(model.dem.coefficients))
 
 
+def _result(
+    session: _Session, answer: _Answer, local_model: LocalModel | None, method: str, notes: tuple[str, ...]
+) -> SearchResult:
+    """Put the record together; its recipe does not say yet how the coefficients were found."""
+    problem = session.problem
+    num_forward = problem.num_forward
+    num_forward_held_out = 0.0
+    table = None
+    tokens = {}
+    if session.held_out is not None:
+        num_forward_held_out = session.held_out.num_forward
+        table = CrossLoss.of(problem.loss_evaluator)
+        tokens = {name: sum(counts) for name, counts in problem.loss_evaluator.tokens.items()}
+    coefficients = session.measure.coordinates.coefficients(answer.best.coefficients)
+    refinement = answer.refinement
+    if refinement is not None:
+        num_forward += refinement.num_forward
+        num_forward_held_out += refinement.num_forward_held_out
+        if refinement.is_kept:
+            coefficients = dict(refinement.coefficients)
+    return SearchResult(
+        # The dtype is that of the search; a recipe without one merges into the base's own.
+        config=replace(session.model.dem.config.with_coefficients(coefficients), dtype=None),
+        method=method,
+        best=answer.best,
+        trials=tuple(problem.trials),
+        objective=problem.objective,
+        bounds=tuple(problem.bounds()),
+        num_forward=num_forward,
+        seconds=0.0,
+        tokens=tokens,
+        max_sum=problem.region.max_sum,
+        num_forward_held_out=num_forward_held_out,
+        table=table,
+        acceptance=answer.acceptance,
+        model=local_model,
+        notes=notes,
+        refinement=refinement,
+        cache=session.cache,
+    )
+
+
 def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
-    """How the coefficients were found, for the recipe."""
+    """Return how the coefficients were found, for the recipe."""
     data: dict[str, Any] = {
         "method": result.method,
         "seed": seed,

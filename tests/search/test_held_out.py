@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dem_hub.evaluation.windows import Window
-from dem_hub.search.held_out import INDEPENDENT, Acceptance, accept, common_of, expected_excess, rivals
+from dem_hub.search.held_out import INDEPENDENT, Acceptance, accept, baseline_points, best_common_point, expected_excess
+from dem_hub.search.records import from_json, to_json
 from dem_hub.search.solve.line_search import LEAST_GAIN
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region
@@ -79,7 +80,7 @@ def test_what_was_fitted_to_the_data_must_be_better_by_more(gain: float, chosen:
 
 def test_as_json() -> None:
     accepted = judged(2.0, 2.1)
-    assert Acceptance.from_dict(accepted.to_dict()) == accepted
+    assert from_json(Acceptance, to_json(accepted), "acceptance") == accepted
 
 
 class Along:
@@ -106,7 +107,7 @@ def test_the_best_common_coefficient(kind: Any, guess: float) -> None:
     held: Any = Along(**ASK.functions)
     objective = Objective(kind)
     region = Region.of([(0.0, 1.5)] * 2)
-    common = common_of(held, objective, region, guess)
+    common = best_common_point(held, objective, region, guess)
     base = held.losses((0.0, 0.0))
 
     def value(level: float) -> float:
@@ -121,23 +122,25 @@ def test_the_best_common_coefficient(kind: Any, guess: float) -> None:
 
 def test_the_best_common_coefficient_of_a_region() -> None:
     held: Any = Along(**ASK.functions)
-    assert common_of(held, Objective(), Region.of([(0.0, 1.5), (0.0, 0.5)]), 1.1) == (0.5, 0.5)
-    assert common_of(held, Objective(), Region.of([(0.0, 1.5)] * 2, max_sum=0.6), 1.1) == (0.3, 0.3)
-    assert common_of(held, Objective(), Region.of([(0.9, 1.5)] * 2), 1.1) == (0.9, 0.9)
+    assert best_common_point(held, Objective(), Region.of([(0.0, 1.5), (0.0, 0.5)]), 1.1) == (0.5, 0.5)
+    assert best_common_point(held, Objective(), Region.of([(0.0, 1.5)] * 2, max_sum=0.6), 1.1) == (0.3, 0.3)
+    assert best_common_point(held, Objective(), Region.of([(0.9, 1.5)] * 2), 1.1) == (0.9, 0.9)
     assert max(held.seen) <= 1.5
 
 
 def test_a_common_coefficient_that_diverges() -> None:
     """No number is worse than any, also where it is not the largest loss by its order."""
     held: Any = Along(maths=lambda c: (c - 0.75) ** 2, chat=lambda c: 0.0 if c < 0.9 else float("nan"))
-    assert common_of(held, Objective("worst"), Region.of([(0.0, 1.5)] * 2), 1.1)[0] == pytest.approx(0.75, abs=0.02)
+    assert best_common_point(held, Objective("worst"), Region.of([(0.0, 1.5)] * 2), 1.1)[0] == pytest.approx(
+        0.75, abs=0.02
+    )
 
 
-def test_rivals() -> None:
-    assert rivals(("a", "b"), (0.3, 0.3), (0.1, 0.0)) == {
+def test_baseline_points() -> None:
+    assert baseline_points(("a", "b"), (0.3, 0.3), (0.1, 0.0)) == {
         "base": BASE, "a alone": SINGLE, "b alone": (0.0, 1.0), "1/N": UNIFORM, "common": (0.3, 0.3), "before": (0.1, 0.0),
     }  # fmt: skip
-    assert list(rivals(("a",), None)) == ["base", "a alone", "1/N"]
+    assert list(baseline_points(("a",), None)) == ["base", "a alone", "1/N"]
 
 
 def test_expected_excess() -> None:

@@ -1,4 +1,4 @@
-"""Ways to look for coefficients, one file each, behind one small protocol: [`Strategy`]."""
+"""Strategies: ways to look for coefficients, one file each, behind the protocol [`Strategy`]."""
 
 from collections.abc import Callable
 
@@ -20,20 +20,28 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "uniform": Uniform,
 }
 
-_MANY = 16  # coefficients, from which on a backward pass is cheaper than a forward pass for each
-_FEW = 8  # coefficients, up to which a quadratic can be known from points
+# Coefficients up to which `auto` takes gauss_newton for losses. A step of it takes a forward pass for each coefficient; one of `gradient` takes
+# three, for any number, but needs more steps. Chosen by that count, not measured.
+_MANY = 16
+
+# Coefficients up to which `auto` takes quadratic for a score. With 8 a quadratic has 45 numbers, each of which takes a trial. Chosen by hand,
+# not measured.
+_FEW = 8
 
 
 def choose(method: str | Strategy, count: int, *, is_score: bool = False) -> tuple[Strategy, str]:
-    """The strategy, and why `auto` chose it.
+    """Return the strategy of a method, and the reason if `auto` chose it.
 
     Args:
-        method (`str` or [`Strategy`]): a name, `auto`, or a strategy itself.
-        count (`int`): the number of vectors.
-        is_score (`bool`): whether there is a caller's score in place of losses.
+        method (`str` or [`Strategy`]): A name, `auto`, or a strategy itself.
+        count (`int`): Number of coefficients.
+        is_score (`bool`): Whether there is a caller's score in place of losses.
+
+    Returns:
+        `tuple[Strategy, str]`: The strategy, and a sentence for the user. The sentence is empty unless the method is `auto`.
 
     Raises:
-        `ConfigError`: no such method.
+        `ConfigError`: There is no such method.
 
     Example:
 
@@ -46,12 +54,21 @@ def choose(method: str | Strategy, count: int, *, is_score: bool = False) -> tup
     """
     if not isinstance(method, str):
         return method, ""
-    if method != "auto":
-        if method not in STRATEGIES:
-            raise ConfigError(f"method is '{method}'; it must be auto, or one of {', '.join(STRATEGIES)}.")
-        return STRATEGIES[method](), ""
+    if method == "auto":
+        return _choose_automatically(count, is_score=is_score)
+    if method not in STRATEGIES:
+        raise ConfigError(f"method is '{method}'; it must be auto, or one of {', '.join(STRATEGIES)}.")
+    return STRATEGIES[method](), ""
+
+
+def _choose_automatically(count: int, *, is_score: bool) -> tuple[Strategy, str]:
     if is_score:
-        name, why = ("quadratic", f"at most {_FEW}") if count <= _FEW else ("optuna", f"more than {_FEW}")
-        return STRATEGIES[name](), f"auto: {name}, for a score with {why} coefficients."
-    name, why = ("gauss_newton", f"at most {_MANY}") if count <= _MANY else ("gradient", f"more than {_MANY}")
-    return STRATEGIES[name](), f"auto: {name}, for losses with {why} coefficients."
+        return _choose_by_count("a score", count, _FEW, "quadratic", "optuna")
+    return _choose_by_count("losses", count, _MANY, "gauss_newton", "gradient")
+
+
+def _choose_by_count(measured: str, count: int, limit: int, up_to: str, beyond: str) -> tuple[Strategy, str]:
+    """Return one strategy for up to `limit` coefficients and another beyond, and the reason."""
+    if count <= limit:
+        return STRATEGIES[up_to](), f"auto: {up_to}, for {measured} with at most {limit} coefficients."
+    return STRATEGIES[beyond](), f"auto: {beyond}, for {measured} with more than {limit} coefficients."

@@ -1,16 +1,18 @@
 """Optuna's samplers, by name or as objects: for scores that are not smooth, for many processes, and to compare with.
 
-The first trials are points that anyone would try (the base, each vector alone, equal shares, all at once). With a storage that several
-processes share (a journal file, a database), they share one study; the trials of all of them count.
+The first trials are points that a user would try without a search: the base, each vector alone, equal shares, all at once. Processes that share a
+storage (a journal file, a database) share one study, and the trials of all of them count.
 """
 
 import importlib.util
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from dem_hub.errors import ConfigError, MissingDependencyError
-from dem_hub.search.problem import Problem, Trial
+from dem_hub.search.points import Point, all_at, each_alone
+from dem_hub.search.problem import Problem
 
 SAMPLERS = {
     "gp": "GPSampler",
@@ -19,18 +21,21 @@ SAMPLERS = {
     "nsgaii": "NSGAIISampler",
     "random": "RandomSampler",
 }
+
+# Trials by default. On three vectors of SmolLM2-135M the three samplers that were tried came within 0.0012 nats of gauss_newton in as many.
 N_TRIALS = 40
 
 
 @dataclass(frozen=True)
 class Optuna:
-    """A study of `max_forward` trials, each of which is one forward pass (40 if the caller does not say).
+    """A study of `max_forward` trials, or 40 if that is not given; each trial is one forward pass.
 
     Args:
-        sampler: one of `SAMPLERS`, or any sampler of Optuna's. NSGA-II looks for the Pareto front of the distributions' losses.
-        storage: Optuna's; `None` keeps the study in memory. A path makes a journal file, which processes on one file system can share;
-            each then has a seed of its own, or they would all propose the same.
-        study_name (`str`): the study within the storage.
+        sampler (defaults to `"gp"`): One of `SAMPLERS`, or any sampler object of Optuna. NSGA-II looks for the Pareto front of the
+            distributions' losses.
+        storage (*optional*): Storage of Optuna; by default the study is kept in memory. A path makes a journal file, which processes on one
+            file system can share. Each process then has a seed of its own, since with the same seed all would propose the same.
+        study_name (`str`, defaults to `"dem_hub"`): Name of the study in the storage.
     """
 
     sampler: Any = "gp"
@@ -39,45 +44,67 @@ class Optuna:
     name: str = "optuna"
 
     def search(self, problem: Problem) -> None:
-        """Ask, score, tell."""
-        optuna = _optuna()
-        several = "nsga" in (self.sampler if isinstance(self.sampler, str) else type(self.sampler).__name__).lower()
-        study = self._study(optuna, problem, len(problem.measure.losses((0.0,) * problem.count)) if several else 1)
-        names = [f"c{number}" for number in range(problem.count)]
+        """Ask the sampler for points, score them, and tell it the results.
+
+        Raises:
+            `ConfigError`: There is no such sampler.
+            `MissingDependencyError`: Optuna, SciPy, or the package of the sampler is not installed.
+        """
         from huggingface_hub.utils import tqdm
 
+        optuna = _import_optuna()
+        study = self._study(optuna, problem)
         for _ in tqdm(range(int(problem.budget(N_TRIALS))), desc="Searching", unit="trial"):
-            proposed = study.ask()
-            point = [proposed.suggest_float(name, *bound) for name, bound in zip(names, problem.bounds(), strict=True)]
-            trial = problem.evaluate(problem.inside(point))
-            values = list(trial.losses.values()) if several else [trial.value]
-            state = optuna.trial.TrialState.COMPLETE if trial.value < float("inf") else optuna.trial.TrialState.FAIL
-            proposed.set_user_attr("losses", dict(trial.losses))
-            study.tell(proposed, values if state == optuna.trial.TrialState.COMPLETE else None, state)
+            self._run_trial(optuna, study, problem)
         if self.storage is not None:
-            self._collect(optuna, study, problem, names)
+            _collect(optuna, study, problem)
 
-    def _study(self, optuna: Any, problem: Problem, goals: int) -> Any:
-        """The study, with its first points asked for by whoever comes first."""
+    @property
+    def _has_many_objectives(self) -> bool:
+        """Whether each distribution's loss is an objective of its own."""
+        name = self.sampler if isinstance(self.sampler, str) else type(self.sampler).__name__
+        return "nsga" in name.lower()
+
+    def _run_trial(self, optuna: Any, study: Any, problem: Problem) -> None:
+        asked = study.ask()
+        point = []
+        for number, (low, high) in enumerate(problem.bounds()):
+            point.append(asked.suggest_float(_parameter(number), low, high))
+        trial = problem.evaluate(problem.inside(point))
+        asked.set_user_attr("losses", dict(trial.losses))
+        if trial.value == math.inf:
+            study.tell(asked, None, optuna.trial.TrialState.FAIL)
+            return
+        values = [trial.value]
+        if self._has_many_objectives:
+            values = list(trial.losses.values())
+        study.tell(asked, values, optuna.trial.TrialState.COMPLETE)
+
+    def _study(self, optuna: Any, problem: Problem) -> Any:
+        """Return the study of this process, or the one in the storage that another process has made."""
         storage = self.storage
         if isinstance(storage, str) and "://" not in storage:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+        objectives = 1
+        if self._has_many_objectives:
+            objectives = len(problem.measure.losses(all_at(0.0, problem.count)))
         points = [problem.inside(point).tolist() for point in first_points(problem.count)]
         sampler = self._sampler(optuna, problem.seed if storage is None else None, len(points))
-        name = self.study_name if storage is not None else None
+        name = None if storage is None else self.study_name
         try:
             study = optuna.create_study(
-                sampler=sampler, directions=["minimize"] * goals, storage=storage, study_name=name
+                sampler=sampler, directions=["minimize"] * objectives, storage=storage, study_name=name
             )
         except optuna.exceptions.DuplicatedStudyError:
             return optuna.load_study(sampler=sampler, storage=storage, study_name=name)
-        for point in (
-            points
-        ):  # by whoever made the study alone: two processes at once would both ask for a point that is not there yet
-            study.enqueue_trial({f"c{i}": value for i, value in enumerate(point)}, skip_if_exists=True)
+        # Only the process that made the study enqueues its first points. Two at once would both enqueue a point that is not there yet.
+        for point in points:
+            parameters = {_parameter(number): value for number, value in enumerate(point)}
+            study.enqueue_trial(parameters, skip_if_exists=True)
         return study
 
     def _sampler(self, optuna: Any, seed: int | None, startup: int) -> Any:
+        """Return the sampler object; `startup` is the number of trials before a Gaussian process proposes points."""
         if not isinstance(self.sampler, str):
             return self.sampler
         if self.sampler not in SAMPLERS:
@@ -88,32 +115,42 @@ class Optuna:
             raise MissingDependencyError("The sampler 'cmaes' needs the package cmaes: pip install 'dem-hub[search]'")
         options: dict[str, Any] = {"seed": seed}
         if self.sampler == "gp":
+            # The same point always has the same loss.
             options |= {"n_startup_trials": startup, "deterministic_objective": True}
-        with warnings.catch_warnings():  # of options that Optuna calls experimental
+        with warnings.catch_warnings():
+            # `deterministic_objective` is one of the options that Optuna calls experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return getattr(optuna.samplers, SAMPLERS[self.sampler])(**options)
 
-    def _collect(self, optuna: Any, study: Any, problem: Problem, names: list[str]) -> None:
-        """The other processes' trials, too."""
-        known = {trial.coefficients for trial in problem.trials}
-        for other in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
-            point = tuple(problem.inside([other.params[name] for name in names]).tolist())
-            losses = other.user_attrs.get("losses")
-            if point not in known and losses is not None:
-                problem.trials.append(Trial(point, losses, problem.objective.value(losses, problem.base_losses)))
 
-
-def first_points(count: int) -> list[tuple[float, ...]]:
-    """What anyone would try first: nothing, each vector alone, equal shares that sum to 1, half of each, all of each."""
-    singles = [tuple(float(i == j) for j in range(count)) for i in range(count)]
-    points = [(0.0,) * count, *singles, (1 / count,) * count, (0.5,) * count, (1.0,) * count]
+def first_points(count: int) -> list[Point]:
+    """Return the points to try first: the base, each vector alone, equal shares that sum to 1, half of each, all of each."""
+    points = [all_at(0.0, count), *each_alone(count), all_at(1 / count, count), all_at(0.5, count), all_at(1.0, count)]
     return list(dict.fromkeys(points))
 
 
-def _optuna() -> Any:
+def _collect(optuna: Any, study: Any, problem: Problem) -> None:
+    """Add the trials of the study's other processes."""
+    known = {trial.coefficients for trial in problem.trials}
+    for other in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+        values = [other.params[_parameter(number)] for number in range(problem.count)]
+        point = tuple(problem.inside(values).tolist())
+        losses = other.user_attrs.get("losses")
+        if point not in known and losses is not None:
+            problem.adopt(point, losses)
+
+
+def _parameter(number: int) -> str:
+    """Return the name in the study of a coefficient; a storage keeps it, so it must stay as it is."""
+    return f"c{number}"
+
+
+def _import_optuna() -> Any:
     try:
         import optuna
-        import scipy  # noqa: F401  which Optuna's GPSampler asks for only when it is used
+
+        # Optuna's GPSampler asks for SciPy only when it is used.
+        import scipy  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
             f"method='optuna' needs Optuna and SciPy ({error}): pip install 'dem-hub[search]'"

@@ -1,22 +1,26 @@
-"""The other reference: one coefficient for all vectors, looked for along a line."""
+"""One coefficient for all vectors, by scores along a line: a reference to compare with."""
 
 from dataclasses import dataclass
 
+from dem_hub.search.points import all_at
 from dem_hub.search.problem import Problem
 from dem_hub.search.solve.region import common_bounds
+
+# Points along the line by default. Between the usual bounds, 0 and 1.5, they are 0.15 apart.
+_POINTS = 11
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """`max_forward` equal steps (11 points if the caller does not say) between the bounds that all coefficients share."""
+    """Equal steps between the bounds that all coefficients share: `max_forward` points, or 11 if that is not given."""
 
     name: str = "uniform"
 
     def search(self, problem: Problem) -> None:
-        """Score the points."""
+        """Score the points, from the lower bound to the upper one."""
         from huggingface_hub.utils import tqdm
 
-        count = max(2, int(problem.budget(11)))
+        count = max(2, int(problem.budget(_POINTS)))
         low, high = common_bounds(problem.region)
         for number in tqdm(range(count), desc="One coefficient", unit="point", delay=1):
-            problem.evaluate([low + (high - low) * number / (count - 1)] * problem.count)
+            problem.evaluate(all_at(low + (high - low) * number / (count - 1), problem.count))
