@@ -1,22 +1,28 @@
 """dem_hub: distribution-edited models, as a plugin of the Hugging Face ecosystem.
 
-A distribution-edited model is a base model plus a weighted sum of what fine-tunes of it have learnt, one fine-tune for each data distribution:
+A distribution-edited model is a base model plus a weighted sum of what fine-tunes of it have learnt, one fine-tune
+for each data distribution:
 
     theta = theta_0 + sum_i c_i * (theta_i - theta_0)
 
-Each difference `theta_i - theta_0` is a distribution vector. The coefficients `c_i` are chosen by the validation loss of the merged model, so
-nothing is trained again when a data source is added, changed or dropped. Everything starts from a few names:
+Each difference `theta_i - theta_0` is a distribution vector. The coefficients `c_i` are chosen by the validation
+loss of the merged model, so nothing is trained again when a data source is added, changed or dropped. Everything
+starts from a few names:
 
-* [`DistributionVector`] extracts a vector from a base and a fine-tune, reads it from the Hub or a folder, and publishes it. A LoRA adapter
-  is a vector already. [`DEMCallback`] makes vectors from a running `Trainer`, and [`VectorStore`] keeps many of them in one repository.
+* [`DistributionVector`] extracts a vector from a base and a fine-tune, reads it from the Hub or a folder, and
+  publishes it. A LoRA adapter is a vector already. [`DEMCallback`] makes vectors from a running `Trainer`, and
+  [`VectorStore`] keeps many of them in one repository.
 * [`search_coefficients`] finds the coefficients and returns a [`SearchResult`] with the recipe, a [`DEMConfig`].
 * [`DEMModel`] loads a recipe, or a base and vectors, as an ordinary transformers model, and merges while loading.
-* [`list_vectors`] finds the vectors of a base on the Hub, and [`VectorSource`] names one at a revision or in a subfolder.
+* [`list_vectors`] finds the vectors of a base on the Hub, and [`VectorSource`] names one at a revision or in a
+  subfolder.
 
-The errors are in [`dem_hub.errors`], the search strategies in [`dem_hub.search`], and the ways to store a vector in [`dem_hub.codecs`].
+The errors are in [`dem_hub.errors`], the search strategies in [`dem_hub.search`], and the ways to store a vector in
+[`dem_hub.codecs`].
 
-Importing dem_hub is cheap: torch, transformers and whatever needs them are imported when a name is first used. The Auto classes of transformers
-know `model_type: "dem"` as soon as transformers is imported too, before or after dem_hub.
+Importing dem_hub is cheap: torch, transformers and whatever needs them are imported when a name is first used. The
+Auto classes of transformers know `model_type: "dem"` as soon as transformers is imported too, before or after
+dem_hub.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,9 @@
 """The exceptions of dem_hub: one tree, with [`DemHubError`] at its root.
 
-Every class also inherits the standard type that a caller would guess (`ValueError`, `FileNotFoundError`, `ImportError`), so that code which does
-not know dem_hub catches it too. A message says what was refused, both values, where, and what to do next. Several faults that are found
-together are listed in one error, by [`refuse`]. When the Hub itself refuses (401, 403, 404), its client's error is raised and not one of these.
+Every class also inherits the standard type that a caller would guess (`ValueError`, `FileNotFoundError`,
+`ImportError`), so that code which does not know dem_hub catches it too. A message says what was refused, both
+values, where, and what to do next. Several faults that are found together are listed in one error, by [`refuse`].
+When the Hub itself refuses (401, 403, 404), its client's error is raised and not one of these.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,10 @@ class DemHubError(Exception):
 
 
 class ConfigError(DemHubError, ValueError):
-    """Raised for a vector config, a recipe or an argument that cannot be read or is not allowed, and for a file of a newer format version."""
+    """Raised for a vector config, a recipe or an argument that cannot be read or is not allowed.
+
+    A file of a newer format version is one that cannot be read.
+    """
 
 
 class CodecError(DemHubError, ValueError):
@@ -32,7 +36,7 @@ class CoefficientError(DemHubError, ValueError):
 
 
 class CheckpointError(DemHubError, ValueError):
-    """Raised for files of weights that cannot be used: pickled, truncated, altered, quantized, not finite, or with an invalid name."""
+    """Raised for files of weights that cannot be used: pickled, truncated, altered, quantized, or not finite."""
 
 
 class BaseMismatchError(DemHubError, ValueError):
@@ -70,7 +74,7 @@ class HubError(DemHubError, OSError):
 
 
 class PushConflictError(DemHubError, RuntimeError):
-    """Raised when another push changed the same files on the Hub in between, or the branch is not at `parent_commit`."""
+    """Raised when another push changed the same files in between, or the branch is not at `parent_commit`."""
 
 
 # Packages

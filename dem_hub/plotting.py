@@ -1,6 +1,7 @@
 """Plots of searches, perplexities and vector norms, for model cards and the demo.
 
-They need matplotlib (extra `plot`), which is imported when a plot is drawn. The format of a file, PNG or SVG, is that of its name.
+They need matplotlib (extra `plot`), which is imported when a plot is drawn. The format of a file, PNG or SVG, is
+that of its name.
 """
 
 import math
@@ -15,7 +16,8 @@ from dem_hub.errors import MissingDependencyError
 _BASELINE_COLOR = "#9aa5b1"
 _RESULT_COLOR = "#0b7285"
 
-# Height of a bar, as a share of the distance between two bars. A plot with two bars in each place divides it between them.
+# Height of a bar, as a share of the distance between two bars. A plot with two bars in each place divides it
+# between them.
 _BAR_HEIGHT = 0.72
 
 _DOTS_PER_INCH = 150
@@ -25,7 +27,8 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
     """Draw the perplexity of several models on each distribution, as bars.
 
     Args:
-        table (`Mapping[str, Mapping[str, float]]`): Perplexity by model, then by distribution. The last model has another color.
+        table (`Mapping[str, Mapping[str, float]]`): Perplexity by model, then by distribution. The last model has
+            another color.
         path (`str` or `Path`): The file to write, PNG or SVG.
         title (`str`): The title above all plots.
 
@@ -95,6 +98,7 @@ def _draw_trials(axes: Any, values: Sequence[float]) -> None:
     axes.plot(numbers, finite_values, "o", color=_BASELINE_COLOR, markersize=4, label="trial")
     axes.step(numbers, lowest_so_far, where="post", color=_RESULT_COLOR, label="lowest so far")
     axes.set_xlabel("trial", fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("objective", fontsize=8)
     axes.set_title("Objective (lower is better)", fontsize=10)
     axes.legend(fontsize=8, frameon=False)

@@ -1,9 +1,11 @@
-"""What a model's architecture says about its checkpoint: which key is which module's weight, and which tensors are buffers.
+"""What a model's architecture says about its checkpoint: which key is which module's weight, and which tensors are
+buffers.
 
-transformers itself is asked, with the model built without memory and with the renaming rules of its own loader. Nothing is guessed from names:
-`h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory, transposed, and a key that is fused with others in memory is no
-module's weight at all. Only plain decoders, whose names are known to be the same on disk and in memory, are described without transformers,
-because importing it takes seconds. No other module below `models` needs transformers.
+transformers itself is asked, with the model built without memory and with the renaming rules of its own loader.
+Nothing is guessed from names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory,
+transposed, and a key that is fused with others in memory is no module's weight at all. Only plain decoders, whose
+names are known to be the same on disk and in memory, are described without transformers, because importing it takes
+seconds. No other module below `models` needs transformers.
 """
 
 import re
@@ -24,23 +26,33 @@ if TYPE_CHECKING:
 
 ModuleKind = Literal["linear", "conv1d", "embedding"]
 
-# The keys of a parameter that is several matrices on disk. Each inner tuple is one part, expert by expert; the parts lie one below the other
-# in the parameter (`gate_up_proj` in memory is all gates above all ups).
+# The keys of a parameter that is several matrices on disk. Each inner tuple is one part, expert by expert; the
+# parts lie one below the other in the parameter (`gate_up_proj` in memory is all gates above all ups).
 Fused = tuple[tuple[str, ...], ...]
 
-# Decoders whose tensors have the same names on disk and in memory, and whose weights are all of linear layers, norms and one embedding.
+# Decoders whose tensors have the same names on disk and in memory, and whose weights are all of linear layers,
+# norms and one embedding.
 PLAIN = {
-    "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "granite": "GraniteForCausalLM",
-    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "olmo2": "Olmo2ForCausalLM", "phi3": "Phi3ForCausalLM",
-    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM",
-}  # fmt: skip
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+}
 _PLAIN_EMBEDDING = "model.embed_tokens"
 _PLAIN_OUTPUT = "lm_head"
-_PLAIN_KEY = re.compile(
-    r"(model\.(embed_tokens|norm|layers\.\d+\.(\w+layernorm|self_attn\.(qkv|[qkvo])_proj|self_attn\.[qk]_norm|mlp\.\w+))|lm_head)\.(weight|bias)"
-)
+_PLAIN_LAYER = r"\w+layernorm|self_attn\.(qkv|[qkvo])_proj|self_attn\.[qk]_norm|mlp\.\w+"
+_PLAIN_KEY = re.compile(rf"(model\.(embed_tokens|norm|layers\.\d+\.({_PLAIN_LAYER}))|lm_head)\.(weight|bias)")
 
-# Models with Mamba layers. PEFT puts no LoRA on their `out_proj`: the kernels read its weight directly, past the module and its LoRA.
+# Models with Mamba layers. PEFT puts no LoRA on their `out_proj`: the kernels read its weight directly, past the
+# module and its LoRA.
 MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 
 
@@ -69,7 +81,8 @@ class Architecture:
     * `buffers` are checkpoint keys of tensors that training does not change.
     * `tied` has the names of the input and the output embedding if they are one tensor.
     * `fused` has parameters that are experts' matrices put together in memory, by their names in memory.
-    * `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and tensors outside the layers).
+    * `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and tensors outside
+      the layers).
     """
 
     name: str
@@ -107,8 +120,9 @@ def model_class(config: "PretrainedConfig", *, trust_remote_code: bool = False) 
     concrete_class = getattr(transformers, names[0], None) if names else None
     if concrete_class is None:
         raise CheckpointError(
-            f"config.json of '{config.name_or_path}' names the architectures {names}, and transformers {transformers.__version__} has no "
-            "such class. Load through the AutoModel class of your task, or pass trust_remote_code=True if you trust its code."
+            f"config.json of '{config.name_or_path}' names the architectures {names}, and transformers "
+            f"{transformers.__version__} has no such class. Load through the AutoModel class of your task, "
+            "or pass trust_remote_code=True if you trust its code."
         )
     return concrete_class  # type: ignore[no-any-return]
 
@@ -121,7 +135,8 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
         keys (`Iterable[str]`): The names of its tensors on disk.
 
     Returns:
-        [`Architecture`] or `None`: `None` unless it is known that the model has these names, and no others, in memory too.
+        [`Architecture`] or `None`: `None` unless it is known that the model has these names, and no others, in
+        memory too.
     """
     names = list(keys)
     is_tied = config.get("tie_word_embeddings")
@@ -151,7 +166,8 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     Args:
         folder (`Path`): The model's folder, with its `config.json`.
         keys (`Iterable[str]`): The names of its tensors on disk.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the caller trusts code in the folder. A file never decides this.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the caller trusts code in the folder. A
+            file never decides this.
 
     Raises:
         [`~dem_hub.errors.CheckpointError`]: If transformers has no class for it, see [`model_class`].
@@ -188,7 +204,7 @@ def _no_initialization() -> Any:
 
 
 def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str], dict[str, Fused]]:
-    """Return the names in memory of keys that are one tensor there, and the parameters that the other keys are fused to."""
+    """Return the names in memory of keys that are one tensor there, and the parameters that others are fused to."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -218,7 +234,10 @@ def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str
 
 
 def _stacked(keys_by_pattern: Mapping[str, list[str]], converters: Iterable["WeightConverter"]) -> Fused | None:
-    """Return the keys of a fused parameter in its order; `None` if it is not a plain stack of equally many experts in each part."""
+    """Return the keys of a fused parameter in the order of its rows.
+
+    It is `None` for a parameter that is not a plain stack, with the same number of experts in each part.
+    """
     position: dict[str, int] = {}
     is_stack: dict[str, bool] = {}
     for converter in converters:

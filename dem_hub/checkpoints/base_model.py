@@ -1,4 +1,7 @@
-"""The base model: its tensors, its identity and its architecture, each worked out once and only when it is asked for."""
+"""The base model: its tensors, its identity and its architecture.
+
+Each is worked out once, and only when it is asked for: a merge that needs no architecture does not import transformers.
+"""
 
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -15,7 +18,8 @@ from dem_hub.hub.remote import RangeReader
 class Base:
     """The base that vectors are extracted from and added to.
 
-    If `remote` is set, the weights are still on the Hub: names, shapes, dtypes and single digests are known, and `fingerprint` is not.
+    If `remote` is set, the weights are still on the Hub: names, shapes, dtypes and single digests are known, and
+    `fingerprint` is not.
     """
 
     def __init__(self, resolved: Resolved) -> None:
@@ -38,7 +42,8 @@ class Base:
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """Tensors that are copies of another one (tied embeddings, written out), each with the first name of its bits.
+        """Tensors that are copies of another one (tied embeddings, written out), each with the first name of its
+        bits.
 
         It is empty for a base that is still on the Hub.
         """
@@ -56,7 +61,7 @@ class Base:
         return twins
 
     def digest(self, name: str) -> str:
-        """Return the digest of one tensor. If the base is still on the Hub, only the bytes for that are fetched (4 kB at the most)."""
+        """Return the digest of one tensor. If the base is still on the Hub, only the bytes for that are fetched."""
         if self.remote is None:
             return self.digests[name]
         info = self.checkpoint[name]

@@ -1,9 +1,11 @@
 """The fingerprint of a base: a hash that is cheap, independent of sharding, and can say where two checkpoints differ.
 
-Each tensor is hashed over its dtype, its shape and a fixed sample of its bytes; the fingerprint is the hash of the sorted names and these
-digests. A full hash would read every byte of every base at every load. A fine-tune changes nearly all elements, so a sample detects it as well.
+Each tensor is hashed over its dtype, its shape and a fixed sample of its bytes; the fingerprint is the hash of the
+sorted names and these digests. A full hash would read every byte of every base at every load. A fine-tune changes
+nearly all elements, so a sample detects it as well.
 
-A fingerprint is stored in every vector and recipe. No constant and no step here may change, or all of them would no longer fit their bases.
+A fingerprint is stored in every vector and recipe. No constant and no step here may change, or all of them would no
+longer fit their bases.
 """
 
 import hashlib
@@ -30,9 +32,8 @@ def tensor_digest(info: TensorInfo, stream: Seekable) -> str:
     """Return the digest of one tensor, 16 hex digits, from at most 4 kB of its bytes.
 
     Args:
-        info ([`TensorInfo`]): Where the tensor is.
-        stream ([`Seekable`]): Its file. A tensor of up to 4 kB is read whole. Of a larger one `SAMPLES` pieces of `SAMPLE_BYTES` are read,
-            evenly spaced, both ends included.
+        info ([`TensorInfo`]): Where the tensor is. stream ([`Seekable`]): Its file. A tensor of up to 4 kB is read
+        whole. Of a larger one `SAMPLES` pieces of `SAMPLE_BYTES` are read, evenly spaced, both ends included.
     """
     state = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
     if info.nbytes <= SAMPLES * SAMPLE_BYTES:

@@ -1,8 +1,9 @@
 """Lazy tensors: shape and dtype are known from a file's header, and only the slice that is asked for is read.
 
-The protocol is that of safetensors' own slices (`get_shape`, `get_dtype`, brackets), so what a file gives is a lazy tensor as it is.
-A [`View`] shows another lazy tensor differently (transposed, some of its rows or columns, on a device). Views can be nested, and a
-read takes from the file no more than it needs. An index is `...`, or one slice with step 1 for each dimension.
+The protocol is that of safetensors' own slices (`get_shape`, `get_dtype`, brackets), so what a file gives is a lazy
+tensor as it is. A [`View`] shows another lazy tensor differently (transposed, some of its rows or columns, on a
+device). Views can be nested, and a read takes from the file no more than it needs. An index is `...`, or one slice
+with step 1 for each dimension.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class View:
 class OnDevice(View):
     """A view whose slices are moved to a device.
 
-    Codecs store values packed. They are moved as they are on disk, and unpacked on the device, so that fewer bytes cross the bus.
+    Codecs store values packed. They are moved as they are on disk, and unpacked on the device, so that fewer bytes
+    cross the bus.
     """
 
     device: torch.device

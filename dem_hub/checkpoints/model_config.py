@@ -33,6 +33,6 @@ def refuse_quantized(folder: Path, role: str) -> None:
     if isinstance(quantization, dict):
         method = quantization.get("quant_method", "unknown method")
     raise CheckpointError(
-        f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of what was learned. "
-        f"Use the {role} in bf16, fp16 or fp32."
+        f"The {role} '{folder}' is quantised ({method}): the difference would be one of rounded weights, not of "
+        f"what was learned. Use the {role} in bf16, fp16 or fp32."
     )

@@ -1,7 +1,8 @@
 """Safetensors checkpoints, read one tensor or slice at a time.
 
-Files are memory-mapped: a tensor that is only looked at costs no private memory, since the operating system can drop its pages. A file whose
-header, length or dtypes are wrong is refused when the checkpoint is opened, before anything is computed from it.
+Files are memory-mapped: a tensor that is only looked at costs no private memory, since the operating system can
+drop its pages. A file whose header, length or dtypes are wrong is refused when the checkpoint is opened, before
+anything is computed from it.
 """
 
 import json
@@ -25,7 +26,7 @@ from dem_hub.numerics.slices import Index
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor is: its dtype as a safetensors code, its shape, its file, and the range of its bytes in that file."""
+    """Where one tensor is: its dtype as a safetensors code, its shape, its file, and the range of its bytes there."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +46,8 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Tensors by their names on disk, read one or a slice at a time: a checkpoint, or a model in training that would become one.
+    """Tensors by their names on disk, read one or a slice at a time: a checkpoint, or a model in training that
+    would become one.
 
     `path` says where they are, for messages. It is not a folder if the tensors are those of a model.
     """
@@ -82,13 +84,13 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
         Args:
             path (`str` or `os.PathLike`): A file or a folder.
-            index (`str`, *optional*): The file to look for in a folder, or whose index to look for. Defaults to `model.safetensors`, or to the
-                only safetensors file there.
+            index (`str`, *optional*): The file to look for in a folder, or whose index to look for. Defaults to
+                `model.safetensors`, or to the only safetensors file there.
 
         Raises:
             [`~dem_hub.errors.NotFoundError`]: If nothing is there.
-            [`~dem_hub.errors.CheckpointError`]: If there are only pickled weights, a truncated file, or an index that names a missing file or
-                tensor.
+            [`~dem_hub.errors.CheckpointError`]: If there are only pickled weights, a truncated file, or an index
+                that names a missing file or tensor.
             [`~dem_hub.errors.ConfigError`]: If an index names a file outside its folder.
         """
         self.path = Path(path)
@@ -120,7 +122,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return self._handles[self._tensors[name].file].get_slice(name)  # type: ignore[no-any-return]
 
     def read(self, name: str, index: Index | None = None) -> Tensor:
-        """Return the tensor or a slice of it, on the CPU in its own dtype. It is backed by the file, so do not write into it.
+        """Return the tensor or a slice of it, on the CPU in its own dtype. It is backed by the file, so do not
+        write into it.
 
         Args:
             name (`str`): The tensor's name.
@@ -163,8 +166,9 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
     if pickles:
         raise CheckpointError(
-            f"'{folder}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. Convert them: "
-            "AutoModel.from_pretrained(folder, weights_only=True).save_pretrained(new_folder) writes safetensors."
+            f"'{folder}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they "
+            "are read. Convert them: AutoModel.from_pretrained(folder, weights_only=True).save_pretrained(new_folder) "
+            "writes safetensors."
         )
     raise NotFoundError(f"'{folder}' has no {single.name}, and no {index.name}. Check the path.")
 

@@ -1,7 +1,7 @@
 """Groups of a model's tensors: by what they are for (attention, MLP, ...) and by the layer they belong to.
 
-The layer of a tensor is read from its name on disk, so that no model is built. Every part of the library asks here, so that a plot, a
-report and a coefficient for a run of layers mean the same layers.
+The layer of a tensor is read from its name on disk, so that no model is built. Every part of the library asks here,
+so that a plot, a report and a coefficient for a run of layers mean the same layers.
 """
 
 import math
@@ -25,7 +25,8 @@ _LAYER_RUN = re.compile(r"layers (\d+)-(\d+)")
 def layer_number(key: str) -> int | None:
     """Return the number of the layer that a tensor is in, the first number in its name; `None` outside the layers.
 
-    Each stack of a model counts its own layers from 0: layer 3 of an encoder-decoder is one layer of the encoder and one of the decoder.
+    Each stack of a model counts its own layers from 0: layer 3 of an encoder-decoder is one layer of the encoder
+    and one of the decoder.
 
     Example:
 
@@ -33,8 +34,8 @@ def layer_number(key: str) -> int | None:
     >>> from dem_hub.checkpoints.tensor_groups import layer_number
     >>> layer_number("model.layers.3.mlp.experts.7.w1.weight"), layer_number("model.norm.weight")
     (3, None)
-    >>> layer_number("encoder.block.3.layer.0.SelfAttention.q.weight"), layer_number("decoder.block.3.layer.0.SelfAttention.q.weight")
-    (3, 3)
+    >>> [layer_number(f"{stack}.block.3.layer.0.SelfAttention.q.weight") for stack in ("encoder", "decoder")]
+    [3, 3]
 
     ```
     """
@@ -71,7 +72,8 @@ def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
     """Return the norm of each layer's delta, in the order of the layers.
 
     Args:
-        norms (`Mapping[str, float]`): The norm of each tensor's delta, by checkpoint key. Tensors outside the layers stay on their own.
+        norms (`Mapping[str, float]`): The norm of each tensor's delta, by checkpoint key. Tensors outside the
+            layers stay on their own.
     """
     squares: dict[str, float] = {}
     for key, norm in norms.items():

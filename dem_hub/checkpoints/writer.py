@@ -1,7 +1,8 @@
 """Writing safetensors files one tensor at a time.
 
-Each tensor's bytes are written as they come, and only the header is kept in memory. The header has one canonical order, so that the same
-tensors always give the same file. The writer of safetensors itself needs all tensors in memory at once, and orders its metadata at random.
+Each tensor's bytes are written as they come, and only the header is kept in memory. The header has one canonical
+order, so that the same tensors always give the same file. The writer of safetensors itself needs all tensors in
+memory at once, and orders its metadata at random.
 """
 
 import json
@@ -32,8 +33,9 @@ _COPY_BYTES = 1 << 22
 class TensorWriter:
     """A writer of tensors whose names and sizes are not known in advance.
 
-    It writes `<stem>.safetensors`, or shards and an index beyond `max_shard_size`. The bytes of a shard go to a spool file as they come. When the
-    shard is closed, its header is written, and the bytes after it. No more than one tensor is in memory.
+    It writes `<stem>.safetensors`, or shards and an index beyond `max_shard_size`. The bytes of a shard go to a
+    spool file as they come. When the shard is closed, its header is written, and the bytes after it. No more than
+    one tensor is in memory.
     """
 
     def __init__(self, folder: Path, stem: str = "model", max_shard_size: int | str = MAX_SHARD_SIZE) -> None:
@@ -42,8 +44,8 @@ class TensorWriter:
         Args:
             folder (`Path`): A folder that exists.
             stem (`str`, *optional*, defaults to `"model"`): The beginning of the names of the files.
-            max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as `"5GB"`. A larger tensor has
-                a file of its own.
+            max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as
+                `"5GB"`. A larger tensor has a file of its own.
         """
         self._folder = folder
         self._stem = stem
@@ -173,8 +175,8 @@ def plan_shards(
     Args:
         outlines (`Iterable[Outline]`): The tensors, in the order in which they will be written.
         stem (`str`, *optional*, defaults to `"model"`): The beginning of the names of the files.
-        max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as `"5GB"`. A larger tensor has a file
-            of its own.
+        max_shard_size (`int` or `str`, *optional*): The largest size of a file in bytes, or as a text such as
+            `"5GB"`. A larger tensor has a file of its own.
 
     Example:
 
@@ -205,9 +207,10 @@ def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 
     Args:
         file (`Path`): The file.
         shard ([`Shard`]): Its name and tensors.
-        blocks (`Iterable[Block]`): For each block of the tensors, in order, where it begins (in bytes after the header) and the function that
-            computes it. The functions are called from several threads.
-        start (`int`, *optional*, defaults to 0): How many bytes of the tensors are in the file already. The first block begins there.
+        blocks (`Iterable[Block]`): For each block of the tensors, in order, where it begins (in bytes after the
+            header) and the function that computes it. The functions are called from several threads.
+        start (`int`, *optional*, defaults to 0): How many bytes of the tensors are in the file already. The first
+            block begins there.
 
     Yields:
         `int`: After each block, the number of bytes from the first on that are all in the file.
@@ -236,7 +239,7 @@ def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 
 
 
 def shard_index(shards: Sequence[Shard]) -> dict[str, str]:
-    """Return the name and the text of the index of several shards; an empty dictionary for a single one, which has no index."""
+    """Return the name and the text of the index of several shards; a single one has none."""
     if len(shards) == 1:
         return {}
     tensors = {shard.name: [outline.name for outline in shard.outlines] for shard in shards}
@@ -268,7 +271,8 @@ def _index_text(tensors: Mapping[str, Sequence[str]], total: int) -> str:
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
-    """Return the beginning of a safetensors file: the length of the header (8 bytes), then the header itself as compact JSON with sorted keys.
+    """Return the beginning of a safetensors file: the length of the header (8 bytes), then the header itself as
+    compact JSON with sorted keys.
 
     Args:
         header (`Mapping[str, Any]`): The entry of each tensor, by its name.

@@ -18,8 +18,8 @@ def write_text(path: Path, text: str) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder that takes the name `target` when the block ends without an error, and is deleted otherwise.
 
-    If `target` exists, its files are replaced one by one, and those that are not written again stay. If it does not, it appears complete at
-    once.
+    If `target` exists, its files are replaced one by one, and those that are not written again stay. If it does
+    not, it appears complete at once.
 
     Example:
 
@@ -38,7 +38,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        # `mkdtemp` makes a folder that only its owner can read. The result should be readable by others, as with `mkdir`.
+        # `mkdtemp` makes a folder that only its owner can read. The result should be readable by others, as with
+        # `mkdir`.
         partial.chmod(0o755)
         yield partial
         if target.is_dir():

@@ -1,7 +1,7 @@
 """What a folder holds, detected from the names of its files, and whether it may be overwritten.
 
-Everything that dem_hub writes includes a marker file. Weights without a marker belong to the user: nothing is written over them or next to
-them, because a folder with two artifacts would load as only one of them.
+Everything that dem_hub writes includes a marker file. Weights without a marker belong to the user: nothing is
+written over them or next to them, because a folder with two artifacts would load as only one of them.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ MERGED = "a merged model"
 RECIPE = "a recipe"
 WEIGHTS = "a model's weights"  # that dem_hub did not write
 
-# The marker file of each kind, in the order in which they are looked for. A vector may hold an adapter too, so it comes first.
+# The marker file of each kind, in the order in which they are looked for. A vector may hold an adapter too, so it
+# comes first.
 _MARKERS = {VECTOR_CONFIG: VECTOR, STORE_CONFIG: STORE, PROVENANCE_CONFIG: MERGED, ADAPTER_CONFIG: ADAPTER}
 
 _WEIGHTS_SUFFIXES = (SAFETENSORS, ".gguf", *PICKLES)
@@ -77,8 +78,8 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
     """Refuse a folder in which writing would destroy something, or mix two artifacts.
 
     Args:
-        target (`Path`): The folder to write to. It may be missing, hold the same kind of artifact, or hold neither weights nor anything that
-            dem_hub wrote.
+        target (`Path`): The folder to write to. It may be missing, hold the same kind of artifact, or hold neither
+            weights nor anything that dem_hub wrote.
         kind (`str`): What will be written: `VECTOR`, `MERGED`, ...
         inputs (`Mapping[str, Path]`, *optional*): Folders that are read while `target` is written, by what they are.
 
@@ -93,7 +94,7 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
     >>> check_target(Path(vector_folder), VECTOR)  # may be replaced
     >>> check_target(Path(base_folder), VECTOR)
     Traceback (most recent call last):
-    dem_hub.errors.ConfigError: '...' holds a model's weights, and a vector is to be written there. Choose another folder, ...
+    dem_hub.errors.ConfigError: '...' holds a model's weights, and a vector is to be written there. Choose ...
 
     ```
     """
@@ -105,5 +106,6 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
     present = kind_of(target)
     if present not in ("", kind):
         raise ConfigError(
-            f"'{target}' holds {present}, and {kind} is to be written there. Choose another folder, or empty this one first."
+            f"'{target}' holds {present}, and {kind} is to be written there. Choose another folder, or empty this one "
+            "first."
         )

@@ -1,7 +1,7 @@
 """The names of the files that dem_hub reads and writes.
 
-A name that ends up on a user's disk or on the Hub is written down here and nowhere else. These names are part of the file formats: a
-folder that was written under one of them must still be found, so none of them may change.
+A name that ends up on a user's disk or on the Hub is written down here and nowhere else. These names are part of
+the file formats: a folder that was written under one of them must still be found, so none of them may change.
 """
 
 # Weights of any kind.
@@ -17,19 +17,19 @@ MODEL_WEIGHTS = "model.safetensors"
 GENERATION_CONFIG = "generation_config.json"
 MODEL_WEIGHT_FILES = "model*.safetensors*"  # a pattern: the single file, or all shards and their index
 
-# Patterns of the files that are downloaded from a model's repository: safetensors, JSON, what a tokenizer needs, and remote code (which
-# runs only with `trust_remote_code`). Pickles are never downloaded.
+# Patterns of the files that are downloaded from a model's repository: safetensors, JSON, what a tokenizer needs,
+# and remote code (which runs only with `trust_remote_code`). Pickles are never downloaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
-# Patterns of second copies of the same weights: in another precision (`model.fp16.safetensors`), or in the format of another library
-# (Mistral's `consolidated.safetensors`). They match `MODEL_FILES` and are left out.
+# Patterns of second copies of the same weights: in another precision (`model.fp16.safetensors`), or in the format
+# of another library (Mistral's `consolidated.safetensors`). They match `MODEL_FILES` and are left out.
 WEIGHT_COPIES = ("model.*.safetensors", "consolidated*.safetensors")
 
 # What `AutoTokenizer`, `AutoProcessor` and `pipeline` need in a folder, in addition to the config and the weights.
 SIDE_FILES = (
     GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
+    "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
 )  # fmt: skip
 
 # A PEFT adapter.

@@ -1,8 +1,9 @@
 """A partially written folder, which an interrupted process leaves behind and the next one resumes.
 
-It has a fixed name next to the target (`.NAME.partial`), so that the next process finds it. A journal in it records its purpose and how many
-bytes are known to be on the disk: the files are synchronized first (fsync), then the journal is written, both in the background. A partial
-folder with another purpose is deleted. A lock admits one writer for each target.
+It has a fixed name next to the target (`.NAME.partial`), so that the next process finds it. A journal in it records
+its purpose and how many bytes are known to be on the disk: the files are synchronized first (fsync), then the
+journal is written, both in the background. A partial folder with another purpose is deleted. A lock admits one
+writer for each target.
 """
 
 import json
@@ -16,8 +17,8 @@ from pathlib import Path
 from dem_hub.errors import BusyError, DemHubError
 from dem_hub.files.atomic import write_text
 
-# Bytes between two records in the journal, and so about what is written twice after an interruption: a second or two of a disk. Chosen by
-# hand, not measured.
+# Bytes between two records in the journal, and so about what is written twice after an interruption: a second or
+# two of a disk. Chosen by hand, not measured.
 STRIDE = 1 << 30
 
 _JOURNAL = ".journal.json"
@@ -26,7 +27,8 @@ _JOURNAL = ".journal.json"
 class PartialFolder:
     """A partial folder while it is written.
 
-    `folder` is its path. `written` is the number of bytes that were recorded when it was opened, of `total` in the end.
+    `folder` is its path. `written` is the number of bytes that were recorded when it was opened, of `total` in the
+    end.
     """
 
     def __init__(self, folder: Path, purpose: str, total: int) -> None:
@@ -39,9 +41,11 @@ class PartialFolder:
         self._latest: Future[None] | None = None
 
     def record(self, written: int) -> None:
-        """Record in the background that the first `written` bytes are in the files; a resumed run continues after them.
+        """Record in the background that the first `written` bytes are in the files; a resumed run continues after
+        them.
 
-        This is done at most once for `STRIDE` bytes, not for the last `STRIDE`, and not while an earlier record is being written.
+        This is done at most once for `STRIDE` bytes, not for the last `STRIDE`, and not while an earlier record is
+        being written.
         """
         is_worth_it = written - self._recorded >= STRIDE and self._total - written >= STRIDE
         is_recording = self._latest is not None and not self._latest.done()
@@ -75,7 +79,7 @@ def partial_path(target: Path) -> Path:
 
 
 def recorded_bytes(folder: Path, purpose: str) -> int:
-    """Return how many bytes are known to be on the disk in a partial folder; 0 if it is not there or has another purpose."""
+    """Return how many bytes are known to be on the disk; 0 if the folder is missing or has another purpose."""
     # A damaged journal counts as none: the folder is then written from its beginning.
     with suppress(OSError, ValueError, KeyError, TypeError):
         journal = json.loads((folder / _JOURNAL).read_text("utf-8"))
@@ -88,15 +92,16 @@ def recorded_bytes(folder: Path, purpose: str) -> int:
 def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Iterator[PartialFolder]:
     """Yield a partial folder that becomes `target` when the block ends without an error.
 
-    A refusal of dem_hub deletes the partial folder, since the next run would be refused too. Anything else (a kill, an interrupt, a full
-    disk) leaves the partial folder, and the next call with the same purpose continues in it. Files that are in `target` already and are not
-    written again stay.
+    A refusal of dem_hub deletes the partial folder, since the next run would be refused too. Anything else (a kill,
+    an interrupt, a full disk) leaves the partial folder, and the next call with the same purpose continues in it.
+    Files that are in `target` already and are not written again stay.
 
     Args:
         target (`Path`): The folder.
         purpose (`str`): Everything that decides the bytes, for instance as a hash.
         total (`int`): The number of bytes in the end.
-        last (`str`): The name of the file that makes the others complete. It is moved last into a `target` that exists.
+        last (`str`): The name of the file that makes the others complete. It is moved last into a `target` that
+            exists.
 
     Raises:
         [`~dem_hub.errors.BusyError`]: If another process writes to this target.

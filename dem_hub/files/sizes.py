@@ -1,6 +1,7 @@
 """Sizes in bytes, as people write and read them.
 
-Units are powers of ten (1 kB = 1000 bytes), as transformers and the Hub count: `"5GB"` means the same in every argument of the ecosystem.
+Units are powers of ten (1 kB = 1000 bytes), as transformers and the Hub count: `"5GB"` means the same in every
+argument of the ecosystem.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Strict reading of JSON into small frozen records, and writing in one form.
 
-A record refuses a key that its format version does not have, and a format version that is newer. Most readers of configs ignore what they do
-not know; here an ignored key could mean a model with other numbers, and no message.
+A record refuses a key that its format version does not have, and a format version that is newer. Most readers of
+configs ignore what they do not know; here an ignored key could mean a model with other numbers, and no message.
 """
 
 import json
@@ -32,7 +32,8 @@ def check_inside(name: str, description: str) -> None:
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise ConfigError(
-            f"The {description} is '{name}'; names must be relative and may not contain '..'. Do not use this repository."
+            f"The {description} is '{name}'; names must be relative and may not contain '..'. Do not use this "
+            "repository."
         )
 
 
@@ -47,7 +48,8 @@ def check_version(data: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where} has format_version {version!r}; this version reads 1 to {FORMAT_VERSION}.")
     if version > FORMAT_VERSION:
         raise ConfigError(
-            f"{where} has format_version {version}, and this dem_hub reads up to {FORMAT_VERSION}. Upgrade: pip install --upgrade dem-hub"
+            f"{where} has format_version {version}, and this dem_hub reads up to {FORMAT_VERSION}. Upgrade: "
+            "pip install --upgrade dem-hub"
         )
 
 
@@ -60,8 +62,8 @@ def read_record(record: type[_Record], data: object, where: str) -> _Record:
         where (`str`): Where it comes from, for messages.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the data is not an object, has a key that the record does not have, lacks one that it needs, or is
-            refused by the record itself.
+        [`~dem_hub.errors.ConfigError`]: If the data is not an object, has a key that the record does not have,
+            lacks one that it needs, or is refused by the record itself.
     """
     values = as_mapping(data, where)
     known = {item.name for item in fields(record)}  # type: ignore[arg-type]
@@ -102,7 +104,8 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
 def dump_json(data: Mapping[str, Any]) -> str:
     """Return the text of a JSON file: sorted keys, two spaces of indentation and a final newline.
 
-    The same data is always the same bytes, so that the hash of a file, or a diff on the Hub, shows a change of the data only.
+    The same data is always the same bytes, so that the hash of a file, or a diff on the Hub, shows a change of the
+    data only.
 
     Example:
 

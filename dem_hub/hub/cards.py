@@ -1,7 +1,9 @@
-"""Model cards: what dem_hub knows about a repository, written into its README and kept up to date around a person's own text.
+"""Model cards: what dem_hub knows about a repository, written into its README and kept up to date around a person's
+own text.
 
-Our text stands between two marks and is replaced with each push; everything else in the README stays. Of the metadata, the keys that say what
-the repository is are ours. Lists (such as tags) are joined, and every other value that a person set stays.
+Our text stands between two marks and is replaced with each push; everything else in the README stays. Of the
+metadata, the keys that say what the repository is are ours. Lists (such as tags) are joined, and every other value
+that a person set stays.
 """
 
 import warnings
@@ -135,7 +137,8 @@ def loading_code(arguments: str, *, transformers: bool = False) -> str:
 
     Args:
         arguments (`str`): The arguments of `DEMModel.from_pretrained`, as code.
-        transformers (`bool`, *optional*, defaults to `False`): Whether the Auto classes can load it too, which only holds for a recipe.
+        transformers (`bool`, *optional*, defaults to `False`): Whether the Auto classes can load it too, which only
+            holds for a recipe.
     """
     lines = ["from dem_hub import DEMModel", "", f"model = DEMModel.from_pretrained({arguments})"]
     if transformers:
@@ -159,7 +162,10 @@ def _code_block(lines: Sequence[str]) -> str:
 
 
 def markdown_link(name: str | None) -> str:
-    """Return a link to a repository of the Hub, named as in [`VectorSource`]; a local path becomes code, and `None` an empty text."""
+    """Return a link to a repository of the Hub, named as in [`VectorSource`].
+
+    A local path is shown as code, and `None` is an empty text.
+    """
     if not name:
         return ""
     repo_id = name.partition("//")[0].partition("@")[0]

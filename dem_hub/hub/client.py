@@ -25,7 +25,7 @@ class HubOptions:
         return {**vars(self), "token": None}
 
     def __deepcopy__(self, memo: object) -> "HubOptions":
-        """Return the same object, token included: a deep copy stays in this process, and would go through `__getstate__`."""
+        """Return the same object, with its token: unlike a pickle, a deep copy stays in this process."""
         return self
 
 

@@ -1,7 +1,8 @@
 """Pushing to the Hub: one commit, on top of exactly the commit that it was made for.
 
-A push reads the head of the branch, works out its files from that, and commits them with the head as the parent. If another push was faster,
-it begins again on the new head, so that no work is lost. If the other push changed the very files that this one writes, it stops.
+A push reads the head of the branch, works out its files from that, and commits them with the head as the parent. If
+another push was faster, it begins again on the new head, so that no work is lost. If the other push changed the
+very files that this one writes, it stops.
 """
 
 import io
@@ -33,9 +34,9 @@ _HEAD_MOVED = 412
 class PushOptions(TypedDict, total=False):
     """The options of every `push_to_hub`, with the names and meanings of `huggingface_hub`.
 
-    `private` (`bool`) is used when the repository is created, and ignored if it exists. `revision` (`str`) is a branch. `create_pr`
-    (`bool`) opens a pull request instead of committing. With `parent_commit` (`str`, 40 hex digits) the push is refused if the branch is at
-    another commit.
+    `private` (`bool`) is used when the repository is created, and ignored if it exists. `revision` (`str`) is a
+    branch. `create_pr` (`bool`) opens a pull request instead of committing. With `parent_commit` (`str`, 40 hex
+    digits) the push is refused if the branch is at another commit.
     """
 
     commit_message: str
@@ -49,7 +50,10 @@ class PushOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a branch: its commit (`None` in an empty repository), and the hash by which the Hub knows each file, by path."""
+    """The head of a branch: its commit and its files.
+
+    `commit` is `None` in an empty repository. `files` has the hash by which the Hub knows each file, by path.
+    """
 
     repo_id: str
     commit: str | None
@@ -70,8 +74,8 @@ class Head:
 class Change:
     """What a commit does: files to write, by their paths in the repository, and files to remove.
 
-    `merged` are paths whose new content is made from the old one, such as the card. If another push changes one of them in between, it is made
-    again from the new content, and this is no conflict.
+    `merged` are paths whose new content is made from the old one, such as the card. If another push changes one of
+    them in between, it is made again from the new content, and this is no conflict.
     """
 
     files: Mapping[str, Content]
@@ -89,10 +93,12 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
         message (`str`): The message of the commit, if the caller gives none.
 
     Returns:
-        `CommitInfo`: The answer of the Hub's client; `oid` is the commit, and `pr_url` the pull request if one was asked for.
+        `CommitInfo`: The answer of the Hub's client; `oid` is the commit, and `pr_url` the pull request if one was
+            asked for.
 
     Raises:
-        [`~dem_hub.errors.PushConflictError`]: If another push changed the same files in between, or the branch is not at `parent_commit`.
+        [`~dem_hub.errors.PushConflictError`]: If another push changed the same files in between, or the branch is
+            not at `parent_commit`.
         [`~dem_hub.errors.HubError`]: If the connection or the Hub failed and the commit is not there.
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
@@ -117,15 +123,16 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
             refusal = error
             head = _check_moved(head, _read_head(repo_id, options), change)
     raise PushConflictError(
-        f"'{repo_id}' moved during each of {_ATTEMPTS} attempts to push; it is at {head.commit} now. Nothing was pushed. "
-        "Push again when the other pushes are done, or with create_pr=True."
+        f"'{repo_id}' moved during each of {_ATTEMPTS} attempts to push; it is at {head.commit} now. "
+        "Nothing was pushed. Push again when the other pushes are done, or with create_pr=True."
     ) from refusal
 
 
 def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOperationAdd":
     """Upload a file before the commit that it belongs to.
 
-    The file is not visible in the repository until that commit is made. After the upload the local file may be deleted.
+    The file is not visible in the repository until that commit is made. After the upload the local file may be
+    deleted.
 
     Args:
         head ([`Head`]): The head of the branch.
@@ -151,8 +158,8 @@ def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOp
             revision=options.get("revision"),
             create_pr=options.get("create_pr"),
         )
-    # `preupload_lfs_files` empties the operation after an upload. A regular file (not in LFS) was not uploaded, and comes with the commit: keep
-    # its bytes, since `file` may be deleted before that.
+    # `preupload_lfs_files` empties the operation after an upload. A regular file (not in LFS) was not uploaded, and
+    # comes with the commit: keep its bytes, since `file` may be deleted before that.
     if operation.path_or_fileobj != b"":
         operation.path_or_fileobj = file.read_bytes()
     return operation
@@ -246,9 +253,11 @@ def _check_moved(before: Head, now: Head, change: Change) -> Head:
     if conflicts:
         refuse(
             PushConflictError,
-            f"'{now.repo_id}' moved from {before.commit} to {now.commit} while this was pushed, and the same files changed.",
+            f"'{now.repo_id}' moved from {before.commit} to {now.commit} while this was pushed, and the same files "
+            "changed.",
             [f"'{path}'" for path in conflicts],
-            "Nothing was pushed. Fetch what is there now, and push again; or push to another branch, or with create_pr=True.",
+            "Nothing was pushed. Fetch what is there now and push again, or push to another branch, or with "
+            "create_pr=True.",
         )
     return now
 

@@ -1,7 +1,8 @@
 """Finding things on this machine and on the Hub.
 
-Whatever is named (a base, a vector, a recipe) is resolved once, to a folder and a commit, and everything is read from there: two reads of a
-branch can meet two commits. Downloads are checked against the hashes that the Hub has of them.
+Whatever is named (a base, a vector, a recipe) is resolved once, to a folder and a commit, and everything is read
+from there: two reads of a branch can meet two commits. Downloads are checked against the hashes that the Hub has of
+them.
 """
 
 import shutil
@@ -22,7 +23,8 @@ from dem_hub.hub.remote import RemoteWeights
 class Resolved:
     """A source that was found: its folder on this machine, and its commit on the Hub (`None` for a local folder).
 
-    `remote` is set if weights are still on the Hub. The folder then has stand-ins of them (see [`dem_hub.hub.headers`]).
+    `remote` is set if weights are still on the Hub. The folder then has stand-ins of them (see
+    [`dem_hub.hub.headers`]).
     """
 
     source: VectorSource
@@ -45,13 +47,15 @@ def resolve(
         source ([`VectorSource`]): A folder or a Hub id.
         files (`Iterable[str]`): Glob patterns of the files that are wanted. Nothing else is downloaded.
         options ([`HubOptions`], *optional*): How to reach the Hub.
-        without (`tuple[str, ...]`, *optional*): Glob patterns of files that are not wanted even if they match `files`.
+        without (`tuple[str, ...]`, *optional*): Glob patterns of files that are not wanted even if they match
+            `files`.
 
     Returns:
         [`Resolved`]: The folder (its subfolder, if the source names one) and the commit.
 
     Raises:
-        [`~dem_hub.errors.NotFoundError`]: If there is no such folder and the name cannot be a Hub id, or the folder has no such subfolder.
+        [`~dem_hub.errors.NotFoundError`]: If there is no such folder and the name cannot be a Hub id, or the folder
+            has no such subfolder.
         [`~dem_hub.errors.CheckpointError`]: If files were damaged during the download, or all weights are pickled.
         [`~dem_hub.errors.HubError`]: If the connection or the Hub failed.
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
@@ -138,6 +142,6 @@ def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> N
     else:
         load = f"AutoModel.from_pretrained('{source.repo_id}', use_safetensors=False)"
     raise CheckpointError(
-        f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read. If you trust them, "
-        f"convert them: {load}.save_pretrained(folder) writes safetensors."
+        f"'{source}' has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are "
+        f"read. If you trust them, convert them: {load}.save_pretrained(folder) writes safetensors."
     )

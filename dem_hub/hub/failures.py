@@ -1,8 +1,9 @@
-"""Failures of the connection and of the Hub, translated into one error that says what was asked, what failed, and what to do.
+"""Failures of the connection and of the Hub, translated into one error that says what was asked, what failed, and
+what to do.
 
-The Hub's client raises a dozen types for a bad connection: those of its HTTP library, `ValueError`, `RuntimeError`, `OSError`. Here each
-becomes a `HubError`, with the client's error as its cause. A refusal of the Hub (401, 403, 404) stays the client's `HfHubHTTPError` and gets
-a note that says what was asked.
+The Hub's client raises a dozen types for a bad connection: those of its HTTP library, `ValueError`, `RuntimeError`,
+`OSError`. Here each becomes a `HubError`, with the client's error as its cause. A refusal of the Hub (401, 403,
+404) stays the client's `HfHubHTTPError` and gets a note that says what was asked.
 """
 
 import json
@@ -23,8 +24,9 @@ _TRANSIENT = frozenset([408, 425, 429])
 def is_transient(status: int) -> bool:
     """Check whether an HTTP status says that the same request may succeed later.
 
-    That is so for 408, 425 and 429, and for all server errors (500 and above). It is not so for 412, with which the Hub refuses a commit
-    because the branch has moved: the commit must be made on top of the new head first, as [`dem_hub.hub.commits.push`] does.
+    That is so for 408, 425 and 429, and for all server errors (500 and above). It is not so for 412, with which the
+    Hub refuses a commit because the branch has moved: the commit must be made on top of the new head first, as
+    [`dem_hub.hub.commits.push`] does.
 
     Example:
 
@@ -74,7 +76,8 @@ def hub_errors(action: str, remedy: str) -> Iterator[None]:
             if failure is not None:
                 raise HubError(f"{action} {failure}. {remedy}") from error
             if isinstance(cause, HfHubHTTPError):
-                # The refusal of the Hub tells more than the error that the client made of it, so it is raised in its place.
+                # The refusal of the Hub tells more than the error that the client made of it, so it is raised in
+                # its place.
                 cause.add_note(action)
                 raise cause from cause.__cause__
         error.add_note(action)

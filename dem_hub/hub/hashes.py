@@ -1,9 +1,10 @@
 """Hashes of files: worked out, remembered, and compared with what a config or the Hub says.
 
-The Hub's client checks the size of a download and nothing else. But it names each blob of its cache after the hash that the Hub gave for it,
-so the bytes are compared with that name, at the cost of no request. The hash of a file in the cache, or of any large file, is remembered
-with the file's size, time and inode, as git does, and worked out again only when one of these changes. The memory lies in the cache next to
-the blobs, or under `HF_HOME` for files that are elsewhere.
+The Hub's client checks the size of a download and nothing else. But it names each blob of its cache after the hash
+that the Hub gave for it, so the bytes are compared with that name, at the cost of no request. The hash of a file in
+the cache, or of any large file, is remembered with the file's size, time and inode, as git does, and worked out
+again only when one of these changes. The memory lies in the cache next to the blobs, or under `HF_HOME` for files
+that are elsewhere.
 """
 
 import hashlib
@@ -23,10 +24,11 @@ from dem_hub.files.strict_json import check_inside
 
 # The folder of remembered hashes, in a repository's folder of the Hub's cache.
 _MEMORY = ".dem_hub"
-# Bytes from which the hash of a file outside the cache is remembered; smaller files are hashed quickly. Chosen by hand, not measured.
+# Bytes from which the hash of a file outside the cache is remembered; smaller files are hashed quickly. Chosen by
+# hand, not measured.
 _LARGE = 1 << 24
-# Seconds since the last change. A file that was written a moment ago may be written again within the same tick of the file system's
-# clock, and its time would not show it. The coarsest clock in use is that of FAT, with 2 seconds.
+# Seconds since the last change. A file that was written a moment ago may be written again within the same tick of
+# the file system's clock, and its time would not show it. The coarsest clock in use is that of FAT, with 2 seconds.
 _SETTLED = 2.0
 # Hex digits that a message shows of a hash: 64 bits.
 _SHORT = 16
@@ -109,11 +111,13 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
     Args:
         folder (`Path`): The folder.
         files (`Mapping[str, str]`): The recorded sha256 of each file, by name.
-        known (`Mapping[str, str]`, *optional*): The actual sha256 of files, by name, where that is known already. These files are not
-            read, and need not be there: the Hub says the sha256 of a file that has not been downloaded.
+        known (`Mapping[str, str]`, *optional*): The actual sha256 of files, by name, where that is known already.
+            These files are not read, and need not be there: the Hub says the sha256 of a file that has not been
+            downloaded.
 
     Raises:
-        [`~dem_hub.errors.CheckpointError`]: If files are missing or altered. All of them are listed, with both hashes.
+        [`~dem_hub.errors.CheckpointError`]: If files are missing or altered. All of them are listed, with both
+            hashes.
     """
     faults = []
     for name, expected in sorted(files.items()):
@@ -135,14 +139,17 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
 
 
 def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
-    """Check files of the Hub's cache against the hashes that the Hub gave for them, and remove damaged ones from the cache.
+    """Check files of the Hub's cache against the hashes that the Hub gave for them, and remove damaged ones from
+    the cache.
 
     Args:
         repo_id (`str`): The repository, for the message.
-        files (`Iterable[Path]`): Files of a snapshot. One that is not a link to a blob is skipped, as its hash on the Hub is not known.
+        files (`Iterable[Path]`): Files of a snapshot. One that is not a link to a blob is skipped, as its hash on
+            the Hub is not known.
 
     Raises:
-        [`~dem_hub.errors.CheckpointError`]: If files are not what the Hub has. All of them are listed, with both hashes.
+        [`~dem_hub.errors.CheckpointError`]: If files are not what the Hub has. All of them are listed, with both
+            hashes.
     """
     faults = []
     damaged = []
@@ -166,7 +173,10 @@ def _remove(damaged: Iterable[Path]) -> str:
         for path in damaged:
             path.unlink(missing_ok=True)
     except OSError as error:
-        return f"Nothing was loaded. They cannot be removed from the cache ({error}): remove them by hand, or name another cache_dir."
+        return (
+            f"Nothing was loaded. They cannot be removed from the cache ({error}): remove them by hand, or "
+            "name another cache_dir."
+        )
     return "Nothing was loaded, and they were removed from the cache. Try again to download them again."
 
 

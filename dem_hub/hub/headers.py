@@ -1,7 +1,8 @@
 """Sparse stand-ins for safetensors files that have not been downloaded: the real header and size, but no data.
 
-Names, shapes and dtypes can so be checked with the ordinary reader before anything large is downloaded. A sparse file takes no room on the
-disk for what was not written. [`Resolved.remote`] marks a folder of stand-ins: the zeros in them must never be read as weights.
+Names, shapes and dtypes can so be checked with the ordinary reader before anything large is downloaded. A sparse
+file takes no room on the disk for what was not written. [`Resolved.remote`] marks a folder of stand-ins: the zeros
+in them must never be read as weights.
 """
 
 import shutil
@@ -19,8 +20,8 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.hub.remote import RemoteFile, RemoteWeights
 
 _WEIGHTS = (f"*{SAFETENSORS}",)
-# Bytes that are asked for first, as the Hub's client does: 97 % of the headers of the 1,000 most used models fit, and take one request
-# (huggingface/huggingface_hub#1855).
+# Bytes that are asked for first, as the Hub's client does: 97 % of the headers of the 1,000 most used models fit,
+# and take one request (huggingface/huggingface_hub#1855).
 _FIRST = 100_001
 # A safetensors file begins with the length of its header, an integer of so many bytes.
 _LENGTH = 8
@@ -38,7 +39,8 @@ def resolve_headers(
         scratch (`Path`): A folder in which the folder of stand-ins is made.
 
     Returns:
-        [`Resolved`]: The result of [`resolve`] if everything is on this machine; else a folder of stand-ins and small files, with `remote`.
+        [`Resolved`]: The result of [`resolve`] if everything is on this machine; else a folder of stand-ins and
+        small files, with `remote`.
 
     Raises:
         The errors of [`resolve`].

@@ -18,7 +18,7 @@ _KINDS = {STORE_TAG: "store", "peft": "lora", VECTOR_TAG: "vector"}
 
 @dataclass(frozen=True)
 class FoundVector:
-    """A repository with vectors of a base: its id, its kind (`vector`, `store` or `lora`), its downloads and its last change."""
+    """A repository with vectors of a base: its id, kind (`vector`, `store` or `lora`), downloads and last change."""
 
     repo_id: str
     kind: str
@@ -44,7 +44,8 @@ def list_vectors(
         token (`str` or `bool`, *optional*): A token of the Hub, to find private repositories too.
 
     Returns:
-        `list[FoundVector]`: The repositories in the Hub's order. Whether a vector fits the base is checked when it is opened.
+        `list[FoundVector]`: The repositories in the Hub's order. Whether a vector fits the base is checked when it
+        is opened.
 
     Raises:
         [`~dem_hub.errors.HubError`]: If the connection or the Hub failed.

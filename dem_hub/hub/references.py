@@ -59,7 +59,8 @@ class VectorSource:
     def parse(
         cls, text: "str | os.PathLike[str] | VectorSource", *, revision: str | None = None, subfolder: str = ""
     ) -> "VectorSource":
-        """Read `ID[@REVISION][//SUBFOLDER]`. An existing folder is taken as it is, even if its name has `@` or `//` in it.
+        """Read `ID[@REVISION][//SUBFOLDER]`. An existing folder is taken as it is, even if its name has `@` or `//`
+        in it.
 
         Args:
             text (`str`, `os.PathLike` or [`VectorSource`]): The text to read. A `VectorSource` is returned as it is.
@@ -87,8 +88,8 @@ class VectorSource:
 class BaseRecord:
     """The base that a vector was extracted from, or that a recipe is built on, as their configs name it.
 
-    `repo_id` is a Hub id or the path of a folder (`None` if an adapter does not name its base), `commit` has 40 hex digits, and
-    `fingerprint` is that of [`dem_hub.checkpoints.fingerprint`].
+    `repo_id` is a Hub id or the path of a folder (`None` if an adapter does not name its base), `commit` has 40 hex
+    digits, and `fingerprint` is that of [`dem_hub.checkpoints.fingerprint`].
     """
 
     repo_id: str | None

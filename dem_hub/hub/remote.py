@@ -1,4 +1,5 @@
-"""Weights that are still on the Hub: their files, sizes and hashes, and the reading of a few bytes by ranged requests.
+"""Weights that are still on the Hub: their files, sizes and hashes, and the reading of a few bytes by ranged
+requests.
 
 From these a base is told from another one, and the cost of a merge is known, before gigabytes are downloaded.
 """
@@ -12,8 +13,8 @@ from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.references import VectorSource
 
-# Bytes that a ranged request takes at least. A fingerprint reads places of 64 bytes: in a tensor of up to 16 kB all of them come with one
-# request. Chosen by hand, not measured.
+# Bytes that a ranged request takes at least. A fingerprint reads places of 64 bytes: in a tensor of up to 16 kB all
+# of them come with one request. Chosen by hand, not measured.
 _READ_AHEAD = 1 << 14
 
 
