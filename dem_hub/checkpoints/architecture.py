@@ -1,5 +1,4 @@
-"""What a model's architecture says about its checkpoint: which key is which module's weight, and which tensors are
-buffers.
+"""What a model's architecture says about its checkpoint: the module of each key, buffers, and groups of tensors.
 
 transformers itself is asked, with the model built without memory and with the renaming rules of its own loader.
 Nothing is guessed from names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory,

@@ -1,6 +1,7 @@
 """The base model: its tensors, its identity and its architecture.
 
-Each is worked out once, and only when it is asked for: a merge that needs no architecture does not import transformers.
+Each is worked out once, and only when it is asked for: a merge that needs no architecture does not import
+transformers.
 """
 
 from functools import cached_property
@@ -42,10 +43,10 @@ class Base:
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """Tensors that are copies of another one (tied embeddings, written out), each with the first name of its
-        bits.
+        """Tensors that are copies of another one, by name, each with the name of the first.
 
-        It is empty for a base that is still on the Hub.
+        Tied embeddings that are written out are such copies. The mapping is empty for a base that is still on the
+        Hub.
         """
         if self.remote is not None:
             return {}

@@ -46,10 +46,10 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Tensors by their names on disk, read one or a slice at a time: a checkpoint, or a model in training that
-    would become one.
+    """Tensors by their names on disk, of which one or a slice is read at a time.
 
-    `path` says where they are, for messages. It is not a folder if the tensors are those of a model.
+    A checkpoint is one, and so is a model in training, with the names that it would be saved under. `path` says
+    where they are, for messages. It is not a folder if the tensors are those of a model.
     """
 
     path: Path
@@ -122,8 +122,9 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return self._handles[self._tensors[name].file].get_slice(name)  # type: ignore[no-any-return]
 
     def read(self, name: str, index: Index | None = None) -> Tensor:
-        """Return the tensor or a slice of it, on the CPU in its own dtype. It is backed by the file, so do not
-        write into it.
+        """Return the tensor or a slice of it, on the CPU in its own dtype.
+
+        It is backed by the file, so do not write into it.
 
         Args:
             name (`str`): The tensor's name.

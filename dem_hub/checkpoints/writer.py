@@ -217,6 +217,7 @@ def write_shard(file: Path, shard: Shard, blocks: Iterable[Block], start: int = 
     """
     header = shard.header
     with file.open("r+b" if start else "wb") as stream:
+        # Zeros in the place of the header, which no reader accepts.
         stream.write(bytes(len(header)))
         stream.truncate(len(header) + start)
 
@@ -271,8 +272,9 @@ def _index_text(tensors: Mapping[str, Sequence[str]], total: int) -> str:
 
 
 def encode_header(header: Mapping[str, Any]) -> bytes:
-    """Return the beginning of a safetensors file: the length of the header (8 bytes), then the header itself as
-    compact JSON with sorted keys.
+    """Return the beginning of a safetensors file: the length of the header in 8 bytes, and the header.
+
+    The header is compact JSON with sorted keys.
 
     Args:
         header (`Mapping[str, Any]`): The entry of each tensor, by its name.

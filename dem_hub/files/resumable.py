@@ -41,11 +41,10 @@ class PartialFolder:
         self._latest: Future[None] | None = None
 
     def record(self, written: int) -> None:
-        """Record in the background that the first `written` bytes are in the files; a resumed run continues after
-        them.
+        """Record in the background that the first `written` bytes are in the files.
 
-        This is done at most once for `STRIDE` bytes, not for the last `STRIDE`, and not while an earlier record is
-        being written.
+        A resumed run continues after them. The record is made at most once for `STRIDE` bytes, not for the last
+        `STRIDE`, and not while an earlier record is being written.
         """
         is_worth_it = written - self._recorded >= STRIDE and self._total - written >= STRIDE
         is_recording = self._latest is not None and not self._latest.done()

@@ -1,5 +1,4 @@
-"""Model cards: what dem_hub knows about a repository, written into its README and kept up to date around a person's
-own text.
+"""Model cards: what dem_hub knows about a repository, in its README, around the text that a person wrote there.
 
 Our text stands between two marks and is replaced with each push; everything else in the README stays. Of the
 metadata, the keys that say what the repository is are ours. Lists (such as tags) are joined, and every other value

@@ -1,5 +1,4 @@
-"""Failures of the connection and of the Hub, translated into one error that says what was asked, what failed, and
-what to do.
+"""Failures of the connection and of the Hub, as one error that says what was asked, what failed, and what to do.
 
 The Hub's client raises a dozen types for a bad connection: those of its HTTP library, `ValueError`, `RuntimeError`,
 `OSError`. Here each becomes a `HubError`, with the client's error as its cause. A refusal of the Hub (401, 403,

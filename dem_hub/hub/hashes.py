@@ -139,8 +139,9 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
 
 
 def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
-    """Check files of the Hub's cache against the hashes that the Hub gave for them, and remove damaged ones from
-    the cache.
+    """Check files of the Hub's cache against the hashes that the Hub gave for them.
+
+    Damaged files are removed from the cache, so that the next try downloads them again.
 
     Args:
         repo_id (`str`): The repository, for the message.

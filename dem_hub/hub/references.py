@@ -59,8 +59,9 @@ class VectorSource:
     def parse(
         cls, text: "str | os.PathLike[str] | VectorSource", *, revision: str | None = None, subfolder: str = ""
     ) -> "VectorSource":
-        """Read `ID[@REVISION][//SUBFOLDER]`. An existing folder is taken as it is, even if its name has `@` or `//`
-        in it.
+        """Read `ID[@REVISION][//SUBFOLDER]`.
+
+        An existing folder is taken as it is, even if its name has `@` or `//` in it.
 
         Args:
             text (`str`, `os.PathLike` or [`VectorSource`]): The text to read. A `VectorSource` is returned as it is.

@@ -1,5 +1,4 @@
-"""Weights that are still on the Hub: their files, sizes and hashes, and the reading of a few bytes by ranged
-requests.
+"""Weights that are still on the Hub: their files, sizes and hashes, and a few of their bytes by ranged requests.
 
 From these a base is told from another one, and the cost of a merge is known, before gigabytes are downloaded.
 """
