@@ -124,7 +124,7 @@ def verify_files(folder: Path, files: Mapping[str, str], known: Mapping[str, str
         check_inside(name, f"file of '{folder}'")
         path = folder / name
         if name not in known and not path.is_file():
-            faults.append(f"'{name}' is missing")
+            faults.append(f"'{name}' is missing, recorded is {short_hash(expected)}")
             continue
         actual = known[name] if name in known else digest(path)
         if actual != expected:

@@ -191,14 +191,17 @@ def alter(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vector_model.safetensors", "adapter_model.safetensors", "adapter_config.json"])
 @pytest.mark.parametrize(
-    "damage",
-    [alter, lambda path: path.write_bytes(path.read_bytes()[:-7]), Path.unlink],
-    ids=["altered", "truncated", "lost"],
+    ("damage", "fault"),
+    [
+        pytest.param(alter, "has sha256", id="altered"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-7]), "has sha256", id="truncated"),
+        pytest.param(Path.unlink, "is missing", id="lost"),
+    ],
 )
-def test_damaged_vector(llama: Models, vector: Path, name: str, damage: Callable[[Path], object]) -> None:
+def test_damaged_vector(llama: Models, vector: Path, name: str, damage: Callable[[Path], object], fault: str) -> None:
     damage(vector / name)
     text = message(CheckpointError, lambda: DEMModel.from_pretrained(llama.base, vectors={str(vector): 0.5}))
-    assert_says(text, f"'{vector}'", f"'{name}' has sha256", "recorded is", "Nothing was loaded. Fetch them again")
+    assert_says(text, f"'{vector}'", f"'{name}' {fault}", "recorded is", "Nothing was loaded. Fetch them again")
 
 
 def test_all_damaged_files_in_one_error(vector: Path) -> None:

@@ -1,0 +1,31 @@
+"""What the tests of pushed vectors and models share: saving, running the code of a card, and comparing two models."""
+
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard
+
+from dem_hub import DistributionVector
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters())
+
+
+def assert_same(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    ours, theirs = weights(first), weights(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def saved(vector: DistributionVector, folder: Path) -> str:
+    vector.save_pretrained(folder / "saved")
+    return str(folder / "saved")
+
+
+def run_code(card: ModelCard) -> None:
+    """The card's example works as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    assert len(blocks) == 1
+    exec(compile(blocks[0], "README.md", "exec"), {})

@@ -1,0 +1,180 @@
+"""Recipes and merged models on the Hub and back, against the tests' own Hub and through the unmodified client."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+
+from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
+from dem_hub.cli.push import push_folder
+from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.hub.references import VectorSource
+from dem_hub.merging.config import HERE
+from dem_hub.merging.opening import open_recipe
+from dem_hub.models.export import export
+from dem_hub.models.planned import PlannedModel
+from dem_hub.models.upload import push_export
+from tests.fake_hub.server import Hub
+from tests.hub.round_trip import assert_same, run_code, saved
+from tests.support.tiny_models import Models
+
+BASE = "org/base"
+
+
+# Recipes
+
+
+def test_a_recipe_there_and_back_in_another_process(hub: Hub, recipe: DEMConfig, tmp_path: Path) -> None:
+    recipe.push_to_hub("ann/dem")
+    code = (
+        "from dem_hub import DEMModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\nimport torch\n"
+        "a = DEMModel.from_pretrained('ann/dem'); b = AutoModelForCausalLM.from_pretrained('ann/dem')\n"
+        "assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))\n"
+        "print(type(b).__name__, b.dem.coefficients, AutoTokenizer.from_pretrained('ann/dem').vocab_size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=hub.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("LlamaForCausalLM {'ann/maths': 0.5}")
+
+
+def test_a_recipe_pins_commits(
+    hub: Hub, recipe: DEMConfig, base: str, vector: DistributionVector, llama: Models
+) -> None:
+    """A vector or a base that moves on does not move a recipe."""
+    recipe.push_to_hub("ann/dem")
+    before = DEMModel.from_pretrained("ann/dem")
+    DistributionVector.extract(BASE, llama.low, codec="dense").push_to_hub("ann/maths")
+    data = json.loads(hub.files("ann/dem")["config.json"])
+    assert len(data["base"]["commit"]) == len(data["vectors"][0]["commit"]) == 40
+    assert_same(before, DEMModel.from_pretrained("ann/dem"))
+
+
+def test_a_recipe_of_local_vectors(
+    hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
+    path = saved(vector, tmp_path)
+    model = DEMModel.from_pretrained(llama.base, vectors={path: 0.5})
+    with pytest.raises(ConfigError, match=f"'{path}'(.|\n)*include_vectors=True"):
+        model.dem.push_to_hub("ann/dem", base_model=base)
+    model.dem.push_to_hub("ann/dem", base_model=base, include_vectors=True)
+    data = json.loads(hub.files("ann/dem")["config.json"])
+    assert [(entry["repo_id"], entry["subfolder"]) for entry in data["vectors"]] == [(HERE, "vectors/saved")]
+    assert str(tmp_path) not in hub.files("ann/dem")["config.json"].decode()
+    again = DEMModel.from_pretrained("ann/dem")
+    assert again.dem.coefficients == {"ann/dem//vectors/saved": 0.5}
+    assert_same(model, again)
+    run_code(ModelCard(hub.files("ann/dem")["README.md"].decode()))
+
+
+def test_growing_in_the_open(hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path) -> None:
+    """A new vector and a new version of the recipe, as one pull request."""
+    DEMModel.from_pretrained(BASE, vectors={saved(vector, tmp_path): 0.5}).dem.push_to_hub(
+        "ann/dem", include_vectors=True
+    )
+    first = DEMConfig.from_pretrained("ann/dem")
+    DistributionVector.extract(llama.base, llama.low, codec="dense").save_pretrained(tmp_path / "new")
+    vectors = {record.source: record.coefficient for record in first.vectors} | {
+        VectorSource(str(tmp_path / "new")): 0.25
+    }
+    grown = DEMModel.from_pretrained(BASE, vectors=vectors)
+    info = grown.dem.push_to_hub("ann/dem", include_vectors=True, create_pr=True)
+    assert len(DEMConfig.from_pretrained("ann/dem").vectors) == 1
+    assert_same(grown, DEMModel.from_pretrained("ann/dem", revision=info.pr_revision))
+    HfApi().merge_pull_request("ann/dem", info.pr_num)
+    assert_same(grown, DEMModel.from_pretrained("ann/dem"))
+
+
+def test_the_card_of_a_recipe(hub: Hub, recipe: DEMConfig) -> None:
+    from dataclasses import replace
+
+    search = {"losses": {"maths": 1.0, "code": 2.0}, "base_losses": {"maths": 1.5, "code": 2.5}}
+    replace(recipe, search=search).push_to_hub("ann/dem")
+    files = hub.files("ann/dem")
+    card = ModelCard(files["README.md"].decode())
+    card.validate()
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ([BASE, "ann/maths"], "merge")
+    assert [(result.dataset_name, result.metric_value) for result in card.data.eval_results or []] == [
+        ("maths", 2.7183),
+        ("code", 7.3891),
+    ]
+    assert "| maths | 4.48 | 2.72 | 1.0000 |" in card.text
+    assert "](perplexity.png)" in card.text
+    assert files["perplexity.png"].startswith(b"\x89PNG")
+    run_code(card)
+
+
+def test_licenses_that_disagree(hub: Hub, base: str, vector: DistributionVector, api: HfApi) -> None:
+    vector.push_to_hub("ann/maths", base_model=base)
+    text = hub.files("ann/maths")["README.md"].decode().replace("apache-2.0", "cc-by-nc-4.0")
+    api.upload_file(repo_id="ann/maths", path_in_repo="README.md", path_or_fileobj=text.encode())
+    recipe = DEMModel.from_pretrained(BASE, vectors={"ann/maths": 0.5}).dem.config
+    with pytest.warns(UserWarning, match="licenses disagree: org/base has apache-2.0, ann/maths has cc-by-nc-4.0"):
+        recipe.push_to_hub("ann/dem")
+    card = ModelCard(hub.files("ann/dem")["README.md"].decode())
+    assert card.data.get("license") is None
+    assert "disagree" in card.text
+
+
+# Merged models, and whatever a folder holds
+
+
+def test_a_merged_model(hub: Hub, recipe: DEMConfig, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    recipe.push_to_hub("ann/dem")
+    export(PlannedModel.of(open_recipe(VectorSource("ann/dem"))), tmp_path / "merged")
+    push_export(tmp_path / "merged", "ann/merged")
+    model = AutoModelForCausalLM.from_pretrained("ann/merged")
+    assert_same(model, DEMModel.from_pretrained("ann/dem"))
+    card = ModelCard(hub.files("ann/merged")["README.md"].decode())
+    assert card.data.library_name == "transformers"
+    assert DEMConfig.from_pretrained("ann/merged").coefficients == {"ann/maths": 0.5}
+    run_code(card)
+
+
+def test_a_merged_model_of_local_vectors_says_what_stays_behind(
+    hub: Hub, base: str, vector: DistributionVector, tmp_path: Path
+) -> None:
+    from dem_hub.merging.opening import open_base_and_vectors
+
+    export(
+        PlannedModel.of(open_base_and_vectors(VectorSource(BASE), {saved(vector, tmp_path): 0.5})), tmp_path / "merged"
+    )
+    with pytest.warns(UserWarning, match="dem_config.json names folders of this machine .*saved"):
+        push_export(tmp_path / "merged", "ann/merged")
+    assert "dem_config.json" not in hub.files("ann/merged")
+    assert str(tmp_path) not in hub.files("ann/merged")["README.md"].decode()
+
+
+def test_push_folder_knows_what_it_has(
+    hub: Hub, recipe: DEMConfig, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
+    push_folder(Path(saved(vector, tmp_path)), "ann/one", base_model=BASE)
+    store = VectorStore.create(tmp_path / "store", BASE)
+    store.add("maths", vector)
+    push_folder(tmp_path / "store", "ann/two")
+    recipe.save_pretrained(tmp_path / "recipe")
+    push_folder(tmp_path / "recipe", "ann/three")
+    assert [
+        name in hub.files(repo)
+        for repo, name in (
+            ("ann/one", "vector_config.json"),
+            ("ann/two", "vector_store.json"),
+            ("ann/three", "config.json"),
+        )
+    ] == [True] * 3
+    with pytest.raises(NotFoundError, match="no vector, store, recipe or merged model") as caught:
+        push_folder(llama.full, "ann/four")
+    assert caught.type is NotFoundError
+    with pytest.raises(ConfigError, match="is a recipe, for which subfolder means nothing"):
+        push_folder(tmp_path / "recipe", "ann/three", subfolder="x")
