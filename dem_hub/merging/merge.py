@@ -33,7 +33,8 @@ from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
-from dem_hub.vectors.vector import DistributionVector, all_deltas
+from dem_hub.vectors.deltas import all_deltas
+from dem_hub.vectors.vector import DistributionVector
 
 BLOCK = 1 << 21  # elements decoded at a time on the CPU
 _SUMMED = 1 << 17  # of those, elements summed and rounded at a time: what stays in a core's cache

@@ -22,7 +22,8 @@ from dem_hub.hub.remote import RemoteWeights
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig, VectorRecord
 from dem_hub.merging.merge import Merge
-from dem_hub.vectors.vector import DistributionVector, all_deltas
+from dem_hub.vectors.deltas import all_deltas
+from dem_hub.vectors.vector import DistributionVector
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""Pushing in the background: one thread, one push at a time, and of several vectors that wait only the newest.
+"""Push vectors in the background of a training run: one thread, one push at a time. If several vectors wait, only the newest is pushed.
 
-What is pushed is a snapshot (hard links, where the file system has them), so that the folder may change meanwhile. Whatever goes wrong
-is logged at once and tried again; nothing is raised into the training run.
+A snapshot is pushed (hard links, if the file system has them), so the folder may change meanwhile. A failed push is logged at once and tried
+again. Nothing is raised into the training run.
 """
 
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -16,31 +15,35 @@ from typing import Any
 
 from dem_hub.errors import DemHubError, HubError
 from dem_hub.hub.failures import is_transient
+from dem_hub.vectors.folder import place_file
 
 logger = logging.getLogger(__name__)
 
-DELAYS = (2.0, 10.0, 60.0)  # seconds before each further attempt, beyond what the Hub's client does itself
+# Seconds before each further attempt. The Hub's client has tried again by itself before an error gets here. Chosen by hand, not measured.
+DELAYS = (2.0, 10.0, 60.0)
 
 
 class Uploader:
     """Pushes snapshots of a folder, one after the other.
 
     Args:
-        push (`Callable[[Path], Any]`): pushes one folder, and raises where it cannot.
-        target (`str`): what messages call where it goes.
+        push (`Callable[[Path], Any]`): A function that pushes one folder, and raises if it cannot.
+        target (`str`): Name of the destination, for messages.
     """
 
     def __init__(self, push: Callable[[Path], Any], target: str) -> None:
-        self.failure: Exception | None = None  # of the newest that was pushed; `None` once it is there
-        self._missed: Exception | None = None  # why there is no snapshot of a newer one
-        self._push, self._target = push, target
-        self._lock, self._newer = threading.Lock(), threading.Event()
+        self.failure: Exception | None = None  # of the newest push; `None` once it succeeded
+        self._missed: Exception | None = None  # why there is no snapshot of a still newer vector
+        self._push = push
+        self._target = target
+        self._lock = threading.Lock()
+        self._newer = threading.Event()  # a newer snapshot waits, so the current one need not be tried again
         self._waiting: Path | None = None
         self._running: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "dem_hub-push")
 
     def submit(self, folder: Path) -> None:
-        """Push a folder as it is now, after the push in progress; one that still waits gives way."""
+        """Push a folder as it is now, after the push in progress. It replaces a snapshot that still waits."""
         self._missed = None
         try:
             snapshot = _snapshot(folder)
@@ -51,7 +54,8 @@ class Uploader:
             self._missed = error
             return
         with self._lock:
-            older, self._waiting = self._waiting, snapshot
+            older = self._waiting
+            self._waiting = snapshot
             self._newer.set()
             if self._running is None:
                 self._running = self._thread.submit(self._run)
@@ -59,7 +63,11 @@ class Uploader:
             shutil.rmtree(older.parent, ignore_errors=True)
 
     def finish(self) -> Exception | None:
-        """Wait for all that was submitted; returns why the newest is not there, `None` where it is."""
+        """Wait for all pushes.
+
+        Returns:
+            `Exception` or `None`: Why the newest vector is not on the Hub; `None` if it is.
+        """
         running = self._running
         if running is not None:
             logger.info("Waiting for the push to '%s' ...", self._target)
@@ -67,9 +75,11 @@ class Uploader:
         return self._missed or self.failure
 
     def _run(self) -> None:
+        """Push what waits until nothing waits; runs in the thread."""
         while True:
             with self._lock:
-                snapshot, self._waiting = self._waiting, None
+                snapshot = self._waiting
+                self._waiting = None
                 self._newer.clear()
                 if snapshot is None:
                     self._running = None
@@ -80,14 +90,18 @@ class Uploader:
                 shutil.rmtree(snapshot.parent, ignore_errors=True)
 
     def _push_with_patience(self, snapshot: Path) -> Exception | None:
+        """Push, and try again after each delay while it may help. Return the last error, or `None` after a success."""
         for delay in (*DELAYS, None):
             try:
                 self._push(snapshot)
-            except Exception as error:  # noqa: BLE001  whatever it is, it must not end a training run
-                again = delay is not None and _is_passing(error)
-                then = f"Trying again in {delay:g} s." if again else "Not trying again."
-                logger.warning("The push to '%s' failed: %s. %s", self._target, _summary(error), then)
-                if not again or self._newer.wait(delay):
+            except Exception as error:  # noqa: BLE001  no error may end a training run
+                if delay is None or not _may_pass(error):
+                    logger.warning("The push to '%s' failed: %s. Not trying again.", self._target, _summary(error))
+                    return error
+                logger.warning(
+                    "The push to '%s' failed: %s. Trying again in %g s.", self._target, _summary(error), delay
+                )
+                if self._newer.wait(delay):
                     return error
             else:
                 logger.info("Pushed to '%s'.", self._target)
@@ -95,8 +109,8 @@ class Uploader:
         raise AssertionError  # the last attempt returns
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether it may go better in a moment."""
+def _may_pass(error: Exception) -> bool:
+    """Check whether another attempt may succeed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return is_transient(status)
@@ -108,18 +122,15 @@ def _summary(error: Exception) -> str:
 
 
 def _snapshot(folder: Path) -> Path:
-    """The folder's files under another name, which stay what they are: files are replaced there, and never written into."""
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
+    """Return a folder with the same files, as hard links. A newer vector replaces files and never writes into them, so links are safe."""
+    parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
     try:
-        shutil.copytree(folder, place / folder.name, copy_function=_link)
-    except OSError:  # a disk that is full
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder, parent / folder.name, copy_function=_link)
+    except OSError:  # a full disk
+        shutil.rmtree(parent, ignore_errors=True)
         raise
-    return place / folder.name
+    return parent / folder.name
 
 
 def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
+    place_file(Path(source), Path(target), link=True)

@@ -1,4 +1,8 @@
-"""What a vector was trained on, as its config and card say it: data, steps, tokens, losses, settings, and the versions of the libraries."""
+"""Training facts for a vector's config and card: data, steps, tokens, losses, settings, and the versions of the libraries.
+
+Only what is known is stated. The facts describe the weights that the vector was taken from: after `load_best_model_at_end` those are the
+weights of an earlier step, and later entries of the log are left out.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -9,59 +13,73 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
 
+# `dataset_name` of data that was loaded from files or from memory: the name of the loader, which says nothing about the data.
+_LOADERS = ("generator", "json", "text", "csv", "parquet")
+
 _LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "deepspeed", "bitsandbytes")
 
 
 def training_facts(
     args: "TrainingArguments", state: "TrainerState", datasets: Sequence[str], step: int
 ) -> dict[str, Any]:
-    """The facts of a run up to a step, flat, and only those that are known.
+    """Return the facts of a run up to a step, as a flat dict of those that are known.
 
     Args:
-        args (`TrainingArguments`): of the run.
-        state (`TrainerState`): as it is now.
-        datasets (`Sequence[str]`): names of the training data.
-        step (`int`): whose weights the vector is of, the last one or an earlier one that was loaded again.
+        args (`TrainingArguments`): The Trainer's arguments.
+        state (`TrainerState`): The Trainer's state now.
+        datasets (`Sequence[str]`): Names of the training data.
+        step (`int`): The optimizer step whose weights the vector has: the last one, or an earlier one that was loaded again.
     """
-    is_last = step == state.global_step
     history = [entry for entry in state.log_history if entry.get("step", 0) <= step]
-    epoch = state.epoch if is_last else _last(history, "epoch")
-    tokens = state.num_input_tokens_seen if is_last else _last(history, "num_input_tokens_seen")
-    effective = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if step == state.global_step:
+        epoch = state.epoch
+        tokens = state.num_input_tokens_seen
+    else:
+        epoch = _last(history, "epoch")
+        tokens = _last(history, "num_input_tokens_seen")
     facts = {
         "datasets": list(datasets),
         "steps": step,
-        "epochs": round(epoch, 4) if epoch is not None else None,
+        "epochs": None if epoch is None else round(epoch, 4),
         "tokens": tokens or _last(history, "num_tokens"),
         "loss": _last(history, "loss"),
         "eval_loss": _last(history, "eval_loss"),
         "learning_rate": args.learning_rate,
         "lr_scheduler": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-        "batch_size": effective,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "seed": args.seed,
     }
     return {name: value for name, value in facts.items() if value not in (None, []) and not _is_nan(value)}
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that have a part in a training run, of those that are installed."""
-    found = {}
+    """Return the versions of the installed libraries that take part in a training run, by name."""
+    versions = {}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def dataset_names(dataset: Any) -> list[str]:
-    """What a dataset of the `datasets` library calls itself: Hub ids where it came from there; nothing of others."""
+    """Return the names of a dataset of the `datasets` library.
+
+    Args:
+        dataset (`Any`): The training data of any kind.
+
+    Returns:
+        `list[str]`: Hub ids if it was downloaded from the Hub, else its own name; empty if it has none.
+    """
     info = getattr(dataset, "info", None)
-    ids = dict.fromkeys(_hub_ids(getattr(info, "download_checksums", None) or {}))
-    if ids:
-        return list(ids)
+    hub_ids = dict.fromkeys(_hub_ids(getattr(info, "download_checksums", None) or {}))
+    if hub_ids:
+        return list(hub_ids)
     name = getattr(info, "dataset_name", None)
-    return [name] if name and name not in ("generator", "json", "text", "csv", "parquet") else []
+    if not name or name in _LOADERS:
+        return []
+    return [name]
 
 
 def _hub_ids(sources: Iterable[str]) -> Iterable[str]:
@@ -72,8 +90,13 @@ def _hub_ids(sources: Iterable[str]) -> Iterable[str]:
 
 
 def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not isfinite(value)  # a loss, which JSON has no number for
+    """Check for a loss that is NaN or infinite, for which JSON has no number."""
+    return isinstance(value, float) and not isfinite(value)
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
-    return next((entry[name] for entry in reversed(history) if name in entry), None)
+    """Return the newest value of a log, or `None`."""
+    for entry in reversed(history):
+        if name in entry:
+            return entry[name]
+    return None

@@ -1,7 +1,7 @@
-"""The tensors of a model in training, each of them whole on the main process, whatever holds them: one process, DDP, FSDP2 or ZeRO-3.
+"""Read the tensors of a model in training, each whole on the main process: one process, DDP, FSDP2 or ZeRO-3.
 
-A sharded tensor is put together by all processes at once. The main process leads: it names the tensor that it wants, and the others
-follow until it is done. So one tensor is whole at a time, where a state dict would have all of them.
+A sharded tensor can only be gathered by all processes together. The main process leads: it broadcasts the name of the tensor that it
+wants, and the other processes follow until it is done. One tensor is whole at a time, whereas a full state dict would hold all of them.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,21 @@ from dem_hub.errors import CheckpointError
 
 
 class Gathering:
-    """A model's parameters and buffers, by their names in memory, without what wraps the model. Made anew for each time of reading."""
+    """The parameters and saved buffers of a model, by their names in memory without those of wrappers.
+
+    Make a new one each time the model is read: the Trainer may have wrapped the model again.
+
+    Attributes:
+        model (`PreTrainedModel` or `PeftModel`): The model without DDP, FSDP or DeepSpeed around it.
+        tensors (`dict[str, torch.Tensor]`): The tensors, or this process's shards of them.
+        is_sharded (`bool`): Whether tensors have to be gathered.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Unwrap the model.
 
         Raises:
-            `CheckpointError`: weights that no process has in a form that can be read.
+            `CheckpointError`: If no process has the weights in a form that can be read.
         """
         from accelerate.utils import extract_model_from_parallel
 
@@ -33,7 +41,7 @@ class Gathering:
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Within the block, the main process reads, and the others [`follow`]."""
+        """Enclose what the main process reads. The other processes call [`Gathering.follow`] meanwhile."""
         try:
             yield
         finally:
@@ -41,12 +49,12 @@ class Gathering:
                 share(None)
 
     def follow(self) -> None:
-        """Take part in what the main process reads, until it is done."""
+        """Take part in gathering, until the main process has read everything it wants."""
         while self.is_sharded and (name := share(None)) is not None:
             _whole(self.tensors[name])
 
     def read(self, name: str) -> Tensor:
-        """One tensor, whole, detached, and not to be written into; on the main process, within `leading`."""
+        """Return a tensor, whole and detached. Call it on the main process, within `leading`, and do not write into the result."""
         tensor = self.tensors[name]
         if _is_shard(tensor):
             share(name)
@@ -54,7 +62,7 @@ class Gathering:
 
 
 def share(value: Any) -> Any:
-    """What the main process has, on every process."""
+    """Return the main process's value on every process."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -65,12 +73,12 @@ def share(value: Any) -> Any:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of the whole tensor."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+    """Return the shape of the whole tensor."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))  # a ZeRO-3 shard is empty, and has its shape aside
 
 
 def _named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and what is saved of the buffers, under every name that they have."""
+    """Yield the parameters and the buffers that are saved, under every name that they have."""
     yield from model.named_parameters(remove_duplicate=False)
     for prefix, module in model.named_modules():
         for name, buffer in module._buffers.items():
@@ -83,19 +91,20 @@ def _is_shard(tensor: Tensor) -> bool:
 
 
 def _whole(tensor: Any) -> Tensor:
-    """The whole of it; collective where it is sharded."""
+    """Return the whole tensor. If it is sharded, all processes must call this together."""
     if hasattr(tensor, "full_tensor"):  # DTensor: FSDP2 and tensor parallelism
         return tensor.detach().full_tensor()  # type: ignore[no-any-return]
     if hasattr(tensor, "ds_id"):  # ZeRO-3
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters([tensor]):  # an attribute, and no module to import from
+        # `deepspeed.zero` is an attribute of the package and no module, so nothing can be imported from it.
+        with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()  # type: ignore[no-any-return]
     return tensor  # type: ignore[no-any-return]
 
 
 def _reshard(model: torch.nn.Module) -> None:
-    """Leave the copy that FSDP2 made for the last forward pass, in its lower precision."""
+    """Drop the gathered copy of the weights that FSDP2 keeps from the last forward pass: it has a lower precision than the shards."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -111,9 +120,9 @@ def _refuse_unreadable(model: torch.nn.Module) -> None:
             "The model is sharded by FSDP1, which flattens many weights into one and is no longer kept up. Train with FSDP2 "
             "(fsdp_config={'version': 2}), or without the callback, and extract from the saved checkpoint."
         )
-    away = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if away:
+    offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if offloaded:
         raise CheckpointError(
-            f"{len(away)} weights are offloaded ('{away[0]}' is on the device 'meta'). Train a model that is whole in memory, or sharded "
+            f"{len(offloaded)} weights are offloaded ('{offloaded[0]}' is on the device 'meta'). Train a model that is whole in memory, or sharded "
             "by FSDP2 or ZeRO-3."
         )

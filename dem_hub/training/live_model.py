@@ -1,7 +1,7 @@
-"""The model in training as a checkpoint: what `save_pretrained` would write, read tensor by tensor and never written.
+"""Read the model in training like a checkpoint: the tensors that `save_pretrained` would write, one at a time, without writing any.
 
-Keys are the base's own on disk. What transformers fuses in memory (the experts of a layer) is taken apart again by its own rules, and
-what a PEFT method changes is merged for the moment of reading, into a copy of that one weight.
+Keys are those of the base's checkpoint. Tensors that transformers fuses in memory (the experts of a layer) are split by transformers' own
+rules. Changes of a PEFT method are merged into a copy of one weight while it is read, so the model in training is not touched.
 """
 
 import warnings
@@ -21,13 +21,17 @@ from dem_hub.numerics.slices import Index, count_elements
 from dem_hub.training.gathering import Gathering, shape_of
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
-_LOOKED_AT = 16  # tensors, and rows of each
-_RECENT = 2  # fused tensors of which the parts are kept: a layer's experts have two, and their parts alternate
+# Tensors, and rows of each, that are compared with the base before the first step. A model that is not the base differs nearly
+# everywhere, so a few are enough. Chosen by hand, not measured.
+_SAMPLED = 16
+
+# Fused tensors whose parts are kept in memory. The experts of a layer are two fused tensors, and their parts alternate in the order of keys.
+_RECENT = 2
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor of the checkpoint is: under a name in memory, alone or as one part of what is fused there."""
+    """Where a tensor of the checkpoint is in memory: under `name`, either alone or as one part of a fused tensor (`is_part`)."""
 
     name: str
     is_part: bool
@@ -35,12 +39,19 @@ class _Slot:
 
 
 class LiveModel:
-    """Answers like a checkpoint ([`TensorSource`]); on the main process, within `Gathering.leading`."""
+    """The model in training, with the interface of a checkpoint ([`TensorSource`]).
+
+    Use it on the main process, within [`Gathering.leading`].
+
+    Args:
+        gathering ([`Gathering`]): The model.
+        base ([`Base`]): The base, whose keys are used.
+    """
 
     path = Path("the model in training")
 
     def __init__(self, gathering: Gathering, base: Base) -> None:
-        """Find out what each tensor is called on disk; nothing is read."""
+        """Find the key of each tensor on disk. Nothing is read."""
         self._gathering = gathering
         self._model = gathering.model
         self._layers: dict[str, Any] = {}  # the PEFT layer around each weight, by the weight's name in memory
@@ -57,20 +68,27 @@ class LiveModel:
         return name in self._slots
 
     def read(self, name: str, index: Index | None = None) -> Tensor:
-        """The tensor, or a slice of it, where the model is; not to be written into."""
+        """Return a tensor, or a slice of it, on the model's device. Do not write into it.
+
+        Args:
+            name (`str`): The tensor's key.
+            index (`Index`, *optional*): The slice.
+        """
         slot = self._slots[name]
         tensor = self._parts(slot.name)[name] if slot.is_part else self._read(slot.name)
-        return tensor[index] if index else tensor
+        if not index:
+            return tensor
+        return tensor[index]
 
     def is_copy(self, name: str, other: str) -> bool:  # noqa: ARG002
-        """Never: a tensor with several names in memory is here once."""
+        """Return `False`: a tensor that has several names in memory has one key here."""
         return False
 
     def try_merging(self) -> None:
-        """Merge one weight of each kind of PEFT layer.
+        """Merge one weight of each kind of PEFT layer, to see that it works.
 
         Raises:
-            `AdapterError`: PEFT cannot merge such a layer.
+            `AdapterError`: If PEFT cannot merge such a layer.
         """
         kinds = {type(layer): name for name, layer in self._layers.items()}
         for kind, name in kinds.items():
@@ -82,32 +100,40 @@ class LiveModel:
                 ) from error
 
     def differing(self, base: Base) -> list[str]:
-        """Which tensors are not the base's in their dtype, of a few spread over the model, by the beginning of each."""
-        known = {
-            name: info
-            for name, info in base.checkpoint.items()
-            if name in self._slots and self[name].shape == info.shape
-        }
-        names = sorted(
-            name for name, info in known.items() if info.shape and self._slots[name].name not in self._layers
-        )
-        start = (slice(0, _LOOKED_AT),)
-        found = []
-        for name in names[:: max(1, len(names) // _LOOKED_AT)]:
-            tensor = self.read(name, start)
-            if not torch.equal(tensor, base.checkpoint.read(name, start).to(tensor)):
-                found.append(name)
-        return found
+        """Compare a sample of tensors with the base: the first rows of a few tensors spread over the model.
+
+        Args:
+            base ([`Base`]): The base.
+
+        Returns:
+            `list[str]`: Keys of the tensors that differ, when the base's are cast to the model's dtype.
+        """
+        comparable = []
+        for name, info in sorted(base.checkpoint.items()):
+            slot = self._slots.get(name)
+            has_same_shape = slot is not None and slot.info.shape == info.shape
+            if slot is not None and has_same_shape and info.shape and slot.name not in self._layers:
+                comparable.append(name)
+        first_rows = (slice(0, _SAMPLED),)
+        different = []
+        for name in comparable[:: max(1, len(comparable) // _SAMPLED)]:
+            tensor = self.read(name, first_rows)
+            if not torch.equal(tensor, base.checkpoint.read(name, first_rows).to(tensor)):
+                different.append(name)
+        return different
 
     def _tensor(self, name: str) -> Tensor:
         return self._gathering.tensors[name]
 
     def _read(self, name: str) -> Tensor:
+        """Return a tensor by its name in memory, with PEFT's change of it."""
         layer = self._layers.get(name)
-        return merged_weight(layer, name.rpartition(".")[2]) if layer is not None else self._gathering.read(name)
+        if layer is None:
+            return self._gathering.read(name)
+        return merged_weight(layer, name.rpartition(".")[2])
 
     def _parts(self, name: str) -> Mapping[str, Tensor]:
-        """What one tensor in memory is on disk."""
+        """Return the parts of a fused tensor by their keys on disk, and keep those of the last few."""
         if name not in self._recent:
             if len(self._recent) == _RECENT:
                 del self._recent[next(iter(self._recent))]
@@ -115,51 +141,67 @@ class LiveModel:
         return self._recent[name]
 
     def _find_slots(self, base: Base) -> dict[str, _Slot]:
-        known = base.architecture.parameters if base.architecture is not None else {key: key for key in base.checkpoint}
+        """Return the slot of each key on disk."""
+        if base.architecture is not None:
+            keys: Mapping[str, str] = base.architecture.parameters
+        else:
+            keys = {key: key for key in base.checkpoint}
         ignored = set(getattr(self._core, "_keys_to_ignore_on_save", None) or ())
-        names: dict[int, list[str]] = {}
-        for name in self._names():
-            names.setdefault(id(self._tensor(name)), []).append(name)
         slots: dict[str, _Slot] = {}
-        for same in names.values():
-            if len(same) > 1:
-                self._refuse_unlike(same)
-            name = next((name for name in same if known.get(self._plain(name)) in base.checkpoint), same[0])
-            key = known.get(self._plain(name))
+        for names in self._names_by_tensor():
+            self._check_changed_alike(names)
+            # Of several names of one tensor, the one that the base has on disk.
+            name = next((name for name in names if keys.get(self._plain(name)) in base.checkpoint), names[0])
+            key = keys.get(self._plain(name))
             if key is not None:
                 slots[key] = _Slot(name, is_part=False, info=self._info(name, shape_of(self._tensor(name))))
             elif self._plain(name) not in ignored:
-                slots |= self._unknown(name)
+                slots |= self._split_slots(name)
         return slots
 
-    def _refuse_unlike(self, same: Sequence[str]) -> None:
-        """Refuse one tensor of the base that PEFT makes into several: a tied embedding changed on one side, a layer used twice."""
-        changes = {name: _trained(self._layers.get(name)) for name in same}
-        other = next((name for name in same if changes[name] != changes[same[0]]), None)
-        if other is not None:
-            first, second = (self._plain(name).rpartition(".")[0] for name in (same[0], other))
-            raise AdapterError(
-                f"'{first}' and '{second}' are one tensor of the base, and PEFT changes them differently: there is no one difference to "
-                "the base. Train neither of them, or tied embeddings with ensure_weight_tying=True."
-            )
+    def _names_by_tensor(self) -> list[list[str]]:
+        """Return the names in memory of each tensor. A tied or shared tensor has several."""
+        names: dict[int, list[str]] = {}
+        for name in self._names():
+            names.setdefault(id(self._tensor(name)), []).append(name)
+        return list(names.values())
 
-    def _unknown(self, name: str) -> dict[str, _Slot]:
-        """The slots of a tensor that the base does not have as it is: fused in memory, or new."""
+    def _check_changed_alike(self, names: Sequence[str]) -> None:
+        """Refuse one tensor of the base that PEFT makes into several: a tied embedding changed on one side, a layer used twice."""
+        first = names[0]
+        for other in names[1:]:
+            if _trained_storage(self._layers.get(other)) != _trained_storage(self._layers.get(first)):
+                modules = [self._plain(name).rpartition(".")[0] for name in (first, other)]
+                raise AdapterError(
+                    f"'{modules[0]}' and '{modules[1]}' are one tensor of the base, and PEFT changes them differently: there is no one "
+                    "difference to the base. Train neither of them, or tied embeddings with ensure_weight_tying=True."
+                )
+
+    def _split_slots(self, name: str) -> dict[str, _Slot]:
+        """Return the slots of a tensor that the base does not have under this name: it is fused in memory, or new."""
         outline = torch.empty(shape_of(self._tensor(name)), dtype=self._tensor(name).dtype, device="meta")
-        parts = _on_disk(self._core, self._plain(name), outline)
-        return {key: _Slot(name, is_part=True, info=self._info(name, tuple(part.shape))) for key, part in parts.items()}
+        slots = {}
+        for key, part in _on_disk(self._core, self._plain(name), outline).items():
+            slots[key] = _Slot(name, is_part=True, info=self._info(name, tuple(part.shape)))
+        return slots
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        # A weight with a PEFT layer is merged in float32, whatever its own dtype is.
         dtype = torch.float32 if name in self._layers else self._tensor(name).dtype
         return TensorInfo(CODES[dtype], shape, self.path, 0, dtype.itemsize * count_elements(shape))
 
     @property
     def _core(self) -> Any:
-        """The transformers model, without PEFT's around it."""
-        return self._model.get_base_model() if hasattr(self._model, "peft_config") else self._model
+        """The transformers model inside a PEFT model, or the model itself."""
+        if hasattr(self._model, "peft_config"):
+            return self._model.get_base_model()
+        return self._model
 
     def _names(self) -> Iterator[str]:
-        """The names in memory of the weights that make up the model, as PEFT has merged it."""
+        """Yield the names in memory of the weights that the merged model has, and note the PEFT layer around each.
+
+        PEFT's own tensors (the factors of a LoRA) are left out; so is the base's copy of a module that PEFT saves.
+        """
         if not hasattr(self._model, "peft_config"):
             yield from self._gathering.tensors
             return
@@ -167,32 +209,34 @@ class LiveModel:
         from peft.utils import AuxiliaryTrainingWrapper
 
         kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        own: dict[str, Any] = {
+        layers: dict[str, Any] = {
             name: module for name, module in self._model.named_modules() if isinstance(module, kinds)
         }
         for name in self._gathering.tensors:
-            owner = next((prefix for prefix in reversed(own) if name.startswith(prefix + ".")), None)  # the innermost
+            # Layers can be nested, and `named_modules` has the outer one first: the last match is the innermost.
+            owner = next((prefix for prefix in reversed(layers) if name.startswith(f"{prefix}.")), None)
             if owner is None:
-                if name.startswith(PEFT_PREFIX):  # and not a bank of vectors that all layers draw from
+                # Outside the wrapped model lie tensors of PEFT's own, such as the vector bank that all layers of a VB-LoRA share.
+                if name.startswith(PEFT_PREFIX):
                     yield name
                 continue
-            rest = name.removeprefix(owner + ".")
-            if rest.startswith("base_layer."):
-                self._layers[name] = own[owner]
+            attribute = name.removeprefix(f"{owner}.")
+            if attribute.startswith("base_layer."):
+                self._layers[name] = layers[owner]
                 yield name
-            elif rest.startswith(f"modules_to_save.{self._model.active_adapter}."):
+            elif attribute.startswith(f"modules_to_save.{self._model.active_adapter}."):
                 yield name
 
     def _plain(self, name: str) -> str:
-        """A name as the transformers model has it without PEFT."""
+        """Return the name that a tensor has in the transformers model without PEFT."""
         if not hasattr(self._model, "peft_config"):
             return name
         name = name.removeprefix(PEFT_PREFIX).replace(".token_adapter.base_layer.", ".").replace(".base_layer.", ".")
         return name.replace(f".modules_to_save.{self._model.active_adapter}.", ".")
 
 
-def _trained(layer: Any) -> set[int] | None:
-    """The memory that a PEFT layer trains, which tied layers share; `None` where there is no such layer."""
+def _trained_storage(layer: Any) -> set[int] | None:
+    """Return the addresses of the memory that a PEFT layer trains, which tied layers share; `None` if there is no layer."""
     if layer is None:
         return None
     layer = getattr(layer, "tied_adapter", None) or layer
@@ -200,7 +244,17 @@ def _trained(layer: Any) -> set[int] | None:
 
 
 def merged_weight(layer: Any, attribute: str) -> Tensor:
-    """A parameter of a PEFT layer's base layer with the active adapters merged in, in float32; the layer is left as it was, bit for bit."""
+    """Return a parameter of a PEFT layer's base layer with the active adapters merged in.
+
+    The layer is left as it was, bit for bit: the original parameters are put back, since unmerging is inexact.
+
+    Args:
+        layer (`Any`): A layer of PEFT.
+        attribute (`str`): Name of the parameter in its base layer.
+
+    Returns:
+        `torch.Tensor`: The merged parameter in float32, a copy.
+    """
     parameters = list(layer.get_base_layer().parameters())
     originals = [parameter.data for parameter in parameters]
     with torch.no_grad():
@@ -211,16 +265,18 @@ def merged_weight(layer: Any, attribute: str) -> Tensor:
             return layer.get_base_layer().get_parameter(attribute).detach().to(torch.float32, copy=True)  # type: ignore[no-any-return]
         finally:
             if layer.merged:
-                with warnings.catch_warnings():  # that it is inexact for some, which is why the originals are put back
+                # Some methods warn that unmerging is inexact; the originals below make that harmless.
+                with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     layer.unmerge()
-                layer.merged_adapters.clear()  # of a kind that cannot unmerge (OSF), and would be skipped from now on
+                # A method that cannot unmerge (OSF) leaves the layer marked as merged, and its forward pass would skip the adapter.
+                layer.merged_adapters.clear()
             for parameter, original in zip(parameters, originals, strict=True):
                 parameter.data = original
 
 
 def _on_disk(model: Any, name: str, tensor: Tensor) -> Mapping[str, Tensor]:
-    """What transformers would save of one tensor in memory, by its names on disk."""
+    """Return what transformers would save for one tensor in memory, by its keys on disk."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return revert_weight_conversion(model, {name: tensor})  # type: ignore[no-any-return]

@@ -1,4 +1,9 @@
-"""Where the vector of a run comes from: the base it is measured against, and whether it is an adapter or a difference of weights."""
+"""The source of a run's vector: its base, and whether the vector is the adapter itself or a difference of all weights.
+
+A LoRA that is a plain sum of deltas is a vector already, so the adapter is kept as PEFT saves it. Everything else (full fine-tuning, DoRA, a
+trained embedding beside a LoRA) is extracted: the model in training is read like a checkpoint, with PEFT's changes merged. Which of the two
+it is, and whether it can work at all, is settled before the first step.
+"""
 
 import logging
 import tempfile
@@ -23,7 +28,8 @@ from dem_hub.merging.opening import open_recipe
 from dem_hub.training.gathering import Gathering
 from dem_hub.training.live_model import LiveModel
 from dem_hub.vectors.extraction import extract_tensors
-from dem_hub.vectors.lora.reader import read_adapter_config, saves_one_side
+from dem_hub.vectors.lora.config import read_adapter_config
+from dem_hub.vectors.lora.reader import saves_one_side
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 from dem_hub.vectors.matching import match_tensors
 from dem_hub.vectors.sidecars import write_training
@@ -31,35 +37,46 @@ from dem_hub.vectors.vector import DistributionVector
 
 logger = logging.getLogger(__name__)
 
+_NO_ADAPTER = "no adapter"
+
 
 @dataclass(frozen=True)
 class Source:
-    """A base, found before training, and the kind of the vector: the adapter itself, or the difference of all weights."""
+    """The base of a run, and the kind of its vector: the adapter itself (`is_adapter`), or the difference of all weights."""
 
     base: Base
     is_adapter: bool
 
     @classmethod
     def of(cls, name: VectorSource, gathering: Gathering, options: HubOptions) -> "Source":
-        """Find the base, and make sure that the model in training has a vector on it.
+        """Find the base, and check that the model in training has a vector on it.
+
+        Args:
+            name ([`VectorSource`]): The base.
+            gathering ([`Gathering`]): The model in training.
+            options ([`HubOptions`]): How to reach the Hub.
 
         Raises:
-            `CheckpointError`: a quantised base, or tensors that differ in name or shape. `AdapterError`: an adapter that does not fit.
-            Everything that opening a base raises.
+            `CheckpointError`: If the base is quantised, or tensors differ in name or shape.
+            `AdapterError`: If the adapter does not fit the base.
+            `Exception`: As opening a base raises it.
         """
-        found = resolve(name, MODEL_FILES, options)
-        refuse_quantized(found.folder, "base")
-        base = Base(found)
-        logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)  # worked out now, and kept
-        why = _why_no_adapter(gathering, base)
-        if why is None:
+        resolved = resolve(name, MODEL_FILES, options)
+        refuse_quantized(resolved.folder, "base")
+        base = Base(resolved)
+        # The fingerprint reads the whole base once. Computed here, it is cached before training begins.
+        logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)
+        why_no_adapter = _why_no_adapter(gathering, base)
+        if why_no_adapter is None:
             return cls(base, is_adapter=True)
-        _check_whole(gathering, base, why)
+        _check_difference(gathering, base, why_no_adapter)
         return cls(base, is_adapter=False)
 
-    def look_at_start(self, gathering: Gathering) -> None:
-        """Warn of a model that is not the base before its first step; which commit it was loaded from, transformers does not keep."""
-        differing = [] if _is_quantized(gathering.model) else LiveModel(gathering, self.base).differing(self.base)
+    def warn_if_not_base(self, gathering: Gathering) -> None:
+        """Warn if the model is not the base before its first step. transformers does not keep the commit a model was loaded from."""
+        if _is_quantized(gathering.model):
+            return
+        differing = LiveModel(gathering, self.base).differing(self.base)
         if differing:
             logger.warning(
                 "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what this run alone learns on "
@@ -68,8 +85,12 @@ class Source:
                 differing[0],
             )
 
-    def open_others(self, recipe: VectorSource) -> list[DistributionVector]:
-        """The vectors of a recipe, known to be on this base."""
+    def open_recipe_vectors(self, recipe: VectorSource) -> list[DistributionVector]:
+        """Open the vectors of a recipe, and check that they belong on this base.
+
+        Raises:
+            `BaseMismatchError`: If one of them was made from another base.
+        """
         vectors = list(open_recipe(recipe).vectors)
         for vector in vectors:
             vector.deltas(self.base)
@@ -84,7 +105,16 @@ class Source:
         libraries: Mapping[str, str],
         device: str | torch.device | None,
     ) -> None:
-        """Write the vector of the model as it is."""
+        """Write the vector of the model as it is now.
+
+        Args:
+            folder (`Path`): An empty folder.
+            gathering ([`Gathering`]): The model in training.
+            encoder ([`Encoder`]): How to store a difference of weights. An adapter is stored as it is.
+            facts (`Mapping[str, Any]`): Training facts, for the config.
+            libraries (`Mapping[str, str]`): Versions of the libraries, by name.
+            device (`str` or `torch.device`, *optional*): Device to encode on.
+        """
         if self.is_adapter:
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 saved = save_adapter(gathering, Path(scratch))
@@ -98,14 +128,19 @@ class Source:
 
 
 def base_name(model: Any) -> str:
-    """What the model says that it was loaded from.
+    """Return the name that the model says it was loaded from.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model in training.
 
     Raises:
-        `ConfigError`: it does not say, or it was loaded from another run's checkpoint.
+        `ConfigError`: If the model does not say it, or was loaded from another run's checkpoint.
     """
-    adapters = getattr(model, "peft_config", {})
-    named = [getattr(config, "base_model_name_or_path", None) for config in adapters.values()]
-    name = next((name for name in named if name), None) or getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = ""
+    for config in getattr(model, "peft_config", {}).values():
+        name = name or getattr(config, "base_model_name_or_path", None) or ""
+    if not name:
+        name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ConfigError(
             "The model does not say which base it was loaded from. Name it: DEMCallback(base_model='org/base')."
@@ -119,22 +154,41 @@ def base_name(model: Any) -> str:
 
 
 def save_adapter(gathering: Gathering, folder: Path) -> Path:
-    """Save the active adapter as PEFT does; returns the folder it is in."""
-    model, adapter = gathering.model, _active(gathering.model)
+    """Save the active adapter as PEFT does.
+
+    Args:
+        gathering ([`Gathering`]): The model in training.
+        folder (`Path`): Where to save it.
+
+    Returns:
+        `Path`: The folder that the adapter is in. PEFT makes a subfolder for an adapter that is not called "default".
+    """
+    model = gathering.model
+    adapter = _active_adapter(model)
     state = None
     if gathering.is_sharded:
         state = {name: gathering.read(name) for name, tensor in gathering.tensors.items() if tensor.requires_grad}
-    if hasattr(model, "get_base_model"):
-        model.save_pretrained(str(folder), selected_adapters=[adapter], state_dict=state)
-        return folder if adapter == "default" else folder / adapter
-    model.save_pretrained(str(folder), state_dict=state)
-    return folder
+    if not _is_peft_model(model):
+        # transformers' own `load_adapter` and `add_adapter`: `save_pretrained` writes the active adapter.
+        model.save_pretrained(str(folder), state_dict=state)
+        return folder
+    model.save_pretrained(str(folder), selected_adapters=[adapter], state_dict=state)
+    if adapter == "default":
+        return folder
+    return folder / adapter
 
 
-def _active(model: Any) -> str:
-    """The one adapter that is trained."""
+def _is_peft_model(model: Any) -> bool:
+    """Check whether PEFT wraps the model, which transformers' own adapter methods do not."""
+    return hasattr(model, "get_base_model")
+
+
+def _active_adapter(model: Any) -> str:
+    """Return the name of the one adapter that is trained."""
     active = model.active_adapters
-    names = list(active() if callable(active) else active)
+    if callable(active):  # a method in transformers, a property in PEFT
+        active = active()
+    names = list(active)
     if len(names) != 1:
         raise AdapterError(
             f"{len(names)} adapters are active ({', '.join(names)}), and a vector is one. Train one at a time."
@@ -143,70 +197,75 @@ def _active(model: Any) -> str:
 
 
 def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
-    """Why what is trained is not an adapter that is a vector already; `None` where it is."""
+    """Return why the vector cannot be the adapter itself: `_NO_ADAPTER`, or the refusal. Return `None` if it can."""
     model = gathering.model
     if not (hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)):
-        return "no adapter"
-    if getattr(model, "active_peft_config", None) is not None and model.active_peft_config.is_prompt_learning:
+        return _NO_ADAPTER
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
         raise AdapterError(
-            f"The run trains a prompt ({model.active_peft_config.peft_type}), which changes no weight of the base: it has no vector. "
+            f"The run trains a prompt ({config.peft_type}), which changes no weight of the base: it has no vector. "
             "Train a LoRA, or all weights."
         )
+    # The adapter is saved and read once, as it will be at the end: what cannot be read then is found now.
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_adapter(gathering, Path(scratch))
         try:
             DistributionVector(Resolved.local(folder), verify=False).deltas(base)
-            _refuse_one_side(read_adapter_config(folder), base)
-            _refuse_more(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
+            _check_tied(read_adapter_config(folder), base)
+            _check_all_saved(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
         except AdapterError as error:
             return str(error)
     return None
 
 
 def _is_quantized(model: Any) -> bool:
-    return (
-        getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "hf_quantizer", None) is not None
-    )
+    if _is_peft_model(model):
+        model = model.get_base_model()
+    return getattr(model, "hf_quantizer", None) is not None
 
 
-def _refuse_one_side(config: Mapping[str, Any], base: Base) -> None:
-    """Refuse what looks like no change as long as it is not trained."""
+def _check_tied(config: Mapping[str, Any], base: Base) -> None:
+    """Refuse an adapter that trains a copy of one of two tied embeddings. Before training the copy still equals the base."""
     architecture = base.architecture
-    for module in architecture.tied if architecture is not None else ():
-        if architecture is not None and saves_one_side(module, architecture, config):
+    if architecture is None:
+        return
+    for module in architecture.tied:
+        if saves_one_side(module, architecture, config):
             raise AdapterError(
                 f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save)."
             )
 
 
-def _refuse_more(gathering: Gathering, saved: Checkpoint) -> None:
+def _check_all_saved(gathering: Gathering, saved: Checkpoint) -> None:
     """Refuse weights of the base itself that are trained beside the adapter, and that PEFT does not save with it."""
-    known, adapter = {key.removeprefix(PEFT_PREFIX) for key in saved}, _active(gathering.model)
-    trained = [
-        name for name, tensor in gathering.tensors.items() if tensor.requires_grad and adapter not in name.split(".")
-    ]
-    missing = [name for name in trained if name.removeprefix(PEFT_PREFIX) not in known]
+    saved_names = {key.removeprefix(PEFT_PREFIX) for key in saved}
+    adapter = _active_adapter(gathering.model)
+    missing = []
+    for name, tensor in gathering.tensors.items():
+        is_of_base = tensor.requires_grad and adapter not in name.split(".")
+        if is_of_base and name.removeprefix(PEFT_PREFIX) not in saved_names:
+            missing.append(name)
     if missing:
         raise AdapterError(
             f"'{missing[0]}' (one of {len(missing)}) is trained beside the adapter, which does not have it."
         )
 
 
-def _check_whole(gathering: Gathering, base: Base, why: str) -> None:
-    """Make sure that the difference of all weights can be taken."""
+def _check_difference(gathering: Gathering, base: Base, why_no_adapter: str) -> None:
+    """Check that the difference of all weights can be taken."""
     model = gathering.model
-    is_peft = hasattr(model, "get_base_model")
     if _is_quantized(model):
         raise CheckpointError(
-            f"The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector ({why}). "
-            "Train a plain LoRA on it, or the model in bf16, fp16 or fp32."
+            "The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector "
+            f"({why_no_adapter}). Train a plain LoRA on it, or the model in bf16, fp16 or fp32."
         )
-    if why != "no adapter":
-        if gathering.is_sharded or not is_peft:
+    if why_no_adapter != _NO_ADAPTER:
+        if gathering.is_sharded or not _is_peft_model(model):
             raise AdapterError(
-                f"{why}\nMerging it for the vector takes the model whole, as a PeftModel, on each process."
+                f"{why_no_adapter}\nMerging it for the vector takes the model whole, as a PeftModel, on each process."
             )
-        logger.info("The adapter is merged for the vector, layer by layer: %s", why)
+        logger.info("The adapter is merged for the vector, layer by layer: %s", why_no_adapter)
     live = LiveModel(gathering, base)
     match_tensors(base.checkpoint, live)
     live.try_merging()

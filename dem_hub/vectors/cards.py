@@ -1,4 +1,8 @@
-"""Model cards of vectors and of stores."""
+"""Text of the model cards of vectors and of stores.
+
+The callers hand in what they know: nothing is read from disk or from the Hub here. A card states the base, the codec and how far the stored
+delta is from the true one, so that a reader can judge a vector before downloading it.
+"""
 
 import math
 from collections.abc import Mapping
@@ -29,66 +33,91 @@ def vector_card(
     training: Mapping[str, Any] | None = None,
     picture: str = "",
 ) -> Card:
-    """The card of a vector, or of a PEFT adapter (`config` is `None`), with what it was trained on and a picture beside it."""
+    """Return the card of a vector or of a PEFT adapter.
+
+    Args:
+        repo_id (`str`): The repository of the vector.
+        subfolder (`str`): The subfolder of the vector, or an empty string.
+        config ([`VectorConfig`], *optional*): The vector's config; `None` for a PEFT adapter.
+        base (`str`, *optional*): Hub id of the base.
+        licenses (`Mapping[str, str]`): The license of each repository that the vector was made from.
+        training (`Mapping[str, Any]`, *optional*): Training facts of an adapter. A vector's are in its config.
+        picture (`str`, *optional*): File name of the plot of norms.
+    """
     name = f"{repo_id}//{subfolder}" if subfolder else repo_id
+    library = "peft"
     facts = {"base": markdown_link(base)}
-    training = (config.training if config is not None else training) or {}
     if config is not None:
+        library = "dem-hub"
+        training = config.training
         facts |= _vector_facts(config)
-    facts |= {
-        key.replace("_", " "): ", ".join(value) if isinstance(value, list) else str(value)
-        for key, value in training.items()
-    }
+    training = training or {}
+    for key, value in training.items():
+        facts[key.replace("_", " ")] = ", ".join(value) if isinstance(value, list) else str(value)
     metadata = {
-        "library_name": "dem-hub" if config is not None else "peft",
+        "library_name": library,
         **base_models("adapter", [base]),
         "tags": [*TAGS, VECTOR_TAG],
         **shared_license(licenses),
     }
-    datasets = [name for name in training.get("datasets") or () if REPO_ID.fullmatch(str(name))]
+    datasets = [dataset for dataset in training.get("datasets") or () if REPO_ID.fullmatch(str(dataset))]
     if datasets:
         metadata["datasets"] = datasets
-    what = "A distribution vector: what fine-tuning added to its base, theta_i - theta_0."
     text = [
-        what,
+        "A distribution vector: what fine-tuning added to its base, theta_i - theta_0.",
         markdown_table(("", ""), list(facts.items())),
-        f"![The norm of the delta in each layer]({picture})" if picture else "",
-        loading_code(f'"{base}", vectors={{"{name}": 1.0}}') if base else "",
-        provenance(licenses),
     ]
-    return Card(name.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
+    if picture:
+        text.append(f"![The norm of the delta in each layer]({picture})")
+    if base:
+        text.append(loading_code(f'"{base}", vectors={{"{name}": 1.0}}'))
+    text.append(provenance(licenses))
+    return Card(name.rpartition("/")[2], metadata, "\n\n".join(text))
 
 
 def store_card(
     repo_id: str, base: str | None, members: Mapping[str, tuple[str, int]], licenses: Mapping[str, str]
 ) -> Card:
-    """The card of a store; of each vector its codec and its bytes."""
+    """Return the card of a store.
+
+    Args:
+        repo_id (`str`): The repository of the store.
+        base (`str`, *optional*): Hub id of the base.
+        members (`Mapping[str, tuple[str, int]]`): The codec and the size in bytes of each vector, by name.
+        licenses (`Mapping[str, str]`): The license of each repository that the vectors were made from.
+    """
     rows = [(f"`{name}`", codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
-    chosen = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
     text = [
         f"Distribution vectors of {markdown_link(base)}, to be added to it with coefficients.",
         markdown_table(("vector", "codec", "size"), rows),
-        loading_code(f'"{base}", vectors={{{chosen}}}') if members else "",
-        provenance(licenses),
     ]
+    if members:
+        coefficients = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
+        text.append(loading_code(f'"{base}", vectors={{{coefficients}}}'))
+    text.append(provenance(licenses))
     metadata = {
         "library_name": "dem-hub",
         **base_models("adapter", [base]),
         "tags": [*TAGS, VECTOR_TAG, STORE_TAG],
         **shared_license(licenses),
     }
-    return Card(repo_id.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
+    return Card(repo_id.rpartition("/")[2], metadata, "\n\n".join(text))
 
 
 def _vector_facts(config: VectorConfig) -> dict[str, str]:
+    """Return the rows of the card's table that come from the config, without those that are empty."""
     records = list(config.tensors.values())
     norm = math.sqrt(sum(record.norm**2 for record in records))
-    error = math.sqrt(sum((record.norm * record.relative_error) ** 2 for record in records)) / norm if norm else 0.0
-    codec = " ".join([config.codec, *(f"{name}={value}" for name, value in config.codec_options.items())])
+    error = 0.0
+    if norm:
+        error = math.sqrt(sum((record.norm * record.relative_error) ** 2 for record in records)) / norm
+    options = [f"{name}={value}" for name, value in config.codec_options.items()]
     facts = {
-        "fine-tune": markdown_link(config.finetuned) if config.finetuned else "",
-        "codec": codec,
+        "fine-tune": markdown_link(config.finetuned),
+        "codec": " ".join([config.codec, *options]),
         "chosen": config.choice,
+        "tensors changed": str(len(records)),
+        "norm": f"{norm:.4g}",
+        "relative error": f"{error:.3g}",
     }
-    facts |= {"tensors changed": str(len(records)), "norm": f"{norm:.4g}", "relative error": f"{error:.3g}"}
     return {name: value for name, value in facts.items() if value}

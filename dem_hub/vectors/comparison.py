@@ -1,25 +1,33 @@
-"""How vectors relate: their norms, tensor by tensor, and their cosines. Read from the compact parts; nothing is multiplied out."""
+"""Compare vectors: their norms, cosines and overlaps, and the norm of each tensor's delta.
+
+The inner product of two low-rank deltas is computed from their factors, so nothing is multiplied out. Unbiased codecs add noise to a
+decoded delta, and that noise would count as length. The length of a vector is therefore taken from what extraction measured, while inner
+products of decoded vectors are right on average.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.component import StoredDelta
-from dem_hub.codecs.delta import inner
-from dem_hub.numerics.slices import count_elements, full_index, row_blocks
+from dem_hub.codecs.delta import Delta, inner
+from dem_hub.numerics.slices import full_index, row_blocks
 from dem_hub.vectors.vector import DistributionVector
 
+# Elements of a tensor that are decoded at once: 16 MB in float32 for each vector. Chosen by hand, not measured.
 _BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The norm of each vector; their cosines, `cosines[i][j]`, -1 to 1, 0 where one of them is zero; and their overlaps.
+    """How vectors of one base relate.
 
-    `overlaps[i][j]`, 0 to 1, is the share of elements in tensors that both change, of those in tensors that either changes.
+    `norms[i]` is the length of vector i; `cosines[i][j]`, -1 to 1, is 0 if one of the two is zero; `overlaps[i][j]`, 0 to 1, is the
+    number of elements in tensors that both vectors change, divided by the number in tensors that either of them changes.
     """
 
     names: tuple[str, ...]
@@ -29,15 +37,18 @@ class Comparison:
 
 
 def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[str] | None = None) -> Comparison:
-    """Compare vectors of one base.
+    """Compare vectors of one base with each other.
 
     Args:
-        vectors (`Sequence[DistributionVector]`): any number.
-        base ([`Base`]): the base they were taken from.
-        names (`Sequence[str]`, *optional*): what to call them; their own names by default.
+        vectors (`Sequence[DistributionVector]`): The vectors, any number of them.
+        base ([`Base`]): The base they were taken from.
+        names (`Sequence[str]`, *optional*): Names for the result; by default the vectors' own.
+
+    Returns:
+        [`Comparison`]: Norms, cosines and overlaps, in the order of `vectors`.
 
     Raises:
-        `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`].
+        `BaseMismatchError`, `AdapterError`: As [`DistributionVector.deltas`] raises them.
     """
     from huggingface_hub.utils import tqdm
 
@@ -45,63 +56,92 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     count = len(vectors)
     products = torch.zeros(count, count, dtype=torch.float64)
     for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1):
-        products += _products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
+        products += _inner_products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
     norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
-    cosines = tuple(tuple(_cosine(products, norms, i, j) for j in range(count)) for i in range(count))
-    called = tuple(names) if names is not None else tuple(vector.name for vector in vectors)
-    return Comparison(
-        called, tuple(norms), cosines, tuple(tuple(_overlap(one, two, base) for two in deltas) for one in deltas)
-    )
+    cosines = []
+    overlaps = []
+    for i in range(count):
+        cosines.append(tuple(_cosine(products, norms, i, j) for j in range(count)))
+        overlaps.append(tuple(_overlap(deltas[i], other, base) for other in deltas))
+    if names is None:
+        names = [vector.name for vector in vectors]
+    return Comparison(tuple(names), tuple(norms), tuple(cosines), tuple(overlaps))
 
 
 def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
-    """The Frobenius norm of each tensor's delta, by the base's key: as measured at extraction, or of a LoRA from its factors.
+    """Return the Frobenius norm of each tensor's delta, by the base's key.
+
+    The norms are those that extraction measured. For a plain LoRA adapter they are computed from the factors.
 
     Args:
-        vector ([`DistributionVector`]): any.
-        base ([`Base`]): the base it was taken from.
+        vector ([`DistributionVector`]): The vector.
+        base ([`Base`]): The base it was taken from.
     """
     if vector.config is not None:
         return {name: record.norm for name, record in vector.config.tensors.items()}
-    return {
-        name: math.sqrt(float(_products([stored], base, name)[0, 0])) for name, stored in vector.deltas(base).items()
-    }
+    norms = {}
+    for name, stored in vector.deltas(base).items():
+        norms[name] = math.sqrt(float(_inner_products([stored], base, name)[0, 0]))
+    return norms
 
 
-def _norm(vector: DistributionVector, squares: float) -> float:
-    """Of what was kept of the delta, as measured at extraction: the noise that a codec adds would count as length."""
+def _norm(vector: DistributionVector, decoded_square: float) -> float:
+    """Return the length of a vector without codec noise, from the norms and projections measured at extraction.
+
+    The decoded vector is longer, because unbiased codecs add noise. An adapter has no codec noise: `decoded_square` is exact.
+    """
+    square = decoded_square
     if vector.config is not None:
-        squares = sum(record.norm**2 * record.projection for record in vector.config.tensors.values())
-    return math.sqrt(max(squares, 0.0))
+        square = sum(record.norm**2 * record.projection for record in vector.config.tensors.values())
+    return math.sqrt(max(square, 0.0))
 
 
-def _cosine(products: torch.Tensor, norms: Sequence[float], i: int, j: int) -> float:
-    """<first, second> of the decoded vectors, right in the mean, over their true lengths."""
+def _cosine(products: Tensor, norms: Sequence[float], i: int, j: int) -> float:
+    """Return the inner product of two decoded vectors, divided by their lengths without noise.
+
+    Noise can move the quotient past 1, so it is clamped. The cosine of a vector with itself is 1, and not its noisy square.
+    """
     if not norms[i] or not norms[j]:
         return 0.0
-    return 1.0 if i == j else min(1.0, max(-1.0, float(products[i, j]) / (norms[i] * norms[j])))
+    if i == j:
+        return 1.0
+    return min(1.0, max(-1.0, float(products[i, j]) / (norms[i] * norms[j])))
 
 
 def _overlap(first: Mapping[str, StoredDelta], second: Mapping[str, StoredDelta], base: Base) -> float:
-    """The share of elements in tensors that both change."""
-    both, either = (
-        sum(count_elements(base.checkpoint[name].shape) for name in names)
-        for names in (set(first) & set(second), set(first) | set(second))
-    )
-    return both / either if either else 0.0
+    """Return the elements in tensors that both change, as a fraction of those in tensors that either changes."""
+    in_either = _elements(set(first) | set(second), base)
+    if not in_either:
+        return 0.0
+    return _elements(set(first) & set(second), base) / in_either
 
 
-def _products(stored: Sequence[StoredDelta], base: Base, name: str) -> torch.Tensor:
-    """The inner products of one tensor's deltas; replaced buffers are no part of a vector's direction."""
+def _elements(names: set[str], base: Base) -> int:
+    return sum(math.prod(base.checkpoint[name].shape) for name in names)
+
+
+def _inner_products(stored: Sequence[StoredDelta], base: Base, name: str) -> Tensor:
+    """Return the matrix (vectors, vectors), float64, of the inner products of one tensor's deltas."""
     products = torch.zeros(len(stored), len(stored), dtype=torch.float64)
     for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
-        decoded = [
-            [] if delta.replacement is not None else delta.decode(base.checkpoint.lazy(name), block) for delta in stored
-        ]
+        decoded: list[list[tuple[float, Delta]]] = []
+        for delta in stored:
+            # A replaced buffer is not added to the base, so it is no part of the vector's direction.
+            is_replaced = delta.replacement is not None
+            decoded.append([] if is_replaced else delta.decode(base.checkpoint.lazy(name), block))
         for i, first in enumerate(decoded):
             for j, second in enumerate(decoded[: i + 1]):
-                value = sum(a * b * inner(x, y) for a, x in first for b, y in second)
-                products[i, j] += value
+                product = _inner(first, second)
+                products[i, j] += product
                 if i != j:
-                    products[j, i] += value
+                    products[j, i] += product
     return products
+
+
+def _inner(first: Sequence[tuple[float, Delta]], second: Sequence[tuple[float, Delta]]) -> float:
+    """Return the inner product of two sums of scaled deltas."""
+    products = []
+    for scale, delta in first:
+        for other_scale, other in second:
+            products.append(scale * other_scale * inner(delta, other))
+    return sum(products)

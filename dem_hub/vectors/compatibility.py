@@ -1,10 +1,10 @@
-"""Whether a vector belongs on a base: the names and shapes of its tensors, and then that it is the very base it was made from.
+"""Check that a vector fits a base: the same tensor names and shapes, and the base it was extracted from.
 
-A base that is on this machine is known by its fingerprint. Of one that is still on the Hub the commit may be enough; where it is not, the few
-bytes of two tensors tell another model before gigabytes of it come down, and the fingerprint is compared once they have.
+A local base is identified by its fingerprint. For a base on the Hub the commit is compared; if that differs, the digests of two small
+tensors are fetched, so that another model is rejected before gigabytes are downloaded. The fingerprint is compared after the download.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.exact import Exact
@@ -18,73 +18,90 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
     """Refuse a vector on a base that it does not belong to.
 
     Args:
-        name (`str`): what the vector is called.
-        config ([`VectorConfig`]): the vector's.
-        base ([`Base`]): the base it shall go on.
-        allow_mismatch (`bool`): take another base with the same names and shapes.
+        name (`str`): The vector's name, for error messages.
+        config ([`VectorConfig`]): The vector's config.
+        base ([`Base`]): The base that the vector is to be put on.
+        allow_mismatch (`bool`): Accept another base with the same names and shapes.
 
     Raises:
-        `BaseMismatchError`: other shapes, all of which are listed; or another base or revision, with the first tensor that differs.
+        `BaseMismatchError`: If shapes differ (all of them are listed), or if it is another base or another revision (the first tensor
+            that differs is named).
     """
     remedy = f"Put it on the base it was made from: '{config.base}'."
     faults = _misfits(config, base)
     if faults:
         refuse(BaseMismatchError, f"The vector '{name}' does not fit the base '{base}'.", faults, remedy)
     if allow_mismatch:
-        exact = (key for key, record in config.tensors.items() if record.codec == Exact.name)
-        other = [f"'{key}'" for key in _differences(config, base, exact if base.remote is None else ())]
-        if other:
-            refuse(
-                BaseMismatchError,
-                f"The codec 'exact' has only steps from its own base, and '{base}' is another.",
-                other,
-                remedy,
-            )
+        _check_exact(config, base, remedy)
         return
     if base.remote is None:
-        same, asked, seen = (
-            config.base.fingerprint == base.fingerprint,
-            sorted(config.tensors),
-            f"fingerprint {short_hash(base.fingerprint)}",
-        )
+        if config.base.fingerprint == base.fingerprint:
+            return
+        different = _first_difference(config, base, sorted(config.tensors))
+        identity = f"fingerprint {short_hash(base.fingerprint)}"
     else:
-        same = (config.base.repo_id, config.base.commit) == (base.source.repo_id, base.commit)
-        asked, seen = _telling(config, base), "still on the Hub"
-    different = None if same else next(_differences(config, base, asked), None)
-    if same or (base.remote is not None and different is None):
-        return
-    where = (
-        f"The first tensor that differs is '{different}'"
-        if different
-        else "A tensor that this vector does not change differs"
-    )
+        if (config.base.repo_id, config.base.commit) == (base.source.repo_id, base.commit):
+            return
+        different = _first_difference(config, base, _cheapest_tensors(config, base))
+        if different is None:
+            return  # it may be the same base: the fingerprint is compared once the weights are here
+        identity = "still on the Hub"
+    if different is None:
+        where = "A tensor that this vector does not change differs"
+    else:
+        where = f"The first tensor that differs is '{different}'"
     raise BaseMismatchError(
         f"The vector '{name}' was made from '{config.base}' (fingerprint {short_hash(config.base.fingerprint)}), and this base is "
-        f"'{base}' ({seen}): another model, or another revision of it. {where}. {remedy} "
+        f"'{base}' ({identity}): another model, or another revision of it. {where}. {remedy} "
         "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search takes no other base."
     )
 
 
 def _misfits(config: VectorConfig, base: Base) -> list[str]:
-    faults, tensors = [], base.checkpoint
+    """Return one line for each tensor of the vector that the base lacks, or has in another shape or kind of dtype."""
+    faults = []
     for key, record in sorted(config.tensors.items()):
-        if key not in tensors:
+        info = base.checkpoint.get(key)
+        if info is None:
             faults.append(f"'{key}' {list(record.shape)} is not in this base")
-        elif tensors[key].shape != record.shape:
-            faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(tensors[key].shape)} in this base")
-        elif not tensors[key].torch_dtype.is_floating_point and record.codec != Replace.name:
-            faults.append(
-                f"'{key}' is {tensors[key].dtype} in this base, and the vector has a delta for it ({record.codec})"
-            )
+        elif info.shape != record.shape:
+            faults.append(f"'{key}' is {list(record.shape)} in the vector and {list(info.shape)} in this base")
+        elif not info.torch_dtype.is_floating_point and record.codec != Replace.name:
+            faults.append(f"'{key}' is {info.dtype} in this base, and the vector has a delta for it ({record.codec})")
     return faults
 
 
-def _differences(config: VectorConfig, base: Base, names: Iterable[str]) -> Iterator[str]:
-    return (key for key in names if base.digest(key) != config.tensors[key].base)
+def _check_exact(config: VectorConfig, base: Base, remedy: str) -> None:
+    """Refuse tensors of the codec 'exact' on another base: they are stored as steps from the bits of their own base."""
+    if base.remote is not None:
+        return  # reading the tensors would download them; checked again once they are here
+    other = []
+    for key, record in config.tensors.items():
+        if record.codec == Exact.name and base.digest(key) != record.base:
+            other.append(f"'{key}'")
+    if other:
+        refuse(
+            BaseMismatchError,
+            f"The codec 'exact' has only steps from its own base, and '{base}' is another.",
+            other,
+            remedy,
+        )
 
 
-def _telling(config: VectorConfig, base: Base) -> list[str]:
-    """The smallest tensor and the smallest matrix that the vector changes: what is quickest to fetch of a base, to know it by."""
+def _first_difference(config: VectorConfig, base: Base, keys: Iterable[str]) -> str | None:
+    """Return the first of some tensors whose digest is not the one that the vector recorded."""
+    for key in keys:
+        if base.digest(key) != config.tensors[key].base:
+            return key
+    return None
+
+
+def _cheapest_tensors(config: VectorConfig, base: Base) -> list[str]:
+    """Return the smallest tensor and the smallest matrix that the vector changes: the cheapest tensors that tell two bases apart.
+
+    The smallest tensor is often a norm, which two revisions of a base may share, so a matrix is compared too.
+    """
     sizes = {name: base.checkpoint[name].nbytes for name in sorted(config.tensors)}
     matrices = [name for name in sizes if len(base.checkpoint[name].shape) > 1]
-    return list(dict.fromkeys(min(names, key=sizes.__getitem__) for names in (list(sizes), matrices) if names))
+    cheapest = [min(names, key=sizes.__getitem__) for names in (list(sizes), matrices) if names]
+    return list(dict.fromkeys(cheapest))  # a vector of matrices alone has the same tensor twice

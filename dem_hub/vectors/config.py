@@ -1,6 +1,8 @@
-"""`vector_config.json`: what a distribution vector is, as frozen records, checked when made.
+"""`vector_config.json`: what a distribution vector is, as frozen records that are checked when they are made.
 
-Nothing here imports torch, so that a config can be read and checked at once.
+A config is sorted, so that the same vector always has the same bytes, and has a checksum, so that a change by hand is found. An unknown key
+is an error: for weights, a key that is dropped is a silently different number. Nothing here imports torch, so that a config can be read
+quickly.
 """
 
 import hashlib
@@ -22,18 +24,28 @@ from dem_hub.files.strict_json import (
 )
 from dem_hub.hub.references import BaseRecord
 
-SEPARATOR = "::"  # between a checkpoint key and the name of a part
+# Stands between a checkpoint key and the name of a part, in the names of the tensors of `vector_model.safetensors`.
+SEPARATOR = "::"
+
+# Elements of a dimension, exclusive. No tensor comes near it, and products of a few such sizes stay exact in Python.
+_LARGEST_SIZE = 1 << 48
 
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """How one tensor's delta is stored, and how true it is.
+    """How one tensor's delta is stored, and how close the stored delta is to the true one.
 
-    `shape` and `dtype` are the base's; `rows` counts the rows the base lacks (a grown vocabulary); `norm` is the Frobenius norm
-    of the delta, `relative_error` = |decoded - delta| / |delta|, `projection` = <decoded, delta> / |delta|^2 (1 where unbiased);
-    `base` is the digest of the base's tensor, by which a wrong base is found out; `module` is the module whose LoRA in the PEFT
-    adapter holds the delta (`transposed` where the checkpoint has B @ A the other way round), empty where it is not there; `options`
-    are the codec's.
+    Attributes:
+        shape (`tuple[int, ...]`), dtype (`str`): Shape and dtype of the base's tensor.
+        codec (`str`): Name of the codec.
+        norm (`float`): Frobenius norm of the delta.
+        relative_error (`float`): |decoded - delta| / |delta|.
+        projection (`float`): <decoded, delta> / |delta|^2, which is 1 for an unbiased codec.
+        base (`str`): Digest of the base's tensor, from which another base is recognized.
+        rows (`int`): Number of rows that the base lacks (a vocabulary that fine-tuning extended).
+        module (`str`): The module whose LoRA in the PEFT adapter holds the delta; empty if the adapter does not hold it.
+        transposed (`bool`): The checkpoint holds the transpose of that LoRA's B @ A.
+        options (`Mapping[str, Any]`): Options of the codec.
     """
 
     shape: tuple[int, ...]
@@ -49,9 +61,10 @@ class TensorRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse what no tensor is."""
+        """Refuse values that no tensor has."""
+        # `type(...) is int`, since True and False are ints for isinstance.
         sizes = (*self.shape, self.rows)
-        if not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
+        if not all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in sizes):
             raise ConfigError(f"shape {list(self.shape)} with {self.rows!r} more rows is no shape of a tensor.")
         numbers = (self.norm, self.relative_error, self.projection)
         if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
@@ -60,22 +73,30 @@ class TensorRecord:
             raise ConfigError(
                 f"a tensor that is replaced has {self.rows} more rows than the base's; it must have its shape."
             )
-        if not all(
-            isinstance(text, str) for text in (self.dtype, self.codec, self.base, self.module)
-        ) or not isinstance(self.options, Mapping):
+        texts = (self.dtype, self.codec, self.base, self.module)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.options, Mapping):
             raise ConfigError("dtype, codec, base and module must be texts, and options a JSON object.")
 
     @property
     def is_stored(self) -> bool:
-        """Whether there is a delta in the files; where only new rows were learned there is none."""
+        """Whether the files hold a delta. They hold none if only new rows were learned."""
         return self.norm > 0 or not self.rows
 
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """`vector_config.json`: what a distribution vector is, without its tensors.
+    """The content of `vector_config.json`: what a distribution vector is, without its tensors.
 
-    `choice` says in a line what `codec="auto"` chose, and why.
+    Attributes:
+        base ([`BaseRecord`]): The base, with its fingerprint.
+        codec (`str`): Name of the codec that the user asked for. The codec of each tensor is in `tensors`.
+        codec_options (`Mapping[str, Any]`): Options of that codec.
+        tensors (`Mapping[str, TensorRecord]`): How each tensor is stored, by the base's checkpoint key.
+        files (`Mapping[str, str]`): The sha256 of each file, by name.
+        finetuned (`str`, *optional*): Name of the fine-tune: a Hub id or a folder.
+        choice (`str`): What `codec="auto"` chose and why, in one line.
+        training (`Mapping[str, Any]`): Training facts, if they are known.
+        libraries (`Mapping[str, str]`): Versions of the libraries that made the vector.
     """
 
     base: BaseRecord
@@ -90,36 +111,38 @@ class VectorConfig:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """The file's text: sorted, so that the same vector is the same bytes, with a checksum of the rest of it."""
+        """Return the text of the file: sorted, so that the same vector has the same bytes, and with a checksum of the rest."""
         data = asdict(self)
         return dump_json({**data, "checksum": _checksum(data)})
 
     @property
     def sha256(self) -> str:
-        """What the vector is, whatever it is called: the hash of its files' hashes and of how its tensors are stored, 64 hex digits."""
-        return _checksum(
-            {"files": dict(self.files), "tensors": {name: asdict(record) for name, record in self.tensors.items()}}
-        )
+        """The vector's identity, 64 hex digits: the hash of its files' hashes and of how its tensors are stored.
+
+        Names, paths and training facts are no part of it.
+        """
+        tensors = {name: asdict(record) for name, record in self.tensors.items()}
+        return _checksum({"files": dict(self.files), "tensors": tensors})
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "VectorConfig":
-        """Read the file's text.
+        """Read the text of a `vector_config.json`.
+
+        Args:
+            text (`str` or `bytes`): The text of the file.
+            where (`str`): Name of the file, for error messages.
 
         Raises:
-            `ConfigError`: a key that this format version does not have, one that is missing, a newer version, or a text that was changed.
+            `ConfigError`: If a key is unknown or missing, if the format version is newer than this library, or if the text was changed.
         """
         written = parse_json(text, where)
         check_version(written, where)
         checksum = written.pop("checksum", None)
-        data = dict(
-            written,
-            base=read_record(BaseRecord, written.get("base"), f"{where}: base"),
-            tensors={
-                name: _tensor_record(entry, f"{where}: tensor '{name}'")
-                for name, entry in as_mapping(written.get("tensors"), f"{where}: tensors").items()
-            },
-        )
-        config = read_record(cls, data, where)
+        base = read_record(BaseRecord, written.get("base"), f"{where}: base")
+        tensors = {}
+        for name, entry in as_mapping(written.get("tensors"), f"{where}: tensors").items():
+            tensors[name] = _tensor_record(entry, f"{where}: tensor '{name}'")
+        config = read_record(cls, {**written, "base": base, "tensors": tensors}, where)
         for name, value in as_mapping(config.files, f"{where}: files").items():
             check_inside(name, f"file named in {where}")
             if not isinstance(value, str):
@@ -142,13 +165,19 @@ def codec_name(config: VectorConfig | None) -> str:
 
 
 def contents_sha256(files: Mapping[str, str]) -> str:
-    """What a PEFT adapter is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
-    return hashlib.sha256("".join(f"{name} {value}\n" for name, value in sorted(files.items())).encode()).hexdigest()
+    """Return the identity of a PEFT adapter, 64 hex digits: the sha256 of the names and hashes of its files.
+
+    Args:
+        files (`Mapping[str, str]`): The sha256 of each file, by name.
+    """
+    lines = "".join(f"{name} {value}\n" for name, value in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _checksum(data: Mapping[str, Any]) -> str:
-    """The sha256 of JSON data, 64 hex digits, however it is spaced."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """Return the sha256 of JSON data, 64 hex digits. The order of keys and the spacing of the file do not matter."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tensor_record(data: object, where: str) -> TensorRecord:

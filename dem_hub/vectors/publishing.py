@@ -1,25 +1,41 @@
-"""What of a vector's folder is fit for the Hub: its files, saying a base that others have, and no path of this machine."""
+"""Push a vector, from a public copy of its folder: the base is named by its Hub id, and no local path is left in any file.
+
+Only the two JSON files differ from those on disk. The weights are pushed as they are, and the base's fingerprint stays in the config, so
+every load still checks that the base is the same.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
-from dem_hub.files.strict_json import dump_json, parse_json
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, NORMS_PLOT, SAFETENSORS, SIDECARS, VECTOR_CONFIG
+from dem_hub.files.strict_json import check_inside, dump_json, parse_json
+from dem_hub.hub.cards import render
 from dem_hub.hub.client import hub_api
-from dem_hub.hub.commits import Head
+from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import digest
+from dem_hub.hub.listing import licenses
 from dem_hub.hub.references import REPO_ID, BaseRecord
+from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
+from dem_hub.vectors.folder import stale_files
+from dem_hub.vectors.sidecars import read_training, sidecars_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
 
 
 @dataclass(frozen=True)
 class PublicVector:
-    """A vector as it will be on the Hub: its files, its config (`None` for a PEFT adapter), the id of its base, and its identity."""
+    """A vector as it will be on the Hub.
+
+    `files` has the path or the text of each file, by its name; `config` is `None` for a PEFT adapter; `base` is the Hub id of the base;
+    `sha256` is the vector's identity on the Hub, 64 hex digits.
+    """
 
     files: Mapping[str, Path | str]
     config: VectorConfig | None
@@ -28,107 +44,146 @@ class PublicVector:
 
     @property
     def codec(self) -> str:
-        """Its codec, as recipes and stores record it."""
+        """Name of its codec, as recipes and stores record it."""
         return codec_name(self.config)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensor files."""
-        return sum(
-            file.stat().st_size
-            for name, file in self.files.items()
-            if isinstance(file, Path) and name.endswith(SAFETENSORS)
-        )
+        """Size of its tensor files, in bytes."""
+        total = 0
+        for name, file in self.files.items():
+            if isinstance(file, Path) and name.endswith(SAFETENSORS):
+                total += file.stat().st_size
+        return total
+
+
+def push_vector(
+    folder: Path, repo_id: str, options: PushOptions, *, subfolder: str = "", base_model: str | None = None
+) -> "CommitInfo":
+    """Push a vector's folder in one commit, with a model card. A vector in the same place is replaced.
+
+    Args:
+        folder (`Path`): Folder of a vector or of a PEFT adapter.
+        repo_id (`str`): The repository. It is created if it does not exist.
+        options ([`PushOptions`]): Options of the push.
+        subfolder (`str`, *optional*): Subfolder of the repository to push into.
+        base_model (`str`, *optional*): Hub id of the base, if the vector names a local folder.
+
+    Raises:
+        `ConfigError`, `VectorNotFoundError`: As [`public_vector`] raises them.
+        `PushConflictError`: If the same files were changed on the Hub in the meantime.
+    """
+    token = options.get("token")
+    vector = public_vector(folder, base_model, token=token)
+    source_licenses = licenses([vector.base] if vector.base else [], token=token)
+    check_inside(subfolder, f"subfolder of '{repo_id}'")
+    prefix = f"{subfolder}/" if subfolder else ""
+    sidecars = sidecars_of(folder)
+    picture = NORMS_PLOT if NORMS_PLOT in sidecars else ""
+    training = read_training(folder)
+
+    def compose(head: Head) -> Change:
+        card = vector_card(head.repo_id, subfolder, vector.config, vector.base, source_licenses, training, picture)
+        files = {prefix + name: file for name, file in {**vector.files, **sidecars}.items()}
+        old_sidecars = {prefix + name for name in SIDECARS if prefix + name in head.files}
+        removed = stale_files(head, prefix, files) | (old_sidecars - set(files))
+        readme = prefix + CARD
+        return Change({**files, readme: render(card, head.read(readme))}, removed, frozenset({readme}))
+
+    return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
 
 
 def public_vector(folder: Path, base_model: str | None = None, *, token: str | bool | None = None) -> PublicVector:
-    """Read a vector's folder for the Hub.
+    """Prepare a vector's folder for the Hub. Nothing is written.
 
     Args:
-        folder (`Path`): the vector's.
-        base_model (`str`, *optional*): Hub id of its base, where the vector names a folder of this machine.
-        token (`str` or `bool`, *optional*): to look the base up with.
+        folder (`Path`): Folder of a vector or of a PEFT adapter.
+        base_model (`str`, *optional*): Hub id of the base, if the vector names a local folder.
+        token (`str` or `bool`, *optional*): Token to look the base up with.
+
+    Returns:
+        [`PublicVector`]: What to push.
 
     Raises:
-        `ConfigError`: its base is a folder of this machine, and `base_model` does not say what others know it as.
-        `VectorNotFoundError`: no vector there.
+        `ConfigError`: If the base is a local folder and `base_model` is not given.
+        `VectorNotFoundError`: If the folder has no vector.
     """
-    adapter = folder / ADAPTER_CONFIG
-    changed: dict[str, str] = {}
     if (folder / VECTOR_CONFIG).is_file():
-        config = VectorConfig.from_json((folder / VECTOR_CONFIG).read_bytes(), str(folder / VECTOR_CONFIG))
-        base = public_base(config.base, base_model, f"vector '{folder}'", token=token)
-        finetuned = (
-            config.finetuned if config.finetuned and REPO_ID.fullmatch(config.finetuned.partition("@")[0]) else None
-        )
-        files = dict(config.files)
-        if adapter.is_file() and base.repo_id is not None:
-            changed = _with_base(adapter, base.repo_id)
-            files |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in changed.items()}
-        config = replace(config, base=base, finetuned=finetuned, files=files)
-        changed[VECTOR_CONFIG] = config.to_json()
-        return PublicVector({**{name: folder / name for name in files}, **changed}, config, base.repo_id, config.sha256)
-    if not adapter.is_file():
-        raise VectorNotFoundError(
-            f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is no vector. Check the path."
-        )
-    named = parse_json(adapter.read_bytes(), str(adapter)).get("base_model_name_or_path") or None
-    base_id = (
-        public_base(BaseRecord(named), base_model, f"adapter '{folder}'", token=token).repo_id
-        if named or base_model
-        else None
-    )
-    changed = _with_base(adapter, base_id) if base_id != named and base_id is not None else {}
-    digests = {name: digest(folder / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    digests |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in changed.items()}
-    return PublicVector(
-        {**{name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}, **changed},
-        None,
-        base_id,
-        contents_sha256(digests),
+        return _public_extracted(folder, base_model, token=token)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _public_adapter(folder, base_model, token=token)
+    raise VectorNotFoundError(
+        f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is no vector. Check the path."
     )
 
 
 def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: str | bool | None = None) -> BaseRecord:
-    """The base as others know it, at a commit; its fingerprint stays, by which every load finds out whether it is the same.
+    """Return the base as others can find it: a Hub id at a commit. Its fingerprint stays.
+
+    Args:
+        base ([`BaseRecord`]): The base as it is recorded.
+        base_model (`str`, *optional*): Hub id to name instead. It is looked up on the Hub.
+        what (`str`): What has this base, for error messages.
+        token (`str` or `bool`, *optional*): Token to look the base up with.
 
     Raises:
-        `ConfigError`: see [`public_vector`].
+        `ConfigError`: If the base is a local folder and `base_model` is not given.
     """
-    if (
-        base_model is None
-        and base.repo_id is not None
-        and not Path(base.repo_id).is_dir()
-        and REPO_ID.fullmatch(base.repo_id)
-    ):
-        return base
     if base_model is None:
-        raise ConfigError(
-            f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
-            "--base-model org/base, in Python base_model='org/base'."
-        )
+        if base.repo_id is None or Path(base.repo_id).is_dir() or not REPO_ID.fullmatch(base.repo_id):
+            raise ConfigError(
+                f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
+                "--base-model org/base, in Python base_model='org/base'."
+            )
+        return base
     with hub_errors(
         action=f"The base '{base_model}' of the {what} was looked up on the Hub.",
         remedy="Nothing was pushed. Try again.",
     ):
-        return BaseRecord(base_model, hub_api().model_info(base_model, token=token).sha, fingerprint=base.fingerprint)
+        commit = hub_api().model_info(base_model, token=token).sha
+        return BaseRecord(base_model, commit, fingerprint=base.fingerprint)
 
 
-def stale(head: Head, prefix: str, files: Mapping[str, Path | str]) -> frozenset[str]:
-    """Files of an older vector in the same place."""
-    return frozenset(
-        path
-        for path in head.files
-        if path.startswith(prefix)
-        and path not in files
-        and any(
-            fnmatch(path.removeprefix(prefix), pattern)
-            for pattern in VECTOR_FILES
-            if "/" not in path.removeprefix(prefix)
-        )
-    )
+def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool | None) -> PublicVector:
+    """Prepare a vector that has a config of its own."""
+    path = folder / VECTOR_CONFIG
+    config = VectorConfig.from_json(path.read_bytes(), str(path))
+    base = public_base(config.base, base_model, f"vector '{folder}'", token=token)
+    finetuned = config.finetuned
+    if finetuned and not REPO_ID.fullmatch(finetuned.partition("@")[0]):
+        finetuned = None  # a local path
+    changed: dict[str, str] = {}
+    hashes = dict(config.files)
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.is_file() and base.repo_id is not None:
+        changed[ADAPTER_CONFIG] = _with_base(adapter, base.repo_id)
+        hashes[ADAPTER_CONFIG] = _text_sha256(changed[ADAPTER_CONFIG])
+    config = replace(config, base=base, finetuned=finetuned or None, files=hashes)
+    changed[VECTOR_CONFIG] = config.to_json()
+    on_disk = {name: folder / name for name in hashes}
+    return PublicVector({**on_disk, **changed}, config, base.repo_id, config.sha256)
 
 
-def _with_base(adapter: Path, base: str) -> dict[str, str]:
-    data = parse_json(adapter.read_bytes(), str(adapter))
-    return {adapter.name: dump_json(data | {"base_model_name_or_path": base})}
+def _public_adapter(folder: Path, base_model: str | None, *, token: str | bool | None) -> PublicVector:
+    """Prepare an adapter that PEFT wrote. An adapter may name no base at all."""
+    adapter = folder / ADAPTER_CONFIG
+    recorded = parse_json(adapter.read_bytes(), str(adapter)).get("base_model_name_or_path") or None
+    base_id = None
+    if recorded or base_model:
+        base_id = public_base(BaseRecord(recorded), base_model, f"adapter '{folder}'", token=token).repo_id
+    on_disk = {name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    hashes = {name: digest(path) for name, path in on_disk.items()}
+    changed: dict[str, str] = {}
+    if base_id is not None and base_id != recorded:
+        changed[ADAPTER_CONFIG] = _with_base(adapter, base_id)
+        hashes[ADAPTER_CONFIG] = _text_sha256(changed[ADAPTER_CONFIG])
+    return PublicVector({**on_disk, **changed}, None, base_id, contents_sha256(hashes))
+
+
+def _with_base(adapter: Path, base: str) -> str:
+    """Return the text of an `adapter_config.json` with another base."""
+    return dump_json(parse_json(adapter.read_bytes(), str(adapter)) | {"base_model_name_or_path": base})
+
+
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""What lies in a vector's folder: the parts of each tensor, unread, once every header is what the config says.
+"""Read a vector's folder: the stored delta of each tensor, unread, after every header was compared with the config.
 
-A file from the Hub is somebody else's word. Names, dtypes and shapes are compared with the codec's layout before anything is decoded,
-and all that does not fit is listed in one error.
+A file from the Hub comes from a stranger. Names, dtypes and shapes are compared with the layout of the codec before anything is decoded, and
+everything that does not fit is listed in one error. A delta that [`read_contents`] returns can be decoded without further checks of its form.
 """
 
 from collections.abc import Mapping
@@ -9,53 +9,47 @@ from pathlib import Path
 
 from dem_hub.checkpoints.lazy import LazyTensor, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.codecs import CODECS, Codec
+from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.layout import FLOATS, Layout, Part, check_parts
-from dem_hub.codecs.registry import make_codec
+from dem_hub.codecs.registry import CODECS, make_codec
 from dem_hub.errors import CheckpointError, CodecError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS, INDEX_SUFFIX, SAFETENSORS, VECTOR_STEM
 from dem_hub.vectors.config import SEPARATOR, TensorRecord, VectorConfig
 from dem_hub.vectors.lora.writer import factor_names
 
-_ROWS = "rows"  # the part that holds rows which the base lacks
+_ROWS = "rows"  # name of the part that holds the rows which the base lacks
 
 
 def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
-    """The stored delta of each tensor of a vector, by the base's key.
+    """Return the stored delta of each tensor of a vector.
 
     Args:
-        folder (`Path`): the vector's.
-        config ([`VectorConfig`]): its config.
+        folder (`Path`): Folder of the vector.
+        config ([`VectorConfig`]): Its config.
+
+    Returns:
+        `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint key.
 
     Raises:
-        `CodecError`: a codec, or an option of one, that this version does not have.
-        `CheckpointError`: files that lack tensors, have others, or have them in another shape or dtype; lists all of them.
+        `CodecError`: If this version does not have a codec, or an option of one.
+        `CheckpointError`: If the files lack tensors, have others, or have them in another shape or dtype. All of them are listed.
     """
-    unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
-    if unknown:
-        raise CodecError(
-            f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
-        )
-    rest, factors = _open(folder, VECTOR_STEM + SAFETENSORS, config), _open(folder, ADAPTER_WEIGHTS, config)
-    parts: dict[str, dict[str, LazyTensor]] = {}
-    if rest is not None:
-        for name in rest:
-            key, _, part = name.rpartition(SEPARATOR)
-            parts.setdefault(key, {})[part] = rest.lazy(name)
-    for key, record in config.tensors.items():
-        if record.module and factors is not None:
-            parts.setdefault(key, {}).update(_factors(factors, record))
-    faults = [f"'{key}' is in the files and not in the config" for key in sorted(set(parts) - set(config.tensors))]
-    named = {name for record in config.tensors.values() if record.module for name in factor_names(record.module)}
-    faults += [f"'{name}' is in {ADAPTER_WEIGHTS} and not in the config" for name in sorted(set(factors or ()) - named)]
+    _check_codecs(folder, config)
+    rest = _open(folder, VECTOR_STEM + SAFETENSORS, config)
+    adapter = _open(folder, ADAPTER_WEIGHTS, config)
+    parts = _collect_parts(rest, adapter, config)
+    faults = _unlisted(parts, adapter, config)
     deltas = {}
     for key, record in config.tensors.items():
-        own = parts.get(key, {})
+        tensor_parts = parts.get(key, {})
         codec = make_codec(record.codec, record.options)
-        faults += check_parts(key, own, _layout(record, codec))
-        rows = own.pop(_ROWS, None)
-        deltas[key] = StoredDelta((Component(codec, own, record.shape),) if own else (), rows)
+        faults += check_parts(key, tensor_parts, _layout(record, codec))
+        rows = tensor_parts.pop(_ROWS, None)
+        components: tuple[Component, ...] = ()
+        if tensor_parts:
+            components = (Component(codec, tensor_parts, record.shape),)
+        deltas[key] = StoredDelta(components, rows)
     if faults:
         refuse(
             CheckpointError,
@@ -67,48 +61,124 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
 
 
 def part_sizes(folder: Path, config: VectorConfig) -> dict[str, int]:
-    """Bytes of each part in the files, by its name there; raises what [`read_contents`] raises."""
+    """Return the size of each part in bytes, by the name of its tensor in the files.
+
+    Args:
+        folder (`Path`): Folder of the vector.
+        config ([`VectorConfig`]): Its config.
+
+    Raises:
+        `CodecError`, `CheckpointError`: As [`read_contents`] raises them.
+    """
     read_contents(folder, config)
-    found = (_open(folder, VECTOR_STEM + SAFETENSORS, config), _open(folder, ADAPTER_WEIGHTS, config))
-    return {name: info.nbytes for file in found if file is not None for name, info in file.items()}
-
-
-def tensor_sizes(config: VectorConfig, parts: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of the parts of each tensor, by the base's key, from the bytes of each part."""
-    sizes = dict.fromkeys(config.tensors, 0)
-    owners = {
-        name: key for key, record in config.tensors.items() if record.module for name in factor_names(record.module)
-    }
-    for name, nbytes in parts.items():
-        sizes[owners.get(name, name.rpartition(SEPARATOR)[0])] += nbytes
+    sizes = {}
+    for name in (VECTOR_STEM + SAFETENSORS, ADAPTER_WEIGHTS):
+        checkpoint = _open(folder, name, config)
+        if checkpoint is not None:
+            sizes.update({part: info.nbytes for part, info in checkpoint.items()})
     return sizes
 
 
-def _layout(record: TensorRecord, codec: Codec) -> Layout:
-    """The parts that a tensor must have: its codec's, unless nothing but new rows was learned, and those rows."""
-    layout = dict(codec.layout(record.shape)) if record.is_stored else {}
-    if record.rows:
-        layout[_ROWS] = Part(FLOATS, (record.rows, *record.shape[1:]))
-    return layout
+def tensor_sizes(config: VectorConfig, parts: Mapping[str, int]) -> dict[str, int]:
+    """Return the total size of the parts of each tensor in bytes, by the base's checkpoint key.
+
+    Args:
+        config ([`VectorConfig`]): The vector's config.
+        parts (`Mapping[str, int]`): The size of each part, from [`part_sizes`].
+    """
+    keys_of_factors = {}
+    for key, record in config.tensors.items():
+        for name in _factor_names(record):
+            keys_of_factors[name] = key
+    sizes = dict.fromkeys(config.tensors, 0)
+    for name, nbytes in parts.items():
+        key = keys_of_factors.get(name, name.rpartition(SEPARATOR)[0])
+        sizes[key] += nbytes
+    return sizes
+
+
+def _check_codecs(folder: Path, config: VectorConfig) -> None:
+    unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
+    if unknown:
+        raise CodecError(
+            f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
+        )
 
 
 def _open(folder: Path, name: str, config: VectorConfig) -> Checkpoint | None:
-    """A file of tensors, or its shards; one that lies there and is not in the config was never checked, and is refused."""
-    there = [file for file in (name, name + INDEX_SUFFIX) if (folder / file).is_file()]
-    strange = [f"'{file}'" for file in there if file not in config.files]
-    if strange:
+    """Open a file of tensors, or its shards; `None` if the vector does not have it.
+
+    A file that the config does not name has no sha256 there, so it was never checked: it is refused.
+    """
+    existing = [file for file in (name, name + INDEX_SUFFIX) if (folder / file).is_file()]
+    unnamed = [f"'{file}'" for file in existing if file not in config.files]
+    if unnamed:
         refuse(
             CheckpointError,
             f"'{folder}' has files that its config does not name.",
-            strange,
+            unnamed,
             "Remove them, or fetch the vector again.",
         )
-    return Checkpoint(folder, index=name) if there else None
+    if not existing:
+        return None
+    return Checkpoint(folder, index=name)
+
+
+def _collect_parts(
+    rest: Checkpoint | None, adapter: Checkpoint | None, config: VectorConfig
+) -> dict[str, dict[str, LazyTensor]]:
+    """Return the parts in both files, by the base's key and the part's name. Nothing is checked yet."""
+    parts: dict[str, dict[str, LazyTensor]] = {}
+    if rest is not None:
+        for name in rest:
+            key, _, part = name.rpartition(SEPARATOR)
+            parts.setdefault(key, {})[part] = rest.lazy(name)
+    if adapter is not None:
+        for key, record in config.tensors.items():
+            if record.module:
+                parts.setdefault(key, {}).update(_factors(adapter, record))
+    return parts
+
+
+def _unlisted(
+    parts: Mapping[str, Mapping[str, LazyTensor]], adapter: Checkpoint | None, config: VectorConfig
+) -> list[str]:
+    """Return one line for each tensor in the files that the config does not have."""
+    faults = [f"'{key}' is in the files and not in the config" for key in sorted(set(parts) - set(config.tensors))]
+    if adapter is not None:
+        listed: set[str] = set()
+        for record in config.tensors.values():
+            listed.update(_factor_names(record))
+        unlisted = sorted(set(adapter) - listed)
+        faults += [f"'{name}' is in {ADAPTER_WEIGHTS} and not in the config" for name in unlisted]
+    return faults
+
+
+def _factor_names(record: TensorRecord) -> tuple[str, ...]:
+    """Return the names of A and B in the adapter; none if the tensor is not there."""
+    if not record.module:
+        return ()
+    return factor_names(record.module)
 
 
 def _factors(adapter: Checkpoint, record: TensorRecord) -> dict[str, LazyTensor]:
-    """B and A of an adapter as `left` and `right` in the orientation of the checkpoint; missing ones are left out."""
-    first, second = (adapter.lazy(name) if name in adapter else None for name in factor_names(record.module))
-    if record.transposed:
-        first, second = (Transposed(tensor) if tensor is not None else None for tensor in (second, first))
-    return {name: tensor for name, tensor in (("right", first), ("left", second)) if tensor is not None}
+    """Return B and A of an adapter as `left` and `right` of the checkpoint's tensor. A missing factor is left out."""
+    factors: dict[str, LazyTensor] = {}
+    for part, name in zip(("right", "left"), factor_names(record.module), strict=True):
+        if name in adapter:
+            factors[part] = adapter.lazy(name)
+    if not record.transposed:
+        return factors
+    # The checkpoint holds (B @ A)^T = A^T @ B^T: the factors change sides.
+    sides = {"right": "left", "left": "right"}
+    return {sides[part]: Transposed(factor) for part, factor in factors.items()}
+
+
+def _layout(record: TensorRecord, codec: Codec) -> Layout:
+    """Return the parts that a tensor must have: those of its codec, and the rows that the base lacks."""
+    layout: dict[str, Part] = {}
+    if record.is_stored:
+        layout = dict(codec.layout(record.shape))
+    if record.rows:
+        layout[_ROWS] = Part(FLOATS, (record.rows, *record.shape[1:]))
+    return layout

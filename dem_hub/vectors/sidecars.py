@@ -1,4 +1,8 @@
-"""Files beside a vector that say more of it: how it was trained, and a picture. They are no part of what it is, or of its sha256."""
+"""Sidecar files of a vector: training facts and a plot. They are not part of its identity or its sha256.
+
+PEFT's `adapter_config.json` has no place for training facts, so those of an adapter are kept in a file beside it. A vector that dem_hub
+extracted has them in its own config.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +14,25 @@ from dem_hub.files.strict_json import as_mapping, dump_json, parse_json
 
 
 def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
-    """Write what an adapter was trained on, beside it."""
+    """Write the training facts of an adapter beside it.
+
+    Args:
+        folder (`Path`): Folder of the adapter.
+        training (`Mapping[str, Any]`): Facts of the run, see [`training_facts`].
+        libraries (`Mapping[str, str]`): Versions of the libraries, by name.
+    """
     data = {"training": dict(training), "libraries": dict(libraries)}
     write_text(folder / TRAINING_FACTS, dump_json(data))
 
 
 def read_training(folder: Path) -> dict[str, Any]:
-    """What an adapter was trained on, where that is known."""
+    """Return the training facts beside an adapter, or an empty dict if there are none."""
     path = folder / TRAINING_FACTS
     if not path.is_file():
         return {}
     return as_mapping(parse_json(path.read_bytes(), str(path)).get("training", {}), f"{path}: training")
 
 
-def companions_of(folder: Path) -> dict[str, Path]:
-    """The companions that a folder has, by name."""
+def sidecars_of(folder: Path) -> dict[str, Path]:
+    """Return the sidecar files that a vector's folder has, by name."""
     return {name: folder / name for name in SIDECARS if (folder / name).is_file()}

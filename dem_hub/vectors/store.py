@@ -1,31 +1,21 @@
 """`VectorStore`: many vectors of one base in one folder or repository.
 
-Each member is an ordinary vector folder, a `subfolder` to everything that takes one, and stays usable alone. What they share is kept
-once: which base it is, and its tokenizer. The index is written last when a member comes and first when one goes, so that it never names
-what is not there.
+Each member is an ordinary vector folder. Everything that takes a vector takes it as a `subfolder`, with or without the store. What the
+members share is kept once: the record of the base, and its tokenizer. The index is written last when a vector is added and first when one
+is removed, so it never names a vector that is not there.
 """
 
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
-from dem_hub.files.atomic import write_text
+from dem_hub.errors import BaseMismatchError, ConfigError
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CONFIG
-from dem_hub.files.strict_json import (
-    FORMAT_VERSION,
-    as_mapping,
-    check_inside,
-    check_version,
-    dump_json,
-    parse_json,
-    read_record,
-)
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -35,24 +25,27 @@ from dem_hub.hub.listing import licenses
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
-from dem_hub.vectors.publishing import public_base, public_vector, stale
+from dem_hub.vectors.folder import stale_files
+from dem_hub.vectors.publishing import public_base, public_vector
+from dem_hub.vectors.store_index import Member, StoreIndex
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 
-@dataclass(frozen=True)
-class Member:
-    """What the index says of a vector: the hash of its contents, its codec, and the bytes of its tensors."""
-
-    sha256: str
-    codec: str
-    nbytes: int
-
-
 class VectorStore(Mapping[str, DistributionVector]):
-    """The vectors of one base, by name; opened one by one when they are asked for, checked, and never read into memory.
+    """A collection of vectors of one base, by name, in one folder or one repository of the Hub.
+
+    Create a store with [`VectorStore.create`], or open one with [`VectorStore.from_pretrained`]. A store is a mapping from names to
+    [`DistributionVector`]s. A vector is opened, and downloaded if it is on the Hub, when it is asked for; its contents are checked
+    against the index.
+
+    Attributes:
+        base ([`BaseRecord`]): The base of all vectors, with its fingerprint.
+        source ([`VectorSource`]): Where the store was found.
+        folder (`Path`): The folder it is in.
+        commit (`str`, *optional*): Commit of the Hub that it was read at; `None` for a local folder.
 
     Example:
 
@@ -63,26 +56,38 @@ class VectorStore(Mapping[str, DistributionVector]):
     >>> store.add("maths", DistributionVector.from_pretrained(vector_folder))
     >>> store
     VectorStore('...', base='...', vectors=[maths])
+    >>> store["maths"].sha256 == DistributionVector.from_pretrained(vector_folder).sha256
+    True
 
     ```
     """
 
-    def __init__(self, found: Resolved, options: HubOptions) -> None:
-        """Read the index; made by [`VectorStore.create`] or [`VectorStore.from_pretrained`], never directly."""
-        self.source, self.folder, self.commit = found.source, found.folder, found.commit
+    def __init__(self, resolved: Resolved, options: HubOptions) -> None:
+        """Read the index of a store that was found. Call [`VectorStore.from_pretrained`] instead.
+
+        Args:
+            resolved ([`Resolved`]): The folder, and where it comes from.
+            options ([`HubOptions`]): How to reach the Hub when a member is downloaded.
+        """
+        self.source = resolved.source
+        self.folder = resolved.folder
+        self.commit = resolved.commit
         self._options = options
-        self.base, self._members = _read_index(self.folder / STORE_CONFIG)
+        self._index = StoreIndex.read(self.folder)
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], base: str | os.PathLike[str] | VectorSource) -> "VectorStore":
-        """Begin a store in a folder, with the base's tokenizer and chat template.
+        """Create an empty store in a folder, with the base's tokenizer and chat template.
 
         Args:
-            folder (`str` or `os.PathLike`): made where there is none.
+            folder (`str` or `os.PathLike`): The folder. It is created if it does not exist.
             base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
 
+        Returns:
+            [`VectorStore`]: The store.
+
         Raises:
-            `ConfigError`: there is a store already, or something else.
+            `ConfigError`: If the folder has a store already, or holds something else.
         """
         target = Path(folder)
         if (target / STORE_CONFIG).is_file():
@@ -93,7 +98,7 @@ class VectorStore(Mapping[str, DistributionVector]):
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         target.mkdir(parents=True, exist_ok=True)
         copy_side_files(opened.folder, target)
-        _write_index(target, opened.record, {})
+        StoreIndex(opened.record).write(target)
         return cls.from_pretrained(target)
 
     @classmethod
@@ -108,28 +113,33 @@ class VectorStore(Mapping[str, DistributionVector]):
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> "VectorStore":
-        """Open a store in a folder or on the Hub; of a repository only the index comes down, and each member when it is asked for.
+        """Open a store in a folder or on the Hub. Only the index is downloaded; a vector is downloaded when it is asked for.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
-            revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in `name_or_path`.
+            subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
+            token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
+
+        Returns:
+            [`VectorStore`]: The store.
 
         Raises:
-            `NotFoundError`: there is no store.
-            `ConfigError`: an index that this version must not read.
+            `NotFoundError`: If there is no store.
+            `ConfigError`: If the index is damaged, or of a newer version.
         """
         source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
         return cls(resolve(source, (STORE_CONFIG,), options), options)
 
     def __getitem__(self, name: str) -> DistributionVector:
-        """Open a member; its files are checked against the index.
+        """Open a member and compare its identity with the index.
 
         Raises:
-            `KeyError`: no vector of that name.
-            `ConfigError`: it is not the one that the index names.
+            `KeyError`: If the store has no vector of that name.
+            `ConfigError`: If the vector is not the one that the index names.
         """
-        member = self._members[name]
+        member = self._index.members[name]
         vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
         if vector.sha256 != member.sha256:
             raise ConfigError(
@@ -138,37 +148,46 @@ class VectorStore(Mapping[str, DistributionVector]):
         return vector
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._members))
+        return iter(sorted(self._index.members))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._members
+        return name in self._index.members
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._index.members)
 
     def __repr__(self) -> str:
         return f"VectorStore('{self.source}', base='{self.base}', vectors=[{', '.join(self)}])"
 
     @property
+    def base(self) -> BaseRecord:
+        """The base of all vectors, with its fingerprint."""
+        return self._index.base
+
+    @property
     def members(self) -> Mapping[str, Member]:
-        """What the index says of each vector, without opening any."""
-        return {name: self._members[name] for name in self}
+        """The index entry of each vector: its sha256, its codec and its size. No vector is opened."""
+        return {name: self._index.members[name] for name in self}
 
     def member_source(self, name: str) -> VectorSource:
-        """Where a member is, as `vectors=` of [`DEMModel.from_pretrained`] takes it."""
-        place = "/".join(part for part in (self.source.subfolder, name) if part)
-        return VectorSource(self.source.repo_id, self.commit, place)
-
-    def add(self, name: str, vector: DistributionVector) -> None:
-        """Copy a vector, or a PEFT adapter, into the store's folder; one of that name is replaced.
+        """Return where a member is, in the form that `vectors=` of [`DEMModel.from_pretrained`] takes.
 
         Args:
-            name (`str`): the name of its subfolder.
-            vector ([`DistributionVector`]): of the store's base.
+            name (`str`): Name of the member.
+        """
+        subfolder = "/".join(part for part in (self.source.subfolder, name) if part)
+        return VectorSource(self.source.repo_id, self.commit, subfolder)
+
+    def add(self, name: str, vector: DistributionVector) -> None:
+        """Copy a vector or a PEFT adapter into the store's folder. A vector of the same name is replaced.
+
+        Args:
+            name (`str`): Name of the vector, which is also the name of its subfolder.
+            vector ([`DistributionVector`]): A vector of the store's base.
 
         Raises:
-            `BaseMismatchError`: a vector of another base.
-            `ConfigError`: a name that is no folder, or a store that is not a folder of this machine.
+            `BaseMismatchError`: If the vector was made from another base.
+            `ConfigError`: If the name cannot be a folder's, or the store is on the Hub.
         """
         folder = self._writable(name)
         if vector.base.fingerprint not in (None, self.base.fingerprint):
@@ -177,16 +196,22 @@ class VectorStore(Mapping[str, DistributionVector]):
                 f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a store for its base."
             )
         vector.put(folder)
-        self._update({**self._reread(), name: Member(vector.sha256, vector.codec, vector.nbytes)})
+        members = self._current_members()
+        members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
+        self._update(members)
 
     def remove(self, name: str) -> None:
-        """Take a vector out of the store's folder.
+        """Remove a vector from the store's folder.
+
+        Args:
+            name (`str`): Name of the vector.
 
         Raises:
-            `KeyError`: no vector of that name. `ConfigError`: the store is not a folder of this machine.
+            `KeyError`: If the store has no vector of that name.
+            `ConfigError`: If the store is on the Hub.
         """
         folder = self._writable(name)
-        members = self._reread()
+        members = self._current_members()
         del members[name]
         self._update(members)
         shutil.rmtree(folder)
@@ -194,108 +219,90 @@ class VectorStore(Mapping[str, DistributionVector]):
     def push_to_hub(
         self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]
     ) -> "CommitInfo":
-        """Push all vectors of the store's folder, the index and a card as one commit; vectors that only the repository has stay.
+        """Push all vectors of the store's folder, the index and a card in one commit. Vectors that only the repository has stay there.
 
         Args:
-            repo_id (`str`): the repository; made where there is none.
-            base_model (`str`, *optional*): Hub id of the base, where the store names a folder of this machine.
-            options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+            repo_id (`str`): The repository. It is created if it does not exist.
+            base_model (`str`, *optional*): Hub id of the base. Needed if the store names a local folder.
+            options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
+
+        Returns:
+            `CommitInfo`: The commit, as `huggingface_hub` describes it.
 
         Raises:
-            `BaseMismatchError`: the repository has vectors of another base.
-            `ConfigError`, `PushConflictError`: see [`DistributionVector.push_to_hub`].
+            `BaseMismatchError`: If the repository has vectors of another base.
+            `ConfigError`, `PushConflictError`: As [`DistributionVector.push_to_hub`] raises them.
         """
         token = options.get("token")
         base = public_base(self.base, base_model, f"store '{self.source}'", token=token)
-        vectors = {name: public_vector(self.folder / name, base.repo_id, token=token) for name in self}
-        members = {name: Member(vector.sha256, vector.codec, vector.nbytes) for name, vector in vectors.items()}
-        own = {f"{name}/{file}": content for name, vector in vectors.items() for file, content in vector.files.items()}
-        own |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
-        stated = licenses([str(base.repo_id)], token=token)
+        source_licenses = licenses([str(base.repo_id)], token=token)
+        members: dict[str, Member] = {}
+        pushed: dict[str, Path | str] = {}
+        for name in self:
+            vector = public_vector(self.folder / name, base.repo_id, token=token)
+            members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
+            pushed |= {f"{name}/{file}": content for file, content in vector.files.items()}
+        pushed |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
 
         def compose(head: Head) -> Change:
-            everything = {**_members_of(head, base), **members}
-            listed = {name: (member.codec, member.nbytes) for name, member in everything.items()}
-            card = store_card(head.repo_id, base.repo_id, listed, stated)
-            files = {**own, STORE_CONFIG: _index_text(base, everything), CARD: render(card, head.read(CARD))}
-            removed = frozenset().union(*(stale(head, f"{name}/", files) for name in members))
-            return Change(files, removed, frozenset({CARD, STORE_CONFIG}))
+            index = StoreIndex(base, {**_members_of(head, base), **members})
+            codecs_and_sizes = {name: (member.codec, member.nbytes) for name, member in index.members.items()}
+            card = store_card(head.repo_id, base.repo_id, codecs_and_sizes, source_licenses)
+            files = {**pushed, STORE_CONFIG: index.to_json(), CARD: render(card, head.read(CARD))}
+            removed: set[str] = set()
+            for name in members:
+                removed |= stale_files(head, f"{name}/", files)
+            return Change(files, frozenset(removed), frozenset({CARD, STORE_CONFIG}))
 
         return push(repo_id, compose, options, f"Push the vectors {', '.join(self)}")
 
     def compare(self, base: str | os.PathLike[str] | VectorSource | None = None) -> Comparison:
-        """Norms, cosines and overlaps of all members, tensor by tensor from their compact parts; see [`compare`].
+        """Compare all members with each other: norms, cosines and overlaps; see [`compare`].
 
         Args:
-            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): where the base is; where the store says, by default.
+            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default the one that the store
+                records.
+
+        Returns:
+            [`Comparison`]: The members in the order of their names.
         """
-        source = VectorSource.parse(base) if base is not None else self.base.source
-        return compare(
-            [self[name] for name in self], Base(resolve(source, MODEL_FILES, self._options)), names=list(self)
-        )
+        source = self.base.source if base is None else VectorSource.parse(base)
+        opened = Base(resolve(source, MODEL_FILES, self._options))
+        return compare([self[name] for name in self], opened, names=list(self))
 
     def _writable(self, name: str) -> Path:
+        """Return the folder for a vector, after a check that it can be written."""
         if self.commit is not None:
             raise ConfigError(
                 f"'{self.source}' is on the Hub and cannot be changed here. Change a folder, and push that."
             )
-        if not name or name.startswith(".") or any(sign in name for sign in "/\\:") or (self.folder / name).is_file():
+        folder = self.folder / name
+        is_one_name = bool(name) and not any(sign in name for sign in "/\\:")
+        if not is_one_name or name.startswith(".") or folder.is_file():
             raise ConfigError(
                 f"A vector in a store cannot be called '{name}': it is the name of a folder in '{self.folder}'."
             )
-        return self.folder / name
+        return folder
 
-    def _reread(self) -> dict[str, Member]:
-        """The index as it is now: somebody else may have added to it."""
-        return _read_index(self.folder / STORE_CONFIG)[1]
+    def _current_members(self) -> dict[str, Member]:
+        """Read the index again: another process may have added to it."""
+        return dict(StoreIndex.read(self.folder).members)
 
     def _update(self, members: Mapping[str, Member]) -> None:
-        _write_index(self.folder, self.base, members)
-        self._members = dict(members)
+        index = replace(self._index, members=members)
+        index.write(self.folder)
+        self._index = index
 
 
-def _members_of(head: Head, base: BaseRecord) -> dict[str, Member]:
-    """What a repository's index has already, once it is known to be of the same base."""
+def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:
+    """Return the members that a repository's index has already, after a check that they have the same base."""
     text = head.read(STORE_CONFIG)
     if text is None:
         return {}
-    theirs, members = _parse_index(text, f"{STORE_CONFIG} of '{head.repo_id}'")
-    if theirs.fingerprint != base.fingerprint:
+    index = StoreIndex.from_json(text, f"{STORE_CONFIG} of '{head.repo_id}'")
+    if index.base.fingerprint != base.fingerprint:
         raise BaseMismatchError(
-            f"'{head.repo_id}' has vectors of '{theirs}' (fingerprint {short_hash(theirs.fingerprint)}), and these are of '{base}' "
+            f"'{head.repo_id}' has vectors of '{index.base}' (fingerprint {short_hash(index.base.fingerprint)}), and these are of '{base}' "
             f"(fingerprint {short_hash(base.fingerprint)}). Push them to another repository."
         )
-    return members
-
-
-def _read_index(path: Path) -> tuple[BaseRecord, dict[str, Member]]:
-    if not path.is_file():
-        raise NotFoundError(
-            f"'{path.parent}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
-        )
-    return _parse_index(path.read_bytes(), str(path))
-
-
-def _parse_index(text: str | bytes, where: str) -> tuple[BaseRecord, dict[str, Member]]:
-    data = parse_json(text, where)
-    check_version(data, where)
-    unknown = sorted(set(data) - {"format_version", "base", "vectors"})
-    if unknown:
-        raise ConfigError(
-            f"{where} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has base and vectors."
-        )
-    members = {}
-    for name, entry in as_mapping(data.get("vectors"), f"{where}: vectors").items():
-        check_inside(name, f"vector named in {where}")
-        members[name] = read_record(Member, entry, f"{where}: vector '{name}'")
-    return read_record(BaseRecord, data.get("base"), f"{where}: base"), members
-
-
-def _write_index(folder: Path, base: BaseRecord, members: Mapping[str, Member]) -> None:
-    write_text(folder / STORE_CONFIG, _index_text(base, members))
-
-
-def _index_text(base: BaseRecord, members: Mapping[str, Member]) -> str:
-    vectors = {name: asdict(member) for name, member in members.items()}
-    data = {"format_version": FORMAT_VERSION, "base": asdict(base), "vectors": vectors}
-    return dump_json(data)
+    return index.members

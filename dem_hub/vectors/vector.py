@@ -1,15 +1,15 @@
 """`DistributionVector`: what a fine-tune added to its base, theta_i - theta_0, opened lazily.
 
-Two things on disk are a vector: our own folder (`vector_config.json`, with what is low rank kept as a PEFT adapter and the rest in
-`vector_model.safetensors`), and any PEFT LoRA adapter as it is. Both give the same answer to the same question: the stored delta of
-each tensor of a base, unread.
+Two kinds of folder are a vector. One is our own: `vector_config.json`, a PEFT adapter for everything of low rank, and
+`vector_model.safetensors` for the rest. The other is any LoRA adapter that PEFT wrote. Both are used in the same way:
+[`DistributionVector.deltas`] returns the stored delta of each tensor of a base, and no tensor is read before it is needed.
 """
 
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,50 +23,47 @@ from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.registry import encoder_from_name
-from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError, CodecError, DemHubError, refuse
-from dem_hub.files.atomic import atomic_folder
+from dem_hub.errors import AdapterError
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
-from dem_hub.files.names import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CARD,
-    MODEL_FILES,
-    NORMS_PLOT,
-    SAFETENSORS,
-    SIDECARS,
-    VECTOR_CONFIG,
-    VECTOR_FILES,
-)
-from dem_hub.files.strict_json import check_inside
-from dem_hub.hub.cards import render
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.hub.client import HubOptions
-from dem_hub.hub.commits import Change, Head, PushOptions, push
+from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.headers import resolve_headers
-from dem_hub.hub.listing import licenses
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.numerics.slices import full_index
-from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.compatibility import check_base
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.extraction import extract
-from dem_hub.vectors.lora.reader import read_adapter, read_adapter_config
-from dem_hub.vectors.publishing import public_vector, stale
+from dem_hub.vectors.folder import place_file, replaced_folder
+from dem_hub.vectors.lora.config import read_adapter_config
+from dem_hub.vectors.lora.reader import read_adapter
+from dem_hub.vectors.publishing import push_vector
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
-from dem_hub.vectors.sidecars import companions_of, read_training
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 
 class DistributionVector:
-    """A distribution vector: the deltas of one fine-tune, by the names of the base's tensors on disk.
+    """A distribution vector: what one fine-tune added to its base, tensor by tensor.
 
-    Made by [`DistributionVector.extract`] or [`DistributionVector.from_pretrained`], never directly. `config` is its
-    `vector_config.json`, `None` for an adapter that PEFT wrote.
+    Take a vector from two checkpoints with [`DistributionVector.extract`], or open one with [`DistributionVector.from_pretrained`]. Any
+    LoRA adapter that PEFT wrote is a vector as it is. Opening a vector reads its config and its headers; tensors stay on disk.
+
+    The tensors of a vector have the names that the base's tensors have on disk, not those of `model.state_dict()`.
+
+    Attributes:
+        config ([`VectorConfig`], *optional*): Content of `vector_config.json`; `None` for an adapter that PEFT wrote.
+        source ([`VectorSource`]): Where the vector was found.
+        folder (`Path`): The folder its files are in.
+        commit (`str`, *optional*): Commit of the Hub that it was read at; `None` for a local folder.
+        remote ([`Remote`], *optional*): Set if the weights are still on the Hub and `folder` has only their headers.
 
     Example:
+
+    Extract a vector, save it, and open it again:
 
     ```python
     >>> import tempfile
@@ -78,18 +75,37 @@ class DistributionVector:
     'lowrank'
 
     ```
+
+    Merge it into its base with a coefficient:
+
+    ```python
+    >>> from dem_hub import DEMModel
+    >>> model = DEMModel.from_pretrained(base_folder, vectors={folder: 0.5})
+    >>> type(model).__name__
+    'LlamaForCausalLM'
+
+    ```
     """
 
-    def __init__(self, found: Resolved, *, verify: bool) -> None:
-        self.source, self.folder, self.commit, self.remote = found.source, found.folder, found.commit, found.remote
+    def __init__(self, resolved: Resolved, *, verify: bool) -> None:
+        """Open a folder that was found. Call [`DistributionVector.from_pretrained`] instead.
+
+        Args:
+            resolved ([`Resolved`]): The folder, and where it comes from.
+            verify (`bool`): Compare the files with the hashes in the config.
+        """
+        self.source = resolved.source
+        self.folder = resolved.folder
+        self.commit = resolved.commit
+        self.remote = resolved.remote
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
-        self._put: Callable[[Path, Path], object] = shutil.copyfile
+        self._owns_files = False  # the files are this object's own, so they may be linked instead of copied
         path = self.folder / VECTOR_CONFIG
         if path.is_file():
             self.config = VectorConfig.from_json(path.read_bytes(), str(path))
             if verify:
-                verify_files(self.folder, self.config.files, self.remote.hashes if self.remote is not None else {})
+                verify_files(self.folder, self.config.files, self._remote_hashes)
         else:
             self._adapter_config = read_adapter_config(self.folder)
             Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
@@ -107,38 +123,54 @@ class DistributionVector:
         local_files_only: bool = False,
         **codec_options: Any,
     ) -> "DistributionVector":
-        """Take the vector finetuned - base, tensor by tensor; no model is built.
+        """Extract the vector `finetuned - base`, one tensor at a time. No model is built.
 
         Args:
-            base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of safetensors checkpoints.
-            codec (`str`, *optional*, defaults to `"auto"`): how to store it. `"auto"` chooses for each tensor, within 9 % of the delta's
-                bytes in bf16, or `max_bytes` (a number, `"20MB"`, `"3%"`), or a relative `max_error`. Unbiased codecs: `"lrsign"`
-                (`rank`, `group`), `"sign"` (`group`), `"random"` (`density`, `bits`, `seed`), `"int8"`, `"int4"`,
-                `"nf4"`. A biased one: `"lowrank"` (`rank` or `energy`, `dtype`). Without loss: `"exact"`, `"dense"` (`dtype`).
-            device (`str` or `torch.device`, *optional*): where to encode; the accelerator where there is one, by default.
-            token, cache_dir, local_files_only: as in transformers.
-            codec_options: of the codec, for instance `rank=16`, or `dtype="float32"`.
+            base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of two safetensors checkpoints.
+            codec (`str`, *optional*, defaults to `"auto"`): How to store the deltas.
+
+                * `"auto"` chooses a codec for each tensor. It stays within 9 % of the deltas' size in bf16, or within `max_bytes` (a
+                  number, `"20MB"` or `"3%"`), or keeps the relative error of every tensor below `max_error`.
+                * Unbiased codecs: `"lrsign"` (`rank`, `group`), `"sign"` (`group`), `"random"` (`density`, `bits`, `seed`), `"int8"`,
+                  `"int4"`, `"nf4"`.
+                * Biased codec: `"lowrank"` (`rank` or `energy`, `dtype`).
+                * Lossless codecs: `"exact"`, `"dense"` (`dtype`).
+            device (`str` or `torch.device`, *optional*): Device to encode on. By default the accelerator, if there is one.
+            token, cache_dir, local_files_only (*optional*): As in transformers.
+            codec_options: Options of the codec, for instance `rank=16` or `dtype="float32"`.
 
         Returns:
-            [`DistributionVector`]: kept in a temporary folder until it is saved.
+            [`DistributionVector`]: The vector. Its files are in a temporary folder until it is saved.
 
         Raises:
-            `CodecError`: no such codec or option, or a budget that the vector does not fit in.
-            `NotFoundError`: no checkpoint there.
-            `CheckpointError`: checkpoints that have no difference (shapes, missing tensors, quantised or pickled weights, NaN).
+            `CodecError`: If the codec or one of its options does not exist, or the vector does not fit in the budget.
+            `NotFoundError`: If a checkpoint is not found.
+            `CheckpointError`: If the two checkpoints have no difference: shapes or tensors that do not match, quantised or pickled
+                weights, NaN.
+
+        Example:
+
+        ```python
+        >>> from dem_hub import DistributionVector
+        >>> vector = DistributionVector.extract(base_folder, finetuned_folder, codec="lrsign", rank=2)
+        >>> vector.codec
+        'lrsign'
+
+        ```
         """
         encoder = encoder_from_name(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
-        ours, theirs = (resolve(VectorSource.parse(name), MODEL_FILES, options) for name in (base, finetuned))
+        resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
+        resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
         folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
         try:
-            extract(folder, ours, theirs, encoder, device=device)
+            extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
             vector = cls(Resolved.local(folder), verify=False)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         weakref.finalize(vector, shutil.rmtree, folder, ignore_errors=True)
-        vector._put = os.link  # nobody else has these files
+        vector._owns_files = True
         return vector
 
     @classmethod
@@ -153,18 +185,23 @@ class DistributionVector:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> "DistributionVector":
-        """Open a vector, or a PEFT LoRA adapter, from a folder or the Hub; tensors stay unread.
+        """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub. Files are downloaded and checked; no tensor is read.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
-            revision, subfolder, token, cache_dir, local_files_only, force_download: as in transformers.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in `name_or_path`.
+            subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
+            token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
+
+        Returns:
+            [`DistributionVector`]: The vector.
 
         Raises:
-            `VectorNotFoundError`: what is there is not a vector.
-            `NotFoundError`: nothing is there, or an adapter without its weights.
-            `CheckpointError`: a file is missing, truncated or altered (its sha256 is checked), or pickled.
-            `ConfigError`: a config that this version must not read.
-            `AdapterError`: an adapter that is not a plain sum of deltas.
+            `VectorNotFoundError`: If what is there is not a vector.
+            `NotFoundError`: If nothing is there, or an adapter lacks its weights.
+            `CheckpointError`: If a file is missing, truncated, altered (its sha256 is checked) or pickled.
+            `ConfigError`: If the config is damaged, or of a newer version.
+            `AdapterError`: If an adapter is not a plain sum of deltas.
         """
         source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
@@ -172,18 +209,18 @@ class DistributionVector:
 
     @classmethod
     def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":
-        """Open a vector to look at its config and headers; tensors on the Hub stay there, and none are checked.
+        """Open a vector to look at its config and its headers, without downloading its weights.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): where it is.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
-            [`DistributionVector`]: one to look at. Of a vector on the Hub the values of its tensors are not here.
+            [`DistributionVector`]: A vector to look at. If it is on the Hub, its tensors cannot be read. No hash is checked.
 
         Raises:
-            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: as [`DistributionVector.from_pretrained`] raises them.
-            `CheckpointError`: a header that is truncated, or weights that are pickled.
-            `HubError`: the line or the Hub failed.
+            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As [`DistributionVector.from_pretrained`] raises them.
+            `CheckpointError`: If a header is truncated, or the weights are pickled.
+            `HubError`: If the Hub cannot be reached or fails.
         """
         scratch = Path(tempfile.mkdtemp(prefix="dem_hub-headers-"))
         vector = cls(resolve_headers(VectorSource.parse(name_or_path), VECTOR_FILES, scratch=scratch), verify=False)
@@ -191,165 +228,139 @@ class DistributionVector:
         return vector
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write the vector into a folder, which appears complete or not at all.
+        """Save the vector in a folder. The folder appears complete or not at all.
 
         Args:
-            save_directory (`str` or `os.PathLike`): the folder; a vector that is there already is replaced.
+            save_directory (`str` or `os.PathLike`): The folder. A vector that is already there is replaced.
 
         Raises:
-            `ConfigError`: the folder holds something else, see [`check_target`].
+            `ConfigError`: If the folder holds something other than a vector: a model, a recipe, a store.
         """
         target = Path(save_directory)
         check_target(target, VECTOR if self.config is not None else ADAPTER)
         self.put(target)
 
     def put(self, target: Path) -> None:
-        """Write the vector into a folder that is for vectors, in place of the vector or adapter that is there.
+        """Write the vector into a folder, in place of the vector or adapter that is there.
+
+        Unlike [`DistributionVector.save_pretrained`], this does not check what else the folder holds.
 
         Args:
-            target (`Path`): the folder, which appears complete or not at all. What it holds is not checked, unlike in
-                [`DistributionVector.save_pretrained`].
+            target (`Path`): The folder. The vector in it is complete at any time: the old one, or the new one.
 
         Raises:
-            `OSError`: the folder cannot be written.
+            `OSError`: If the folder cannot be written.
         """
         if target.is_dir() and target.resolve() == self.folder.resolve():
             return
-        put, self._put = self._put, shutil.copyfile  # from now on, somebody has the files
-        with atomic_folder(target) as folder:
+        may_link = self._owns_files
+        self._owns_files = False  # a linked file is the target's too, so a second target needs a copy
+        with replaced_folder(target) as folder:
             for name in self.file_names:
                 source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
-                try:
-                    put(source, folder / name)
-                except OSError:  # another file system, or one without links
-                    shutil.copyfile(source, folder / name)
-            for path in [path for pattern in VECTOR_FILES for path in target.glob(pattern)]:
-                if path.name not in self.file_names:
-                    path.unlink()
+                place_file(source, folder / name, link=may_link)
 
     def push_to_hub(
         self, repo_id: str, *, subfolder: str = "", base_model: str | None = None, **options: Unpack[PushOptions]
     ) -> "CommitInfo":
-        """Push the vector as one commit, with a card; an older vector in the same place is replaced.
+        """Push the vector to the Hub in one commit, with a model card. A vector in the same place is replaced.
 
         Args:
-            repo_id (`str`): the repository; made where there is none.
-            subfolder (`str`): where in it.
-            base_model (`str`, *optional*): Hub id of the base, where the vector was extracted from a folder of this machine.
-            options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`,
-                `parent_commit`, as in the Hub's client.
+            repo_id (`str`): The repository. It is created if it does not exist.
+            subfolder (`str`, *optional*): Subfolder of the repository to push into, so that a repository can hold many vectors.
+            base_model (`str`, *optional*): Hub id of the base. Needed if the vector was extracted from a local base.
+            options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
+                `parent_commit`, as in `huggingface_hub`.
 
         Returns:
-            `CommitInfo`: of the Hub's client.
+            `CommitInfo`: The commit, as `huggingface_hub` describes it.
 
         Raises:
-            `ConfigError`: the base is a folder of this machine, and `base_model` does not say what others know it as.
-            `PushConflictError`: somebody else changed the same files meanwhile.
+            `ConfigError`: If the base is a local folder and `base_model` is not given.
+            `PushConflictError`: If the same files were changed on the Hub in the meantime.
         """
-        public = public_vector(self.folder, base_model, token=options.get("token"))
-        stated = licenses([public.base] if public.base else [], token=options.get("token"))
-        prefix = f"{subfolder}/" if subfolder else ""
-        check_inside(subfolder, f"subfolder of '{repo_id}'")
-        beside = companions_of(self.folder)
-
-        def compose(head: Head) -> Change:
-            picture = NORMS_PLOT if NORMS_PLOT in beside else ""
-            card = vector_card(
-                head.repo_id, subfolder, public.config, public.base, stated, read_training(self.folder), picture
-            )
-            files = {prefix + name: file for name, file in {**public.files, **beside}.items()}
-            removed = stale(head, prefix, files) | (
-                {prefix + name for name in SIDECARS if prefix + name in head.files} - set(files)
-            )
-            return Change(
-                {**files, prefix + CARD: render(card, head.read(prefix + CARD))}, removed, frozenset({prefix + CARD})
-            )
-
-        return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
+        return push_vector(self.folder, repo_id, options, subfolder=subfolder, base_model=base_model)
 
     def __repr__(self) -> str:
         return f"DistributionVector('{self.source}', base='{self.base}', codec='{self.codec}', {self.nbytes:,} bytes)"
 
     @property
     def name(self) -> str:
-        """How a recipe and `set_coefficients` call it: its id or path, and subfolder."""
+        """The name of the vector in recipes and in `set_coefficients`: its id or path, with its subfolder."""
         return str(replace(self.source, revision=None))
 
     @property
     def codec(self) -> str:
-        """Name of its codec, as recipes and stores record it; `"lora"` for an adapter that PEFT wrote."""
+        """The name of the codec that was asked for, as recipes and stores record it; `"lora"` for an adapter that PEFT wrote."""
         return codec_name(self.config)
 
     @property
     def base(self) -> BaseRecord:
-        """The base it was taken from, as far as its files say."""
+        """The base it was taken from, as far as its files say. An adapter has no fingerprint of its base."""
         if self.config is not None:
             return self.config.base
         return BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
 
     @property
     def file_names(self) -> list[str]:
-        """The files that make it up."""
+        """The names of the files that the vector consists of, without sidecar files."""
         if self.config is None:
             return [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
         return [VECTOR_CONFIG, *sorted(self.config.files)]
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensor files, in bytes."""
+        """The size of its tensor files, in bytes."""
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(SAFETENSORS))
 
     def tensor_bytes(self) -> dict[str, int]:
-        """Count the bytes of the parts of each tensor in the files, headers aside.
+        """Return the size of each tensor's parts in bytes, without headers.
 
         Returns:
-            `dict[str, int]`: by the base's key; empty for a plain adapter.
+            `dict[str, int]`: Sizes by the base's checkpoint key; empty for a plain adapter.
 
         Raises:
-            `CodecError`: a codec, or an option of one, that this version does not have.
-            `CheckpointError`: files that lack tensors, have others, or have them in another shape or dtype.
+            `CodecError`: If this version does not have a codec, or an option of one.
+            `CheckpointError`: If the files lack tensors, have others, or have them in another shape or dtype.
         """
-        return tensor_sizes(self.config, part_sizes(self.folder, self.config)) if self.config is not None else {}
+        if self.config is None:
+            return {}
+        return tensor_sizes(self.config, part_sizes(self.folder, self.config))
 
     @cached_property
     def sha256(self) -> str:
-        """What it is, whatever it is called: the sha256 of the names and hashes of its files, 64 hex digits."""
+        """The identity of the vector, 64 hex digits: two vectors with the same contents have the same, whatever they are called."""
         if self.config is not None:
             return self.config.sha256
-        known = self.remote.hashes if self.remote is not None else {}
-        return contents_sha256({name: known.get(name) or digest(self.folder / name) for name in self.file_names})
+        hashes = {}
+        for name in self.file_names:
+            hashes[name] = self._remote_hashes.get(name) or digest(self.folder / name)
+        return contents_sha256(hashes)
+
+    @property
+    def _remote_hashes(self) -> Mapping[str, str]:
+        """The sha256 of each file that is still on the Hub."""
+        if self.remote is None:
+            return {}
+        return self.remote.hashes
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
-        """The stored delta of each tensor that it changes, unread, once it is sure that they belong on this base.
+        """Return the stored delta of each tensor that the vector changes, after a check that the vector belongs on this base.
 
         Args:
-            base ([`Base`]): the base they go on.
-            allow_base_mismatch (`bool`): take another base with the same names and shapes; only by hand.
+            base ([`Base`]): The base that the deltas are to be added to.
+            allow_base_mismatch (`bool`): Accept another base with the same names and shapes. Never set it without the user's word.
+
+        Returns:
+            `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint key.
 
         Raises:
-            `BaseMismatchError`: another base or revision, or other shapes; names both and the first tensor that differs.
-            `AdapterError`: an adapter that does not fit the base.
+            `BaseMismatchError`: If it is another base or revision, or shapes differ. Both are named, with the first tensor that differs.
+            `AdapterError`: If an adapter does not fit the base.
         """
-        if self.config is None:
-            return self._adapter_deltas(base)
-        check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
-        return read_contents(self.folder, self.config)
-
-    def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
-        """The delta of one tensor as float32, for looking at it; merging never makes it.
-
-        Args:
-            name (`str`): the base's key.
-            base (`str` or `os.PathLike`): the base's folder.
-        """
-        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
-        shape = opened.checkpoint[name].shape
-        stored = self.deltas(opened).get(name, StoredDelta())
-        return add_deltas(
-            torch.zeros(shape, dtype=torch.float32), stored.decode(opened.checkpoint.lazy(name), full_index(shape))
-        )
-
-    def _adapter_deltas(self, base: Base) -> dict[str, StoredDelta]:
+        if self.config is not None:
+            check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
+            return read_contents(self.folder, self.config)
         if base.architecture is None:
             raise AdapterError(
                 f"The architecture of '{base}' is not known (no config.json with architectures that transformers has), so where the LoRA "
@@ -357,24 +368,28 @@ class DistributionVector:
             )
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
 
+    def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
+        """Return the delta of one tensor, to look at it. A merge adds deltas block by block and never makes a whole one.
 
-def all_deltas(
-    vectors: Sequence[DistributionVector], base: Base, *, allow_base_mismatch: bool = False
-) -> list[dict[str, StoredDelta]]:
-    """[`DistributionVector.deltas`] of several vectors; what is wrong with any of them is in one error."""
-    found: list[dict[str, StoredDelta]] = []
-    errors: list[DemHubError] = []
-    for vector in vectors:
-        try:
-            found.append(vector.deltas(base, allow_base_mismatch=allow_base_mismatch))
-        except (AdapterError, BaseMismatchError, CheckpointError, CodecError) as error:
-            errors.append(error)
-    if len(errors) > 1:
-        refuse(
-            type(errors[0]),
-            f"{len(errors)} of {len(vectors)} vectors cannot be put on '{base}'.",
-            [str(error) for error in errors],
-        )
-    if errors:
-        raise errors[0]
-    return found
+        Args:
+            name (`str`): The tensor's key in the base's checkpoint.
+            base (`str` or `os.PathLike`): Hub id or folder of the base.
+
+        Returns:
+            `torch.Tensor`: The delta in float32, in the shape of the base's tensor; zeros if the vector does not change it.
+
+        Example:
+
+        ```python
+        >>> from dem_hub import DistributionVector
+        >>> vector = DistributionVector.from_pretrained(vector_folder)
+        >>> vector.decode("model.norm.weight", base_folder).dtype
+        torch.float32
+
+        ```
+        """
+        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
+        shape = opened.checkpoint[name].shape
+        stored = self.deltas(opened).get(name, StoredDelta())
+        summands = stored.decode(opened.checkpoint.lazy(name), full_index(shape))
+        return add_deltas(torch.zeros(shape, dtype=torch.float32), summands)

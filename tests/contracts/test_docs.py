@@ -19,7 +19,7 @@ from dem_hub import DEMConfig, DistributionVector
 from tests.fake_hub.server import Hub
 from tests.support.pages import PAGES, ROOT, blocks_of, run, set_the_stage
 from tests.support.tiny_models import Zoo
-from tests.training.test_callback import arguments, rows
+from tests.support.training_runs import arguments, rows
 
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 

@@ -20,7 +20,7 @@ from dem_hub.training import background_push as uploading
 from dem_hub.training.background_push import Uploader
 from tests.fake_hub.server import Hub
 from tests.support.tiny_models import Models
-from tests.training.test_callback import adapted, arguments, load, rows, train
+from tests.support.training_runs import adapted, arguments, load, rows, train
 
 BASE = "org/base"
 

@@ -1,61 +1,19 @@
 """Runs of real Trainers on tiny models: the vector is the one that extraction takes from the saved checkpoint, bit for bit."""
 
-import copy
 import json
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from packaging.version import Version
-from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from dem_hub import DEMCallback, DEMModel, DistributionVector
-from dem_hub.errors import AdapterError, CheckpointError, CodecError, ConfigError, DemHubError, VectorNotFoundError
-from tests.support.tiny_models import Models, Zoo, edit_json, load_tensors
-
-DENSE = {"codec": "dense", "dtype": "float32"}
-LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-
-
-def rows(seed: int = 0, count: int = 48) -> list[dict[str, list[int]]]:
-    """Token ids at random, eight in a row."""
-    drawn = torch.randint(4, 60, (count, 8), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [{"input_ids": ids, "labels": ids} for ids in drawn]
-
-
-def arguments(folder: Path, kind: type[Any] = TrainingArguments, **changes: Any) -> Any:
-    """Four steps, a save after each two."""
-    settings = {
-        "output_dir": str(folder), "max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "report_to": "none",
-        "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False, "per_device_train_batch_size": 4, "save_only_model": True,
-    }  # fmt: skip
-    return kind(**{**settings, **changes})
-
-
-def train(model: Any, callback: DEMCallback, folder: Path, resume: bool = False, **changes: Any) -> Trainer:
-    trainer = Trainer(model, arguments(folder, **changes), train_dataset=rows(), eval_dataset=rows(1, 8))
-    trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=resume or None)
-    return trainer
-
-
-def load(folder: Path, **options: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, **{"dtype": torch.float32, **options})
-
-
-def assert_same_files(vector: DistributionVector, expected: DistributionVector) -> None:
-    """Tensors and records alike, byte for byte; the rest of the config says where it comes from."""
-    assert vector.config is not None and expected.config is not None
-    assert vector.config.files == expected.config.files
-    assert vector.sha256 == expected.sha256
-    assert vector.base == expected.base
-
-
-# Full fine-tuning
+from dem_hub.errors import CheckpointError, CodecError, ConfigError, DemHubError, VectorNotFoundError
+from tests.support.tiny_models import Models, Zoo, load_tensors
+from tests.support.training_runs import DENSE, arguments, assert_same_files, load, rows, train
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "gpt2", "mixtral", "bert"])
@@ -150,42 +108,6 @@ def test_the_best(llama: Models, tmp_path: Path, when: Any, loaded: bool) -> Non
     assert (facts["epochs"], facts["tokens"]) == (round(step / 12, 4), step * 4 * 8)
 
 
-def test_what_it_was_trained_on(llama: Models, tmp_path: Path) -> None:
-    callback = DEMCallback(llama.base, datasets=["org/maths"], **DENSE)
-    trainer = train(
-        load(llama.base), callback, tmp_path, include_num_input_tokens_seen="all", eval_strategy="steps", eval_steps=4
-    )
-    config = callback.vector.config
-    assert config is not None
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert config.training == {
-        "datasets": ["org/maths"], "steps": 4, "epochs": 0.3333, "tokens": 4 * 4 * 8, "loss": losses[-1], "eval_loss": evaluated[-1],
-        "learning_rate": 0.01, "lr_scheduler": "linear", "batch_size": 4, "seed": 42,
-    }  # fmt: skip
-    assert {"dem_hub", "torch", "transformers", "accelerate"} <= set(config.libraries)
-    assert (tmp_path / "vector" / "norms.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("named", ["maths.jsonl", Path("maths.jsonl"), [Path("maths.jsonl")]], ids=repr)
-def test_datasets_by_hand(llama: Models, tmp_path: Path, named: Any) -> None:
-    callback = DEMCallback(datasets=named)
-    train(adapted(llama.base), callback, tmp_path, max_steps=1)
-    assert json.loads((tmp_path / "vector" / "dem_training.json").read_text())["training"]["datasets"] == [
-        "maths.jsonl"
-    ]
-
-
-def test_facts_are_json(tmp_path: Path) -> None:
-    from transformers import TrainerState
-
-    from dem_hub.training.facts import training_facts
-
-    state = TrainerState(global_step=3, log_history=[{"loss": float("nan"), "eval_loss": 2.5}])
-    facts = training_facts(arguments(tmp_path), state, [], 3)
-    assert facts["eval_loss"] == 2.5 and "loss" not in facts
-
-
 def test_whatever_goes_wrong_does_not_end_the_run(
     llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,20 +122,6 @@ def test_whatever_goes_wrong_does_not_end_the_run(
     assert "No vector was taken at step 4" in caplog.text
     with pytest.raises(TypeError):
         _ = callback.vector
-
-
-def test_dataset_names() -> None:
-    from datasets import Dataset, DatasetInfo
-
-    from dem_hub.training.facts import dataset_names
-
-    sums = {"hf://datasets/org/maths@0a1b/train.parquet": {}, "hf://datasets/org/maths@0a1b/test.parquet": {}}
-    from_hub = Dataset.from_dict({"a": [1]}, info=DatasetInfo(download_checksums=sums))
-    assert dataset_names(from_hub) == ["org/maths"]
-    assert dataset_names(rows()) == dataset_names(Dataset.from_dict({"a": [1]})) == []
-
-
-# Other Trainers
 
 
 def test_sft_trainer(llama: Models, tmp_path: Path) -> None:
@@ -244,225 +152,6 @@ def test_seq2seq_trainer(tmp_path: Path) -> None:
     assert_same_files(
         callback.vector, DistributionVector.extract(tmp_path / "base", tmp_path / "run" / "checkpoint-4", **DENSE)
     )
-
-
-# PEFT
-
-
-def adapted(folder: Path, config: Any = None, **options: Any) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    return get_peft_model(load(folder, **options), config or LoraConfig(**LORA))
-
-
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"modules_to_save": ["norm"]}], ids=str)
-def test_a_lora_is_stored_as_it_is(llama: Models, tmp_path: Path, options: dict[str, Any]) -> None:
-    from peft import LoraConfig
-
-    callback = DEMCallback(datasets=["org/maths"])
-    train(adapted(llama.base, LoraConfig(**LORA, **options)), callback, tmp_path)
-    saved = tmp_path / "checkpoint-4"
-    names = ["adapter_config.json", "adapter_model.safetensors"]
-    assert all((tmp_path / "vector" / name).read_bytes() == (saved / name).read_bytes() for name in names)
-    assert sorted(path.name for path in (tmp_path / "vector").iterdir()) == [*names, "dem_training.json", "norms.png"]
-    facts = json.loads((tmp_path / "vector" / "dem_training.json").read_text())
-    assert facts["training"]["datasets"] == ["org/maths"] and facts["libraries"]["peft"]
-    assert callback.vector.sha256 == DistributionVector.from_pretrained(saved).sha256
-    DEMModel.from_pretrained(llama.base, vectors={str(tmp_path / "vector"): 0.5})
-
-
-def test_a_lora_with_a_name(llama: Models, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(load(llama.base), LoraConfig(**LORA), adapter_name="maths")
-    callback = DEMCallback()
-    train(model, callback, tmp_path)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        assert (tmp_path / "vector" / name).read_bytes() == (tmp_path / "checkpoint-4" / "maths" / name).read_bytes()
-
-
-@pytest.mark.skipif(Version(version("peft")) < Version("0.22"), reason="transformers wants PEFT 0.22 for it")
-def test_the_adapter_of_transformers_itself(llama: Models, tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    model = load(llama.base)
-    model.add_adapter(LoraConfig(**LORA))
-    callback = DEMCallback(llama.base)
-    train(model, callback, tmp_path)
-    ours, saved = (load_tensors(tmp_path / name, "adapter_model") for name in ("vector", "checkpoint-4"))
-    assert ours.keys() == saved.keys() and all(torch.equal(ours[name], saved[name]) for name in saved)
-    DEMModel.from_pretrained(llama.base, vectors={str(tmp_path / "vector"): 0.5})
-
-
-def test_qlora(llama: Models, tmp_path: Path) -> None:
-    from transformers import BitsAndBytesConfig
-
-    model = adapted(llama.base, quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"))
-    callback = DEMCallback()
-    train(model, callback, tmp_path)
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "vector" / name).read_bytes() == (tmp_path / "checkpoint-4" / name).read_bytes()
-    DEMModel.from_pretrained(llama.base, vectors={str(tmp_path / "vector"): 1.0})
-
-
-def other_methods() -> list[Any]:
-    from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OSFConfig, VBLoRAConfig
-
-    bank = VBLoRAConfig(r=2, num_vectors=4, vector_length=2, topk=2, target_modules=["q_proj"])  # shared by all layers
-    return [
-        pytest.param("llama-tied", LoraConfig(**LORA, use_dora=True), id="dora"),
-        pytest.param(
-            "llama-untied", LoraConfig(**LORA, use_dora=True, modules_to_save=["lm_head"]), id="dora and a head"
-        ),
-        pytest.param(
-            "gpt2", LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, lora_bias=True), id="a bias in B"
-        ),
-        pytest.param(
-            "llama-tied", IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]), id="ia3"
-        ),
-        pytest.param("llama-tied", LoHaConfig(r=2, alpha=4, target_modules=["q_proj"]), id="loha"),
-        pytest.param("llama-tied", LNTuningConfig(target_modules=["input_layernorm"]), id="norms"),
-        pytest.param("llama-tied", LoraConfig(**LORA, trainable_token_indices=[5, 6]), id="tokens"),
-        pytest.param("llama-tied", bank, id="a bank"),
-        pytest.param("llama-tied", OSFConfig(target_modules=["q_proj"]), id="one that cannot unmerge"),
-    ]
-
-
-class Bits(TrainerCallback):
-    """The bits of the model at each save."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, torch.Tensor]] = []
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen.append({name: value.detach().clone() for name, value in kwargs["model"].state_dict().items()})
-
-
-@pytest.mark.filterwarnings(
-    "ignore:Adapter 'default'", "ignore:Unsupported layer type", "ignore:OSF does not support"
-)  # PEFT's own doubts about rarer methods
-@pytest.mark.parametrize(("family", "config"), other_methods())
-def test_other_methods_are_merged(zoo: Zoo, tmp_path: Path, family: str, config: Any) -> None:
-    """The vector is that of PEFT's own merge of a copy, and the model in training has the bits that it had."""
-    base = zoo.models(family).base
-    model = adapted(base, copy.deepcopy(config))
-    before, callback, after = Bits(), DEMCallback(when="save", **DENSE), Bits()
-    Trainer(model, arguments(tmp_path / "run"), train_dataset=rows(), callbacks=[before, callback, after]).train()
-    assert len(before.seen) == len(after.seen) == 2
-    for one, two in zip(before.seen, after.seen, strict=True):
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged")
-    assert_same_files(callback.vector, DistributionVector.extract(base, tmp_path / "merged", **DENSE))
-
-
-def test_weights_that_are_trained_beside_a_lora(llama: Models, tmp_path: Path) -> None:
-    """PEFT's checkpoint would lack them."""
-    model = adapted(llama.base)
-    model.get_base_model().model.norm.weight.requires_grad_(True)
-    callback = DEMCallback(**DENSE)
-    train(model, callback, tmp_path / "run")
-    copy.deepcopy(model).merge_and_unload().save_pretrained(tmp_path / "merged")
-    assert_same_files(callback.vector, DistributionVector.extract(llama.base, tmp_path / "merged", **DENSE))
-    assert "model.norm.weight" in callback.vector.config.tensors  # type: ignore[union-attr]
-
-
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_one_side_of_a_tied_embedding(llama: Models, tmp_path: Path) -> None:
-    from peft import LoraConfig
-
-    model = adapted(llama.base, LoraConfig(**LORA, modules_to_save=["embed_tokens"]))
-    with pytest.raises(CheckpointError, match="'lm_head.weight' .* is in the fine-tune only"):
-        begin(DEMCallback(), model, arguments(tmp_path))
-
-
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-@pytest.mark.parametrize(
-    "changes",
-    [{"target_modules": ["lm_head"]}, {"target_modules": ["embed_tokens"]}, {"layer_replication": [(0, 2), (1, 2)]}],
-    ids=str,
-)
-def test_one_tensor_that_is_changed_in_two_ways(llama: Models, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """PEFT's merge would change both sides alike, and the model in training does not."""
-    from peft import LoraConfig
-
-    model = adapted(llama.base, LoraConfig(**{**LORA, **changes}))
-    with pytest.raises(AdapterError, match="are one tensor of the base, and PEFT changes them differently"):
-        begin(DEMCallback(), model, arguments(tmp_path))
-
-
-# What cannot be, said before training
-
-
-def begin(callback: DEMCallback, model: Any, settings: Any) -> None:
-    from transformers import TrainerControl, TrainerState
-
-    callback.on_train_begin(settings, TrainerState(), TrainerControl(), model=model)
-
-
-def test_a_base_that_is_not_known(llama: Models, tmp_path: Path) -> None:
-    model = load(llama.base)
-    model.config._name_or_path = ""
-    with pytest.raises(ConfigError, match="Name it: DEMCallback"):
-        train(model, DEMCallback(), tmp_path)
-
-
-def test_a_checkpoint_is_no_base(llama: Models, tmp_path: Path) -> None:
-    train(load(llama.base), DEMCallback(), tmp_path / "first")
-    with pytest.raises(ConfigError, match="a checkpoint of a training run and hardly its base"):
-        train(load(tmp_path / "first" / "checkpoint-2"), DEMCallback(), tmp_path / "second")
-
-
-def test_another_base(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="'lm_head.weight' .* is in the base only") as caught:
-        train(load(llama.base), DEMCallback(zoo.models("llama-untied").base), tmp_path)
-    assert "the model in training" in str(caught.value)
-    assert not (tmp_path / "checkpoint-2").exists()
-
-
-def test_a_head_that_the_base_lacks(llama: Models, tmp_path: Path) -> None:
-    model = transformers.LlamaForSequenceClassification.from_pretrained(llama.base, num_labels=2)
-    with pytest.raises(CheckpointError, match="'score.weight' .* is in the fine-tune only"):
-        begin(DEMCallback(), model, arguments(tmp_path))
-
-
-@pytest.mark.parametrize("config", [None, "dora"])
-def test_quantized_and_no_lora(llama: Models, tmp_path: Path, config: str | None) -> None:
-    from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
-
-    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
-    model = (
-        load(llama.base, **options)
-        if config is None
-        else adapted(llama.base, LoraConfig(**LORA, use_dora=True), **options)
-    )
-    with pytest.raises(CheckpointError, match="The model is quantised"):
-        begin(DEMCallback(), model, arguments(tmp_path))
-
-
-def test_a_quantized_base(llama: Models, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(llama.base, tmp_path / "base")
-    edit_json(tmp_path / "base" / "config.json", quantization_config={"quant_method": "gptq"})
-    with pytest.raises(CheckpointError, match="is quantised"):
-        begin(DEMCallback(tmp_path / "base"), load(llama.base), arguments(tmp_path))
-
-
-def test_a_prompt_has_no_vector(llama: Models, tmp_path: Path) -> None:
-    from peft import PromptTuningConfig
-
-    model = adapted(llama.base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(AdapterError, match="changes no weight of the base"):
-        begin(DEMCallback(), model, arguments(tmp_path))
-
-
-def test_nothing_to_go_by(llama: Models, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="save_strategy is 'no'(.|\n)*eval_strategy is 'no'(.|\n)*metric_for_best_model is None"
-    ):
-        begin(DEMCallback(when="best"), load(llama.base), arguments(tmp_path, save_strategy="no"))
 
 
 @pytest.mark.parametrize(
@@ -497,9 +186,6 @@ def test_a_model_that_diverged(llama: Models, tmp_path: Path, caplog: pytest.Log
         _ = callback.vector
     assert DistributionVector.from_pretrained(tmp_path / "vector").config.training["steps"] == 2  # type: ignore[union-attr]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-
-
-# Logs
 
 
 class Recorder(TrainerCallback):

@@ -20,7 +20,7 @@ DENSE = {"codec": "dense", "dtype": "float32"}
 
 DDP = """
 import sys, torch
-from tests.training.test_callback import DENSE, arguments, rows
+from tests.support.training_runs import DENSE, arguments, rows
 from transformers import AutoModelForCausalLM, Trainer
 from dem_hub import DEMCallback
 
@@ -43,7 +43,7 @@ from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
-from tests.training.test_callback import DENSE, LORA, arguments, rows
+from tests.support.training_runs import DENSE, LORA, arguments, rows
 from dem_hub import DEMCallback
 
 base, run = sys.argv[1:]
@@ -103,7 +103,7 @@ distributed.barrier()
 ZERO = """
 import sys, torch
 from peft import LoraConfig, get_peft_model
-from tests.training.test_callback import DENSE, LORA, arguments, rows
+from tests.support.training_runs import DENSE, LORA, arguments, rows
 from transformers import AutoModelForCausalLM, Trainer
 from dem_hub import DEMCallback
 

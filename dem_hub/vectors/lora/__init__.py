@@ -1,1 +1,1 @@
-"""LoRA adapters as distribution vectors, in the format of PEFT."""
+"""LoRA adapters of PEFT as distribution vectors, in both directions: `config` and `reader` read them, `writer` writes them."""

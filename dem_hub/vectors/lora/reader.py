@@ -1,12 +1,17 @@
-"""PEFT LoRA adapters as distribution vectors, both ways: read exactly as they are, and written for what is low rank.
+"""The tensors of a PEFT LoRA adapter, read as the deltas of a distribution vector.
 
-A LoRA's delta is scale * B @ A, a plain sum, so that it is a vector already and no SVD is needed. Whatever PEFT can do that is not
-a plain sum over the base's weights (DoRA, PiSSA's changed base, LoRA on a tied embedding) is refused with the reason.
+The factors are used exactly as they are: the delta of a module is scale * B @ A, so no SVD is needed and nothing is lost. Where a module
+of the adapter belongs in the checkpoint follows from the architecture of the base and is never guessed from names. Tensors that PEFT
+keeps whole (`modules_to_save`, trained biases, resized embeddings) become deltas too.
+
+[`read_adapter`] reads headers only, except for whole tensors, which are compared with the base. Everything that does not fit the base
+is listed in one error. [`read_adapter_config`][dem_hub.vectors.lora.config.read_adapter_config] has refused before what is not a plain sum.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,273 +23,244 @@ from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.whole import Full
-from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
-from dem_hub.files.folders import RECIPE, STORE, kind_of
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
-from dem_hub.files.strict_json import parse_json
+from dem_hub.errors import AdapterError, refuse
+from dem_hub.files.names import ADAPTER_WEIGHTS
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
-# Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
-_HARMLESS = frozenset([
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size",
-    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config",
-])  # fmt: skip
-_REASONS = {
-    "use_dora": "DoRA rescales the base's weights themselves",
-    "use_qalora": "QALoRA pools the input, which no change of a weight does",
-    "lora_bias": "a bias in lora_B has no tensor of the base to go to",
-    "trainable_token_indices": "trainable tokens are not stored as B @ A",
-    "layer_replication": "it has more layers than the base",
-    "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
-}
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter's config, once it is known to be a plain sum.
-
-    Raises:
-        `VectorNotFoundError`: no adapter here.
-        `NotFoundError`: an adapter whose weights are not here.
-        `CheckpointError`: its weights are pickled.
-        `AdapterError`: what it does is not a plain sum of deltas; lists every reason.
-    """
-    path = folder / ADAPTER_CONFIG
-    if not path.is_file():
-        kind = kind_of(folder)
-        if kind in (RECIPE, STORE):
-            way = (
-                f"Name one of its vectors: {folder}//NAME."
-                if kind == STORE
-                else "It names a base and vectors; name those, or load it alone."
-            )
-            raise VectorNotFoundError(f"'{folder}' is {kind}, not a distribution vector. {way}")
-        raise VectorNotFoundError(
-            f"'{folder}' has neither vector_config.json nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is a fine-tune, take its "
-            "vector first: dem-hub extract BASE FINETUNED -o DIR, in Python DistributionVector.extract(base, finetuned)."
-        )
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        if (folder / ADAPTER_PICKLE).is_file():
-            raise CheckpointError(
-                f"'{folder}' has pickled weights only (adapter_model.bin), which can run code when they are read. Convert them: "
-                "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
-            )
-        raise NotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
-    config = parse_json(path.read_bytes(), str(path))
-    faults = []
-    if config.get("peft_type") != "LORA":
-        faults.append(f"peft_type is '{config.get('peft_type')}', and only LORA is a sum of B @ A")
-    for key, value in sorted(config.items()):
-        if key not in _HARMLESS and value not in (None, False, "", [], {}):
-            faults.append(
-                f"{key} is {value!r}: " + _REASONS.get(key, "not known to leave the delta a plain sum of B @ A")
-            )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_CHANGED_BASE):
-        faults.append(
-            f"init_lora_weights is '{start}', which changes the base: convert it (path_initial_model_for_weight_conversion in PEFT)"
-        )
-    if faults:
-        refuse(AdapterError, f"The adapter '{folder}' is not a plain sum of deltas.", faults, _EXTRACT_INSTEAD)
-    return config
-
-
-_EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 
 
 def read_adapter(
     folder: Path, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture
 ) -> dict[str, StoredDelta]:
-    """The deltas of an adapter, unread, by the base's checkpoint keys.
+    """Return the stored delta of each tensor that an adapter changes.
 
     Args:
-        folder (`Path`): the adapter's.
-        config (`Mapping[str, Any]`): from [`read_adapter_config`].
-        base (`Checkpoint`): the base it goes on.
-        architecture (`Architecture`): of that base.
+        folder (`Path`): Folder of the adapter.
+        config (`Mapping[str, Any]`): Its config, from [`read_adapter_config`].
+        base (`Checkpoint`): The base that the adapter is put on.
+        architecture (`Architecture`): The architecture of that base.
+
+    Returns:
+        `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint keys.
 
     Raises:
-        `AdapterError`: tensors that the base has no place for, or of the wrong shape; lists all of them.
+        `AdapterError`: If the base has no place for a tensor, or a tensor has the wrong shape. All of them are listed.
     """
-    weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
-    factors: dict[str, dict[str, LazyTensor]] = {}
-    deltas: dict[str, StoredDelta] = {}
-    faults: list[str] = []
-    for name in sorted(weights):
-        match = _LORA.fullmatch(name.removeprefix(PEFT_PREFIX))
-        if match is None:
-            _add_whole(name, weights, base, architecture, config, deltas, faults)
-        elif not _is_known(match["module"], architecture, config):
-            faults.append(
-                f"'{name}': the base has no single weight for a module '{match['module']}' ({architecture.name})"
-            )
-        else:
-            factors.setdefault(match["module"], {})[match["factor"]] = weights.lazy(name)
-    for module, pair in sorted(factors.items()):
-        for key, component in _components(module, pair, base, architecture, config, faults):
-            rest = deltas.get(key, StoredDelta())
-            deltas[key] = StoredDelta((component, *rest.components), rest.rows)
-    if faults:
+    reader = _AdapterReader(Checkpoint(folder, index=ADAPTER_WEIGHTS), config, base, architecture)
+    deltas = reader.read()
+    if reader.faults:
         refuse(
             AdapterError,
             f"The adapter '{folder}' does not fit the base '{base.path}'.",
-            faults,
+            reader.faults,
             "Use the base it was trained on.",
         )
     return deltas
 
 
-def _components(
-    module: str,
-    pair: Mapping[str, LazyTensor],
-    base: Checkpoint,
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    faults: list[str],
-) -> Iterator[tuple[str, Component]]:
-    """B and A of one module as `left` and `right` of each tensor that they change, in the orientation of the checkpoint, or faults."""
-    letter = next(iter(pair))
-    if not _is_known(module, architecture, config):
-        faults.append(
-            f"'{PEFT_PREFIX}{module}.lora_{letter}.weight': the base has no single weight for a module '{module}' ({architecture.name})"
-        )
-        return
-    if set(pair) != {"A", "B"}:
-        faults.append(f"'{module}' has only lora_{letter}")
-        return
-    if _is_one_sided(module, architecture, config):
-        faults.append(
-            f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor"
-        )
-        return
-    first, second = (pair[letter].get_shape() for letter in "AB")
-    if len(first) != 2 or len(second) != 2:
-        faults.append(f"'{module}' has factors of shape {first} and {second}; only matrices are supported")
-        return
-    parameter, targets = _targets(module, pair["A"], pair["B"], base, architecture, config)
-    if not targets:
-        faults.append(
-            f"'{module}' has factors of shape {first} and {second}, which are for none of its experts' parameters, or for several"
-        )
-    for key, left, right in targets:
-        shape, rank = (left.get_shape()[0], right.get_shape()[1]), left.get_shape()[1]
-        if shape != base[key].shape or rank != right.get_shape()[0]:
-            faults.append(
-                f"'{key}' is {list(base[key].shape)} in the base, and the LoRA's B @ A is {list(shape)} (A {first}, B {second})"
-            )
-            continue
-        alpha = _pattern(config.get("alpha_pattern") or {}, parameter, config.get("lora_alpha", 8))
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        yield key, Component(LowRank(), {"left": left, "right": right}, shape, scale)
+def saves_one_side(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
+    """Check whether an adapter keeps its own copy (`modules_to_save`) of one of two tied embeddings.
 
-
-def _is_known(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether something in the base can be what A and B of a module are for."""
-    owner = _owner(module)
-    known = module in architecture.keys or _is_targeted(f"{owner}.weight", architecture, config)
-    return known or any(name.rpartition(".")[0] == owner for name in architecture.fused)
-
-
-def _is_targeted(parameter: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether a parameter of a module that is no linear layer, such as the router of experts, has a LoRA."""
-    return parameter in architecture.parameters and any(
-        f".{parameter}".endswith(f".{one}") for one in config.get("target_parameters") or ()
-    )
-
-
-def _owner(module: str) -> str:
-    """A module's own name: PEFT nests the LoRAs of several of its parameters."""
-    return module.replace(".base_layer", "")
-
-
-def _targets(
-    module: str,
-    first: LazyTensor,
-    second: LazyTensor,
-    base: Checkpoint,
-    architecture: Architecture,
-    config: Mapping[str, Any],
-) -> tuple[str, list[tuple[str, LazyTensor, LazyTensor]]]:
-    """What patterns of the config call the target of A and B, and the keys that they change, each with its left and right factor."""
-    key = architecture.keys.get(module)
-    if key is not None and architecture.modules[key].transposed:
-        return module, [(key, Transposed(first), Transposed(second))]
-    if key is not None:
-        return module, [(key, second, first)]
-    weight = f"{_owner(module)}.weight"
-    if _is_targeted(weight, architecture, config):
-        return weight, [(architecture.parameters[weight], second, first)]
-    fused = find_fused(_owner(module), architecture.fused, base, first.get_shape(), second.get_shape())
-    return (
-        (fused, list(expert_factors(architecture.fused[fused], base, first, second)))
-        if fused is not None
-        else (module, [])
-    )
+    Args:
+        module (`str`): The module's name in the model.
+        architecture (`Architecture`): The architecture of the base.
+        config (`Mapping[str, Any]`): The adapter's config.
+    """
+    if not _is_one_sided(module, architecture, config):
+        return False
+    return _ends_with_any(module, config.get("modules_to_save"))
 
 
 def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether PEFT changes one of two embeddings that are a single tensor on disk."""
+    """Check whether a module is one of two tied embeddings, and PEFT changes that one alone."""
     return module in architecture.tied and not config.get("ensure_weight_tying")
 
 
-def saves_one_side(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Whether an adapter keeps a copy (`modules_to_save`) of one of two embeddings that are a single tensor on disk."""
-    saved = config.get("modules_to_save") or []
-    return _is_one_sided(module, architecture, config) and any(f".{module}".endswith(f".{entry}") for entry in saved)
+def _ends_with_any(name: str, suffixes: list[str] | None) -> bool:
+    """Check whether a dotted name ends with one of several dotted names, as PEFT matches `target_modules`."""
+    return any(f".{name}".endswith(f".{suffix}") for suffix in suffixes or ())
 
 
-def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """PEFT's rule: the first pattern that matches the module's name or the end of it."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+@dataclass(frozen=True)
+class _Target:
+    """A tensor of the checkpoint that a LoRA changes, with B and A as its left and right factor.
+
+    `name` is what the patterns of the config are matched with: the module, or the parameter where the LoRA is on a parameter.
+    """
+
+    key: str
+    name: str
+    left: LazyTensor
+    right: LazyTensor
 
 
-def _add_whole(
-    name: str,
-    weights: Checkpoint,
-    base: Checkpoint,
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    deltas: dict[str, StoredDelta],
-    faults: list[str],
-) -> None:
-    """A tensor that PEFT keeps whole: a saved module, a trained bias, an embedding beside its LoRA."""
-    parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-    key = architecture.parameters.get(parameter)
-    if key is None or key not in base:
-        if architecture.tied and _is_copy(name, weights):
-            return  # the output embedding written out beside the input embedding it is tied to
-        faults.append(
-            f"'{name}' {list(weights[name].shape)}: the base has no tensor for '{parameter}' ({architecture.name})"
-        )
-        return
-    stored, rows = weights[name].shape, base[key].shape
-    grown = len(rows) > 0 and len(stored) == len(rows) and stored[1:] == rows[1:] and stored[0] > rows[0]
-    if stored != rows and not grown:
-        faults.append(f"'{key}' is {list(stored)} in the adapter and {list(rows)} in the base")
-        return
-    if not grown and torch.equal(weights.read(name).to(base[key].torch_dtype), base.read(key)):
-        return  # saved, but not trained
-    module = parameter.rpartition(".")[0]
-    if saves_one_side(module, architecture, config):
-        faults.append(
-            f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)"
-        )
-        return
-    values = weights.lazy(name)
-    deltas[key] = StoredDelta(
-        (Component(Full(), {"full": values}, stored),), Rows(values, rows[0], stored[0]) if grown else None
-    )
+class _AdapterReader:
+    """Reads the deltas of one adapter. What does not fit the base is collected in `faults`, one line each."""
+
+    def __init__(
+        self, weights: Checkpoint, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture
+    ) -> None:
+        self.faults: list[str] = []
+        self._weights = weights
+        self._config = config
+        self._base = base
+        self._architecture = architecture
+
+    def read(self) -> dict[str, StoredDelta]:
+        """Return the deltas by the base's keys, without those that do not fit."""
+        deltas: dict[str, StoredDelta] = {}
+        factors: dict[str, dict[str, LazyTensor]] = {}  # "A" and "B" of each module
+        for name in sorted(self._weights):
+            match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
+            if match is None:
+                deltas.update(self._whole_delta(name))
+            elif self._has_target(match["module"]):
+                factors.setdefault(match["module"], {})[match["factor"]] = self._weights.lazy(name)
+            else:
+                self._add_fault(f"'{name}': the base has no single weight for a module '{match['module']}'")
+        for module, pair in sorted(factors.items()):
+            for key, component in self._components(module, pair):
+                whole = deltas.get(key, StoredDelta())
+                deltas[key] = StoredDelta((component, *whole.components), whole.rows)
+        return deltas
+
+    def _add_fault(self, fault: str) -> None:
+        self.faults.append(f"{fault} ({self._architecture.name})")
+
+    # Factors
+
+    def _components(self, module: str, pair: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Component]]:
+        """Yield the key and the low-rank component of each tensor that the LoRA of a module changes."""
+        if len(pair) == 1:
+            self.faults.append(f"'{module}' has only lora_{next(iter(pair))}")
+            return
+        if _is_one_sided(module, self._architecture, self._config):
+            self.faults.append(
+                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor"
+            )
+            return
+        a_shape = pair["A"].get_shape()
+        b_shape = pair["B"].get_shape()
+        if len(a_shape) != 2 or len(b_shape) != 2:
+            self.faults.append(f"'{module}' has factors of shape {a_shape} and {b_shape}; only matrices are supported")
+            return
+        targets = self._targets(module, pair["A"], pair["B"])
+        if not targets:
+            self.faults.append(
+                f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' parameters, or for several"
+            )
+        for target in targets:
+            rows, rank = target.left.get_shape()
+            right_rank, columns = target.right.get_shape()
+            in_base = self._base[target.key].shape
+            if in_base != (rows, columns) or rank != right_rank:
+                self.faults.append(
+                    f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {[rows, columns]} (A {a_shape}, B {b_shape})"
+                )
+                continue
+            parts = {"left": target.left, "right": target.right}
+            yield target.key, Component(LowRank(), parts, (rows, columns), self._scale(target.name, rank))
+
+    def _scale(self, name: str, rank: int) -> float:
+        """Return the factor that PEFT multiplies B @ A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
+        alpha = _first_match(self._config.get("alpha_pattern") or {}, name, self._config.get("lora_alpha", 8))
+        if self._config.get("use_rslora"):
+            return alpha / math.sqrt(rank)
+        return alpha / rank
+
+    def _has_target(self, module: str) -> bool:
+        """Check whether the base has something that A and B of a module can be for."""
+        if module in self._architecture.keys:
+            return True
+        owner = _owner(module)
+        if self._is_targeted(f"{owner}.weight"):
+            return True
+        return any(name.rpartition(".")[0] == owner for name in self._architecture.fused)
+
+    def _is_targeted(self, parameter: str) -> bool:
+        """Check whether a parameter outside the linear layers, such as the router of experts, has a LoRA."""
+        if parameter not in self._architecture.parameters:
+            return False
+        return _ends_with_any(parameter, self._config.get("target_parameters"))
+
+    def _targets(self, module: str, a: LazyTensor, b: LazyTensor) -> list[_Target]:
+        """Return the tensors of the checkpoint that A and B of a module change, or none if that is not clear."""
+        architecture = self._architecture
+        key = architecture.keys.get(module)
+        if key is not None and architecture.modules[key].transposed:
+            return [_Target(key, module, Transposed(a), Transposed(b))]
+        if key is not None:
+            return [_Target(key, module, b, a)]
+        owner = _owner(module)
+        weight = f"{owner}.weight"
+        if self._is_targeted(weight):
+            return [_Target(architecture.parameters[weight], weight, b, a)]
+        # PEFT does not write down which fused parameter of the experts the factors are for: their shapes must tell.
+        fused = find_fused(owner, architecture.fused, self._base, a.get_shape(), b.get_shape())
+        if fused is None:
+            return []
+        experts = expert_factors(architecture.fused[fused], self._base, a, b)
+        return [_Target(key, fused, left, right) for key, left, right in experts]
+
+    # Tensors that PEFT keeps whole
+
+    def _whole_delta(self, name: str) -> dict[str, StoredDelta]:
+        """Return the delta of a saved module, a trained bias or an embedding beside its LoRA; empty if it changes nothing."""
+        parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        saved = self._weights[name]
+        key = self._architecture.parameters.get(parameter)
+        if key is None or key not in self._base:
+            # PEFT writes the output embedding out beside the input embedding that it is tied to.
+            is_tied_copy = self._architecture.tied and _has_copy(name, self._weights)
+            if not is_tied_copy:
+                self._add_fault(f"'{name}' {list(saved.shape)}: the base has no tensor for '{parameter}'")
+            return {}
+        in_base = self._base[key]
+        is_grown = _has_more_rows(saved.shape, in_base.shape)
+        if saved.shape != in_base.shape and not is_grown:
+            self.faults.append(f"'{key}' is {list(saved.shape)} in the adapter and {list(in_base.shape)} in the base")
+            return {}
+        is_trained = is_grown or not torch.equal(self._weights.read(name).to(in_base.torch_dtype), self._base.read(key))
+        if not is_trained:
+            return {}
+        module = parameter.rpartition(".")[0]
+        if saves_one_side(module, self._architecture, self._config):
+            self.faults.append(
+                f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)"
+            )
+            return {}
+        values = self._weights.lazy(name)
+        new_rows = Rows(values, in_base.shape[0], saved.shape[0]) if is_grown else None
+        return {key: StoredDelta((Component(Full(), {"full": values}, saved.shape),), new_rows)}
 
 
-def _is_copy(name: str, weights: Checkpoint) -> bool:
+def _owner(module: str) -> str:
+    """Return the module's own name. PEFT nests the LoRAs of several parameters of a module in `base_layer`s."""
+    return module.replace(".base_layer", "")
+
+
+def _first_match(patterns: Mapping[str, float], name: str, default: float) -> float:
+    """Return the value of the first pattern that matches a name or its end, as PEFT's `get_pattern_key` does."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _has_more_rows(shape: tuple[int, ...], base_shape: tuple[int, ...]) -> bool:
+    """Check whether a tensor is the base's with rows added: a vocabulary that fine-tuning extended."""
+    if not base_shape or len(shape) != len(base_shape):
+        return False
+    return shape[1:] == base_shape[1:] and shape[0] > base_shape[0]
+
+
+def _has_copy(name: str, weights: Checkpoint) -> bool:
+    """Check whether another tensor of the file has the same values."""
     info = weights[name]
-    same = [
-        other
-        for other in weights
-        if other != name and weights[other].shape == info.shape and weights[other].dtype == info.dtype
-    ]
-    return any(torch.equal(weights.read(other), weights.read(name)) for other in same)
+    for other in weights:
+        has_same_form = weights[other].shape == info.shape and weights[other].dtype == info.dtype
+        if other != name and has_same_form and torch.equal(weights.read(other), weights.read(name)):
+            return True
+    return False

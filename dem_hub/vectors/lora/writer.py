@@ -1,4 +1,8 @@
-"""Factors written as a PEFT adapter, tensor by tensor, whose scale is 1: what it adds is B @ A."""
+"""Write low-rank factors as a PEFT LoRA adapter, tensor by tensor.
+
+The factors already contain every scale, so `lora_alpha` equals the rank of each module and PEFT adds exactly B @ A. PEFT, transformers
+(`model.load_adapter`), vLLM and llama.cpp can use the adapter without dem_hub.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,32 +17,71 @@ from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS
 from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.references import BaseRecord
 
-# PEFT wraps a model twice (`PeftModel.base_model.model`), so the names of its parameters begin with this.
+# PEFT wraps a model twice (`PeftModel.base_model.model`), so the names of its parameters begin with this prefix.
 PEFT_PREFIX = "base_model.model."
 
 
+# `task_type` of PEFT, by the end of the name of the model's class. PEFT loads an adapter without one too, as a plain `PeftModel`.
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
 class AdapterWriter:
-    """The two files of an adapter in a folder; none where nothing was written."""
+    """Writer of the two files of an adapter. It leaves no file if no factors were written.
+
+    Args:
+        folder (`Path`): Folder for the files.
+        architecture (`Architecture`, *optional*): The architecture of the base. Without it no tensor has a module.
+    """
 
     def __init__(self, folder: Path, architecture: Architecture | None) -> None:
-        self._folder, self._architecture = folder, architecture
+        self._folder = folder
+        self._architecture = architecture
+        # PEFT reads an adapter from a single file, so it is never split.
         self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(SAFETENSORS), UNLIMITED)
         self._ranks: dict[str, int] = {}
 
     def module(self, key: str) -> Module | None:
-        """The module whose LoRA can change a tensor of the checkpoint; `None` where there is none, as of norms and embeddings."""
-        module = self._architecture.modules.get(key) if self._architecture is not None else None
-        return module if module is not None and module.kind != "embedding" else None
+        """Return the module whose LoRA can change a tensor of the checkpoint.
+
+        Args:
+            key (`str`): The tensor's key in the checkpoint.
+
+        Returns:
+            `Module` or `None`: `None` if a LoRA cannot change the tensor, for instance a norm or an embedding.
+        """
+        if self._architecture is None:
+            return None
+        module = self._architecture.modules.get(key)
+        if module is None or module.kind == "embedding":
+            return None
+        return module
 
     def write(self, module: Module, left: Tensor, right: Tensor) -> None:
-        """Write left (R, K) and right (K, C), whose product is the delta as it lies in the checkpoint."""
-        first, second = factor_names(module.name)
-        self._factors.write(first, left.T if module.transposed else right)
-        self._factors.write(second, right.T if module.transposed else left)
+        """Write the factors of one module.
+
+        Args:
+            module (`Module`): The module, from [`AdapterWriter.module`].
+            left, right (`torch.Tensor`): Matrices (R, K) and (K, C). Their product is the delta of the tensor in the checkpoint.
+        """
+        a_name, b_name = factor_names(module.name)
+        a = right
+        b = left
+        if module.transposed:
+            a = left.T
+            b = right.T
+        self._factors.write(a_name, a)
+        self._factors.write(b_name, b)
         self._ranks[module.name] = left.shape[1]
 
     def close(self, base: BaseRecord) -> list[Path]:
-        """Finish the files; returns them."""
+        """Finish the files.
+
+        Args:
+            base ([`BaseRecord`]): The base that the adapter's config names.
+
+        Returns:
+            `list[Path]`: The files that were written.
+        """
         files = self._factors.close()
         if self._ranks:
             assert self._architecture is not None
@@ -49,32 +92,32 @@ class AdapterWriter:
         return files
 
 
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
-
-
 def adapter_config(
     architecture: Architecture, ranks: Mapping[str, int], base_id: str | None, revision: str | None
 ) -> dict[str, Any]:
-    """The `adapter_config.json` of factors that need no scale: alpha = rank for every module.
+    """Return the `adapter_config.json` for factors that need no scale: alpha = rank for every module.
 
     Args:
-        architecture (`Architecture`): of the base.
-        ranks (`Mapping[str, int]`): the rank of each module, by its name in the model.
-        base_id, revision (`str`): what PEFT will look for.
+        architecture (`Architecture`): The architecture of the base.
+        ranks (`Mapping[str, int]`): The rank of each module, by its name in the model.
+        base_id, revision (`str`, *optional*): The base that PEFT will load.
+
+    Returns:
+        `dict[str, Any]`: The content of the file.
     """
-    most = max(ranks.values())
-    others = {name: rank for name, rank in sorted(ranks.items()) if rank != most}
+    highest_rank = max(ranks.values())
+    lower_ranks = {name: rank for name, rank in sorted(ranks.items()) if rank != highest_rank}
     kinds = {module.name: module.kind for module in architecture.modules.values()}
     return {
         "peft_type": "LORA",
-        "task_type": next((task for ending, task in _TASKS.items() if architecture.name.endswith(ending)), None),
+        "task_type": _task_type(architecture.name),
         "base_model_name_or_path": base_id,
         "revision": revision,
         "inference_mode": True,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "r": highest_rank,
+        "lora_alpha": highest_rank,
+        "rank_pattern": lower_ranks,
+        "alpha_pattern": lower_ranks,
         "target_modules": sorted(ranks),
         "fan_in_fan_out": any(kinds[name] == "conv1d" for name in ranks),
         "lora_dropout": 0.0,
@@ -84,6 +127,13 @@ def adapter_config(
     }
 
 
+def _task_type(class_name: str) -> str | None:
+    for ending, task in _TASKS.items():
+        if class_name.endswith(ending):
+            return task
+    return None
+
+
 def factor_names(module: str) -> tuple[str, str]:
-    """The names PEFT gives A and B of a module in `adapter_model.safetensors`."""
+    """Return the names of A and B of a module in `adapter_model.safetensors`, as PEFT writes them."""
     return f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight"

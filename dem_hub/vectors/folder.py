@@ -1,0 +1,73 @@
+"""The folder of a vector: replace what is in it as a whole, on this machine and on the Hub.
+
+A new vector may have fewer files than the one it replaces (no adapter, fewer shards). Files of the older vector that stayed would belong to
+no vector, so they are removed. Other files in the folder are left alone: a README, or the user's own notes.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from dem_hub.files.atomic import atomic_folder
+from dem_hub.files.names import VECTOR_FILES
+from dem_hub.hub.commits import Head
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder for the files of a new vector. When the block ends well, they replace those in `target`.
+
+    Files of an older vector are removed after the new ones are in place. A process that is killed in between leaves the new vector
+    complete; a file of the older one that lies beside it is refused by name when the vector is opened.
+
+    Args:
+        target (`Path`): The folder of the vector. It is created if it does not exist.
+    """
+    with atomic_folder(target) as folder:
+        yield folder
+        new_names = {path.name for path in folder.iterdir()}
+    for path in list(target.iterdir()):
+        if path.name not in new_names and _is_vector_file(path.name):
+            path.unlink()
+
+
+def place_file(source: Path, target: Path, *, link: bool) -> None:
+    """Put a file under another name.
+
+    Args:
+        source (`Path`): The file.
+        target (`Path`): Its new name.
+        link (`bool`): Make a hard link, which takes no time and no space. Only for files that nothing else uses: what is written into one
+            name is then written into both.
+    """
+    if link:
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def stale_files(head: Head, prefix: str, files: Mapping[str, Path | str]) -> frozenset[str]:
+    """Return the files of an older vector that a push to the same place removes.
+
+    Args:
+        head ([`Head`]): The repository as it is now.
+        prefix (`str`): Where the vector is in it: empty, or the subfolder with a slash at the end.
+        files (`Mapping[str, Path | str]`): The files that are pushed, by path in the repository.
+    """
+    stale = set()
+    for path in head.files:
+        name = path.removeprefix(prefix)
+        is_beside = path.startswith(prefix) and "/" not in name
+        if is_beside and path not in files and _is_vector_file(name):
+            stale.add(path)
+    return frozenset(stale)
+
+
+def _is_vector_file(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in VECTOR_FILES)

@@ -1,0 +1,103 @@
+"""LoRAs on experts, which are one tensor in memory and a matrix each on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dem_hub import DEMModel
+from dem_hub.errors import AdapterError
+from dem_hub.merging.lazy import merged_tensor
+from tests.support.lora_merges import merge_one
+from tests.support.tiny_models import Zoo, load_tensors, make_adapter
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+# Experts that are one tensor in memory: of Qwen's there are 11, so that their order is not that of their names.
+EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "both": ("mixtral", {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "r": 4, "lora_alpha": 6}),
+    "down alone": ("mixtral", {"target_modules": [], "target_parameters": ["experts.down_proj"], "r": 3}),
+    "up alone": ("mixtral", {"target_modules": [], "target_parameters": ["experts.gate_up_proj"], "r": 3}),
+    "with the router": ("mixtral", {"target_modules": "all-linear", "r": 4, "lora_alpha": 6}),
+    "rslora and patterns": ("mixtral", {"target_modules": [], "target_parameters": EXPERTS, "r": 4, "use_rslora": True, "rank_pattern": {"gate_up_proj": 2}, "alpha_pattern": {r".*\.down_proj": 5}}),
+    "eleven": ("qwen2-moe", {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "r": 2}),
+    "shared ones": ("qwen2-moe", {"target_modules": ["shared_expert.up_proj", "shared_expert_gate"], "r": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The following .*_pattern keys did not match any targeted module"
+)  # PEFT, of those for parameters
+@pytest.mark.parametrize(("family", "options"), EXPERT_CASES.values(), ids=EXPERT_CASES)
+def test_experts(zoo: Zoo, tmp_path: Path, family: str, options: dict[str, Any]) -> None:
+    """What PEFT's `merge_and_unload` leaves on the disk, by the names there."""
+    base = zoo.models(family, "float32").base
+    adapted = make_adapter(base, tmp_path / "adapter", **options)
+    merge = merge_one(base, tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    expected = load_tensors(tmp_path / "merged")
+    start = load_tensors(base)
+    assert expected.keys() == start.keys()
+    assert {name for name in expected if not torch.equal(expected[name], start[name])} == {
+        name for name in start if merge.active(name)
+    }
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            merged_tensor(merge, name, torch.float32), tensor, rtol=1e-6, atol=2e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_slices_of_experts(zoo: Zoo, tmp_path: Path) -> None:
+    """As tensor-parallel loaders ask for them."""
+    base = zoo.models("mixtral", "float32").base
+    make_adapter(base, tmp_path / "adapter", **EXPERT_CASES["both"][1])
+    merge, cpu = merge_one(base, tmp_path / "adapter"), torch.device("cpu")
+    for name in (
+        "model.layers.1.block_sparse_moe.experts.2.w3.weight",
+        "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+    ):
+        whole = merged_tensor(merge, name, torch.float32)
+        for index in ((slice(5, 19), slice(3, 30)), (slice(0, 32), slice(8, 16))):
+            assert torch.allclose(merge.tensor(name, index, cpu, torch.float32), whole[index], rtol=1e-6, atol=2e-8)
+
+
+def test_a_model_with_experts_of_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("mixtral", "float32").base
+    adapted = make_adapter(base, tmp_path / "adapter", **EXPERT_CASES["both"][1])
+    ours = DEMModel.from_pretrained(base, vectors={str(tmp_path / "adapter"): 1.0})
+    ids = torch.tensor([[1, 7, 9, 11]])
+    torch.testing.assert_close(ours(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+EXPERT_CHANGES: dict[str, tuple[str, torch.Tensor, str]] = {
+    "no such module": (
+        "mlp.experts.0.w1.lora_A.weight",
+        torch.ones(2, 32),
+        "the base has no single weight for a module",
+    ),
+    "sizes": (
+        "mlp.experts.lora_A.weight",
+        torch.ones(12, 47),
+        "which are for none of its experts' parameters, or for several",
+    ),
+    "number of experts": (
+        "mlp.experts.lora_A.weight",
+        torch.ones(13, 48),
+        "which are for none of its experts' parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "tensor", "message"), EXPERT_CHANGES.values(), ids=EXPERT_CHANGES)
+def test_experts_that_do_not_fit(zoo: Zoo, tmp_path: Path, name: str, tensor: Tensor, message: str) -> None:
+    base = zoo.models("mixtral", "float32").base
+    make_adapter(base, tmp_path / "adapter", **EXPERT_CASES["both"][1])
+    tensors = load_tensors(tmp_path / "adapter", "adapter_model")
+    tensors[f"base_model.model.model.layers.0.{name}"] = tensor
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=message):
+        merge_one(base, tmp_path / "adapter")
