@@ -4,7 +4,7 @@ transformers itself is asked, with the model built without memory and with the r
 Nothing is guessed from names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory,
 transposed, and a key that is fused with others in memory is no module's weight at all. Only plain decoders, whose
 names are known to be the same on disk and in memory, are described without transformers, because importing it takes
-seconds. No other module below `models` needs transformers.
+seconds. Below `models`, transformers is needed only here and in `evaluation`.
 """
 
 import re
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ModuleKind = Literal["linear", "conv1d", "embedding"]
 
 # The keys of a parameter that is several matrices on disk. Each inner tuple is one part, expert by expert; the
-# parts lie one below the other in the parameter (`gate_up_proj` in memory is all gates above all ups).
+# parts of an expert lie one below the other in the parameter (in `gate_up_proj` the gate is above the up).
 Fused = tuple[tuple[str, ...], ...]
 
 # Decoders whose tensors have the same names on disk and in memory, and whose weights are all of linear layers,
