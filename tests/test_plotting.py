@@ -1,4 +1,4 @@
-"""The picture exists, in the format its name says."""
+"""Each plot is written, in the format that its name says."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which key on disk is which module's weight: asked of transformers, with and without the prefixes that checkpoints drop."""
+"""The module of each key on disk, with and without the prefixes that checkpoints drop."""
 
 from pathlib import Path
 

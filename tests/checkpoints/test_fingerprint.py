@@ -1,4 +1,4 @@
-"""The fingerprint: the same however the base is sharded, another as soon as a sampled byte, a name, a dtype or a shape is."""
+"""The fingerprint does not depend on shards; it changes with a sampled byte, a name, a dtype or a shape."""
 
 from pathlib import Path
 

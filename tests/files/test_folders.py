@@ -1,4 +1,4 @@
-"""What a folder holds, and that nothing is written over somebody's work."""
+"""What a folder holds is detected, and nothing is written over a user's work."""
 
 import shutil
 from collections.abc import Callable

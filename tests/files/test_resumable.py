@@ -53,7 +53,7 @@ def test_a_damaged_journal_counts_as_none(interrupted: Path, journal: str) -> No
 
 
 def test_records_are_a_stride_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the last stride is not recorded, since it ends with the folder itself."""
+    """The last stride is not recorded: the folder is complete soon after."""
     monkeypatch.setattr(dem_hub.files.resumable, "STRIDE", 4)
     recorded = []
     with resumable_folder(tmp_path / "target", "one", 12, "last") as partial:

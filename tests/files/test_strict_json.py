@@ -1,4 +1,4 @@
-"""What a file may not say is refused, and what is written is always the same bytes."""
+"""Names, versions and keys that a file may not have are refused, and the same data is always written as the same bytes."""
 
 from dataclasses import dataclass
 

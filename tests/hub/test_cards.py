@@ -1,4 +1,4 @@
-"""What we write into a README, and what stays of what was there."""
+"""Our part of a README is replaced, and a person's text and metadata stay."""
 
 import pytest
 from huggingface_hub import ModelCard

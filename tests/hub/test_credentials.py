@@ -1,4 +1,4 @@
-"""The token goes to the Hub's own origin and nowhere else: no other host, no file, no log, no message. And the Hub is told who asks."""
+"""The token goes to the Hub's own origin, and to no other host, file, log or message; requests name dem_hub."""
 
 import copy
 import io
@@ -29,7 +29,7 @@ OTHER = "hf_anotherSecretThatIsPassedByHand"
 
 @pytest.fixture
 def token(hub: Hub, published: Published, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One that only the caller knows: nobody is logged in."""
+    """A token that is passed as an argument only: no user is logged in."""
     monkeypatch.delenv("HF_TOKEN")
     return hub.add_user("ann", token=OTHER, orgs=("org",)).token
 
@@ -95,7 +95,7 @@ def test_messages(
     hub: Hub, published: Published, token: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str], status: int, operation: str,
 ) -> None:  # fmt: skip
-    """Of the command, on stderr, and in the log at its most talkative."""
+    """No token is in the output of the command or in the most detailed log."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("HF_TOKEN", token)
     arguments = (

@@ -1,4 +1,4 @@
-"""Finding things on this machine, and folders that appear whole or not at all. (Nothing here reaches the Hub.)"""
+"""Sources are found on this machine, or refused with the reason. (No test here reaches the Hub.)"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The fault table: whatever goes wrong on the way, an operation succeeds or raises one clear error, leaves nothing half done, and works again."""
+"""The table of faults: an operation succeeds or raises one clear error, leaves nothing half done, and works again."""
 
 import re
 from collections.abc import Callable
@@ -106,7 +106,7 @@ def test_slower_than_the_client_waits(hub: Hub, published: Published, monkeypatc
 
 @pytest.mark.parametrize("status", [503, 429])
 def test_forced_download(hub: Hub, published: Published, status: int) -> None:
-    """For which the client has nothing but a `ValueError`; what was cached stays."""
+    """The client raises a bare `ValueError` for it. The cached files stay."""
     load_vector()
     with hub.fault("HEAD", FILES, status=status), pytest.raises(HubError, match=f"It answered {status}") as caught:
         DistributionVector.from_pretrained(VECTOR, force_download=True)
@@ -138,7 +138,7 @@ def test_a_recipe_is_saved_whole_or_not_at_all(hub: Hub, published: Published, t
 
 
 def assert_clear(error: BaseException, repo_id: str) -> None:
-    """It says what and where, and what to do; the client's own has our note. What the client made of it is its cause."""
+    """Check that an error names what was asked, where, and what to do; an error of the client has our note."""
     text = " ".join([str(error), *getattr(error, "__notes__", ())])
     assert repo_id in text
     if isinstance(error, HubError):
@@ -171,7 +171,7 @@ def push_store(published: Published) -> None:
 
 
 def push_recipe(published: Published) -> None:
-    """With a vector of its own, so that there is something large to upload."""
+    """Push with a new vector, so that there is a large file to upload."""
     record = published.recipe.vectors[0]
     local = type(record)(str(published.vector), 0.5, sha256=record.sha256)
     type(published.recipe)(published.recipe.base, (local,)).push_to_hub("ann/new", include_vectors=True)
@@ -266,7 +266,7 @@ def test_lost_answer_is_one_commit(hub: Hub, published: Published) -> None:
 
 
 def test_lost_answer_of_a_pull_request(hub: Hub, published: Published) -> None:
-    """Whether it is there cannot be told from another of the same; so nothing is done twice, and the error says where to look."""
+    """A lost pull request cannot be told from an equal one, so none is opened again, and the error says where to look."""
     vector = DistributionVector.from_pretrained(published.vector)
     with hub.fault("POST", "/commit/", lost=True), pytest.raises(HubError) as caught:
         vector.push_to_hub("ann/new", base_model=BASE, create_pr=True)

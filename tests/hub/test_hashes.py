@@ -1,4 +1,4 @@
-"""Files are what they should be, or are named and not used; and what was checked once is not checked again."""
+"""Damaged files are named and not used, and a file that was checked once is not hashed again."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ GIT = hashlib.sha1(b"blob 8\0" + TEXT).hexdigest()
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The hash functions that ran, which run as ever."""
+    """The names of the hash functions that ran; they still do their work."""
     found: list[str] = []
 
     def spy(name: str) -> None:
@@ -63,7 +63,7 @@ def test_an_ordinary_file_is_hashed_each_time(tmp_path: Path, hashed: list[str])
 
 
 def large(path: Path, *, age: float) -> Path:
-    """A file of 16 MiB that was last written so many seconds ago."""
+    """Make a file of 16 MiB that was last written `age` seconds ago."""
     path.write_bytes(TEXT)
     os.truncate(path, 1 << 24)
     os.utime(path, (time.time() - age,) * 2)
@@ -124,7 +124,7 @@ def test_a_memory_that_is_damaged_counts_for_nothing(tmp_path: Path, hashed: lis
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, hashed: list[str]) -> None:
-    """Where the memory has no place (here a file is in its way, which stops the superuser too), each check hashes."""
+    """If hashes cannot be remembered, each check hashes. (A file in the folder's place stops the superuser too.)"""
     path = cached(tmp_path, SHA256)
     (tmp_path / "models--org--base" / ".dem_hub").write_text("")
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Weights that stay on the Hub: their headers are what the files' are, no byte of data is asked for, and what headers tell is told first."""
+"""Stand-ins of weights on the Hub have the real headers, no byte of data is asked for, and misfits are refused first."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def _small(hub: Hub, repo_id: str) -> int:
 
 
 def test_files_that_are_here_already(hub: Hub, large: str, tmp_path: Path) -> None:
-    """As after a download that was interrupted: they are no part of what comes down."""
+    """After an interrupted download, the files that are there already are not counted again."""
     file = HfApi().hf_hub_download(large, "model-00001-of-00002.safetensors")
     hub.forget_requests()
     stubs = resolve_headers(VectorSource(large), MODEL_FILES, scratch=tmp_path)
@@ -217,7 +217,7 @@ def _unknown(folder: Path) -> None:
 
 @pytest.fixture
 def wrong(hub: Hub, published: Published, llama: Models, zoo: Zoo, tmp_path: Path) -> dict[str, Wrong]:
-    """Vectors on the Hub that do not belong on `org/base`, and what is said of each."""
+    """Vectors on the Hub that do not fit `org/base`, each with the message that refuses it."""
     for name, change in (("resized", _resized), ("unknown", _unknown)):
         DistributionVector.from_pretrained(published.vector).save_pretrained(tmp_path / name)
         change(tmp_path / name)

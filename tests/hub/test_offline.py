@@ -1,4 +1,4 @@
-"""How little is asked of the Hub: nothing once everything is here, one request for a repository with a name that moves, and no file in vain."""
+"""Few requests go to the Hub: none once everything is cached, one for a repository named by a branch, none in vain."""
 
 import json
 import re
@@ -30,7 +30,7 @@ print(type(second).__name__, first.dem.coefficients, AutoTokenizer.from_pretrain
 
 
 def run(hub: Hub, home: Path, **environment: str) -> str:
-    """Load the recipe in a fresh process; what it prints."""
+    """Load the recipe in a fresh process, and return what it prints."""
     environment = hub.environment(home, **environment)
     done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,14 +38,14 @@ def run(hub: Hub, home: Path, **environment: str) -> str:
 
 
 def files_of(hub: Hub, repo_id: str) -> set[str]:
-    """The files of a repository that came down, by their paths."""
+    """Return the paths of a repository's files that were downloaded."""
     return {
         seen.path.partition("/resolve/")[2].partition("/")[2] for seen in hub.requests("GET", f"/{repo_id}/resolve/")
     }
 
 
 def by_repository(hub: Hub) -> dict[str, int]:
-    """How many requests there were for each repository."""
+    """Return the number of requests for each repository."""
     counts: dict[str, int] = {}
     for seen in hub.requests():
         found = re.search(rf"({BASE}|{VECTOR}|{STORE}|{RECIPE})(/|$)", seen.path)
@@ -79,7 +79,7 @@ def test_local_files_only_of_what_is_not_here(hub: Hub, published: Published) ->
 
 
 def test_another_cache(hub: Hub, published: Published, tmp_path: Path) -> None:
-    """`cache_dir` holds for everything that a load needs."""
+    """`cache_dir` is used for everything that a load needs."""
     DEMModel.from_pretrained(RECIPE, cache_dir=tmp_path / "mine")
     assert not Path(huggingface_hub.constants.HF_HUB_CACHE).exists()
     hub.forget_requests()

@@ -1,4 +1,4 @@
-"""What comes from the Hub stays in its folder, is never pickled, and asks for no code; see `test_refusals` for the same from folders."""
+"""Files of the Hub stay in their folder, are never pickled, and run no code; `contracts/test_refusals` is for folders."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.support.tiny_models import Models, edit_json
 
 
 def upload(repo_id: str, files: dict[str, Any]) -> None:
-    """Put files on the Hub without dem_hub, as somebody who means harm would."""
+    """Put files on the Hub without dem_hub, as an attacker would."""
     api = HfApi()
     api.create_repo(repo_id, exist_ok=True)
     for name, content in files.items():
@@ -115,7 +115,7 @@ def test_recipe_that_asks_for_code(hub: Hub, published: Published, trust: bool) 
 
 
 def test_code_in_a_base_does_not_run(hub: Hub, published: Published, llama: Models, tmp_path: Path) -> None:
-    """A base that brings code and says that it may be trusted: nobody asked the caller."""
+    """A base with remote code, whose config claims that it may be trusted: only the caller can say so."""
     ran = tmp_path / "ran"
     folder = tmp_path / "base"
     folder.mkdir()
@@ -133,7 +133,7 @@ def test_code_in_a_base_does_not_run(hub: Hub, published: Published, llama: Mode
 
 
 def test_vector_of_arbitrary_bytes(hub: Hub, published: Published) -> None:
-    """A whole download whose own config says otherwise."""
+    """The download is complete, but the config of the vector records another sha256."""
     config = hub.files(VECTOR)["vector_config.json"]
     upload("ann/bad", {"vector_config.json": config, "vector_model.safetensors": torch.zeros(64).numpy().tobytes()})
     with pytest.raises(DemHubError, match=r"'vector_model\.safetensors' has sha256"):
