@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,7 +22,7 @@ from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
 from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.numerics.slices import count_elements, full_index, index_shape
+from dem_hub.numerics.slices import full_index, index_shape
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
@@ -124,9 +125,9 @@ class PlannedModel:
     def _blocks(self, shard: Shard, start: int) -> Iterator[Block]:
         position = 0
         for outline in shard.outlines:
-            itemsize = outline.nbytes // max(1, count_elements(outline.shape))
+            itemsize = outline.nbytes // max(1, math.prod(outline.shape))
             for part in self.merge.parts(outline.name, full_index(outline.shape), _CPU):
-                begin, position = position, position + itemsize * count_elements(index_shape(part))
+                begin, position = position, position + itemsize * math.prod(index_shape(part))
                 if position > start:
                     yield begin, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
 

@@ -1,10 +1,14 @@
 """A merge on the CPU in one pass: sum a base and a product of factors, draw the random bits, and round.
 
-The product is made in float32, with a bound on its error, and again in float64 for the few elements of which the bound leaves open to
-which side they are rounded: the result is that of sums in float64, and takes not much longer than one of float32. torch would make as
-many passes over memory as there are operations, most of them of the hash. These loops are compiled by numba, once for an installation,
-in some seconds; what comes of it is kept beside this file, or in the user's cache. They hold no lock, so that each core works on a
-tensor of its own. `rounding` rounds in operations of torch what an accelerator has summed, by the same bits.
+The product is computed in float32, with a bound on its error. It is computed again in float64 for the few elements whose rounding the bound
+leaves open. So the result is that of sums in float64, and takes little longer than one in float32. torch would pass over memory once for
+each operation, and most operations are of the hash.
+
+numba compiles these loops once for an installation, which takes some seconds. The compiled code is kept beside this file, or in the user's
+cache. The loops release the GIL, so that each core works on a tensor of its own. `rounding` rounds with operations of torch, and the same
+random bits, what an accelerator has summed.
+
+Words: R rows and C columns of a tensor, K rank of the product left (R, K) @ right (K, C). A tile is 4 rows by 256 columns of the result.
 """
 
 from collections.abc import Callable
@@ -14,71 +18,88 @@ import numba
 import numpy as np
 from numba import float32, float64, int64, uint16, uint32, void
 
-# The lowest and highest random values are left out, so that a float32 sum which is off by two units in the last place still never
-# rounds past the neighbours of the exact result, and a sum that is a target value but for such an error stays that value.
+# Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place. Without the clamp, such
+# an error could round past a neighbour of the exact result, or move a sum that the target can represent.
 MARGIN = 2
-_SIZE = np.uint32(0x7FFFFFFF)  # a float without its sign
-_WIDTH = 256  # columns of a tile, of four rows: with what it is multiplied by, it stays in a core's own cache
-_DEPTH = 128  # products summed in one go; shorter sums have smaller errors, and are then summed themselves
-_SHORT, _LONG = (
-    2.0**-40,
-    2.0**40,
-)  # norms of a factor's rows and columns, between which float32 neither loses products nor overflows
+
+# The bits of a float32 without its sign.
+_MAGNITUDE = np.uint32(0x7FFFFFFF)
+
+# Columns of a tile. With the part of the right factor that it is multiplied by, a tile stays in a core's own cache.
+_WIDTH = 256
+
+# Products that are summed in one go. Shorter sums have smaller errors, and are then summed themselves.
+_DEPTH = 128
+
+# The norms of a row of the left factor, and of a column of the right one, between which float32 neither loses products nor overflows.
+_SHORT = 2.0**-40
+_LONG = 2.0**40
+
 _inline = numba.njit(inline="always")
 
 
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for these types, or take what was compiled before; where nothing can be kept, compile in each process."""
+    """Compile for these types, or load what was compiled before. If nothing can be kept, compile in each process."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
-        except (RuntimeError, OSError, EOFError):  # no folder that can be written to, a full disk, a file that was cut
+        except (RuntimeError, OSError, EOFError):
+            # No folder that can be written to, a full disk, or a file of the cache that was cut off.
             return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
 
     return decorate
 
 
 @_inline
-def _mix(word):  # as in `noise`
+def _mix(word):
+    """Apply the hash `lowbias32`, as `noise` does."""
     word = uint32((word ^ (word >> uint32(16))) * uint32(0x7FEB352D))
     word = uint32((word ^ (word >> uint32(15))) * uint32(0x846CA68B))
     return uint32(word ^ (word >> uint32(16)))
 
 
 @_inline
-def _bits(key, pair):
+def _hash_pair(key, pair):
+    """Return 32 random bits for two neighbouring columns of the row that has this key."""
     return _mix(uint32(key + pair * uint32(2654435769)))
 
 
 @_inline
 def _to_bfloat16(word, bits):
+    """Add random bits below the last bit of bfloat16, then cut them off: the carry is the rounding."""
     bits = min(max(bits, uint32(MARGIN)), uint32(0xFFFF - MARGIN))
     return uint16((word + bits) >> uint32(16))
 
 
 @_inline
 def _to_float16(word, bits):
+    """Add 13 random bits below the last bit of float16, then cut them off."""
     bits = min(max(bits >> uint32(3), uint32(MARGIN)), uint32(0x1FFF - MARGIN))
-    sign, size = (word >> uint32(16)) & uint32(0x8000), word & _SIZE
-    if size < uint32(0x38800000):  # 2^-14, the smallest normal number
-        steps = np.uint32(size).view(np.float32) * float32(2.0**24)
+    sign = (word >> uint32(16)) & uint32(0x8000)
+    magnitude = word & _MAGNITUDE
+    # Below 2^-14, the smallest normal number of float16, all steps are 2^-24.
+    if magnitude < uint32(0x38800000):
+        steps = np.uint32(magnitude).view(np.float32) * float32(2.0**24)
         return uint16(sign | uint32(steps + float32(bits) * float32(2.0**-13)))
-    return uint16(sign | (((size + bits) >> uint32(13)) - uint32(112 << 10)))
+    # The exponent of float32 is biased by 127, that of float16 by 15.
+    return uint16(sign | (((magnitude + bits) >> uint32(13)) - uint32(112 << 10)))
 
 
 @_inline
 def _word(value):
+    """Return the bits of a value in float32."""
     return np.float32(value).view(np.uint32)
 
 
 @_inline
-def _widen(value):  # from the bits of bfloat16
+def _load_bfloat16(value):
+    """Return the float32 with these bits of bfloat16."""
     return np.uint32(uint32(value) << uint32(16)).view(np.float32)
 
 
 @_inline
-def _same(value):
+def _load_float64(value):
     return value
 
 
@@ -102,8 +123,9 @@ def _clear(target, zero):
 
 @_inline
 def _aligned(rows, columns):
+    """Return zeros that begin at a line of the cache: loads that lie across two lines take twice as long."""
     memory = np.zeros(rows * columns + 16, dtype=np.float32)
-    skipped = (-memory.ctypes.data & 63) // 4  # loads that lie across two lines of the cache take twice as long
+    skipped = (-memory.ctypes.data & 63) // 4
     return memory[skipped : skipped + rows * columns].reshape(rows, columns)
 
 
@@ -117,16 +139,19 @@ def _dot(left, right):
 
 @_inline
 def _norm(values):
+    """Return the norm of a vector, at least `_SHORT` if it is not 0."""
     square = _dot(values, values)
     return max(np.sqrt(square), _SHORT) if square > 0.0 else 0.0
 
 
 @_inline
 def _multiply(tile, left, row, right, start, stop):
+    """Add the products of four rows of the left factor with `right`, for K from `start` to `stop`.
+
+    Sixteen numbers of the left factor stay in registers, and each number that is read is used four times.
+    """
     first, second, third, fourth = left[row], left[row + 1], left[row + 2], left[row + 3]
-    for k in range(
-        start, stop, 4
-    ):  # sixteen factors stay in registers, and each number that is read is used four times
+    for k in range(start, stop, 4):
         a0, a1, a2, a3 = first[k], first[k + 1], first[k + 2], first[k + 3]
         b0, b1, b2, b3 = second[k], second[k + 1], second[k + 2], second[k + 3]
         c0, c1, c2, c3 = third[k], third[k + 1], third[k + 2], third[k + 3]
@@ -141,143 +166,190 @@ def _multiply(tile, left, row, right, start, stop):
 
 @_inline
 def _error(depth):
-    """How much the sum of a tile may be off, of the product of both norms (Higham, 2002, section 3.1).
+    """Return how far the sum of a tile may be off, relative to the product of both norms (Higham, 2002, section 3.1).
 
-    Two roundings of the factors to float32, four in a group of four products, one for each group, and one for each sum of `_DEPTH`;
-    one where the bound itself is added, and two for what is rounded in computing it.
+    The roundings are two of the factors to float32, four in a group of four products, one for each group, one for each sum of `_DEPTH`
+    products, one where the bound itself is added, and two in computing the bound.
     """
     return (2 + 4 + min(depth, _DEPTH) // 4 + depth // _DEPTH + 1 + 2) * 2.0**-24
 
 
 @_inline
-def _round(take, narrow, base, product, spread, length, bits, other, result):
-    """Round both ends of where the sums may be; what is returned last is 0 where all of them come out alike."""
-    largest, unsure = uint32(0), uint16(0)
+def _round(load, round_bits, base, product, column_errors, left_norm, bits, other, result):
+    """Round both ends of the interval in which each sum lies: `result` has the upper ends, `other` the lower ends.
+
+    Returns the largest magnitude, as the bits of a float32, and 0 if both ends of all intervals are rounded alike.
+    """
+    largest = uint32(0)
+    unsure = uint16(0)
     for column in range(len(base)):
-        value, error, draw = take(base[column]), length * spread[column], uint32(bits[column])
-        low, high = _word(value + (product[column] - error)), _word(value - (-product[column] - error))
-        largest = max(largest, max(low & _SIZE, high & _SIZE))
-        down, up = narrow(low, draw), narrow(high, draw)
-        other[column], result[column] = down, up
+        value = load(base[column])
+        error = left_norm * column_errors[column]
+        draw = uint32(bits[column])
+        low = _word(value + (product[column] - error))
+        high = _word(value - (-product[column] - error))
+        largest = max(largest, max(low & _MAGNITUDE, high & _MAGNITUDE))
+        down = round_bits(low, draw)
+        up = round_bits(high, draw)
+        other[column] = down
+        result[column] = up
         unsure |= down ^ up
     return largest, unsure
 
 
 @_inline
-def _key(row, low, high):
+def _hash_row(row, low, high):
     return _mix(_mix(uint32(row + low)) ^ high)
 
 
 @_inline
-def _draw(key, start, words):  # one hash serves two elements, the first of them even
+def _draw(key, start, words):
+    """Fill `words` with random bits for the columns from `start` on, or from the one before where `start` is odd: two columns a word."""
     first = uint32(start >> 1)
     for pair in range(len(words)):
-        words[pair] = _bits(key, first + uint32(pair))
+        words[pair] = _hash_pair(key, first + uint32(pair))
 
 
 @_inline
-def _lay_out(right, start, width, panel, upright, spread):
+def _lay_out(right, start, width, right_tile, right_tile_t, column_errors):
+    """Copy some columns of the right factor: in float32 as they lie, and in float64 transposed.
+
+    `column_errors` takes the error of each column, relative to the norm of a row of the left factor. Returns the largest norm of a column.
+    """
     rank = len(right)
     for k in range(rank):
-        _copy(right[k, start : start + width], panel[k])
-    for first in range(0, width, 8):  # a line of the cache at a time, and not one for each number
+        _copy(right[k, start : start + width], right_tile[k])
+    # Eight columns at a time are a line of the cache, so that a line is read once and not once for each number.
+    for first in range(0, width, 8):
         for k in range(rank):
             for place in range(first, min(first + 8, width)):
-                upright[place, k] = right[k, start + place]
+                right_tile_t[place, k] = right[k, start + place]
     longest = 0.0
     for place in range(width):
-        norm = _norm(upright[place][:rank])
-        longest, spread[place] = max(longest, norm), _error(len(panel)) * norm
+        norm = _norm(right_tile_t[place][:rank])
+        longest = max(longest, norm)
+        column_errors[place] = _error(len(right_tile)) * norm
     return longest
 
 
 @numba.njit(fastmath={"contract"})
-def _multiply_all(product, left, row, panel, part):
-    depth = len(panel)
+def _multiply_all(product, left, row, right_tile, part):
+    """Compute a tile of the product: four rows of the left factor, from `row` on, with the columns of the right factor."""
+    depth = len(right_tile)
     for i in range(4):
-        _clear(product[i], float32(0.0) if depth > 0 else float32(-0.0))  # without factors, -0 stays
-    _multiply(product, left, row, panel, 0, min(_DEPTH, depth))
+        _clear(product[i], float32(0.0) if depth > 0 else float32(-0.0))  # without factors, a base of -0 stays -0
+    _multiply(product, left, row, right_tile, 0, min(_DEPTH, depth))
     for k in range(_DEPTH, depth, _DEPTH):
         for i in range(4):
             _clear(part[i], float32(0.0))
-        _multiply(part, left, row, panel, k, min(k + _DEPTH, depth))
+        _multiply(part, left, row, right_tile, k, min(k + _DEPTH, depth))
         for i in range(4):
             _add(part[i], product[i])
 
 
 @_inline
-def _settle(take, narrow, base, left, upright, bits, other, result):
+def _settle(load, round_bits, base, left_row, right_tile_t, bits, other, result):
+    """Round the sums in float64 where both ends of the interval are rounded differently."""
     for place in range(len(base)):
         if result[place] != other[place]:
-            exact = take(base[place]) + _dot(left, upright[place][: len(left)])
-            result[place] = narrow(_word(exact), uint32(bits[place]))
+            exact = load(base[place]) + _dot(left_row, right_tile_t[place][: len(left_row)])
+            result[place] = round_bits(_word(exact), uint32(bits[place]))
 
 
 @_inline
-def _merge(take, narrow, base, left, right, rows, low, high, start, result):
-    (count, columns), depth = base.shape, (len(right) + 3) // 4 * 4
-    few, panel, upright = (
-        _aligned(4, depth),
-        _aligned(depth, _WIDTH),
-        np.zeros((_WIDTH, depth + 8)),
-    )  # rows a power of two apart collide
-    part, product, spread = _aligned(4, _WIDTH), _aligned(4, _WIDTH), _aligned(1, _WIDTH)[0]
-    words, other = np.zeros(_WIDTH // 2 + 1, dtype=np.uint32), np.zeros(_WIDTH, dtype=np.uint16)
+def _merge(load, round_bits, base, left, right, rows, low, high, start, result):
+    """Round base + left @ right, tile by tile.
+
+                         right (K, C)
+                       +--------+--------+----
+                       | 256    | 256    |          right_tile (K, 256): one such panel in float32, laid out once for all rows;
+                       | columns| columns|          right_tile_t (256, K): the same in float64, transposed, for `_settle`
+                       +--------+--------+----
+        left (R, K)      base, result (R, C)
+        +----------+   +--------+--------+----
+        | 4 rows   |   | tile   | tile   |          product (4, 256): the tile of left @ right in float32
+        +----------+   +--------+--------+----
+        | 4 rows   |   | tile   | tile   |          part (4, 256): the sum of the next 128 products, added to `product`
+        +----------+   +--------+--------+----
+
+    K is padded with zeros to a multiple of four. The last rows are copied to `padded_rows` (4, K) where there are fewer than four, and all
+    rows where K is padded. `load` widens an element of the base, and `round_bits` rounds a float32 by random bits.
+    """
+    count, columns = base.shape
+    depth = (len(right) + 3) // 4 * 4
+    padded_rows = _aligned(4, depth)
+    right_tile = _aligned(depth, _WIDTH)
+    # Padded by 8 columns: rows a power of two apart would map to the same sets of the cache.
+    right_tile_t = np.zeros((_WIDTH, depth + 8))
+    part = _aligned(4, _WIDTH)
+    product = _aligned(4, _WIDTH)
+    column_errors = _aligned(1, _WIDTH)[0]
+    words = np.zeros(_WIDTH // 2 + 1, dtype=np.uint32)
+    other = np.zeros(_WIDTH, dtype=np.uint16)
     bits = words.view(np.uint16)[start & 1 :]
-    keys, lengths, longest = np.zeros(count, dtype=np.uint32), np.zeros(count, dtype=np.float32), 0.0
+    keys = np.zeros(count, dtype=np.uint32)
+    left_norms = np.zeros(count, dtype=np.float32)
+    longest = 0.0
     for row in range(count):
-        keys[row], norm = _key(rows[row], low, high), _norm(left[row])
-        lengths[row], longest = norm, max(longest, norm)
+        keys[row] = _hash_row(rows[row], low, high)
+        norm = _norm(left[row])
+        left_norms[row] = norm
+        longest = max(longest, norm)
     largest = uint32(0)
     for column in range(0, columns, _WIDTH):
         width = min(_WIDTH, columns - column)
-        if not max(longest, _lay_out(right, column, width, panel, upright, spread)) <= _LONG:
+        if not max(longest, _lay_out(right, column, width, right_tile, right_tile_t, column_errors)) <= _LONG:
             return np.float32(np.inf)
         for row in range(0, count, 4):
             if row + 4 <= count and depth == len(right):
-                _multiply_all(product, left, row, panel, part)
+                _multiply_all(product, left, row, right_tile, part)
             else:
                 for i in range(4):
-                    _copy(left[min(row + i, count - 1)], few[i])
-                _multiply_all(product, few, 0, panel, part)
+                    _copy(left[min(row + i, count - 1)], padded_rows[i])
+                _multiply_all(product, padded_rows, 0, right_tile, part)
             for i in range(row, min(row + 4, count)):
-                source, target = base[i, column : column + width], result[i, column : column + width]
+                source = base[i, column : column + width]
+                target = result[i, column : column + width]
                 _draw(keys[i], start + column, words)
-                most, unsure = _round(take, narrow, source, product[i - row], spread, lengths[i], bits, other, target)
-                largest = max(largest, most)
+                row_largest, unsure = _round(
+                    load, round_bits, source, product[i - row], column_errors, left_norms[i], bits, other, target
+                )
+                largest = max(largest, row_largest)
                 if unsure:
-                    _settle(take, narrow, source, left[i], upright, bits, other, target)
+                    _settle(load, round_bits, source, left[i], right_tile_t, bits, other, target)
     return np.uint32(largest).view(np.float32)
 
 
+# The arguments left, right, rows, low, high, start and result, which the compiled passes have in common.
 _REST = (float32[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, uint16[:, ::1])
 
 
 @_compiled(float32(uint16[:, ::1], *_REST))
 def merge_bfloat16(base, left, right, rows, low, high, start, result):
-    """Round base (R, C) + left (R, K) @ right (K, C), as if summed in float64, to bfloat16.
+    """Round base (R, C) + left (R, K) @ right (K, C) to bfloat16, as if summed in float64.
 
-    `base` and `result` are bits of bfloat16; `rows`, `low` and `high` are those of a `Noise`, `start` is the number of the first column.
-    Returns the largest magnitude that the error of the product leaves possible, or NaN; infinity, and no result, where factors are so
-    large that float32 is not for them.
+    `base` and `result` are bits of bfloat16. `rows`, `low` and `high` are those of a `Noise`; `start` is the number of the first column.
+
+    Returns the largest magnitude that the error of the product leaves possible, or NaN. If the factors are too large for float32, it
+    returns infinity and leaves `result` undefined.
     """
-    return _merge(_widen, _to_bfloat16, base, left, right, rows, low, high, start, result)
+    return _merge(_load_bfloat16, _to_bfloat16, base, left, right, rows, low, high, start, result)
 
 
 @_compiled(float32(float64[:, ::1], *_REST))
 def round_to_bfloat16(total, left, right, rows, low, high, start, result):
-    """The same of a base in float64."""
-    return _merge(_same, _to_bfloat16, total, left, right, rows, low, high, start, result)
+    """Round total + left @ right to bfloat16, like [`merge_bfloat16`], with the total in float64."""
+    return _merge(_load_float64, _to_bfloat16, total, left, right, rows, low, high, start, result)
 
 
 @_compiled(float32(float64[:, ::1], *_REST))
 def round_to_float16(total, left, right, rows, low, high, start, result):
-    """The same, to float16."""
-    return _merge(_same, _to_float16, total, left, right, rows, low, high, start, result)
+    """Round total + left @ right to float16, like [`round_to_bfloat16`]."""
+    return _merge(_load_float64, _to_float16, total, left, right, rows, low, high, start, result)
 
 
 @_compiled(void(float64[::1], float32[::1], float64))
 def add_scaled(total, values, coefficient):
-    """total += coefficient * values."""
+    """Add coefficient * values to the total, in place."""
     for place in range(len(total)):
         total[place] += coefficient * values[place]

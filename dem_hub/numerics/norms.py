@@ -1,38 +1,42 @@
-"""Norms of tensors, and whether they are finite."""
+"""Sums of squares of tensors, and the check for NaN and inf.
+
+Sums are in float64, one block of rows at a time, so that they are exact enough for any tensor and take no copy of it.
+"""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dem_hub.numerics.buffers import scratch
+from dem_hub.numerics.buffers import Buffer, scratch
 from dem_hub.numerics.slices import full_index, row_blocks
 
-if TYPE_CHECKING:
-    pass
+# Elements of a block. The codec `exact` sorts as many together, and would have to decode a block twice for smaller ones.
+BLOCK = 1 << 20
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has neither NaN nor inf; reads it once, without a copy."""
+    """Return whether a tensor has neither NaN nor inf. It is read once, without a copy."""
     if not tensor.dtype.is_floating_point or tensor.numel() == 0:
         return True
     low, high = torch.aminmax(tensor)
     return math.isfinite(low) and math.isfinite(high)
 
 
-BLOCK = 1 << 20  # elements; `exact` puts as many in order together, and would have to decode them twice for less
-
-
 def squared_norm(tensor: Tensor) -> float:
-    """The sum of the squares of all elements."""
-    blocks = row_blocks(full_index(tensor.shape), BLOCK)
-    return sum(inner_product(wide, wide) for wide in (widen(tensor[block if block else ...]) for block in blocks))
+    """Return the sum of the squares of all elements."""
+    total = 0.0
+    for block in row_blocks(full_index(tensor.shape), BLOCK):
+        wide = widen(tensor[block if block else ...])
+        total += inner_product(wide, wide)
+    return total
 
 
-def widen(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Buffer:
+    """Return a tensor in float64."""
     return scratch("true", tuple(tensor.shape), torch.float64, tensor.device).copy_(tensor)
 
 
 def inner_product(first: Tensor, second: Tensor) -> float:
+    """Return the sum of the products of the elements of two tensors of one shape."""
     return float(first.flatten() @ second.flatten())

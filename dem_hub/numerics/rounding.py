@@ -1,7 +1,7 @@
-"""From a wide sum to the target dtype, in one rounding: stochastic (unbiased) or to nearest.
+"""From a wide sum to the target dtype in one rounding: stochastic (unbiased), or to nearest.
 
-A bf16 base lies on bf16's grid, so rounding to nearest removes every change smaller than half a step; rounding up or down with
-probability in proportion keeps them in the mean (Croci et al., 2022, "Stochastic rounding: implementation, error analysis and
+A bf16 base lies on the grid of bf16, so rounding to nearest removes every change smaller than half a step. Rounding up or down with
+probability in proportion keeps such changes in the mean (Croci et al., 2022, "Stochastic rounding: implementation, error analysis and
 applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator a few operations of torch, with the same bits.
 """
 
@@ -16,8 +16,14 @@ from dem_hub.numerics.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, 
 from dem_hub.numerics.noise import Noise, random_bits
 from dem_hub.numerics.slices import Index
 
-BLOCK = 1 << 26  # elements rounded at a time on an accelerator, for the sake of its memory
-DELTA_ERROR = 2.5 * 2.0**-24  # relative; what a float32 delta lacks of the largest number, within `MARGIN` of it
+# Elements that are rounded at a time on an accelerator, to bound its memory: 256 MiB for each int32 temporary. Chosen by hand, not measured.
+BLOCK = 1 << 26
+
+# Relative error of a sum with a float32 delta, by which it may lie above the largest number of a 16-bit dtype and still round to it. It is
+# within `MARGIN`.
+DELTA_ERROR = 2.5 * 2.0**-24
+
+# The compiled passes, by the dtypes of the base (or sum) and of the target.
 _COMPILED = {
     (torch.bfloat16, torch.bfloat16): merge_bfloat16,
     (torch.float64, torch.bfloat16): round_to_bfloat16,
@@ -26,15 +32,15 @@ _COMPILED = {
 
 
 def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Index, shape: tuple[int, ...]) -> Tensor:
-    """Round stochastically to bfloat16 or float16; to nearest where the target is as wide as the sum.
+    """Round a sum stochastically to bfloat16 or float16, and to nearest if the target is wider.
 
     Args:
-        total (`Tensor`): the float32 or float64 sum.
+        total (`Tensor`): the sum, float32 or float64.
         dtype (`torch.dtype`): the target.
-        seed (`int`): the recipe's.
+        seed (`int`): the seed of the recipe.
         name (`str`): the tensor's name.
-        index (`tuple[slice, ...]`): which part of the tensor `total` is.
-        shape (`tuple[int, ...]`): the whole tensor's shape.
+        index (`tuple[slice, ...]`): the part of the tensor that `total` is.
+        shape (`tuple[int, ...]`): the shape of the whole tensor.
 
     Returns:
         `Tensor`: of the target dtype, each element one of the two target values around its sum.
@@ -58,70 +64,86 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
 
 
 def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) -> bool:
-    """Whether a sum that begins with a tensor of this dtype is rounded to the target straight from there, without a copy in float64."""
+    """Return whether a compiled pass begins with a tensor of the dtype `source`, without a copy of it in float64."""
     return device.type == "cpu" and (source, target) in _COMPILED
 
 
 def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
-    """Round `total`, or total + left @ right, into a contiguous tensor, as [`round_to`] does; to nearest where there is no noise.
+    """Round `total`, or total + left @ right, into a contiguous tensor.
 
-    The factors are (R, K) and (K, C). Where nothing is compiled, `total` is overwritten.
+    Args:
+        result (`Tensor`): takes the rounded sum.
+        total (`Tensor`): the sum without the product of the factors. It is overwritten, unless a compiled pass rounds it.
+        factors (`tuple[Tensor, Tensor]`, *optional*): left (R, K) and right (K, C).
+        noise ([`Noise`], *optional*): the random bits of the stochastic rounding; without them, the sum is rounded to nearest.
 
     Returns:
         `bool`: whether all of the sum is finite and in the range of the target.
     """
     if total.numel() == 0:
         return True
-    largest = torch.finfo(result.dtype).max * (1 + (DELTA_ERROR if result.dtype.itemsize == 2 else 0))
+    largest = torch.finfo(result.dtype).max
+    if result.dtype.itemsize == 2:
+        largest *= 1 + DELTA_ERROR
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
-        if (
-            factors is not None
-            and factors[0].dtype == torch.float32
-            and round_compiled(result, total, factors, noise) <= largest
-        ):
-            return True
-        if (
-            factors is not None
-        ):  # not in float32, or out of the range by the bound on the product's error alone, perhaps
-            total = total.double().addmm(*(factor.double() for factor in factors))
+        if factors is not None:
+            left, right = factors
+            if left.dtype == torch.float32 and round_compiled(result, total, factors, noise) <= largest:
+                return True
+            # The left factor is not in float32. Or the bound on the product's error is out of range, and the sum itself perhaps is not.
+            total = total.double().addmm(left.double(), right.double())
         return round_compiled(result, total, None, noise) <= largest
     if factors is not None:
-        total.addmm_(*(factor.to(total.dtype) for factor in factors))
+        left, right = factors
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
     low, high = torch.aminmax(total)
     if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
     else:
         result.copy_(total)
-    return bool(max(-low, high) <= largest)  # not where it is NaN
+    return bool(max(-low, high) <= largest)  # false for NaN
 
 
 def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
-    """Stochastically on the CPU; returns the largest magnitude in the sum, or NaN, or with factors what it may be at the most.
+    """Round stochastically on the CPU, in one compiled pass. The left factor is float32.
 
-    The left factor is float32.
+    Returns:
+        `float`: the largest magnitude in the sum, or NaN. With factors it is an upper bound of the magnitude, by the bound on the error.
     """
-    shape = len(noise.rows), noise.columns.stop - noise.columns.start
+    rows = len(noise.rows)
+    width = noise.columns.stop - noise.columns.start
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
-    none = torch.empty(0, device="cpu")
-    left, right = factors if factors is not None else (none.view(shape[0], 0), none.view(0, shape[1]))
-    arrays = [_numpy(tensor.contiguous()) for tensor in (total.reshape(shape), left, right.double(), noise.rows)]
+    if factors is None:
+        nothing = torch.empty(0, device="cpu")
+        factors = (nothing.view(rows, 0), nothing.view(0, width))
+    left, right = factors
+    arrays = [
+        _to_numpy(tensor.contiguous()) for tensor in (total.reshape(rows, width), left, right.double(), noise.rows)
+    ]
     low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
-    return float(compiled(*arrays, low, high, noise.columns.start, _numpy(result.view(shape))))
+    return float(compiled(*arrays, low, high, noise.columns.start, _to_numpy(result.view(rows, width))))
 
 
-def _numpy(tensor: Tensor) -> Any:
-    """The same memory; of what numba has no type for, bfloat16, float16 and the numbers of rows, the bits without a sign."""
+def _to_numpy(tensor: Tensor) -> Any:
+    """Return the same memory as an array. The compiled loops take 16-bit floats, and the numbers of rows, as unsigned bits."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         return tensor.view(torch.int16).numpy().view(numpy.uint16)
-    return tensor.numpy().view(numpy.uint32) if tensor.dtype == torch.int32 else tensor.numpy()
+    if tensor.dtype == torch.int32:
+        return tensor.numpy().view(numpy.uint32)
+    return tensor.numpy()
 
 
 def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:
-    """Stochastically on any device; finite sums only."""
-    rows, start, width = len(noise.rows), noise.columns.start, noise.columns.stop - noise.columns.start
-    source, target, keys = total.reshape(rows, width), result.view(rows, width), noise.keys
+    """Round finite sums stochastically on any device, by operations of torch."""
+    rows = len(noise.rows)
+    start = noise.columns.start
+    width = noise.columns.stop - start
+    source = total.reshape(rows, width)
+    target = result.view(rows, width)
+    keys = noise.keys
+    round_bits = _to_bfloat16 if result.dtype == torch.bfloat16 else _to_float16
     column_step = min(width, BLOCK)
     row_step = BLOCK // column_step
     for row in range(0, rows, row_step):
@@ -129,16 +151,19 @@ def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:
             part = (slice(row, row + row_step), slice(column, column + column_step))
             narrow = source[part].float()
             bits = random_bits(keys[part[0]], start + column, start + column + narrow.shape[1])
-            target[part] = _to_bfloat16(narrow, bits) if result.dtype == torch.bfloat16 else _to_float16(narrow, bits)
+            target[part] = round_bits(narrow, bits)
 
 
 def _to_bfloat16(total: Tensor, bits: Tensor) -> Tensor:
-    """Add 16 random bits below bfloat16's last bit, then cut: the carry is the rounding. Overwrites the bits."""
+    """Add 16 random bits below the last bit of bfloat16, then cut them off: the carry is the rounding. The bits are overwritten."""
     return bits.clamp_(MARGIN, 0xFFFF - MARGIN).add_(total.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
 
 
 def _to_float16(total: Tensor, bits: Tensor) -> Tensor:
-    """The same with 13 bits; below float16's smallest normal number its steps are all 2^-24. Overwrites the bits."""
+    """Add 13 random bits below the last bit of float16, then cut them off. The bits are overwritten.
+
+    Below the smallest normal number of float16, 2^-14, all its steps are 2^-24; there the sum with the bits is rounded down to a multiple of that.
+    """
     bits.bitwise_right_shift_(3).clamp_(MARGIN, 0x1FFF - MARGIN)
     steps = total.abs().mul_(2.0**24)
     small = steps < 2.0**10

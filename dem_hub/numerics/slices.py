@@ -1,5 +1,6 @@
-"""Which part of a tensor: one slice for each dimension, start and stop set, as safetensors and loaders of shards ask for it."""
+"""Parts of tensors: one slice for each dimension, with start and stop, as safetensors and loaders of shards ask for them."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,20 +11,21 @@ Index = tuple[slice, ...]  # one slice a dimension, start and stop set, step 1
 
 
 def full_index(shape: tuple[int, ...] | list[int]) -> Index:
-    """The index that takes all of a tensor of this shape."""
+    """Return the index that takes all of a tensor of this shape."""
     return tuple(slice(0, size) for size in shape)
 
 
 def normalize_index(index: Any, shape: tuple[int, ...]) -> Index:
-    """Turn what a loader may write between brackets (`...`, a slice, a tuple of slices) into one slice a dimension.
+    """Return what a loader writes between brackets (`...`, a slice, a tuple of slices) as one slice a dimension.
 
     Raises:
-        `TypeError`: an integer, a mask, or a step: no loader asks for them.
+        `TypeError`: the index has an integer, a mask or a step. No loader asks for them.
     """
     entries = list(index) if isinstance(index, tuple) else [index]
-    if any(entry is Ellipsis for entry in entries):
-        position = next(i for i, entry in enumerate(entries) if entry is Ellipsis)
-        entries[position : position + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
+    for position, entry in enumerate(entries):
+        if entry is Ellipsis:
+            entries[position : position + 1] = [slice(None)] * (len(shape) - len(entries) + 1)
+            break
     entries += [slice(None)] * (len(shape) - len(entries))
     result = []
     for entry, size in zip(entries, shape, strict=True):
@@ -44,30 +46,24 @@ def at_least_1d(shape: tuple[int, ...], index: Index) -> tuple[tuple[int, ...], 
 
 
 def index_shape(index: Index) -> tuple[int, ...]:
-    """The shape that an index takes out."""
+    """Return the shape of the part that an index takes."""
     return tuple(entry.stop - entry.start for entry in index)
 
 
 def row_blocks(index: Index, elements: int) -> Iterator[Index]:
-    """Split an index into blocks of whole rows (of the first dimension) of about so many elements each."""
+    """Split an index along the first dimension, into blocks of about so many elements, and at least one row."""
     if not index:
         yield index
         return
-    row = max(1, count_elements(index_shape(index[1:])))
-    step = max(1, elements // row)
-    for start in range(index[0].start, index[0].stop, step):
-        yield (slice(start, min(start + step, index[0].stop)), *index[1:])
-
-
-def count_elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    rows, *others = index
+    row_size = max(1, math.prod(index_shape(tuple(others))))
+    step = max(1, elements // row_size)
+    for start in range(rows.start, rows.stop, step):
+        yield (slice(start, min(start + step, rows.stop)), *others)
 
 
 def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slice]:
-    """Row numbers and column range of a part, with all dimensions but the last flattened into rows."""
+    """Return the row numbers (rows,) int64 and the range of columns of a part, with all dimensions but the last flattened into rows."""
     if not shape:
         return torch.zeros(1, dtype=torch.int64), slice(0, 1)
     rows = torch.zeros(1, dtype=torch.int64)
@@ -77,6 +73,6 @@ def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slic
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """All dimensions but the last flattened into rows: (R, C); a tensor with no elements keeps its columns."""
+    """Return a tensor with all dimensions but the last flattened into rows: (R, C). A tensor with no elements keeps its columns."""
     columns = tensor.shape[-1]
-    return tensor.reshape(count_elements(tuple(tensor.shape[:-1])), columns)
+    return tensor.reshape(math.prod(tensor.shape[:-1]), columns)

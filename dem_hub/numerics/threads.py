@@ -1,7 +1,7 @@
-"""Work on all cores: one thread for each, and one core for each thread.
+"""Run tasks on all cores, one single-threaded task for each core.
 
-torch's own threads split every operation, and wait for one another at the end of each: of the many short ones that a merge is made of,
-that costs more than it brings, and on a busy machine a hundred times more. So each block is one thread's.
+torch splits every operation across its threads, and waits for all of them after each. A merge consists of many short operations, for which
+that costs more than it gains: up to a hundred times more on a busy machine.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Operations of torch in this thread stay in it."""
+    """Keep the operations of torch that this thread starts in this thread."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -31,7 +31,9 @@ def one_core() -> Iterator[None]:
 
 
 def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Results in the order of the items, worked out on as many threads as torch would use; few are held at a time.
+    """Yield the results of a function in the order of the items, computed on as many threads as torch would use.
+
+    At most two more results than there are threads are held at a time.
 
     Example:
 

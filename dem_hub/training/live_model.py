@@ -4,6 +4,7 @@ Keys are those of the base's checkpoint. Tensors that transformers fuses in memo
 rules. Changes of a PEFT method are merged into a copy of one weight while it is read, so the model in training is not touched.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.lazy import CODES
 from dem_hub.checkpoints.reader import TensorInfo
 from dem_hub.errors import AdapterError
-from dem_hub.numerics.slices import Index, count_elements
+from dem_hub.numerics.slices import Index
 from dem_hub.training.gathering import Gathering, shape_of
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
@@ -188,7 +189,7 @@ class LiveModel:
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         # A weight with a PEFT layer is merged in float32, whatever its own dtype is.
         dtype = torch.float32 if name in self._layers else self._tensor(name).dtype
-        return TensorInfo(CODES[dtype], shape, self.path, 0, dtype.itemsize * count_elements(shape))
+        return TensorInfo(CODES[dtype], shape, self.path, 0, dtype.itemsize * math.prod(shape))
 
     @property
     def _core(self) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.numerics.buffers import MOST, scratch
+from dem_hub.numerics.buffers import MAX_KEPT, scratch
 
 CPU = torch.device("cpu")
 
@@ -50,5 +50,5 @@ def test_inference_mode_leaves_no_mark() -> None:
 
 
 def test_a_lot_is_not_kept() -> None:
-    lot = scratch("lot", (MOST + 1,), torch.uint8, CPU)
-    assert address(scratch("lot", (MOST + 1,), torch.uint8, CPU)) != address(lot)
+    lot = scratch("lot", (MAX_KEPT + 1,), torch.uint8, CPU)
+    assert address(scratch("lot", (MAX_KEPT + 1,), torch.uint8, CPU)) != address(lot)
