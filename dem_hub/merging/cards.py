@@ -1,4 +1,4 @@
-"""Model cards of recipes and of the models merged from them."""
+"""Model cards of recipes, and of the models merged from them."""
 
 import math
 from collections.abc import Mapping
@@ -29,49 +29,80 @@ def recipe_card(
     *,
     merged: bool = False,
 ) -> Card:
-    """The card of a recipe, or of the model that was merged from one."""
-    before, after = (
-        {k: float(v) for k, v in dict((search or {}).get(name) or {}).items()} for name in ("base_losses", "losses")
-    )
-    values = [
-        f"({coefficient_text(value)})" if isinstance(value, Mapping) else f"{value:g}"
-        for value in coefficients.values()
+    """Return the card of a recipe, or of the model that was merged from one.
+
+    Args:
+        repo_id (`str`): Repository of the card.
+        base (`str`): Id of the base.
+        coefficients (`Mapping[str, Coefficient]`): The coefficient of each vector, by `id` or `id//subfolder`.
+        search (`Mapping[str, Any]`, *optional*): How the coefficients were found; its losses become a table of perplexities.
+        licenses (`Mapping[str, str]`): The license of each repository that states one.
+        merged (`bool`, *optional*, defaults to `False`): The card is of a merged model.
+    """
+    name = repo_id.rpartition("/")[2]
+    losses = _losses(search, "losses")
+    base_losses = _losses(search, "base_losses")
+    text = [
+        f"A distribution-edited model: {_formula(coefficients)}.",
+        markdown_table(("", "coefficient"), _terms(base, coefficients)),
     ]
-    formula = "base + " + " + ".join(f"{value} * vector" for value in values)
-    text = [f"A distribution-edited model: {formula}.", markdown_table(("", "coefficient"), _terms(base, coefficients))]
-    if after:
-        rows = [
-            (name, f"{math.exp(before[name]):.2f}" if name in before else "", f"{math.exp(loss):.2f}", f"{loss:.4f}")
-            for name, loss in after.items()
-        ]
+    if losses:
         text.append("Validation perplexity, by which the coefficients were chosen:")
-        text.append(markdown_table(("data", "base", "this model", "loss, nats a token"), rows))
-        text.append(f"![Perplexity before and after]({PERPLEXITY_PLOT})" if before else "")
-    text += [
-        loading_code(f'"{repo_id}"', transformers=True) if not merged else plain_loading_code(repo_id),
-        provenance(licenses),
-    ]
+        text.append(_perplexities(losses, base_losses))
+        if base_losses:
+            text.append(f"![Perplexity before and after]({PERPLEXITY_PLOT})")
+    if merged:
+        text.append(plain_loading_code(repo_id))
+    else:
+        text.append(loading_code(f'"{repo_id}"', transformers=True))
+    text.append(provenance(licenses))
     metadata = {
         "library_name": "transformers" if merged else "dem-hub",
-        **base_models("merge", [base, *(name.partition("//")[0] for name in coefficients)]),
+        **base_models("merge", [base, *(vector.partition("//")[0] for vector in coefficients)]),
         "pipeline_tag": "text-generation",
-        "tags": [*TAGS, *(() if merged else (RECIPE_TAG,))],
+        "tags": list(TAGS) if merged else [*TAGS, RECIPE_TAG],
         **shared_license(licenses),
     }
-    if after:
-        metadata["model-index"] = [
-            {"name": repo_id.rpartition("/")[2], "results": [_result(*item) for item in after.items()]}
-        ]
-    return Card(repo_id.rpartition("/")[2], metadata, "\n\n".join(part for part in text if part))
+    if losses:
+        results = [_result(data, loss) for data, loss in losses.items()]
+        metadata["model-index"] = [{"name": name, "results": results}]
+    return Card(name, metadata, "\n\n".join(text))
+
+
+def _losses(search: Mapping[str, Any] | None, key: str) -> dict[str, float]:
+    losses = (search or {}).get(key) or {}
+    return {name: float(loss) for name, loss in losses.items()}
+
+
+def _formula(coefficients: Mapping[str, Coefficient]) -> str:
+    terms = ["base"]
+    for coefficient in coefficients.values():
+        number = coefficient_text(coefficient)
+        if isinstance(coefficient, Mapping):
+            number = f"({number})"
+        terms.append(f"{number} * vector")
+    return " + ".join(terms)
 
 
 def _terms(base: str, coefficients: Mapping[str, Coefficient]) -> list[tuple[str, str]]:
-    return [
-        (markdown_link(base), "base"),
-        *((markdown_link(name), coefficient_text(value)) for name, value in coefficients.items()),
-    ]
+    rows = [(markdown_link(base), "base")]
+    for name, coefficient in coefficients.items():
+        rows.append((markdown_link(name), coefficient_text(coefficient)))
+    return rows
+
+
+def _perplexities(losses: Mapping[str, float], base_losses: Mapping[str, float]) -> str:
+    """Return a table of the perplexity of each distribution; the base's is left empty if it was not measured."""
+    rows = []
+    for name, loss in losses.items():
+        before = ""
+        if name in base_losses:
+            before = f"{math.exp(base_losses[name]):.2f}"
+        rows.append((name, before, f"{math.exp(loss):.2f}", f"{loss:.4f}"))
+    return markdown_table(("data", "base", "this model", "loss, nats a token"), rows)
 
 
 def _result(name: str, loss: float) -> dict[str, Any]:
+    """Return one entry of the metadata's `model-index`, in the Hub's format."""
     metric = {"type": "perplexity", "value": round(math.exp(loss), 4), "name": "validation perplexity"}
     return {"task": {"type": "text-generation"}, "dataset": {"type": name, "name": name}, "metrics": [metric]}

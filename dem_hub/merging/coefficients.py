@@ -1,4 +1,4 @@
-"""Coefficients: one number a vector, or one for each group of its tensors."""
+"""Coefficients: one number for each vector, or one number for each group of a vector's tensors."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from dem_hub.hub.references import VectorSource
 # A number, or one for each group of a vector's tensors.
 Coefficient = float | Mapping[str, float]
 
-
-# The coefficient of each vector, by id, folder or `VectorSource`, as callers may write it.
+# The coefficient of each vector, by id, folder or `VectorSource`, as callers may write it. A `Mapping` is invariant in its keys, so a type
+# checker accepts each of these forms only if it is listed.
 VectorCoefficients = (
     Mapping[str, float]
     | Mapping[VectorSource, float]
@@ -22,44 +22,68 @@ VectorCoefficients = (
 )
 
 
-def check_coefficient(value: object, who: str) -> None:
-    """Refuse what is no coefficient: neither a finite number, nor one for each of some groups that have no tensor in common.
+def check_coefficient(value: object, owner: str) -> None:
+    """Check that a value is a coefficient: a finite number, or a finite number for each of several groups without a common tensor.
+
+    Args:
+        value (`object`): What was given.
+        owner (`str`): Whose coefficient it is, for messages.
 
     Raises:
-        `ConfigError`: as said.
+        [`~dem_hub.errors.ConfigError`]: If a number is not finite, a group is unknown, or two groups share tensors.
     """
     if not isinstance(value, Mapping):
-        _check_number(value, who)
+        _check_number(value, owner)
         return
-    named = ", ".join(map(repr, value)) or "none"
-    runs = {str(group): layer_run(str(group)) for group in value if group != REST}
-    if not value or any(run is None and group not in KINDS for group, run in runs.items()):
-        known = f"{', '.join(KINDS)}, or runs such as 'layers 0-7'; and {REST}"
-        raise ConfigError(f"{who} has coefficients for the groups {named}; there are {known}.")
-    layers = [layer for run in runs.values() for layer in run or ()]
-    mixed = bool(layers) and None in runs.values()
-    if mixed or len(set(layers)) < len(layers) or range(0) in runs.values():
-        raise ConfigError(
-            f"{who} has coefficients for the groups {named}, which share tensors or have none. Name kinds, or runs, each once."
-        )
+    _check_groups(list(value), owner)
     for group, number in value.items():
-        _check_number(number, f"{who}, group '{group}',")
-
-
-def _check_number(value: object, who: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{who} has coefficient {value!r}; it must be a finite number.")
+        _check_number(number, f"{owner}, group '{group}',")
 
 
 def level(value: Coefficient) -> float:
-    """A coefficient as one number: the mean of those of groups."""
-    return sum(value.values()) / len(value) if isinstance(value, Mapping) else value
+    """Return a coefficient as one number: the mean over the groups, if there are groups."""
+    if isinstance(value, Mapping):
+        return sum(value.values()) / len(value)
+    return value
 
 
 def coefficient_text(value: Coefficient) -> str:
-    """For people: a number, or the numbers with their groups."""
-    return (
-        ", ".join(f"{group} {number:g}" for group, number in value.items())
-        if isinstance(value, Mapping)
-        else f"{value:g}"
-    )
+    """Format a coefficient, or its groups, for display."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{group} {number:g}" for group, number in value.items())
+    return f"{value:g}"
+
+
+def _check_groups(groups: list[object], owner: str) -> None:
+    """Check that groups are all kinds of tensors, or all runs of layers, beside the rest; and that no tensor is in two of them."""
+    named = ", ".join(map(repr, groups)) or "none"
+    kinds = []
+    layers: list[int] = []
+    has_empty_run = False
+    is_known = bool(groups)
+    for group in groups:
+        run = layer_run(str(group))
+        if group == REST:
+            continue
+        if run is not None:
+            layers += run
+            if not run:
+                has_empty_run = True
+        elif group in KINDS:
+            kinds.append(group)
+        else:
+            is_known = False
+    if not is_known:
+        known = f"{', '.join(KINDS)}, or runs such as 'layers 0-7'; and {REST}"
+        raise ConfigError(f"{owner} has coefficients for the groups {named}; there are {known}.")
+    is_mixed = bool(kinds) and bool(layers)
+    has_overlap = len(set(layers)) < len(layers)
+    if is_mixed or has_overlap or has_empty_run:
+        raise ConfigError(
+            f"{owner} has coefficients for the groups {named}, which share tensors or have none. Name kinds, or runs, each once."
+        )
+
+
+def _check_number(value: object, owner: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{owner} has coefficient {value!r}; it must be a finite number.")

@@ -1,7 +1,7 @@
-"""A vector taken apart: groups of its tensors, by what they are for or by the layers they are in, each a vector of its own.
+"""Groups of a vector's tensors, by what the tensors are for or by the layers they are in. Each group is a vector of its own.
 
-A vector restricted to a group is a view of its deltas. So whatever holds for vectors, in a merge, its order and its rounding, holds for
-groups, and a coefficient for each group is no more than a coefficient for each of more vectors.
+A vector restricted to a group is a view of its deltas. So whatever holds for vectors in a merge, such as their order and their rounding,
+holds for groups too, and a coefficient for each group is no more than a coefficient for each of several vectors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,68 +15,96 @@ from dem_hub.errors import CoefficientError
 
 _Delta = TypeVar("_Delta")
 
-BLOCKS = 4  # runs of layers
+# Runs of layers in granularity "block". Chosen by hand; benchmarks/README.md has results of searches with it.
+BLOCKS = 4
 
 
 def take_apart(
     deltas: Mapping[str, _Delta], groups: Sequence[str], base: Base, name: str
 ) -> dict[str, dict[str, _Delta]]:
-    """The tensors of a vector by group.
+    """Divide the deltas of a vector into groups.
 
     Args:
-        deltas (`Mapping`): what the vector changes, by checkpoint key.
-        groups (`Sequence[str]`): see [`dem_hub.merging.coefficients.check_coefficient`].
-        base ([`Base`]): whose architecture says what the tensors are for.
-        name (`str`): of the vector, for messages.
+        deltas (`Mapping`): What the vector changes, by checkpoint key.
+        groups (`Sequence[str]`): Kinds of tensors or runs of layers, and `"rest"`; see
+            [`dem_hub.merging.coefficients.check_coefficient`].
+        base ([`Base`]): The base, whose architecture tells what the tensors are for.
+        name (`str`): Name of the vector, for messages.
+
+    Returns:
+        `dict[str, dict]`: The deltas by group, and in each group by checkpoint key. All groups are in it, also empty ones.
 
     Raises:
-        `CoefficientError`: a tensor that is in no group, or a base whose architecture is not known.
+        [`~dem_hub.errors.CoefficientError`]: If a tensor is in no group, or the base's architecture is needed and not known.
     """
-    runs = {group: layer_run(group) for group in groups}
-    kinds = _kinds(base) if set(groups) & set(KINDS) else {}
-    found: dict[str, dict[str, _Delta]] = {group: {} for group in groups}
-    left = []
+    runs: dict[str, range] = {}
+    for group in groups:
+        run = layer_run(group)
+        if run is not None:
+            runs[group] = run
+    kinds: Mapping[str, str] = {}
+    if set(groups) & set(KINDS):
+        kinds = _kinds(base)
+    divided: dict[str, dict[str, _Delta]] = {group: {} for group in groups}
+    left_over = []
     for key, delta in deltas.items():
-        layer = layer_number(key)
-        owners = [
-            group
-            for group, run in runs.items()
-            if (layer in run if run is not None and layer is not None else kinds.get(key) == group)
-        ]
-        owner = owners[0] if owners else REST
-        if owner in found:
-            found[owner][key] = delta
+        group = _group_of(key, runs, kinds)
+        if group not in divided:
+            group = REST
+        if group in divided:
+            divided[group][key] = delta
         else:
-            left.append(key)
-    if left:
+            left_over.append(key)
+    if left_over:
         raise CoefficientError(
-            f"The coefficients of '{name}' are for {', '.join(map(repr, groups))}, and {len(left)} tensors that it changes are in none of "
-            f"these, '{left[0]}' among them. Give '{REST}' a coefficient."
+            f"The coefficients of '{name}' are for {', '.join(map(repr, groups))}, and {len(left_over)} tensors that it changes are in none of "
+            f"these, '{left_over[0]}' among them. Give '{REST}' a coefficient."
         )
-    return found
+    return divided
 
 
 def groups_of(granularity: Granularity, keys: Iterable[str], base: Base) -> tuple[str, ...]:
-    """The groups of a granularity that have any of these tensors.
+    """Return the groups of a granularity that any of these tensors are in.
 
     Args:
-        granularity (`str`): `group`, by what tensors are for; `block`, by four runs of layers, and what is in no layer; `model`: none.
-            Runs are by number: of an encoder-decoder, each is of both, and of as many layers as the longer one has.
-        keys (`Iterable[str]`): checkpoint keys.
-        base ([`Base`]): whose architecture says what the tensors are for.
+        granularity (`str`): `"group"`: by what tensors are for. `"block"`: four runs of layers, and what is in no layer. `"model"`: no
+            groups. Runs are of layer numbers: in an encoder-decoder each run is of both stacks, and their count is that of the longer one.
+        keys (`Iterable[str]`): Checkpoint keys of the tensors.
+        base ([`Base`]): The base, whose architecture tells what the tensors are for.
+
+    Raises:
+        [`~dem_hub.errors.CoefficientError`]: If the granularity is `"group"` and the base's architecture is not known.
     """
-    changed = list(keys)
     if granularity == "group":
         kinds = _kinds(base)
-        present = {kinds.get(key) for key in changed}
-        return (*(kind for kind in KINDS if kind in present), *((REST,) if None in present else ()))
-    if granularity == "block":
-        layers = [layer_number(key) for key in changed]
-        count = 1 + max((layer for layer in layers if layer is not None), default=-1)
-        starts = [count * number // BLOCKS for number in range(BLOCKS + 1)]
-        runs = [f"layers {start}-{stop - 1}" for start, stop in pairwise(starts) if stop > start]
-        return (*runs, *((REST,) if None in layers else ()))
-    return ()
+        present = {kinds.get(key) for key in keys}
+        groups = [kind for kind in KINDS if kind in present]
+        has_rest = None in present
+    elif granularity == "block":
+        layers = {layer_number(key) for key in keys}
+        groups = _runs(1 + max((layer for layer in layers if layer is not None), default=-1))
+        has_rest = None in layers
+    else:
+        return ()
+    if has_rest:
+        groups.append(REST)
+    return tuple(groups)
+
+
+def _group_of(key: str, runs: Mapping[str, range], kinds: Mapping[str, str]) -> str:
+    """Return the run that has the tensor's layer, or what the tensor is for; `REST` if neither is known."""
+    layer = layer_number(key)
+    if layer is not None:
+        for group, run in runs.items():
+            if layer in run:
+                return group
+    return kinds.get(key, REST)
+
+
+def _runs(count: int) -> list[str]:
+    """Divide this many layers into `BLOCKS` runs, fewer if there are fewer layers than that."""
+    starts = [count * number // BLOCKS for number in range(BLOCKS + 1)]
+    return [f"layers {start}-{stop - 1}" for start, stop in pairwise(starts) if stop > start]
 
 
 def _kinds(base: Base) -> Mapping[str, str]:

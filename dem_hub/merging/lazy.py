@@ -1,4 +1,9 @@
-"""The merge as transformers' loader reads it: a lazy state dict."""
+"""The merge as transformers' loader reads it: a state dict whose tensors are computed when the loader asks for them.
+
+transformers' loader treats each value of a state dict as a slice of a safetensors file: it asks for the shape and the dtype, indexes it
+with the part that it needs, and calls `.to(device, dtype)`. The merge happens in that last call, on the device and in the dtype that the
+loader has chosen.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +17,17 @@ from dem_hub.numerics.slices import Index, full_index, normalize_index
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One merged tensor, as a loader of safetensors slices sees it: nothing is read before it is indexed and moved."""
+    """One merged tensor that nothing has been read of yet, with the methods of a slice of a safetensors file."""
 
     merge: Merge
     name: str
 
     def get_shape(self) -> list[int]:
-        """The merged shape."""
+        """Return the merged shape."""
         return list(self.merge.shape(self.name))
 
     def get_dtype(self) -> str:
-        """The base's dtype, as safetensors writes it."""
+        """Return the base's dtype, as safetensors writes it (`"BF16"`)."""
         return self.merge.base[self.name].dtype
 
     def __getitem__(self, index: Any) -> "MergedSlice":
@@ -31,22 +36,24 @@ class MergedTensor:
 
 @dataclass(frozen=True)
 class MergedSlice:
-    """A slice of a merged tensor, made where and as what it is asked for."""
+    """A slice of a merged tensor, which is computed by [`MergedSlice.to`]."""
 
     merge: Merge
     name: str
     index: Index
 
     def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """Merge it on this device (the CPU by default), rounded once to this dtype (the base's own by default)."""
-        return self.merge.tensor(self.name, self.index, torch.device("cpu" if device is None else device), dtype)
+        """Merge the slice on a device (by default the CPU), rounded once to a dtype (by default the base's own)."""
+        if device is None:
+            device = "cpu"
+        return self.merge.tensor(self.name, self.index, torch.device(device), dtype)
 
 
 def lazy_state_dict(merge: Merge) -> dict[str, MergedTensor]:
-    """The merged model as a state dict whose tensors are made when a loader asks for them."""
+    """Return the merged model as a state dict, by the names in the base's checkpoint."""
     return {name: MergedTensor(merge, name) for name in merge.base}
 
 
 def merged_tensor(merge: Merge, name: str, dtype: torch.dtype | None = None) -> Tensor:
-    """One merged tensor, whole, on the CPU."""
+    """Return one merged tensor, whole, on the CPU."""
     return merge.tensor(name, full_index(merge.shape(name)), torch.device("cpu"), dtype)

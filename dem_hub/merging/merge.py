@@ -1,11 +1,13 @@
-"""base + sum of coefficient * delta, lazily, slice by slice.
+"""The merge: base + sum of coefficient * delta, for any slice of any tensor.
 
     merged[name] = round(base[name] + sum_i coefficient[i] * delta_i[name])
 
-The sum is that of float64 on the device asked for, made in blocks of rows, and rounded once, so that this rounding is all the error
-there is; of float32, where a delta nearly cancels a weight, what is left would be the error of the sum. Vectors are summed in the order of
-their contents' hashes, whatever order they were named in. Whole models added one after the other, as the usual scripts do, round as
-often as there are models.
+Each block of rows is accumulated in float64 on the target device and rounded once, so the final rounding is the only error. A float32
+accumulator is not enough: where a delta nearly cancels a weight, its error would dominate the result. Vectors are added in the order of
+their content hashes, so the result does not depend on the order in which they were given. Scripts that add whole models one after
+another round once per model.
+
+Nothing is read before a slice is asked for. Slices may be asked for in any order and from several threads.
 """
 
 import math
@@ -36,17 +38,29 @@ from dem_hub.numerics.threads import one_core
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.vector import DistributionVector
 
-BLOCK = 1 << 21  # elements decoded at a time on the CPU
-_SUMMED = 1 << 17  # of those, elements summed and rounded at a time: what stays in a core's cache
-FACTORED_BLOCK = (
-    1 << 23
-)  # where the deltas are factors, of which nothing is made in full, and which each block reads anew
-DEVICE_BLOCK = 1 << 24  # on an accelerator
+# Elements of one block on the CPU, which one thread decodes, sums and rounds. Dense deltas are decoded in full: a block of one of them
+# takes 8 MiB in float32. Chosen by hand, not measured.
+BLOCK = 1 << 21
+
+# The same where all deltas are low-rank factors. They are never multiplied out in full, so a block takes less memory; but each block
+# reads all of the factors again, so that larger blocks read less. Chosen by hand, not measured.
+FACTORED_BLOCK = 1 << 23
+
+# The same on an accelerator, which is idle while the next small operation is started. Chosen by hand, not measured.
+DEVICE_BLOCK = 1 << 24
+
+# Elements of a block that are summed and rounded at a time on the CPU: the accumulator takes 1 MiB and stays in a core's cache.
+# With such chunks, and a thread for each block, a merge of three dense vectors went from 60 ns an element on two cores to 8.5 ns on one
+# (measured with chunks of twice this size).
+_CHUNK = 1 << 17
+
+# Bytes an element of a block with dense deltas: a decoded delta and the result, each in float32 at most.
+_DENSE_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Term:
-    """One vector of a sum: its name, its coefficient, and its deltas, unread."""
+    """One summand of a merge: a vector, or one group of its tensors, with its coefficient. The deltas are not read yet."""
 
     name: str
     sha256: str
@@ -56,13 +70,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Merge:
-    """A weighted sum over one base, of which any slice of any tensor can be had on any device in any dtype."""
+    """A weighted sum over one base, any slice of which can be computed on any device and in any dtype.
+
+    `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied weights stay tied.
+    """
 
     base: Checkpoint
     terms: tuple[Term, ...]
     rounding: Rounding = "stochastic"
     seed: int = 0
-    twins: Mapping[str, str] = field(default_factory=dict)  # see `Base.twins`; they round alike, and so stay tied
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,163 +91,206 @@ class Merge:
         seed: int = 0,
         allow_base_mismatch: bool = False,
     ) -> "Merge":
-        """Check that the vectors belong on the base and put them in order.
+        """Check that the vectors fit the base, and put them in order.
+
+        Args:
+            base ([`Base`]): The base.
+            vectors (`Sequence[tuple[DistributionVector, Coefficient]]`): Each vector with its coefficient, in any order.
+            rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16; or `"nearest"`.
+            seed (`int`, *optional*, defaults to 0): Seed of the stochastic rounding.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from, if names
+                and shapes agree.
 
         Raises:
-            `CoefficientError`: a coefficient that is not finite; groups that leave out a tensor which their vector changes.
-            `BaseMismatchError`, `AdapterError`: see [`DistributionVector.deltas`]; buffers that two vectors disagree on.
+            [`~dem_hub.errors.CoefficientError`]: If a coefficient is not finite, or the groups of a coefficient leave out a tensor that
+                the vector changes.
+            [`~dem_hub.errors.BaseMismatchError`]: If a vector does not fit the base, or two vectors disagree on a buffer.
+            [`~dem_hub.errors.AdapterError`]: If a LoRA adapter does not fit the base.
         """
-        terms = []
-        found = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
-        for (vector, coefficient), deltas in zip(vectors, found, strict=True):
-            for name, number, part in _parts(vector.name, coefficient, deltas, base):
-                if not math.isfinite(number):
-                    raise CoefficientError(f"Vector '{name}' has coefficient {number}; it must be a finite number.")
-                terms.append(Term(name, vector.sha256, float(number), part))
+        deltas = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
+        terms: list[Term] = []
+        for (vector, coefficient), vector_deltas in zip(vectors, deltas, strict=True):
+            terms += _terms(vector, coefficient, vector_deltas, base)
         terms.sort(key=lambda term: (term.sha256, term.name))
-        merge = cls(base.checkpoint, tuple(terms), rounding, seed, base.twins if terms else {})
+        # To find twins, all tensors of the base are hashed. Without a term nothing is rounded, and the names do not matter.
+        twins = base.twins if terms else {}
+        merge = cls(base.checkpoint, tuple(terms), rounding, seed, twins)
         merge._check_replacements()
         return merge
 
     def active(self, name: str) -> list[tuple[float, StoredDelta]]:
-        """The terms that change this tensor; a coefficient of 0 is skipped, not multiplied."""
-        return [
-            (term.coefficient, term.deltas[name])
-            for term in self.terms
-            if term.coefficient != 0 and name in term.deltas
-        ]
+        """Return the coefficient and the stored delta of each term that changes this tensor.
+
+        A term with coefficient 0 is skipped, not multiplied, so its delta is not read.
+        """
+        return [(term.coefficient, term.deltas[name]) for term in self._active_terms(name)]
 
     def coefficients(self, name: str) -> list[tuple[str, float]]:
-        """By which vectors, told by their hashes, this tensor is changed, and how much."""
-        return [(term.sha256, term.coefficient) for term in self.terms if term.coefficient != 0 and name in term.deltas]
+        """Return (sha256, coefficient) of every vector that changes this tensor."""
+        return [(term.sha256, term.coefficient) for term in self._active_terms(name)]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The merged shape: the base's, with the rows that vectors of a grown vocabulary add."""
-        shape = self.base[name].shape
-        added = max(
-            (stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None), default=0
-        )
-        return (shape[0] + added, *shape[1:]) if added else shape
+        """Return the merged shape: the base's, plus the rows that vectors with a larger vocabulary add."""
+        base_shape = self.base[name].shape
+        added = [stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None]
+        if not added:
+            return base_shape
+        return (base_shape[0] + max(added), *base_shape[1:])
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
-        """The merged dtype: what is wanted of float tensors, and else the base's own."""
-        own = self.base[name].torch_dtype
-        return wanted if wanted is not None and own.is_floating_point else own
+        """Return the merged dtype: `wanted` for a float tensor, if it is given; else the base's own."""
+        base_dtype = self.base[name].torch_dtype
+        if wanted is None or not base_dtype.is_floating_point:
+            return base_dtype
+        return wanted
 
     @property
     def vocabulary(self) -> int | None:
-        """The rows of the grown embeddings, where vectors have more than the base."""
-        return max(
-            (self.shape(name)[0] for name in self.base if self.shape(name) != self.base[name].shape), default=None
-        )
+        """The number of rows of the merged embeddings; `None` if no vector adds rows to the base's."""
+        grown = [self.shape(name)[0] for name in self.base if self.shape(name) != self.base[name].shape]
+        return max(grown, default=None)
 
     def tensor(self, name: str, index: Index, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """A slice of a merged tensor.
+        """Return a slice of a merged tensor.
 
         Args:
-            name (`str`): the tensor's name on disk.
-            index (`tuple[slice, ...]`): which part of it.
-            device (`torch.device`): where the sum is made, and stays.
-            dtype (`torch.dtype`, *optional*): to round to; the base's own by default.
+            name (`str`): Name of the tensor in the base's checkpoint.
+            index (`tuple[slice, ...]`): One slice with start and stop for each dimension; see [`dem_hub.numerics.slices`].
+            device (`torch.device`): Where the sum is computed, and stays.
+            dtype (`torch.dtype`, *optional*): What to round to. Defaults to the base's own dtype.
+
+        Returns:
+            `Tensor`: The merged slice. If nothing changes the tensor, it may share memory with the base's file.
 
         Raises:
-            `CheckpointError`: NaN or inf, in the base or after the merge.
+            [`~dem_hub.errors.CheckpointError`]: If the base or the result has NaN or inf.
         """
         target = self.dtype(name, dtype)
-        if (source := self._unsummed(name)) is not None:
+        source = self._unsummed(name)
+        if source is not None:
             values = source[index if index else ...]
             return self._checked(name, values, values.to(device=device, dtype=target))
         result = torch.empty(index_shape(index), dtype=target, device=device)
+        base_rows = self.base[name].shape[0] if index else 0
         with one_core() if device.type == "cpu" else nullcontext():
-            for part in self.parts(name, index, device):
-                place = result[slice(part[0].start - index[0].start, part[0].stop - index[0].start)] if part else result
-                if part and part[0].start >= self.base[name].shape[0]:
-                    added = self._new_rows(name, part)
-                    self._checked(name, added, place.copy_(added))
+            for block in self.blocks(name, index, device):
+                if not block:  # a scalar
+                    self._sum(name, block, result)
+                    continue
+                first_row = index[0].start
+                out = result[block[0].start - first_row : block[0].stop - first_row]
+                if block[0].start < base_rows:
+                    self._sum(name, block, out)
                 else:
-                    self._sum(name, part, place)
+                    new_rows = self._new_rows(name, block)
+                    self._checked(name, new_rows, out.copy_(new_rows))
         return result
 
-    def parts(self, name: str, index: Index, device: torch.device) -> list[Index]:
-        """A slice as consecutive blocks of rows, which [`Merge.tensor`] can be asked for one by one, in any order."""
+    def blocks(self, name: str, index: Index, device: torch.device) -> list[Index]:
+        """Divide a slice into consecutive blocks of rows, each of which [`Merge.tensor`] can compute on its own.
+
+        Rows that the base has and rows that vectors add are never in one block.
+        """
         if not index:
             return [index]
-        rows = self.base[name].shape[0]
-        known = (slice(index[0].start, min(index[0].stop, rows)), *index[1:])
-        factored = all(stored.is_factored for _, stored in self.active(name))
-        parts = list(row_blocks(known, DEVICE_BLOCK if device.type != "cpu" else FACTORED_BLOCK if factored else BLOCK))
-        if index[0].stop > rows:
-            parts.append((slice(max(index[0].start, rows), index[0].stop), *index[1:]))
-        return parts or [index]
+        base_rows = self.base[name].shape[0]
+        in_base = (slice(index[0].start, min(index[0].stop, base_rows)), *index[1:])
+        blocks = list(row_blocks(in_base, self._block_size(name, device)))
+        if index[0].stop > base_rows:
+            blocks.append((slice(max(index[0].start, base_rows), index[0].stop), *index[1:]))
+        return blocks or [index]
+
+    def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
+        """Return the deltas of a slice, decoded on a device, each with the number to multiply it by."""
+        base = self.base.lazy(name)
+        summands = []
+        for coefficient, stored in self.active(name):
+            for scale, delta in stored.decode(base, index, device):
+                summands.append((coefficient * scale, delta))
+        return summands
+
+    def _active_terms(self, name: str) -> list[Term]:
+        return [term for term in self.terms if term.coefficient != 0 and name in term.deltas]
+
+    def _block_size(self, name: str, device: torch.device) -> int:
+        if device.type != "cpu":
+            return DEVICE_BLOCK
+        if all(stored.is_factored for _, stored in self.active(name)):
+            return FACTORED_BLOCK
+        return BLOCK
 
     def _unsummed(self, name: str) -> LazyTensor | None:
-        """What the merged tensor is where it is no sum: the base's, or a buffer's replacement."""
+        """Return the tensor that is taken as it is: the base's, if nothing changes it, or the one that replaces a buffer."""
         active = self.active(name)
         if not active:
             return self.base.lazy(name)
-        return next((stored.replacement for _, stored in active if stored.replacement is not None), None)
+        for _, stored in active:
+            if stored.replacement is not None:
+                return stored.replacement
+        return None
 
-    def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
-        """The deltas of a slice, decoded on a device, each with what it is to be multiplied by."""
-        lazy = self.base.lazy(name)
-        return [
-            (coefficient * scale, delta)
-            for coefficient, stored in self.active(name)
-            for scale, delta in stored.decode(lazy, index, device)
-        ]
+    def _sum(self, name: str, index: Index, out: Tensor) -> None:
+        """Sum and round one block of rows into `out`, which has the shape of the block and is contiguous."""
+        device = out.device
+        base = self.base.read(name, index).to(device)
+        factors, dense = combine_factors(self.summands(name, index, device), _accumulator_dtype(device))
+        noise = self._noise(name, index, device)
+        # A compiled kernel reads a 16-bit base as it is and adds the product of the factors. Everything else needs a wide copy to add to.
+        in_one_pass = noise is not None and not dense and is_compiled(base.dtype, out.dtype, device)
+        chunk_size = _CHUNK
+        if in_one_pass or device.type != "cpu":
+            chunk_size = max(1, base.numel())
+        for rows in row_blocks(full_index(base.shape), chunk_size):
+            total = base[rows]
+            if not in_one_pass:
+                total = _accumulate(total, dense, rows)
+            product = None
+            if factors is not None:
+                left, right = factors
+                product = (left[rows[0]], right)
+            chunk_noise = None
+            if noise is not None:
+                chunk_noise = noise.part(rows, tuple(base.shape))
+            if not round_into(out[rows], total, product, chunk_noise):
+                raise self._not_finite(name, base)
 
-    def _sum(self, name: str, index: Index, result: Tensor) -> None:
-        """Sum and round one part into the memory for it."""
-        device = result.device
-        part = self.base.read(name, index).to(device)
-        wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        factors, dense = combine_factors(self.summands(name, index, device), wide)
-        noise = None
-        if self.rounding == "stochastic":
-            noise = Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
-        straight = noise is not None and not dense and is_compiled(part.dtype, result.dtype, device)
-        at_once = _SUMMED if device.type == "cpu" and not straight else max(1, part.numel())
-        for rows in row_blocks(full_index(part.shape), at_once):
-            total = part[rows]
-            if not straight:
-                total = scratch("total", tuple(total.shape), wide, device).copy_(total)
-                _add(total, [(coefficient, delta.rows(rows[:1])) for coefficient, delta in dense])
-            product = (factors[0][rows[0]], factors[1]) if factors is not None else None
-            if not round_into(result[rows], total, product, noise and noise.part(rows, tuple(part.shape))):
-                raise self._not_finite(name, part)
+    def _noise(self, name: str, index: Index, device: torch.device) -> Noise | None:
+        """Return the random bits of a slice; `None` if it is rounded to nearest."""
+        if self.rounding != "stochastic":
+            return None
+        return Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
 
     def _new_rows(self, name: str, index: Index) -> Tensor:
-        """Rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
-        known = self.base[name].shape[0]
-        index = (slice(index[0].start - known, index[0].stop - known), *index[1:])
-        total = torch.zeros(index_shape(index), dtype=torch.float64)
+        """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
+        base_rows = self.base[name].shape[0]
+        rows = slice(index[0].start - base_rows, index[0].stop - base_rows)
+        columns = index[1:]
+        total = torch.zeros(index_shape((rows, *columns)), dtype=torch.float64)
         weight = torch.zeros(total.shape[0], dtype=torch.float64)
         for coefficient, stored in self.active(name):
-            if stored.rows is not None:
-                stop = min(index[0].stop, stored.rows.get_shape()[0])
-                have = max(0, stop - index[0].start)
-                if have:
-                    rows = stored.rows[(slice(index[0].start, stop), *index[1:])].double()
-                    total[:have] += coefficient * rows
-                    weight[:have] += coefficient
+            if stored.rows is None:
+                continue
+            stop = min(rows.stop, stored.rows.get_shape()[0])
+            count = stop - rows.start
+            if count <= 0:
+                continue
+            values = stored.rows[(slice(rows.start, stop), *columns)].double()
+            total[:count] += coefficient * values
+            weight[:count] += coefficient
         if not weight.all():
             raise CoefficientError(
                 f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one."
             )
-        return total / weight.reshape(-1, *(1 for _ in index[1:]))
+        return total / weight.reshape(-1, *[1] * len(columns))
 
     def _checked(self, name: str, source: Tensor, values: Tensor) -> Tensor:
-        """What a source was copied or cast to, once it is known to be finite."""
+        """Return `values`, which `source` was copied or cast to, if all of them are finite."""
         if not is_finite(values):
             raise self._not_finite(name, source)
         return values
 
     def _not_finite(self, name: str, source: Tensor) -> CheckpointError:
-        terms = "".join(
-            f" + {term.coefficient} * '{term.name}'"
-            for term in self.terms
-            if term.coefficient != 0 and name in term.deltas
-        )
+        terms = "".join(f" + {term.coefficient} * '{term.name}'" for term in self._active_terms(name))
         where = f"'{name}' of '{self.base.path}'{terms}"
         if not is_finite(source):
             return CheckpointError(f"{where} has NaN or inf in it. Use a base and vectors that did not diverge.")
@@ -239,23 +299,13 @@ class Merge:
         )
 
     def _check_replacements(self) -> None:
+        """Refuse vectors that disagree on a buffer or an integer tensor, which is replaced and not scaled."""
+        names: set[str] = set()
+        for term in self.terms:
+            names.update(term.deltas)
         faults = []
-        for name in sorted({name for term in self.terms for name in term.deltas}):
-            owners = [
-                (term.name, term.deltas[name].replacement)
-                for term in self.terms
-                if term.coefficient != 0 and name in term.deltas
-            ]
-            found = [(owner, value) for owner, value in owners if value is not None]
-            for owner, value in found[1:]:
-                if not torch.equal(value[...], found[0][1][...]):
-                    faults.append(f"'{name}' differs between '{found[0][0]}' and '{owner}'")
-            if found:
-                faults += [
-                    f"'{name}' is replaced by '{found[0][0]}' and changed by '{owner}'"
-                    for owner, value in owners
-                    if value is None
-                ]
+        for name in sorted(names):
+            faults += self._disagreements(name)
         if faults:
             refuse(
                 BaseMismatchError,
@@ -264,26 +314,78 @@ class Merge:
                 "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
             )
 
+    def _disagreements(self, name: str) -> list[str]:
+        replacing = []
+        changing = []
+        for term in self._active_terms(name):
+            value = term.deltas[name].replacement
+            if value is None:
+                changing.append(term.name)
+            else:
+                replacing.append((term.name, value))
+        if not replacing:
+            return []
+        first, expected = replacing[0]
+        faults = []
+        for other, value in replacing[1:]:
+            if not torch.equal(value[...], expected[...]):
+                faults.append(f"'{name}' differs between '{first}' and '{other}'")
+        faults += [f"'{name}' is replaced by '{first}' and changed by '{other}'" for other in changing]
+        return faults
 
-def _add(total: Tensor, dense: Sequence[tuple[float, Delta]]) -> None:
-    """What [`add_deltas`] does; of a whole vector in float32 on the CPU in one pass, where that makes two, as extraction has no numba."""
-    for coefficient, delta in dense:
-        if (
-            delta.dense is not None
-            and delta.dense.dtype == torch.float32
-            and delta.rest is None
-            and total.device.type == "cpu"
-        ):
-            add_scaled(total.view(-1).numpy(), delta.dense.contiguous().view(-1).numpy(), coefficient)
-        else:
-            add_deltas(total, [(coefficient, delta)])
+
+def block_memory(itemsize: int) -> int:
+    """Return the most bytes that one block of one thread takes on the CPU, if it is merged into a dtype of `itemsize` bytes.
+
+    Low-rank deltas are never multiplied out in full, so their blocks take the result alone.
+    """
+    return max(_DENSE_BYTES * BLOCK, itemsize * FACTORED_BLOCK)
 
 
-def _parts(
-    name: str, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
-) -> list[tuple[str, float, Mapping[str, StoredDelta]]]:
-    """A vector as the terms that it is: one, or one for each group with a coefficient of its own."""
+def _terms(
+    vector: DistributionVector, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
+) -> list[Term]:
+    """Return a vector as one term, or as one for each group that has a coefficient of its own."""
     if not isinstance(coefficient, Mapping):
-        return [(name, coefficient, deltas)]
-    taken = take_apart(deltas, tuple(coefficient), base, name)
-    return [(f"{name} [{group}]", number, taken[group]) for group, number in coefficient.items()]
+        return [_term(vector.name, vector.sha256, coefficient, deltas)]
+    groups = take_apart(deltas, tuple(coefficient), base, vector.name)
+    return [
+        _term(f"{vector.name} [{group}]", vector.sha256, number, groups[group]) for group, number in coefficient.items()
+    ]
+
+
+def _term(name: str, sha256: str, coefficient: float, deltas: Mapping[str, StoredDelta]) -> Term:
+    if not math.isfinite(coefficient):
+        raise CoefficientError(f"Vector '{name}' has coefficient {coefficient}; it must be a finite number.")
+    return Term(name, sha256, float(coefficient), deltas)
+
+
+def _accumulator_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype that sums are made in: float64, or float32 on Apple's GPUs, which have no float64."""
+    if device.type == "mps":
+        return torch.float32
+    return torch.float64
+
+
+def _accumulate(base: Tensor, dense: Sequence[tuple[float, Delta]], rows: Index) -> Tensor:
+    """Return rows of the base plus the same rows of the dense deltas, in the accumulator's dtype.
+
+    On the CPU the memory is this thread's buffer, and is valid until the next call.
+    """
+    total = scratch("total", tuple(base.shape), _accumulator_dtype(base.device), base.device).copy_(base)
+    for coefficient, delta in dense:
+        _add_dense(total, coefficient, delta.rows(rows[:1]))
+    return total
+
+
+def _add_dense(total: Tensor, coefficient: float, delta: Delta) -> None:
+    """Add a dense delta as [`add_deltas`] does, but a float32 one on the CPU with one compiled pass.
+
+    [`add_deltas`] makes two passes, because extraction uses it too and must not wait for numba's import.
+    """
+    dense = delta.dense
+    on_cpu = total.device.type == "cpu"
+    if on_cpu and dense is not None and dense.dtype == torch.float32 and delta.rest is None:
+        add_scaled(total.view(-1).numpy(), dense.contiguous().view(-1).numpy(), coefficient)
+    else:
+        add_deltas(total, [(coefficient, delta)])

@@ -1,10 +1,15 @@
-"""A recipe opened: its base and its vectors found, fetched and known to be the ones it names, ready to be merged."""
+"""Opening a recipe: its base and its vectors are found, checked and fetched, and are then ready to be merged.
+
+Everything that can be refused from headers is refused before weights are downloaded: another base, other shapes, unknown codecs. What is
+downloaded is the commit whose headers were checked. The base and the vectors are opened in parallel.
+"""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,9 +24,10 @@ from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.hub.remote import RemoteWeights
-from dem_hub.merging.coefficients import VectorCoefficients
-from dem_hub.merging.config import DEMConfig, VectorRecord
+from dem_hub.merging.coefficients import Coefficient, VectorCoefficients
+from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.merge import Merge
+from dem_hub.merging.records import VectorRecord
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.vector import DistributionVector
 
@@ -36,28 +42,33 @@ class OpenedRecipe:
 
     @property
     def remotes(self) -> list[RemoteWeights]:
-        """Weights that are still on the Hub; with any there, it can be planned with, and not merged."""
-        return [
-            remote for remote in (self.base.remote, *(vector.remote for vector in self.vectors)) if remote is not None
-        ]
+        """Weights that are still on the Hub. While there are any, a merge can be planned but not computed."""
+        remotes = [self.base.remote, *(vector.remote for vector in self.vectors)]
+        return [remote for remote in remotes if remote is not None]
 
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
-        """The sum that a recipe over these vectors (this one, or one with other coefficients or rounding) stands for."""
-        weighted = list(zip(self.vectors, recipe.coefficients.values(), strict=True))
+        """Return the sum that a recipe over these vectors stands for.
+
+        Args:
+            recipe ([`DEMConfig`]): This recipe, or one with the same vectors and other coefficients or another rounding.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from.
+
+        Raises:
+            What [`Merge.of`] raises.
+        """
         return Merge.of(
             self.base,
-            weighted,
+            list(zip(self.vectors, recipe.coefficients.values(), strict=True)),
             rounding=recipe.rounding,
             seed=recipe.rounding_seed,
             allow_base_mismatch=allow_base_mismatch,
         )
 
     def check_target(self, target: Path, kind: str) -> None:
-        """Refuse to write what comes of this over its base or a vector, or over something of another kind; see `kinds.check_target`."""
-        inputs = {
-            "the base": self.base.folder,
-            **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors},
-        }
+        """Refuse to write a result over the base, a vector, or something of another kind; see [`dem_hub.files.folders.check_target`]."""
+        inputs = {"the base": self.base.folder}
+        for vector in self.vectors:
+            inputs[f"the vector '{vector.name}'"] = vector.folder
         check_target(target, kind, inputs)
 
 
@@ -69,81 +80,96 @@ def open_base_and_vectors(
     check_base: bool = True,
     headers_only: bool = False,
 ) -> OpenedRecipe:
-    """Open a base and vectors, and write down what they turned out to be.
+    """Open a base and vectors, and record in a recipe what was found: commits, hashes and the base's fingerprint.
 
     Args:
-        base ([`VectorSource`]): the base.
-        vectors (`Mapping[str, float]`): the coefficient of each vector, by id, folder or [`VectorSource`].
-        options ([`HubOptions`], *optional*): how to reach the Hub.
-        check_base (`bool`): refuse vectors of another base before any weights are downloaded.
-        headers_only (`bool`): leave weights on the Hub that are not here: enough to plan a merge, and not to make it.
+        base ([`VectorSource`]): The base.
+        vectors (`Mapping[str, float]`): The coefficient of each vector, by id, folder or [`VectorSource`].
+        options ([`HubOptions`], *optional*): Token, cache and so on.
+        check_base (`bool`, *optional*, defaults to `True`): Refuse vectors of another base before weights are downloaded.
+        headers_only (`bool`, *optional*, defaults to `False`): Download no weights. A merge can then be planned, and not computed.
 
     Raises:
-        `ConfigError`: the base is a recipe, or a coefficient is not a finite number.
-        Everything that opening a base or a vector raises.
+        [`~dem_hub.errors.ConfigError`]: If the base is a recipe, or a coefficient is not a finite number.
+        [`~dem_hub.errors.DemHubError`]: What opening a base or a vector raises.
     """
     sources = [VectorSource.parse(name) for name in vectors]
-    opened, members = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
-    records = []
-    for vector, coefficient in zip(members, vectors.values(), strict=True):
-        source = vector.source
-        place = (
-            source.repo_id if vector.commit else str(Path(source.repo_id).resolve())
-        )  # the caller may change directory
-        records.append(VectorRecord(place, coefficient, vector.commit, source.subfolder, vector.sha256, vector.codec))
-    architectures = tuple(read_config(opened.folder).get("architectures") or ())
-    return OpenedRecipe(DEMConfig(opened.record, tuple(records), architectures=architectures), opened, members)
+    opened = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
+    records = tuple(
+        _record(vector, coefficient) for vector, coefficient in zip(opened.vectors, vectors.values(), strict=True)
+    )
+    architectures = tuple(read_config(opened.base.folder).get("architectures") or ())
+    recipe = DEMConfig(opened.base.record, records, architectures=architectures)
+    return OpenedRecipe(recipe, opened.base, opened.vectors)
 
 
 def open_recipe(
     source: VectorSource, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
 ) -> OpenedRecipe:
-    """Read a recipe and open what it names, and nothing else under the same name.
+    """Read a recipe and open the base and the vectors that it names.
 
     Args:
-        source ([`VectorSource`]): a folder or repository with a recipe, or with a merged model made from one.
-        options ([`HubOptions`], *optional*): how to reach the Hub.
-        check_base (`bool`): refuse a base that is not the one recorded.
-        headers_only (`bool`): see [`open_base_and_vectors`].
+        source ([`VectorSource`]): Folder or repository of a recipe, or of a merged model that was made from one.
+        options ([`HubOptions`], *optional*): Token, cache and so on.
+        check_base (`bool`, *optional*, defaults to `True`): Refuse a base other than the recorded one.
+        headers_only (`bool`, *optional*, defaults to `False`): Download no weights; see [`open_base_and_vectors`].
 
     Raises:
-        `NotFoundError`: no recipe there.
-        `BaseMismatchError`, `CheckpointError`: the base, or vectors, are not the ones that the recipe was made with.
+        [`~dem_hub.errors.NotFoundError`]: If there is no recipe.
+        [`~dem_hub.errors.ConfigError`]: If the source is a vector, or the recipe is not valid.
+        [`~dem_hub.errors.BaseMismatchError`]: If the base has changed since the recipe was made.
+        [`~dem_hub.errors.CheckpointError`]: If a vector has changed since the recipe was made.
     """
     options = options or HubOptions()
-    found = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
-    if kind := lone_vector(found.folder):
+    resolved = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
+    vector_kind = lone_vector(resolved.folder)
+    if vector_kind:
         raise ConfigError(
-            f"'{source}' is {kind}, not a model. Name the base to put it on: dem-hub merge BASE --vector {source}=COEFFICIENT, in Python "
+            f"'{source}' is {vector_kind}, not a model. Name the base to put it on: dem-hub merge BASE --vector {source}=COEFFICIENT, in Python "
             f"from_pretrained(base, vectors={{'{source}': 0.5}})."
         )
-    if not is_recipe(found.folder):
+    if not is_recipe(resolved.folder):
         raise NotFoundError(
             f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
         )
-    recipe = DEMConfig.from_pretrained(replace(source, revision=found.commit or source.revision), **vars(options))
+    recipe = DEMConfig.from_pretrained(replace(source, revision=resolved.commit or source.revision), **vars(options))
     return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
 
 
 def open_config(
     recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
 ) -> OpenedRecipe:
-    """Open what a recipe names; see [`open_recipe`]."""
+    """Open the base and the vectors that a recipe names, and check that they are the recorded ones; see [`open_recipe`]."""
     sources = [record.source for record in recipe.vectors]
-    base, vectors = _open(
+    opened = _open(
         recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only
     )
-    if check_base and base.remote is None and recipe.base.fingerprint not in (None, base.fingerprint):
-        raise BaseMismatchError(
-            f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recipe.base.fingerprint)}), and what is there now has fingerprint "
-            f"{short_hash(base.fingerprint)}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
-            "in Python allow_base_mismatch=True."
-        )
-    faults = [
-        f"'{vector.name}' has sha256 {short_hash(vector.sha256)}, the recipe says {short_hash(record.sha256)}"
-        for record, vector in zip(recipe.vectors, vectors, strict=True)
-        if record.sha256 is not None and record.sha256 != vector.sha256
-    ]
+    if check_base:
+        _check_base(recipe, opened.base)
+    _check_vectors(recipe, opened.vectors)
+    return OpenedRecipe(recipe, opened.base, opened.vectors)
+
+
+def _check_base(recipe: DEMConfig, base: Base) -> None:
+    """Refuse a base with another fingerprint than the recorded one. Without its weights a base has no fingerprint."""
+    recorded = recipe.base.fingerprint
+    if base.remote is not None or recorded is None or recorded == base.fingerprint:
+        return
+    raise BaseMismatchError(
+        f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recorded)}), and what is there now has fingerprint "
+        f"{short_hash(base.fingerprint)}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
+        "in Python allow_base_mismatch=True."
+    )
+
+
+def _check_vectors(recipe: DEMConfig, vectors: Sequence[DistributionVector]) -> None:
+    """Refuse vectors whose contents are not the recorded ones."""
+    faults = []
+    for record, vector in zip(recipe.vectors, vectors, strict=True):
+        if record.sha256 is not None and record.sha256 != vector.sha256:
+            faults.append(
+                f"'{vector.name}' has sha256 {short_hash(vector.sha256)}, the recipe says {short_hash(record.sha256)}"
+            )
     if faults:
         refuse(
             CheckpointError,
@@ -151,53 +177,102 @@ def open_config(
             faults,
             "Restore them, or search the coefficients again.",
         )
-    return OpenedRecipe(recipe, base, vectors)
+
+
+def _record(vector: DistributionVector, coefficient: Coefficient) -> VectorRecord:
+    source = vector.source
+    name = source.repo_id
+    if vector.commit is None:
+        # The absolute path, because the caller may change the working directory.
+        name = str(Path(name).resolve())
+    return VectorRecord(name, coefficient, vector.commit, source.subfolder, vector.sha256, vector.codec)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A base and vectors, each with all of its weights or with headers only."""
+
+    base: Base
+    vectors: tuple[DistributionVector, ...]
 
 
 def _open(
     base: VectorSource, vectors: Sequence[VectorSource], options: HubOptions, *, check_base: bool, headers_only: bool
-) -> tuple[Base, tuple[DistributionVector, ...]]:
-    """Open a base and vectors side by side. Before weights come down, what their headers tell against it is refused."""
-    wanted = [(base, MODEL_FILES), *((vector, VECTOR_FILES) for vector in vectors)]
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
-        pool = stack.enter_context(ThreadPoolExecutor())
-        found = list(pool.map(lambda one: _look(one[0], one[1], options, scratch, headers_only=headers_only), wanted))
-        opened, members = _opened(found, pool)
+) -> _Opened:
+    """Open a base and vectors: first from headers alone, and, if these fit together, with the weights that are still on the Hub."""
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
+        find = partial(_find, options=options, folder=folder, headers_only=headers_only)
+        opened = _from_headers(base, vectors, find, pool)
         if headers_only:
-            weakref.finalize(opened, stack.pop_all().close)
-        elif any(one.remote is not None for one in found):
-            all_deltas(members, opened, allow_base_mismatch=not check_base)
-            found = list(pool.map(lambda one, what: _fetch(one, what[1], options), found, wanted))
-            opened, members = _opened(found, pool)
-    return opened, members
+            # The sparse files that stand in for the weights are removed together with the base.
+            weakref.finalize(opened.base, stack.pop_all().close)
+            return opened
+        if opened.base.remote is None and all(vector.remote is None for vector in opened.vectors):
+            return opened
+        all_deltas(opened.vectors, opened.base, allow_base_mismatch=not check_base)
+        return _with_weights(opened, options, pool)
 
 
-def _look(
-    source: VectorSource, files: tuple[str, ...], options: HubOptions, scratch: Path, *, headers_only: bool
+def _from_headers(
+    base: VectorSource,
+    vectors: Sequence[VectorSource],
+    find: Callable[[VectorSource, tuple[str, ...]], Resolved],
+    pool: Executor,
+) -> _Opened:
+    """Open a base and vectors from their headers; what is on this machine is opened as it is."""
+    patterns = [MODEL_FILES, *[VECTOR_FILES] * len(vectors)]
+    resolved_base, *resolved_vectors = pool.map(find, [base, *vectors], patterns)
+    return _Opened(_open_base(resolved_base), tuple(pool.map(_open_vector, resolved_vectors)))
+
+
+def _with_weights(opened: _Opened, options: HubOptions, pool: Executor) -> _Opened:
+    """Download the weights that are still on the Hub, and open again what they belong to."""
+    parts = [opened.base, *opened.vectors]
+    patterns = [MODEL_FILES, *[VECTOR_FILES] * len(opened.vectors)]
+    resolved_base, *resolved_vectors = pool.map(partial(_download, options=options), parts, patterns)
+    base = opened.base
+    if resolved_base is not None:
+        base = _open_base(resolved_base)
+    return _Opened(base, tuple(pool.map(_reopen_vector, opened.vectors, resolved_vectors)))
+
+
+def _find(
+    source: VectorSource, patterns: tuple[str, ...], *, options: HubOptions, folder: Path, headers_only: bool
 ) -> Resolved:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return resolve_headers(source, files, options, scratch=scratch)
+        return resolve_headers(source, patterns, options, scratch=folder)
     except (HubError, HfHubHTTPError):
         if headers_only:
             raise
-        return resolve(source, files, options)  # which may find it on this machine, or tells what the matter is
+        # Without the Hub the files may still be in the cache. If they are not, this error says what is wrong.
+        return resolve(source, patterns, options)
 
 
-def _fetch(found: Resolved, files: tuple[str, ...], options: HubOptions) -> Resolved:
-    """With its weights, of the commit that was looked at."""
-    if found.remote is None:
-        return found
-    return replace(resolve(found.remote.source, files, options), source=found.source)
+def _download(part: Base | DistributionVector, patterns: tuple[str, ...], *, options: HubOptions) -> Resolved | None:
+    """Download the weights of the commit whose headers were checked; return `None` if they are on this machine already."""
+    if part.remote is None:
+        return None
+    return replace(resolve(part.remote.source, patterns, options), source=part.source)
 
 
-def _opened(found: Sequence[Resolved], pool: Executor) -> tuple[Base, tuple[DistributionVector, ...]]:
-    base, *vectors = found
-    if is_recipe(base.folder):
+def _open_base(resolved: Resolved) -> Base:
+    if is_recipe(resolved.folder):
         raise ConfigError(
-            f"'{base.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; a search goes on from it with --resume-from."
+            f"'{resolved.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; "
+            "a search goes on from it with --resume-from."
         )
-    refuse_quantized(base.folder, "base")
-    return Base(base), tuple(pool.map(lambda one: DistributionVector(one, verify=True), vectors))
+    refuse_quantized(resolved.folder, "base")
+    return Base(resolved)
+
+
+def _open_vector(resolved: Resolved) -> DistributionVector:
+    return DistributionVector(resolved, verify=True)
+
+
+def _reopen_vector(vector: DistributionVector, resolved: Resolved | None) -> DistributionVector:
+    if resolved is None:
+        return vector
+    return _open_vector(resolved)

@@ -184,7 +184,7 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
         (name, part, places[direct[name]])
         for name in direct
         if name in wanted
-        for part in merge.parts(name, full_index(merge.shape(name)), places[direct[name]].device)
+        for part in merge.blocks(name, full_index(merge.shape(name)), places[direct[name]].device)
     ]
 
     def merged(job: tuple[str, Index, Tensor]) -> Tensor:

@@ -126,7 +126,7 @@ class PlannedModel:
         position = 0
         for outline in shard.outlines:
             itemsize = outline.nbytes // max(1, math.prod(outline.shape))
-            for part in self.merge.parts(outline.name, full_index(outline.shape), _CPU):
+            for part in self.merge.blocks(outline.name, full_index(outline.shape), _CPU):
                 begin, position = position, position + itemsize * math.prod(index_shape(part))
                 if position > start:
                     yield begin, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)

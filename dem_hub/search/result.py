@@ -15,7 +15,8 @@ from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.strict_json import FORMAT_VERSION, check_version, parse_json
-from dem_hub.merging.config import DEMConfig, canonical_name
+from dem_hub.merging.config import DEMConfig
+from dem_hub.merging.records import canonical_name
 from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache

@@ -11,7 +11,7 @@ from dem_hub import DEMConfig, VectorSource
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.files.folders import is_recipe
 from dem_hub.hub.references import BaseRecord
-from dem_hub.merging.config import VectorRecord
+from dem_hub.merging.records import VectorRecord
 from dem_hub.vectors.config import TensorRecord, VectorConfig
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

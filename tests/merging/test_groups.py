@@ -13,11 +13,11 @@ from dem_hub.cli.app import main
 from dem_hub.errors import CoefficientError, ConfigError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
-from dem_hub.hub.references import VectorSource
+from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.coefficients import coefficient_text, level
-from dem_hub.merging.config import BaseRecord, VectorRecord
 from dem_hub.merging.groups import groups_of, take_apart
+from dem_hub.merging.records import VectorRecord
 from tests.support.tiny_models import FAMILIES, Models, Zoo, load_tensors
 
 KINDS = {
