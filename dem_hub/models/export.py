@@ -1,8 +1,8 @@
-"""A DEM written out as an ordinary transformers folder, which anything that reads one can use with no dem_hub installed.
+"""Export: a merged model is written as an ordinary transformers folder, which loads without dem_hub.
 
-Base and vectors stream block by block into sharded safetensors, with the memory of a few blocks of rows; no model is built and
-transformers is not imported. The recipe lies beside the weights as `dem_config.json`. Nothing that loads as a model is there before the
-last byte is; an export that was killed goes on where it stopped.
+Base and vectors are streamed block by block into sharded safetensors files, so memory is that of a few blocks of rows; no model is built
+and transformers is not imported. The recipe is kept beside the weights as `dem_config.json`. Nothing in the folder loads as a model
+before the last byte is written, and an export that was interrupted goes on where it stopped.
 """
 
 import shutil
@@ -18,53 +18,58 @@ from dem_hub.models.planned import PlannedModel, merging_bar
 
 
 def export(model: PlannedModel, target: Path) -> None:
-    """Write the merged model into a folder, which appears complete or not at all.
+    """Write a merged model into a folder, which appears complete or not at all.
 
-    An export that was killed goes on where it stopped, if it is called again with the same arguments.
+    An export that was interrupted is resumed if it is called again with the same arguments.
 
     Args:
-        model ([`PlannedModel`]): what to write.
-        target (`Path`): the folder.
+        model ([`PlannedModel`]): The model.
+        target (`Path`): The folder. An older export in it is replaced.
 
     Raises:
-        `ConfigError`: a target that holds the base, a vector, or anything but an older export.
-        `DiskSpaceError`: less is free there than it takes.
-        `BusyError`: another process is writing the same folder.
-        `CheckpointError`: NaN or inf in the base or after the merge.
+        [`~dem_hub.errors.ConfigError`]: If the folder is the base or a vector, or holds anything but an older export.
+        [`~dem_hub.errors.DiskSpaceError`]: If the disk has less room than the model takes.
+        [`~dem_hub.errors.BusyError`]: If another process is writing the same folder.
+        [`~dem_hub.errors.CheckpointError`]: If the base or the merged weights have NaN or inf.
     """
     model.opened.check_target(target, MERGED)
     check_room(model, target, model.nbytes)
-    with resumable_folder(target, model.purpose, model.nbytes, model.last) as work:
+    with resumable_folder(target, model.purpose, model.nbytes, model.last_file) as work:
         for name, file in model.copies.items():
             shutil.copyfile(file, work.folder / name)
         for name, text in model.texts(target).items():
             write_text(work.folder / name, text)
-        _write_weights(model, work)  # whole with their last byte, or with the index of several files
+        # A single file of weights is complete with its last byte. Several files are complete with their index, so that is written last.
+        _write_weights(model, work)
         for name, text in model.index.items():
             write_text(work.folder / name, text)
-        # Of an older export: with files of both, another model would load.
+        # Weights of an older export: if files of both stayed, another model would load.
         for path in target.glob(MODEL_WEIGHT_FILES):
             path.unlink()
 
 
 def estimate_export(model: PlannedModel, target: Path) -> Estimate:
-    """What [`export`] will do, and nothing done yet; takes and raises what that does."""
+    """Return what [`export`] will take, and write nothing.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`], [`~dem_hub.errors.DiskSpaceError`]: As [`export`] does.
+    """
     model.opened.check_target(target, MERGED)
-    return estimate(model, target, model.nbytes, recorded_bytes(partial_path(target), model.purpose))
+    already_written = recorded_bytes(partial_path(target), model.purpose)
+    return estimate(model, target, model.nbytes, already_written)
 
 
 def _write_weights(model: PlannedModel, work: PartialFolder) -> None:
-    """Write the shards, but for what is there already."""
-    begins = [0, *accumulate(shard.nbytes for shard in model.shards)]
-    placed = list(zip(model.shards, begins, strict=False))
-    start = (
-        work.written
-        if all(shard.holds(work.folder / shard.name, work.written - before) for shard, before in placed)
-        else 0
-    )
+    """Write the files of the weights, from the byte on that an interrupted export came to."""
+    offsets = [0, *accumulate(shard.nbytes for shard in model.shards)]
+    shards = list(zip(model.shards, offsets, strict=False))
+    start = work.written
+    # The journal says how far the export came. If a file has become shorter since, all of them are written again.
+    if not all(shard.holds(work.folder / shard.name, start - offset) for shard, offset in shards):
+        start = 0
     with merging_bar(model.nbytes, start) as bar:
-        for shard, before in placed:
-            there = min(max(0, start - before), shard.nbytes)
-            for written in model.write(work.folder / shard.name, shard, there):
-                bar.update(before + written - bar.n)
-                work.record(before + written)
+        for shard, offset in shards:
+            in_shard = min(max(0, start - offset), shard.nbytes)
+            for written in model.write(work.folder / shard.name, shard, in_shard):
+                bar.update(offset + written - bar.n)
+                work.record(offset + written)

@@ -1,48 +1,43 @@
-"""`DEMModel`: from a base and weighted vectors, or a recipe, to a native transformers model, merged while it loads.
+"""`DEMModel`: loads a base and weighted vectors, or a recipe, as a native transformers model that is merged while it loads.
 
-transformers' own loader drives: it asks a lazy state dict for each tensor, with the device, dtype and slice it has decided on, so
-that device maps, offload, quantisation and sharding work as they do for any model. What the model is not told is that its weights
-were a sum. There is no wrapper: `model.dem` remembers the recipe.
+transformers' own loader does the work. It asks a lazy state dict for each tensor, with the device, the dtype and the slice that it has
+chosen, so device maps, offload, quantization and sharding work as they do for any model. There is no wrapper: the model is of the base's
+own class, does not know that its weights were a sum, and has the recipe as `model.dem`.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from dem_hub.checkpoints.architecture import model_class
-from dem_hub.checkpoints.base_model import Base
 from dem_hub.defaults import Rounding
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG
-from dem_hub.hub.client import HubOptions
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.lazy import lazy_state_dict
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import open_base_and_vectors, open_recipe
+from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
+from dem_hub.models.arguments import LoadArguments
 from dem_hub.models.attached import AttachedRecipe
+from dem_hub.models.vocabulary import set_vocabulary
 
 if TYPE_CHECKING:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     class MergedModel(PreTrainedModel):
-        """To a type checker only: a model of the base's own class, with its recipe on it."""
+        """A model of the base's own class with its recipe attached. This class is for type checkers only and does not exist at run time."""
 
         dem: AttachedRecipe
 
 
-_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
-_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
-
-
 class DEMModel:
-    """Loads distribution-edited models, as `AutoModel` loads others; it is never instantiated."""
+    """Loads distribution-edited models, in the way that `AutoModel` loads others. It cannot be instantiated."""
 
     def __init__(self) -> None:
         raise TypeError(
@@ -60,134 +55,171 @@ class DEMModel:
         allow_base_mismatch: bool = False,
         **kwargs: Any,
     ) -> "MergedModel":
-        """Load base + sum of coefficient * vector, or a recipe.
+        """Load base + sum of coefficient * vector, or a recipe, as a native transformers model.
+
+        The model is merged while it loads: the base is never in memory twice, and no merged file is written.
 
         Args:
-            name_or_path (`str` or `os.PathLike`): Hub id or folder of a base (with `vectors`) or of a recipe (without).
-            vectors (`Mapping[str, float]`, *optional*): the coefficient of each vector, by Hub id or folder, or [`VectorSource`]. In the
-                place of a number may be one for each group of tensors: `embedding`, `attention`, `mlp`, `other` and the `rest`, or runs
-                such as `layers 0-7` (of an encoder-decoder, of both) and the `rest`.
-            rounding (`"stochastic"` or `"nearest"`, *optional*): how sums become bf16 or fp16; stochastic unless the recipe says else.
-            rounding_seed (`int`, *optional*): of the stochastic rounding; 0 unless the recipe says else.
-            allow_base_mismatch (`bool`): put vectors on a base they were not made from, where names and shapes agree.
-            kwargs: everything transformers' `from_pretrained` takes, with the same meaning (`dtype`, `device_map`,
-                `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code`, ...).
+            name_or_path (`str` or `os.PathLike`): Hub id or folder of a base if `vectors` are given, of a recipe if not.
+            vectors (`Mapping[str, float]`, *optional*): The coefficient of each vector, by the vector's Hub id, folder or
+                [`VectorSource`]. A LoRA adapter is a vector too. In place of a number there may be a number for each group of tensors:
+                for the kinds `"embedding"`, `"attention"`, `"mlp"` and `"other"`, or for runs of layers such as `"layers 0-7"` (of both
+                stacks of an encoder-decoder). `"rest"` stands for all tensors that no other group has.
+            rounding (`str`, *optional*): How a sum becomes bfloat16 or float16: `"stochastic"`, which keeps small changes in the mean,
+                or `"nearest"`, which loses changes of less than half a step. Defaults to the recipe's, and to `"stochastic"` without one.
+            rounding_seed (`int`, *optional*): Seed of the stochastic rounding. Defaults to the recipe's, and to 0 without one.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from, if names
+                and shapes of the tensors agree.
+            kwargs: All arguments of transformers' `from_pretrained`, with the same meaning: `dtype`, `device_map`,
+                `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code` and others.
 
         Returns:
-            `PreTrainedModel`: of the base's own class, with [`AttachedRecipe`] as `model.dem`.
+            `PreTrainedModel`: A model of the base's own class, in evaluation mode, with its recipe as `model.dem`
+            ([`AttachedRecipe`]). With `output_loading_info=True` it is a pair of this model and a dictionary, as in transformers.
 
         Raises:
-            `NotFoundError`, `ConfigError`, `CheckpointError`, `BaseMismatchError`, `AdapterError`, `CoefficientError`.
+            [`~dem_hub.errors.NotFoundError`]: If the base, a vector or the recipe does not exist.
+            [`~dem_hub.errors.ConfigError`]: If an argument or the recipe is not valid.
+            [`~dem_hub.errors.CheckpointError`]: If a file is damaged, or the merged weights would not be finite.
+            [`~dem_hub.errors.BaseMismatchError`]: If a vector was taken from another base.
+            [`~dem_hub.errors.AdapterError`]: If a LoRA adapter cannot be added to this base.
+            [`~dem_hub.errors.CoefficientError`]: If a coefficient leaves out tensors that its vector changes.
 
         Example:
 
         ```python
         >>> from dem_hub import DEMModel
-        >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5})
-        >>> type(model).__name__, list(model.dem.coefficients.values())
-        ('LlamaForCausalLM', [0.5])
+        >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5}, dtype="bfloat16")
+        >>> type(model).__name__, model.dtype, list(model.dem.coefficients.values())
+        ('LlamaForCausalLM', torch.bfloat16, [0.5])
+        >>> by_group = {vector_folder: {"attention": 0.5, "rest": 0.25}}
+        >>> model = DEMModel.from_pretrained(base_folder, vectors=by_group)
+        >>> list(model.dem.coefficients.values())
+        [{'attention': 0.5, 'rest': 0.25}]
 
         ```
         """
-        changes = {"rounding": rounding, "rounding_seed": rounding_seed}
-        return load(None, name_or_path, kwargs, vectors, changes, allow_base_mismatch=allow_base_mismatch)
+        model: MergedModel = load(
+            None,
+            name_or_path,
+            kwargs,
+            vectors=vectors,
+            changes={"rounding": rounding, "rounding_seed": rounding_seed},
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        return model
 
 
 def load(
     auto_class: "type[_BaseAutoModelClass] | None",
     name_or_path: str | os.PathLike[str],
-    kwargs: dict[str, Any],
-    vectors: VectorCoefficients | None = None,
-    changes: Mapping[str, Any] = MappingProxyType({}),
+    kwargs: Mapping[str, Any],
     *,
+    vectors: VectorCoefficients | None = None,
+    changes: Mapping[str, Any] | None = None,
     allow_base_mismatch: bool = False,
-) -> "MergedModel":
-    """What [`DEMModel.from_pretrained`] does, for the head of any Auto class (`None`: the base's own architecture)."""
+) -> Any:
+    """Load a model as [`DEMModel.from_pretrained`] does, with the head of any Auto class.
+
+    Args:
+        auto_class (`type`, *optional*): For instance `AutoModelForCausalLM`. `None` stands for the base's own architecture.
+        name_or_path (`str` or `os.PathLike`): As in [`DEMModel.from_pretrained`].
+        kwargs (`Mapping[str, Any]`): The arguments of transformers' `from_pretrained`.
+        vectors (`Mapping[str, float]`, *optional*): As in [`DEMModel.from_pretrained`].
+        changes (`Mapping[str, Any]`, *optional*): Fields of the recipe to replace; `None` as a value keeps the recipe's.
+        allow_base_mismatch (`bool`, *optional*, defaults to `False`): As in [`DEMModel.from_pretrained`].
+
+    Returns:
+        The model; with `output_loading_info=True` a pair of the model and a dictionary, as in transformers.
+    """
     if vectors is not None and not isinstance(vectors, Mapping):
         raise ConfigError(f"vectors is {vectors!r}; give the coefficient of each: vectors={{'maths-vector': 0.5}}.")
-    _check_device(kwargs.get("device_map"))
-    options = HubOptions(**{name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs})
-    source = VectorSource.parse(name_or_path)
-    place = {"revision": kwargs.pop("revision", None), "subfolder": kwargs.pop("subfolder", None)}
-    source = replace(source, **{name: value for name, value in place.items() if value})
-    if vectors is not None:
-        opened = open_base_and_vectors(source, vectors, options, check_base=not allow_base_mismatch)
+    arguments = LoadArguments.split(kwargs)
+    source = VectorSource.parse(name_or_path, revision=arguments.revision, subfolder=arguments.subfolder)
+    check_base = not allow_base_mismatch
+    if vectors is None:
+        opened = open_recipe(source, arguments.hub, check_base=check_base)
     else:
-        opened = open_recipe(source, options, check_base=not allow_base_mismatch)
-    recipe = replace(opened.recipe, **{name: value for name, value in changes.items() if value is not None})
+        opened = open_base_and_vectors(source, vectors, arguments.hub, check_base=check_base)
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    recipe = replace(opened.recipe, **given)
     merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
-    model, loading_info, recipe = _from_merge(auto_class, recipe, opened.base, merge, kwargs)
-    model.dem = AttachedRecipe(model, recipe, options, allow_base_mismatch=allow_base_mismatch)
-    return (model, loading_info) if loading_info is not None else model  # type: ignore[return-value]  # as transformers has it
+    loaded = _from_merge(auto_class, opened, recipe, merge, arguments)
+    model = loaded.model
+    model.dem = AttachedRecipe(model, loaded.recipe, arguments.hub, allow_base_mismatch=allow_base_mismatch)
+    if loaded.info is not None:
+        return model, loaded.info
+    return model
 
 
-def _check_device(device_map: Any) -> None:
-    """Refuse a device that this machine does not have, before anything is read."""
-    if isinstance(device_map, str) and device_map not in _MAPS:
-        try:
-            torch.empty(0, device=device_map)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(
-                f"device_map is '{device_map}', which is no device of this machine ({reason}). Leave it out for 'cpu'."
-            ) from error
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded model, transformers' loading info if it was asked for, and the recipe with the dtype that was chosen."""
+
+    model: "MergedModel"
+    info: dict[str, Any] | None
+    recipe: DEMConfig
 
 
 def _from_merge(
-    auto_class: "type[_BaseAutoModelClass] | None", recipe: DEMConfig, base: Base, merge: Merge, kwargs: dict[str, Any]
-) -> "tuple[MergedModel, dict[str, Any] | None, DEMConfig]":
-    """Hand the lazy state dict to transformers' loader; returns the model, its loading info if asked for, and the recipe as loaded."""
-    _refuse_other_weights(kwargs)
-    trust_remote_code = bool(kwargs.pop("trust_remote_code", False))  # the caller's word; a file's would not count
-    dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
-    quantization = {name: kwargs.pop(name) for name in ("quantization_config",) if name in kwargs}
-    config, unused = kwargs.pop("config", None), kwargs
-    if config is None or config.model_type == "dem":  # the recipe's own, where an Auto class has read it already
-        config, unused = AutoConfig.from_pretrained(
-            base.folder, return_unused_kwargs=True, trust_remote_code=trust_remote_code, **kwargs
+    auto_class: "type[_BaseAutoModelClass] | None",
+    opened: OpenedRecipe,
+    recipe: DEMConfig,
+    merge: Merge,
+    arguments: LoadArguments,
+) -> _Loaded:
+    """Hand the lazy state dict to transformers' loader."""
+    folder = opened.base.folder
+    config = arguments.config
+    others = dict(arguments.others)
+    if config is None:
+        config, others = AutoConfig.from_pretrained(
+            folder, return_unused_kwargs=True, trust_remote_code=arguments.trust_remote_code, **others
         )
-    if merge.vocabulary is not None:
-        config.get_text_config().vocab_size = merge.vocabulary
-    target = _resolve_dtype(dtype, recipe, config, merge)
-    if "generation_config" not in unused and (base.folder / GENERATION_CONFIG).is_file():
-        unused["generation_config"] = GenerationConfig.from_pretrained(base.folder)
-    heads: Any = auto_class._model_mapping if auto_class is not None else None
-    chosen = heads[type(config)] if heads is not None else model_class(config, trust_remote_code=trust_remote_code)
-    loaded: Any = chosen.from_pretrained(
-        None, config=config, state_dict=lazy_state_dict(merge), dtype=target, **quantization, **unused
+    set_vocabulary(config, merge)
+    dtype = _choose_dtype(arguments.dtype, recipe, config, merge)
+    if "generation_config" not in others and (folder / GENERATION_CONFIG).is_file():
+        others["generation_config"] = GenerationConfig.from_pretrained(folder)
+    loaded: Any = _class_of(auto_class, config, arguments).from_pretrained(
+        None, config=config, state_dict=lazy_state_dict(merge), dtype=dtype, **arguments.for_model, **others
     )
-    model, loading_info = loaded if isinstance(loaded, tuple) else (loaded, None)
-    model.name_or_path = model.config.name_or_path = base.source.repo_id
-    return (
-        model,
-        loading_info,
-        replace(recipe, dtype=str(target).removeprefix("torch."), architectures=tuple(config.architectures or ())),
-    )
+    info = None
+    if isinstance(loaded, tuple):  # with `output_loading_info=True`
+        loaded, info = loaded
+    # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.
+    name = opened.base.source.repo_id
+    loaded.name_or_path = name
+    loaded.config.name_or_path = name
+    recipe = replace(recipe, dtype=str(dtype).removeprefix("torch."), architectures=tuple(config.architectures or ()))
+    return _Loaded(loaded, info, recipe)
 
 
-def _refuse_other_weights(kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments that name weights other than the base's own safetensors, which vectors were not taken from."""
-    for name in ("variant", "gguf_file", "state_dict"):
-        if kwargs.get(name) is not None:
-            raise ConfigError(
-                f"{name} is {kwargs[name]!r}; vectors are added to the base's model.safetensors only. Save those weights as a folder of "
-                "their own and name it as the base."
-            )
-    if kwargs.get("use_safetensors") is False:
-        raise ConfigError("use_safetensors is False; pickled weights can run code and are never read. Leave it out.")
+def _class_of(
+    auto_class: "type[_BaseAutoModelClass] | None", config: PretrainedConfig, arguments: LoadArguments
+) -> Any:
+    """Return the class of the model: the Auto class's for this config, or the one that the config names."""
+    if auto_class is None:
+        return model_class(config, trust_remote_code=arguments.trust_remote_code)
+    heads: Any = auto_class._model_mapping
+    return heads[type(config)]
 
 
-def _resolve_dtype(
+def _choose_dtype(
     dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge
 ) -> torch.dtype:
-    """The caller's dtype, else the recipe's, else the base config's, else that of its first float tensor."""
+    """Return the caller's dtype, else the recipe's, else the base config's, else that of the base's first float tensor."""
     if dtype in (None, "auto"):
         dtype = recipe.dtype or config.dtype
     if dtype is None:
-        dtype = next(
-            (info.torch_dtype for info in merge.base.values() if info.torch_dtype.is_floating_point), torch.float32
-        )
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
+        dtype = _first_float_dtype(merge)
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype):
         raise ConfigError(f"dtype is {dtype!r}; give 'auto', a torch.dtype, or the name of one.")
-    return found
+    return chosen
+
+
+def _first_float_dtype(merge: Merge) -> torch.dtype:
+    for tensor in merge.base.values():
+        if tensor.torch_dtype.is_floating_point:
+            return tensor.torch_dtype
+    return torch.float32

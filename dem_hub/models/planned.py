@@ -1,4 +1,8 @@
-"""A merged model to come: all of its files are known from headers, and its tensors can be had from any byte on."""
+"""A planned merged model: its files, headers and sizes follow from the inputs' headers, and writing can start at any block.
+
+Nothing large is read to make a plan. So everything that can be refused is refused before the first byte is written, an estimate needs no
+weights, and an export that was interrupted goes on where it stopped.
+"""
 
 import hashlib
 import json
@@ -13,7 +17,7 @@ import numba
 import torch
 
 from dem_hub._version import __version__
-from dem_hub.checkpoints.lazy import CODES
+from dem_hub.checkpoints.lazy import CODES, DTYPES
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.defaults import MAX_SHARD_SIZE
@@ -22,18 +26,21 @@ from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
 from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.models.vocabulary import set_vocabulary_in_json
 from dem_hub.numerics.slices import full_index, index_shape
 
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Dtypes that a merged model can be written in.
+_TARGETS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a recipe's sum will be on the disk: its dtype (`None`: each tensor's own), and the files of its weights."""
+    """A merged model that is not written yet: the sum, its dtype (`None`: each tensor's own), and the files of its weights."""
 
     opened: OpenedRecipe
     merge: Merge
@@ -49,114 +56,135 @@ class PlannedModel:
         max_shard_size: int | str = MAX_SHARD_SIZE,
         allow_base_mismatch: bool = False,
     ) -> "PlannedModel":
-        """Check all that can be refused before anything is read or written.
+        """Plan the model of a recipe, and check everything that can be refused before weights are read or written.
 
         Args:
-            opened ([`OpenedRecipe`]): the recipe with its base and vectors.
-            dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`; the recipe's by default, else each tensor's own.
-            max_shard_size (`int` or `str`): where to begin another file.
-            allow_base_mismatch (`bool`): see [`DEMModel.from_pretrained`].
+            opened ([`OpenedRecipe`]): The recipe with its base and vectors.
+            dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`. Defaults to the recipe's, and to each tensor's own if
+                the recipe has none.
+            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest file of weights before another one begins.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from; see
+                [`DEMModel.from_pretrained`].
 
         Raises:
-            `ConfigError`: an unknown dtype. Everything that [`Merge.of`] raises.
+            [`~dem_hub.errors.ConfigError`]: If the dtype is unknown.
+            [`~dem_hub.errors.DemHubError`]: What [`Merge.of`] raises.
         """
-        chosen = dtype or opened.recipe.dtype
-        if chosen is not None and chosen not in _DTYPES:
-            raise ConfigError(f"dtype is '{chosen}'; choose one of {', '.join(_DTYPES)}.")
+        dtype = dtype or opened.recipe.dtype
+        if dtype is not None and dtype not in _TARGETS:
+            raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(_TARGETS)}.")
         merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
-        wanted = _DTYPES[chosen] if chosen is not None else None
-        outlines = [Outline(name, CODES[merge.dtype(name, wanted)], merge.shape(name)) for name in sorted(merge.base)]
-        return cls(opened, merge, chosen, tuple(plan_shards(outlines, max_shard_size=max_shard_size)))
+        torch_dtype = None if dtype is None else _TARGETS[dtype]
+        outlines = [
+            Outline(name, CODES[merge.dtype(name, torch_dtype)], merge.shape(name)) for name in sorted(merge.base)
+        ]
+        return cls(opened, merge, dtype, tuple(plan_shards(outlines, max_shard_size=max_shard_size)))
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """The dtype as torch has it."""
-        return _DTYPES[self.dtype] if self.dtype is not None else None
+        """The dtype as an object of torch."""
+        return None if self.dtype is None else _TARGETS[self.dtype]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of all tensors, in bytes."""
         return sum(shard.nbytes for shard in self.shards)
 
     @property
     def index(self) -> dict[str, str]:
-        """The name and text of the index of its weights; empty where they are one file."""
+        """The name and the text of the weights' index; empty if the weights are one file."""
         return shard_index(self.shards)
 
     @property
-    def last(self) -> str:
-        """The file with which it is whole: the index, or the only file of weights."""
+    def last_file(self) -> str:
+        """The file without which nothing loads as a model: the index of the weights, or their only file."""
         return next(iter(self.index), self.shards[0].name)
 
     @property
     def copies(self) -> dict[str, Path]:
-        """The base's files that come along; its own code, where it has some, runs only if the user trusts it."""
+        """The base's files that are copied: tokenizer, generation config and so on, and the base's own code if it has some.
+
+        Code is copied and not run. Whoever loads the model decides that with `trust_remote_code`.
+        """
         folder = self.opened.base.folder
-        found = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob("*.py"))]
-        return {path.name: path for path in found if path.is_file()}
+        paths = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob("*.py"))]
+        return {path.name: path for path in paths if path.is_file()}
 
     @cached_property
     def purpose(self) -> str:
-        """A hash of all that decides about its bytes: the recipe, what base and vectors turned out to be, files, and libraries."""
-        base, vectors = self.opened.base.record.fingerprint, [vector.sha256 for vector in self.opened.vectors]
-        files = {shard.name: len(shard.outlines) for shard in self.shards}
-        decides = [
+        """A hash of everything that decides about the bytes of the model.
+
+        These are the recipe, the contents of base and vectors, the dtype, the division into files, and the versions of the libraries that
+        compute. Only an interrupted export with the same hash is resumed.
+        """
+        decisive = [
             self.opened.recipe.to_dict(),
-            base,
-            vectors,
+            self.opened.base.record.fingerprint,
+            [vector.sha256 for vector in self.opened.vectors],
             self.dtype,
-            files,
+            {shard.name: len(shard.outlines) for shard in self.shards},
             __version__,
             torch.__version__,
             numba.__version__,
         ]
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def write(self, file: Path, shard: Shard, start: int = 0) -> Iterator[int]:
-        """Merge one file of the weights and write it, from a byte on that a block begins at; see [`write_shard`].
+        """Merge one file of the weights and write it.
+
+        Args:
+            file (`Path`): The file.
+            shard ([`Shard`]): Which of the model's files it is.
+            start (`int`, *optional*, defaults to 0): Bytes of the tensors that the file has already. A block must begin there.
+
+        Yields:
+            `int`: After each block, the number of bytes up to which all of the tensors are in the file.
 
         Raises:
-            `CheckpointError`: NaN or inf in the base or after the merge.
+            [`~dem_hub.errors.CheckpointError`]: If the base or the merged weights have NaN or inf.
         """
         if self.opened.remotes:
             raise AssertionError(f"'{self.opened.base}' was opened for its headers only")
         return write_shard(file, shard, self._blocks(shard, start), start)
 
     def _blocks(self, shard: Shard, start: int) -> Iterator[Block]:
+        """Yield where each block of a file begins and what computes it, leaving out those that end before `start`."""
         position = 0
         for outline in shard.outlines:
-            itemsize = outline.nbytes // max(1, math.prod(outline.shape))
+            itemsize = DTYPES[outline.dtype].itemsize
             for part in self.merge.blocks(outline.name, full_index(outline.shape), _CPU):
-                begin, position = position, position + itemsize * math.prod(index_shape(part))
+                begin = position
+                position += itemsize * math.prod(index_shape(part))
                 if position > start:
                     yield begin, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
 
     def texts(self, folder: Path | None = None) -> dict[str, str]:
-        """Its config and its recipe, in which paths of this machine are written relative to the folder that it is for."""
+        """Return the model's config and its recipe, by file name.
+
+        Args:
+            folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are written relative to it.
+        """
         provenance = replace(self.opened.recipe, dtype=self.dtype).to_dict(folder)
+        texts = {PROVENANCE_CONFIG: dump_json(provenance)}
         config = self._model_config()
-        return {PROVENANCE_CONFIG: _json(provenance)} | ({RECIPE_CONFIG: _json(config)} if config else {})
+        if config:
+            texts[RECIPE_CONFIG] = dump_json(config)
+        return texts
 
     def _model_config(self) -> dict[str, Any]:
-        """The base's `config.json`, with the merged dtype and the size of a grown vocabulary."""
+        """Return the base's `config.json` with the merged dtype and vocabulary; empty if the base has none."""
         config = read_config(self.opened.base.folder)
         if not config:
             return {}
         if self.dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = self.dtype
-        if self.merge.vocabulary is not None:
-            owner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
-            owner["vocab_size"] = self.merge.vocabulary
+        set_vocabulary_in_json(config, self.merge)
         return config
 
 
 def merging_bar(nbytes: int, start: int = 0) -> "tqdm":
-    """Progress through the bytes of a model's tensors, of which the first are there."""
+    """Return a progress bar over the bytes of a model's tensors, the first `start` of which are written already."""
     from huggingface_hub.utils import tqdm
 
     return tqdm(total=nbytes, initial=start, desc="Merging", unit="B", unit_scale=True, delay=1)
-
-
-def _json(data: dict[str, Any]) -> str:
-    return dump_json(data)
