@@ -12,8 +12,8 @@ from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
 from dem_hub.cli.push import push_folder
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.records import HERE
 from dem_hub.merging.opening import open_recipe
+from dem_hub.merging.records import HERE
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
 from dem_hub.models.upload import push_export
