@@ -1,13 +1,14 @@
-"""What a loaded DEM remembers, and how its coefficients are changed in place.
+"""`model.dem`: the recipe of a loaded model, and its coefficients changed in place.
 
-A tensor is merged anew from the base's bytes on disk and copied over the old one, so that a hundred changes leave no trace of each
-other; adding differences to the weights in memory would round a hundred times.
+A tensor is merged again from the base's bytes on disk and copied over the old one, so any number of changes leaves the same bits as a
+fresh load. Adding differences to the weights in memory would round once for each change.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
     from transformers import PreTrainedModel
 
+_REMEDY = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."
+
 
 class AttachedRecipe:
-    """The recipe of a loaded model, as `model.dem`.
+    """The recipe of a loaded model, as `model.dem`. `config` is the recipe itself, a [`DEMConfig`].
 
     Example:
 
@@ -48,14 +51,17 @@ class AttachedRecipe:
     def __init__(
         self, model: "PreTrainedModel", recipe: DEMConfig, options: HubOptions, *, allow_base_mismatch: bool
     ) -> None:
-        """Remember where the base and the vectors are; they are opened again when they are needed."""
+        """Remember where the base and the vectors are. They are opened again when they are needed."""
         self.config = recipe
-        self._model, self._options, self._allow_base_mismatch = model, options, allow_base_mismatch
+        self._model = model
+        self._options = options
+        self._allow_base_mismatch = allow_base_mismatch
         self._opened: OpenedRecipe | None = None
-        self._others: dict[str, OpenedRecipe] = {}
+        self._switched: dict[str, OpenedRecipe] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None, "_others": {}}  # open files cannot be copied with the model
+        # Open files cannot be copied with the model. The copy opens them again.
+        return {**self.__dict__, "_opened": None, "_switched": {}}
 
     def __repr__(self) -> str:
         terms = "".join(f" + {coefficient} * {name}" for name, coefficient in self.coefficients.items())
@@ -63,35 +69,56 @@ class AttachedRecipe:
 
     @property
     def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficient of each vector, by name: a number, or one for each group of its tensors."""
+        """The coefficient of each vector, by the vector's name: a number, or one number for each group of its tensors."""
         return self.config.coefficients
 
     def set_coefficients(self, coefficients: Mapping[str, Coefficient], *, only_changed: bool = False) -> None:
-        """Merge again in place, on the devices where the weights are: the same bits as a fresh load there.
+        """Change coefficients in place: the weights are merged again, on the devices where they are.
+
+        Afterwards the weights have the same bits as those of a fresh load with these coefficients on the same devices, no matter how many
+        changes were made before. A change that fails leaves the model with its old coefficients.
 
         Args:
-            coefficients (`Mapping[str, float]`): by vector name; vectors that are not named keep theirs. As in
-                [`DEMModel.from_pretrained`], each may be several, by group.
-            only_changed (`bool`): leave tensors alone whose coefficients stay; right where nothing else has changed the weights.
+            coefficients (`Mapping[str, float]`): New coefficients, by the vectors' names in `model.dem.coefficients`. A vector that is
+                not named keeps its own. As in [`DEMModel.from_pretrained`], there may be a number for each group of tensors.
+            only_changed (`bool`, *optional*, defaults to `False`): Merge only tensors whose coefficients change. This is quicker, and
+                right if nothing but this method has changed the weights since they were loaded.
 
         Raises:
-            `CoefficientError`: unknown names; a change of the vocabulary's size; weights that are quantised, offloaded or sharded.
-            `CheckpointError`: the merge is not finite. The model then has its old coefficients.
+            [`~dem_hub.errors.CoefficientError`]: If a name is unknown, the size of the vocabulary would change, or weights are quantized,
+                offloaded or sharded and so cannot be merged in place.
+            [`~dem_hub.errors.CheckpointError`]: If the merged weights would not be finite.
+
+        Example:
+
+        ```python
+        >>> import torch
+        >>> from dem_hub import DEMModel
+        >>> model = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.5})
+        >>> model.dem.set_coefficients({vector_folder: -1.0})
+        >>> model.dem.set_coefficients({vector_folder: 0.8})
+        >>> fresh = DEMModel.from_pretrained(base_folder, vectors={vector_folder: 0.8})
+        >>> all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
+        True
+
+        ```
         """
         recipe = self.config.with_coefficients(coefficients)
         self._check_in_place()
         self._merge_again(self.open(), recipe, only_changed=only_changed)
 
     def switch(self, recipe: str | os.PathLike[str] | VectorSource) -> None:
-        """Become another recipe over the same base, in place: as a fresh load of it, but in this model's dtype and on its devices.
+        """Change to another recipe over the same base, in place, in this model's dtype and on its devices.
 
-        The vectors of every recipe that was switched to stay open: compact, and memory-mapped.
+        Afterwards the weights have the same bits as those of a fresh load of that recipe. The vectors of every recipe that was switched to
+        stay open. They are memory-mapped, so this takes little memory.
 
         Args:
-            recipe (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder.
+            recipe (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the recipe.
 
         Raises:
-            `BaseMismatchError`: a recipe over another base. Else as [`AttachedRecipe.set_coefficients`], and what opening it raises.
+            [`~dem_hub.errors.BaseMismatchError`]: If the recipe is over another base.
+            [`~dem_hub.errors.DemHubError`]: What opening the recipe and [`AttachedRecipe.set_coefficients`] raise.
 
         Example:
 
@@ -108,45 +135,26 @@ class AttachedRecipe:
         ```
         """
         self._check_in_place()
-        here, source = self.open(), VectorSource.parse(recipe)
-        if str(source) not in self._others:
-            self._others[str(source)] = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
-        there = self._others[str(source)]
-        if there.base.fingerprint != here.base.fingerprint:
+        current = self.open()
+        source = VectorSource.parse(recipe)
+        if str(source) not in self._switched:
+            self._switched[str(source)] = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
+        other = self._switched[str(source)]
+        if other.base.fingerprint != current.base.fingerprint:
             raise BaseMismatchError(
-                f"The recipe '{source}' is over '{there.base}' (fingerprint {short_hash(there.base.fingerprint)}), and this model over "
-                f"'{here.base}' (fingerprint {short_hash(here.base.fingerprint)}). Load it as a model of its own."
+                f"The recipe '{source}' is over '{other.base}' (fingerprint {short_hash(other.base.fingerprint)}), and this model over "
+                f"'{current.base}' (fingerprint {short_hash(current.base.fingerprint)}). Load it as a model of its own."
             )
         self._merge_again(
-            there, replace(there.recipe, dtype=self.config.dtype, architectures=self.config.architectures)
+            other, replace(other.recipe, dtype=self.config.dtype, architectures=self.config.architectures)
         )
-        self._opened = there
+        self._opened = other
 
     def open(self) -> OpenedRecipe:
-        """The base and the vectors on disk, opened when they are first needed."""
+        """Return the base and the vectors on disk, which are opened at the first call."""
         if self._opened is None:
             self._opened = open_config(self.config, self._options, check_base=not self._allow_base_mismatch)
         return self._opened
-
-    def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig, *, only_changed: bool = False) -> None:
-        """Put the sum of a recipe over these vectors in the place of the present one, or leave everything as it is."""
-        old = self.open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
-        new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
-        names = [name for name in new.base if old.active(name) or new.active(name)]
-        if only_changed:
-            names = [name for name in names if old.coefficients(name) != new.coefficients(name)]
-        for name in names:
-            if old.shape(name) != new.shape(name):
-                raise CoefficientError(
-                    f"These coefficients change '{name}' from {list(old.shape(name))} to {list(new.shape(name))} (a vector with new tokens "
-                    "comes or goes). Load the model anew: DEMModel.from_pretrained(...)."
-                )
-        try:
-            _copy(self._model, new, names)
-        except BaseException:
-            _copy(self._model, old, names)
-            raise
-        self.config = recipe
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""
@@ -156,55 +164,94 @@ class AttachedRecipe:
         """Push the recipe, not the weights; see [`DEMConfig.push_to_hub`]."""
         return self.config.push_to_hub(repo_id, **options)
 
+    def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig, *, only_changed: bool = False) -> None:
+        """Replace the weights by the sum of a recipe over these vectors, or leave all of them as they are."""
+        old = self.open().merge(self.config, allow_base_mismatch=self._allow_base_mismatch)
+        new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
+        names = [name for name in new.base if old.active(name) or new.active(name)]
+        if only_changed:
+            names = [name for name in names if old.coefficients(name) != new.coefficients(name)]
+        _check_shapes(old, new, names)
+        try:
+            _copy(self._model, new, names)
+        except BaseException:
+            _copy(self._model, old, names)
+            raise
+        self.config = recipe
+
     def _check_in_place(self) -> None:
-        remedy = "Load it anew with the new coefficients: DEMModel.from_pretrained(base, vectors={...}, ...)."
+        """Refuse a model whose weights in memory are not the whole merged tensors."""
         quantizer: Any = getattr(self._model, "hf_quantizer", None)
         if quantizer is not None:
             method = quantizer.quantization_config.quant_method
             raise CoefficientError(
                 f"This model is quantised ({getattr(method, 'value', method)}); its weights in memory are rounded "
-                f"and cannot be merged again in place. {remedy}"
+                f"and cannot be merged again in place. {_REMEDY}"
             )
         for name, parameter in self._model.named_parameters():
             if parameter.device.type == "meta":
-                raise CoefficientError(f"'{name}' is offloaded, and is not in memory to be merged again. {remedy}")
+                raise CoefficientError(f"'{name}' is offloaded, and is not in memory to be merged again. {_REMEDY}")
             if type(parameter.data) is not Tensor:
-                raise CoefficientError(f"'{name}' is sharded ({type(parameter.data).__name__}). {remedy}")
+                raise CoefficientError(f"'{name}' is sharded ({type(parameter.data).__name__}). {_REMEDY}")
+
+
+def _check_shapes(old: Merge, new: Merge, names: Iterable[str]) -> None:
+    """Refuse a change of the vocabulary's size, which the model in memory cannot follow."""
+    for name in names:
+        if old.shape(name) != new.shape(name):
+            raise CoefficientError(
+                f"These coefficients change '{name}' from {list(old.shape(name))} to {list(new.shape(name))} (a vector with new tokens "
+                "comes or goes). Load the model anew: DEMModel.from_pretrained(...)."
+            )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One block of a tensor on disk, and the model's tensor that it is copied into."""
+
+    name: str
+    block: Index
+    target: Tensor
 
 
 @torch.no_grad()
 def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
-    """Merge tensors and copy them over the model's."""
+    """Merge the named tensors of the checkpoint and copy them over the model's."""
     from huggingface_hub.utils import tqdm
 
-    places = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    targets = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     direct = memory_names(model, merge.base)
     wanted = set(names)
-    jobs = [
-        (name, part, places[direct[name]])
-        for name in direct
-        if name in wanted
-        for part in merge.blocks(name, full_index(merge.shape(name)), places[direct[name]].device)
-    ]
+    jobs: list[_Job] = []
+    for name, target_name in direct.items():
+        if name in wanted:
+            target = targets[target_name]
+            blocks = merge.blocks(name, full_index(merge.shape(name)), target.device)
+            jobs += [_Job(name, block, target) for block in blocks]
 
-    def merged(job: tuple[str, Index, Tensor]) -> Tensor:
-        name, part, place = job
-        return merge.tensor(name, part, place.device, place.dtype)
+    def merged(job: _Job) -> Tensor:
+        return merge.tensor(job.name, job.block, job.target.device, job.target.dtype)
 
-    # an accelerator works on one block at a time, and has the memory for it
-    on_cpu = all(place.device.type == "cpu" for _, _, place in jobs)
-    blocks = in_order(merged, jobs) if on_cpu else map(merged, jobs)
-    shown = tqdm(blocks, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False)
-    for (_, part, place), values in zip(jobs, shown, strict=True):
-        place[part] = values
-    for target, values in _converted(model, merge, wanted - set(direct), places):
-        places[target].copy_(values)
+    # An accelerator computes one block at a time, and would need memory for each block that waits.
+    if all(job.target.device.type == "cpu" for job in jobs):
+        results = in_order(merged, jobs)
+    else:
+        results = map(merged, jobs)
+    bar = tqdm(results, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False)
+    for job, values in zip(jobs, bar, strict=True):
+        job.target[job.block] = values
+    for target_name, values in _converted(model, merge, wanted - set(direct), targets):
+        targets[target_name].copy_(values)
 
 
 def _converted(
-    model: "PreTrainedModel", merge: Merge, wanted: set[str], places: dict[str, Tensor]
+    model: "PreTrainedModel", merge: Merge, wanted: set[str], targets: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that are several on disk and one in memory (experts), or the other way round, through the loader's own converters."""
+    """Yield the model's tensors that are not one to one with tensors on disk, such as the experts of a mixture, each with its name.
+
+    They are converted by transformers' own converters, as its loader does. A tensor in memory is made of all its tensors on disk, also of
+    those that are not in `wanted`.
+    """
     if not wanted:
         return
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -213,22 +260,25 @@ def _converted(
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    by_pattern: dict[str, WeightConverter] = {}
+    for converter in converters:
+        by_pattern.update(dict.fromkeys(converter.source_patterns, converter))
     groups: dict[str, WeightConverter] = {}
     touched: set[str] = set()
+    # In the loader's order, which decides the order of the experts.
     for key in sorted(merge.base, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
-        if pattern is None or name not in places:
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, targets)
+        if pattern is None or name not in targets:
             continue
         if key in wanted:
             touched.add(name)
-        group = groups.setdefault(name, deepcopy(by_pattern[pattern]))
-        place = places[name]
-
-        def job(key: str = key, place: Tensor = place) -> Tensor:
-            return merge.tensor(key, full_index(merge.shape(key)), place.device, place.dtype)
-
-        group.add_tensor(name, key, pattern, job)  # type: ignore[arg-type]  # it calls what is no future
+        if name not in groups:
+            groups[name] = deepcopy(by_pattern[pattern])
+        target = targets[name]
+        merged = partial(merge.tensor, key, full_index(merge.shape(key)), target.device, target.dtype)
+        # The converter calls what is not a future.
+        groups[name].add_tensor(name, key, pattern, merged)  # type: ignore[arg-type]
     for name in touched:
-        for target, values in groups[name].convert(name, model=model, config=model.config).items():
-            yield target, values[0] if isinstance(values, list) else values
+        converted = groups[name].convert(name, model=model, config=model.config)
+        for target_name, values in converted.items():
+            yield target_name, values[0] if isinstance(values, list) else values

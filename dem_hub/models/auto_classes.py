@@ -1,7 +1,7 @@
-"""How transformers' Auto classes learn `model_type: "dem"`, without anyone importing transformers for it.
+"""Registration of `model_type: "dem"` with transformers' Auto classes, so that `AutoModel.from_pretrained` loads a recipe.
 
-Hooks wait for transformers' own tables of configs and models to be imported, before or after dem_hub, and add one small class for
-each Auto class. Importing transformers here would cost every `dem-hub merge` seconds that it has no use for.
+Nothing here imports transformers: that would cost every `dem-hub merge` seconds that it has no use for. Hooks wait until transformers'
+own tables of configs and models are imported, before or after dem_hub, and then add one small class for each Auto class.
 """
 
 import os
@@ -13,7 +13,7 @@ MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_when_imported() -> None:
-    """Register as soon as transformers' tables are there."""
+    """Register recipes with the Auto classes as soon as transformers' tables are imported, or now if they are."""
     from wrapt import when_imported
 
     when_imported(CONFIGS)(_register_config)
@@ -25,7 +25,7 @@ def _config_class() -> Any:
     from transformers.configuration_utils import PreTrainedConfig
 
     class DEMAutoConfig(PreTrainedConfig):
-        """What `AutoConfig` makes of a recipe's `config.json`: the JSON as it is; the recipe proper is [`DEMConfig`]."""
+        """What `AutoConfig` returns for a recipe: the JSON as it is. The recipe itself is read by [`DEMConfig`]."""
 
         model_type = "dem"
 
@@ -38,7 +38,7 @@ def _register_config(configs: Any) -> None:
 
 def _register_models(models: Any) -> None:
     class Registered:
-        """Stands for every DEM in one Auto class's table; what it loads is a native model."""
+        """Stands for all recipes in the table of one Auto class. What it loads is a native model."""
 
         config_class = _config_class()
         auto_class: ClassVar[Any]
@@ -52,7 +52,6 @@ def _register_models(models: Any) -> None:
 
     for name, auto_class in vars(models).items():
         if name.startswith("AutoModel") and getattr(auto_class, "_model_mapping", None) is not None:
-            model = type(
-                name.replace("Auto", "DEM", 1), (Registered,), {"auto_class": auto_class, "__module__": __name__}
-            )
-            auto_class.register(_config_class(), model, exist_ok=True)
+            members = {"auto_class": auto_class, "__module__": __name__}
+            model_class = type(name.replace("Auto", "DEM", 1), (Registered,), members)
+            auto_class.register(_config_class(), model_class, exist_ok=True)

@@ -1,4 +1,8 @@
-"""What a merge will take, worked out from headers before any weight moves: what comes down, what is read and written, memory, disk, time."""
+"""The cost of a merge, estimated from headers before any weight is read: downloads, reads, writes, memory, disk space and time.
+
+The computing time is that of a small merge of the same average rank, which is timed here and now. The disk and the network are not
+timed: they add to it.
+"""
 
 import math
 import shutil
@@ -8,26 +12,30 @@ from pathlib import Path
 
 import torch
 
-from dem_hub.checkpoints.lazy import DTYPES
+from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import partial_path
 from dem_hub.files.sizes import format_size
-from dem_hub.merging.merge import BLOCK, FACTORED_BLOCK
+from dem_hub.merging.merge import block_memory
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.rounding import round_into
 from dem_hub.numerics.slices import full_index
-from dem_hub.numerics.threads import one_core
+from dem_hub.numerics.threads import most_held, one_core
 
-_TRIED = (512, 512)  # the sum that is done to see how long others will take
+# Rows and columns of the merge that is timed: large enough that starting the kernel does not count, and done in milliseconds.
+# Chosen by hand, not measured.
+_TIMED_SHAPE = (512, 512)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A merge that has not begun: how many tensors there are and how many of them change, and what it takes, in bytes and seconds.
+    """What a merge will take.
 
-    `seconds` are of computing; what the disk and the line take comes on top.
+    `tensors` and `changed` are counts of tensors, `seconds` is the time of computing alone, and everything else is in bytes: `downloads`
+    from the Hub, `reads` from files, `writes` of the merged model, `memory` beyond that of the libraries, `free` on the disk, and what an
+    interrupted export has `written` already.
     """
 
     tensors: int
@@ -41,105 +49,143 @@ class Estimate:
     written: int = 0
 
     def __str__(self) -> str:
-        there = f", {format_size(self.written)} of which are there already" if self.written else ""
-        down = f"downloads {format_size(self.downloads)}, " if self.downloads else ""
+        downloads = f"downloads {format_size(self.downloads)}, " if self.downloads else ""
+        written = f", {format_size(self.written)} of which are there already" if self.written else ""
         return (
-            f"{self.changed} of {self.tensors} tensors change; {down}reads {format_size(self.reads)}, writes {format_size(self.writes)}{there} "
-            f"({format_size(self.free)} free), about {format_size(self.memory)} of memory beyond the libraries, and {_time(self.seconds)} of computing"
+            f"{self.changed} of {self.tensors} tensors change; {downloads}reads {format_size(self.reads)}, "
+            f"writes {format_size(self.writes)}{written} ({format_size(self.free)} free), about {format_size(self.memory)} of memory "
+            f"beyond the libraries, and {_format_seconds(self.seconds)} of computing"
         )
 
 
-def estimate(model: PlannedModel, place: Path, room: int, written: int = 0) -> Estimate:
-    """Look at the headers of a merge.
+def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> Estimate:
+    """Estimate what a merge will take, from headers.
 
     Args:
-        model ([`PlannedModel`]): what comes; names, shapes and identity were checked as it was planned.
-        place (`Path`): the folder that it is written to.
-        room (`int`): how many bytes are there at once.
-        written (`int`): how many an earlier run left, which are not written again.
+        model ([`PlannedModel`]): The model. Names, shapes and identity were checked when it was planned.
+        folder (`Path`): Where it is written to.
+        room (`int`): Bytes that are on the disk at the same time.
+        written (`int`, *optional*, defaults to 0): Bytes that an interrupted export has written already.
 
     Raises:
-        `DiskSpaceError`: less is free there, or where downloads are kept, than it takes.
+        [`~dem_hub.errors.DiskSpaceError`]: If the disk, or that of the Hub's cache, has less room than it takes.
     """
-    merge, reads, changed, directions = model.merge, 0, 0, 0
-    active = {name: [stored for _, stored in merge.active(name)] for name in merge.base}
-    for name, deltas in active.items():
-        reads += merge.base[name].nbytes + sum(map(_bytes, deltas))
-        size = math.prod(merge.base[name].shape)
-        changed += size if deltas else 0
-        directions += size * sum(map(_rank, deltas))
-    free = check_room(model, place, room)
-    downloads = _downloads(model)
-    threads = torch.get_num_threads()
-    seconds = changed * _seconds_each(round(directions / max(changed, 1))) / threads
-    widest = max((merge.dtype(name, model.torch_dtype).itemsize for name in merge.base), default=0)
-    memory = max(8 * BLOCK, widest * FACTORED_BLOCK) * (threads + 2)  # blocks that `in_order` holds
+    merge = model.merge
+    reads = 0
+    changed_tensors = 0
+    changed_elements = 0
+    rank_elements = 0  # the sum over all elements of the rank of their deltas
+    widest = 0
+    for name, info in merge.base.items():
+        deltas = [stored for _, stored in merge.active(name)]
+        elements = math.prod(info.shape)
+        reads += info.nbytes + sum(map(_nbytes, deltas))
+        if deltas:
+            changed_tensors += 1
+            changed_elements += elements
+            rank_elements += elements * sum(map(_rank, deltas))
+        widest = max(widest, merge.dtype(name, model.torch_dtype).itemsize)
+    mean_rank = round(rank_elements / max(changed_elements, 1))
     return Estimate(
-        len(active), sum(map(bool, active.values())), downloads, reads, model.nbytes, memory, free, seconds, written
+        tensors=len(merge.base),
+        changed=changed_tensors,
+        downloads=_downloads(model),
+        reads=reads,
+        writes=model.nbytes,
+        memory=block_memory(widest) * most_held(),
+        free=check_room(model, folder, room),
+        seconds=changed_elements * _seconds_per_element(mean_rank) / torch.get_num_threads(),
+        written=written,
     )
 
 
-def check_room(model: PlannedModel, place: Path, room: int) -> int:
-    """What is free where a model goes, once that and what comes down have room; what an earlier run wrote is used again, or removed.
+def check_room(model: PlannedModel, folder: Path, room: int) -> int:
+    """Return the free bytes where a model is written, once it is known that the model and its downloads have room.
+
+    What an interrupted export has written counts as free, because it is used again or removed.
 
     Raises:
-        `DiskSpaceError`: less is free there, or where downloads are kept, than it takes.
+        [`~dem_hub.errors.DiskSpaceError`]: If the disk, or that of the Hub's cache, has less room than it takes.
     """
-    downloads, cache = _downloads(model), next((remote.cache for remote in model.opened.remotes), place)
-    there, kept = _existing(place), _existing(cache)
-    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in partial_path(place).glob("*"))
-    together = there.stat().st_dev == kept.stat().st_dev
-    if room + (downloads if together else 0) > free:
-        more = f" and {format_size(downloads)} of downloads in '{cache}'" if downloads and together else ""
+    downloads = _downloads(model)
+    cache = folder
+    for remote in model.opened.remotes:
+        cache = remote.cache
+    model_disk = _existing_folder(folder)
+    cache_disk = _existing_folder(cache)
+    is_one_disk = model_disk.stat().st_dev == cache_disk.stat().st_dev
+    free = shutil.disk_usage(model_disk).free
+    free += sum(path.stat().st_size for path in partial_path(folder).glob("*"))
+    needed = room
+    needed_for_downloads = ""
+    if is_one_disk and downloads:
+        needed += downloads
+        needed_for_downloads = f" and {format_size(downloads)} of downloads in '{cache}'"
+    if needed > free:
         raise DiskSpaceError(
-            f"The merged model takes {format_size(room)} in '{place}'{more}, and {format_size(free)} are free there. Make room first."
+            f"The merged model takes {format_size(room)} in '{folder}'{needed_for_downloads}, and {format_size(free)} are free there. "
+            "Make room first."
         )
-    if not together and downloads > shutil.disk_usage(kept).free:
-        raise DiskSpaceError(
-            f"{format_size(downloads)} come down to '{cache}', and {format_size(shutil.disk_usage(kept).free)} are free there. Make room first, or set HF_HOME."
-        )
+    if not is_one_disk:
+        _check_cache_room(cache, cache_disk, downloads)
     return free
+
+
+def _check_cache_room(cache: Path, disk: Path, downloads: int) -> None:
+    """Refuse downloads that the Hub's cache has no room for, where it is on a disk of its own."""
+    free = shutil.disk_usage(disk).free
+    if downloads > free:
+        raise DiskSpaceError(
+            f"{format_size(downloads)} come down to '{cache}', and {format_size(free)} are free there. Make room first, or set HF_HOME."
+        )
 
 
 def _downloads(model: PlannedModel) -> int:
     return sum(remote.nbytes for remote in model.opened.remotes)
 
 
-def _existing(place: Path) -> Path:
-    """The folder, or the one that it will be made in."""
-    place = place.resolve()
-    return next(folder for folder in (place, *place.parents) if folder.exists())
+def _existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest of its parents that exists already."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
-def _seconds_each(directions: int) -> float:
-    """What an element takes in one thread, by a sum of so many directions that is done here and now."""
-    base, result = (
-        torch.zeros(_TRIED, dtype=torch.bfloat16, device="cpu"),
-        torch.empty(_TRIED, dtype=torch.bfloat16, device="cpu"),
-    )
-    left, right = (
-        torch.ones(shape, dtype=torch.float32, device="cpu")
-        for shape in ((_TRIED[0], directions), (directions, _TRIED[1]))
-    )
-    noise = Noise.of(0, "", full_index(_TRIED), _TRIED, base.device)
+def _seconds_per_element(rank: int) -> float:
+    """Time a merge of one low-rank delta on one core, and return the seconds for each of its elements."""
+    rows, columns = _TIMED_SHAPE
+    base = torch.zeros(_TIMED_SHAPE, dtype=torch.bfloat16, device="cpu")
+    result = torch.empty(_TIMED_SHAPE, dtype=torch.bfloat16, device="cpu")
+    left = torch.ones((rows, rank), dtype=torch.float32, device="cpu")
+    right = torch.ones((rank, columns), dtype=torch.float32, device="cpu")
+    noise = Noise.of(0, "", full_index(_TIMED_SHAPE), _TIMED_SHAPE, base.device)
     taken = []
     with one_core():
-        for _ in range(3):  # the first finds nothing ready
+        # The first run includes warm-up: compiled code is loaded and memory is touched for the first time.
+        for _ in range(3):
             start = time.perf_counter()
             round_into(result, base, (left, right), noise)
             taken.append(time.perf_counter() - start)
-    return min(taken) / math.prod(_TRIED)
+    return min(taken) / math.prod(_TIMED_SHAPE)
 
 
 def _rank(stored: StoredDelta) -> int:
+    """Return the sum of the ranks of a stored delta's components; one without factors has none."""
     return sum(component.parts["left"].get_shape()[1] for component in stored.components if "left" in component.parts)
 
 
-def _bytes(stored: StoredDelta) -> int:
-    parts = [part for component in stored.components for part in component.parts.values()]
-    parts += [stored.rows] if stored.rows is not None else []
-    return sum(DTYPES[part.get_dtype()].itemsize * math.prod(part.get_shape()) for part in parts)
+def _nbytes(stored: StoredDelta) -> int:
+    """Return the bytes of a stored delta in its files."""
+    tensors: list[LazyTensor] = []
+    for component in stored.components:
+        tensors += component.parts.values()
+    if stored.rows is not None:
+        tensors.append(stored.rows)
+    return sum(DTYPES[tensor.get_dtype()].itemsize * math.prod(tensor.get_shape()) for tensor in tensors)
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{max(seconds, 1):.0f} s"
+def _format_seconds(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,14 +1,14 @@
-"""A weighted sum of vectors as one LoRA adapter, which PEFT and vLLM load beside the base.
+"""Export of a weighted sum of vectors as one LoRA adapter, which PEFT and vLLM load on the base.
 
     sum_i c_i B_i @ A_i = [B_1 ... B_n] @ [c_1 A_1; ...; c_n A_n]
 
-so that putting the factors side by side is exact, where summing them (PEFT's `linear`) has cross terms. A rank makes it smaller: the best
-approximation at that rank, and its error is told.
+Concatenating the factors is exact. Summing them (PEFT's `linear` combination) would add cross terms. With a rank the adapter is the best
+approximation of the sum at that rank, and the relative error is returned.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
+from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.numerics.norms import squared_norm
 from dem_hub.numerics.slices import full_index
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExportedAdapter:
-    """What became of a sum: the ranks of its modules, |adapter - sum| / |sum|, and the tensors that no LoRA can change."""
+    """The result of an export: the rank of each module, |adapter - sum| / |sum|, and the names of tensors that no LoRA can change."""
 
     ranks: tuple[int, ...]
     error: float
@@ -40,62 +41,97 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
     """Write the weighted sum of a recipe's vectors as a PEFT adapter.
 
     Args:
-        opened ([`OpenedRecipe`]): the recipe with its base and vectors.
-        target (`Path`): the folder, which appears complete or not at all.
-        rank (`int`, *optional*): of every module at the most. Without it the adapter is the sum, and every delta must be of low rank.
+        opened ([`OpenedRecipe`]): The recipe with its base and vectors.
+        target (`Path`): The folder, which appears complete or not at all.
+        rank (`int`, *optional*): Largest rank of a module. Without it the adapter is exactly the sum, and every delta must be of low rank.
 
     Raises:
-        `AdapterError`: deltas that are no LoRA; lists all of them. With a `rank`: nothing that a LoRA could change.
-        `ConfigError`: a target that holds the base, one of the vectors, or anything but an adapter.
+        [`~dem_hub.errors.AdapterError`]: If a delta cannot be in a LoRA; the message lists all of them. With a `rank`: if no delta can.
+        [`~dem_hub.errors.ConfigError`]: If the folder is the base or a vector, or holds anything but an adapter.
     """
     from huggingface_hub.utils import tqdm
 
     opened.check_target(target, ADAPTER)
     merge = opened.merge(opened.recipe)
-    ranks, left_out, squares, errors, faults = [], [], 0.0, 0.0, []
+    changed = [name for name in merge.base if merge.active(name)]
     with atomic_folder(target) as folder:
-        writer = AdapterWriter(folder, opened.base.architecture)
-        for name in tqdm([name for name in merge.base if merge.active(name)], desc="Merging", unit="tensor", delay=1):
-            summands, module = merge.summands(name, full_index(merge.base[name].shape), CPU), writer.module(name)
-            factors, dense = combine_factors(summands, torch.float32)
-            whole = factors is not None and not dense and merge.shape(name) == merge.base[name].shape
-            if rank is None and (module is None or not whole):
-                faults.append(
-                    f"'{name}' {list(merge.shape(name))}"
-                    + (" is in no module that takes a LoRA" if module is None else " is not of low rank")
-                )
-            elif module is None:
-                left_out.append(name)
-                lost = squared_norm(_sum(merge.base[name].shape, factors, dense))
-                squares, errors = squares + lost, errors + lost
-            else:
-                if factors is not None and whole and (rank is None or factors[0].shape[1] <= rank):
-                    left, right = factors
-                else:
-                    exact = _sum(merge.base[name].shape, factors, dense)
-                    left, right = balanced_factors(exact, rank=rank)
-                    lost = squared_norm(torch.addmm(exact, left, right, alpha=-1))
-                    squares, errors = squares + lost, errors + lost
-                squares += float(
-                    ((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64)
-                )  # what is lost is orthogonal to it
-                writer.write(module, left, right)
-                ranks.append(left.shape[1])
-        _refuse(opened, faults, rank, ranks)
-        writer.close(opened.base.record)
-    return ExportedAdapter(tuple(ranks), math.sqrt(errors / squares) if squares else 0.0, tuple(left_out))
+        export = _Export(merge, AdapterWriter(folder, opened.base.architecture), rank)
+        for name in tqdm(changed, desc="Merging", unit="tensor", delay=1):
+            export.add(name)
+        _refuse(opened, export)
+        export.writer.close(opened.base.record)
+    return ExportedAdapter(tuple(export.ranks), export.error, tuple(export.left_out))
 
 
-def _refuse(opened: OpenedRecipe, faults: Sequence[str], rank: int | None, ranks: Sequence[int]) -> None:
-    if faults:
-        remedy = "Give a rank, and the sum is approximated; or merge it into a model."
-        refuse(AdapterError, f"The sum {opened.recipe.coefficients} is not a LoRA.", faults, remedy)
-    if not ranks:
+@dataclass
+class _Export:
+    """An export that is going on: what was written, the squared norms of the sum and of the error, and what was refused."""
+
+    merge: Merge
+    writer: AdapterWriter
+    rank: int | None
+    ranks: list[int] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    squared_sum: float = 0.0
+    squared_error: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """The norm of the error relative to that of the sum."""
+        if not self.squared_sum:
+            return 0.0
+        return math.sqrt(self.squared_error / self.squared_sum)
+
+    def add(self, name: str) -> None:
+        """Write the delta of one tensor, or note that no LoRA can change it."""
+        shape = self.merge.base[name].shape
+        module = self.writer.module(name)
+        factors, dense = combine_factors(self.merge.summands(name, full_index(shape), CPU), torch.float32)
+        is_low_rank = factors is not None and not dense and self.merge.shape(name) == shape
+        if self.rank is None and (module is None or not is_low_rank):
+            reason = "is in no module that takes a LoRA" if module is None else "is not of low rank"
+            self.faults.append(f"'{name}' {list(self.merge.shape(name))} {reason}")
+            return
+        if module is None:
+            self._lose(squared_norm(_sum(shape, factors, dense)))
+            self.left_out.append(name)
+            return
+        if factors is not None and is_low_rank and (self.rank is None or factors[0].shape[1] <= self.rank):
+            left, right = factors
+        else:
+            exact = _sum(shape, factors, dense)
+            left, right = balanced_factors(exact, rank=self.rank)
+            self._lose(squared_norm(torch.addmm(exact, left, right, alpha=-1)))
+        # |left @ right|^2 from the factors. What is lost is orthogonal to it, so the squares add up to that of the sum.
+        self.squared_sum += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))
+        self.writer.write(module, left, right)
+        self.ranks.append(left.shape[1])
+
+    def _lose(self, squares: float) -> None:
+        """Count a part of the sum that the adapter does not have, by its squared norm."""
+        self.squared_sum += squares
+        self.squared_error += squares
+
+
+def _refuse(opened: OpenedRecipe, export: _Export) -> None:
+    """Refuse a sum of which not everything, or with a rank nothing, could be written."""
+    if export.faults:
+        refuse(
+            AdapterError,
+            f"The sum {opened.recipe.coefficients} is not a LoRA.",
+            export.faults,
+            "Give a rank, and the sum is approximated; or merge it into a model.",
+        )
+    if not export.ranks:
         raise AdapterError(
-            f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {rank}). Merge them into a model."
+            f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {export.rank}). Merge them into a model."
         )
 
 
 def _sum(shape: tuple[int, ...], factors: Factors | None, dense: Sequence[tuple[float, Delta]]) -> Tensor:
+    """Return the sum of the deltas of one tensor, in full."""
     total = torch.zeros(shape, dtype=torch.float32)
-    return add_deltas(total.addmm_(*factors) if factors is not None else total, dense)
+    if factors is not None:
+        total.addmm_(*factors)
+    return add_deltas(total, dense)

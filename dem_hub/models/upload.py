@@ -1,8 +1,12 @@
-"""A merged model, pushed to the Hub as one commit: from its folder, or file by file as it is merged, with the disk of one file."""
+"""Pushing a merged model to the Hub as one commit: from an exported folder, or file by file while it is merged.
+
+The second way takes disk space for one file of weights only: each file is written, uploaded and removed before the next one. Uploaded
+files become visible with the commit, so the repository never has a part of a model.
+"""
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -13,6 +17,7 @@ from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.estimate import Estimate, estimate
@@ -23,15 +28,16 @@ if TYPE_CHECKING:
 
 
 def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Push a merged model's folder, with a card, as one commit; the weights of an older one are replaced.
+    """Push the folder of an exported model with a card, as one commit. Weights of an older model in the repository are replaced.
 
     Args:
-        folder (`Path`): what [`export`] wrote.
-        repo_id (`str`): the repository; made where there is none.
-        options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+        folder (`Path`): What [`export`] wrote.
+        repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
+        options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
-        `NotFoundError`: no merged model there. `PushConflictError`: somebody else changed the same files meanwhile.
+        [`~dem_hub.errors.NotFoundError`]: If the folder has no model that dem_hub merged.
+        [`~dem_hub.errors.PushConflictError`]: If another commit changed the same files in the meantime.
     """
     if not (folder / PROVENANCE_CONFIG).is_file():
         raise NotFoundError(
@@ -44,35 +50,39 @@ def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "
 
 
 def estimate_push(model: PlannedModel) -> Estimate:
-    """What [`push_merged`] will do, and nothing done yet.
+    """Return what [`push_merged`] will take, and push nothing.
 
     Raises:
-        `DiskSpaceError`: there is no room for the largest file.
+        [`~dem_hub.errors.DiskSpaceError`]: If the temporary folder has no room for the largest file.
     """
-    return estimate(model, Path(gettempdir()), max(shard.nbytes for shard in model.shards))
+    largest = max(shard.nbytes for shard in model.shards)
+    return estimate(model, Path(gettempdir()), largest)
 
 
 def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Merge and push file by file: each is written, uploaded and removed before the next, and one commit makes all of them visible.
+    """Merge a model and push it file by file: each file is written, uploaded and removed before the next one.
 
-    A push that failed has left no commit. The next one merges all again, and uploads what is not there yet.
+    One commit makes all files visible. A push that failed leaves no commit. The next one merges everything again, and uploads what the
+    Hub does not have yet.
 
     Args:
-        model ([`PlannedModel`]): what to push.
-        repo_id (`str`): the repository; made where there is none.
-        options ([`PushOptions`]): as in [`DistributionVector.push_to_hub`].
+        model ([`PlannedModel`]): The model.
+        repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
+        options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
-        `CheckpointError`: NaN or inf in the base or after the merge. `PushConflictError`: somebody else changed the same files meanwhile.
-        `HubError`: the line or the Hub failed.
+        [`~dem_hub.errors.CheckpointError`]: If the base or the merged weights have NaN or inf.
+        [`~dem_hub.errors.PushConflictError`]: If another commit changed the same files in the meantime.
+        [`~dem_hub.errors.HubError`]: If the network or the Hub failed.
     """
-    small: dict[str, Content] = {**model.copies, **model.texts(), **model.index}
+    small_files: dict[str, Content] = {**model.copies, **model.texts(), **model.index}
     weights: dict[str, Content] = {}
 
     def gather(head: Head) -> Mapping[str, Content]:
+        # Called again if the branch moves before the commit. The weights are merged and uploaded once.
         if not weights:
             weights.update(_upload_weights(model, head, options))
-        return {**small, **weights}
+        return {**small_files, **weights}
 
     return _push(replace(model.opened.recipe, dtype=model.dtype), gather, repo_id, options)
 
@@ -81,38 +91,61 @@ def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> di
     uploaded: dict[str, Content] = {}
     with TemporaryDirectory(prefix="dem_hub-") as folder, merging_bar(model.nbytes) as bar:
         for shard in model.shards:
-            file, before = Path(folder, shard.name), bar.n
+            file = Path(folder, shard.name)
+            offset = bar.n
             for written in model.write(file, shard):
-                bar.update(before + written - bar.n)
+                bar.update(offset + written - bar.n)
             uploaded[shard.name] = upload(head, shard.name, file, options)
             file.unlink()
     return uploaded
 
 
+@dataclass(frozen=True)
+class _PublicNames:
+    """How the base and the vectors of a recipe are called on a card, and which of them are folders of this machine."""
+
+    base: str
+    vectors: tuple[str, ...]
+    repositories: tuple[str, ...]
+    local: tuple[VectorSource, ...]
+
+    @classmethod
+    def of(cls, recipe: DEMConfig) -> "_PublicNames":
+        """Name a repository by its id, and a folder by the last part of its path, which says nothing about this machine."""
+        sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
+        names = []
+        for source in sources:
+            name = str(replace(source, revision=None))
+            names.append(Path(name).name if source.is_local else name)
+        repositories = dict.fromkeys(source.repo_id for source in sources if not source.is_local)
+        local = tuple(source for source in sources if source.is_local)
+        return cls(names[0], tuple(names[1:]), tuple(repositories), local)
+
+
 def _push(
     recipe: DEMConfig, gather: Callable[[Head], Mapping[str, Content]], repo_id: str, options: PushOptions
 ) -> "CommitInfo":
-    """Push the files of a merged model with a card, in place of an older one's weights."""
-    sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
-    public = {str(replace(source, revision=None)): source for source in sources if not source.is_local}
-    if len(public) < len(sources):
-        names = ", ".join(f"'{source}'" for source in sources if source.is_local)
-        warnings.warn(
-            f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.",
-            stacklevel=3,
-        )
-    stated = licenses(dict.fromkeys(source.repo_id for source in public.values()), token=options.get("token"))
-    called = [name if name in public else Path(name).name for name in (str(replace(s, revision=None)) for s in sources)]
-    shown = dict(zip(called[1:], recipe.coefficients.values(), strict=True))
+    """Push the files of a merged model with a card, in place of an older model's weights."""
+    names = _PublicNames.of(recipe)
+    if names.local:
+        _warn_of_folders(names.local)
+    stated_licenses = licenses(names.repositories, token=options.get("token"))
+    coefficients = dict(zip(names.vectors, recipe.coefficients.values(), strict=True))
 
     def compose(head: Head) -> Change:
-        own = {
-            name: content
-            for name, content in gather(head).items()
-            if name != PROVENANCE_CONFIG or len(public) == len(sources)
-        }
-        card = recipe_card(head.repo_id, called[0], shown, recipe.search, stated, merged=True)
-        old = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in own}
-        return Change({**own, CARD: render(card, head.read(CARD))}, frozenset(old))
+        files = dict(gather(head))
+        if names.local:
+            files.pop(PROVENANCE_CONFIG, None)
+        card = recipe_card(head.repo_id, names.base, coefficients, recipe.search, stated_licenses, merged=True)
+        old_weights = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in files}
+        return Change({**files, CARD: render(card, head.read(CARD))}, frozenset(old_weights))
 
     return push(repo_id, compose, options, "Push the merged model")
+
+
+def _warn_of_folders(folders: Sequence[VectorSource]) -> None:
+    names = ", ".join(f"'{source}'" for source in folders)
+    warnings.warn(
+        f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.",
+        stacklevel=4,
+    )

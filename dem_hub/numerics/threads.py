@@ -15,6 +15,9 @@ import torch
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+# Items beyond one for each thread: one that is finished and waits to be taken, and one that a free thread finds at once.
+_SPARE = 2
+
 
 @contextmanager
 def one_core() -> Iterator[None]:
@@ -28,6 +31,11 @@ def one_core() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def most_held() -> int:
+    """Return how many items [`in_order`] works on or holds at a time, at most."""
+    return torch.get_num_threads() + _SPARE
 
 
 def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -58,7 +66,7 @@ def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > threads + 1:
+                if len(waiting) >= threads + _SPARE:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
