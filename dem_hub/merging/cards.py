@@ -35,7 +35,8 @@ def recipe_card(
         repo_id (`str`): Repository of the card.
         base (`str`): Id of the base.
         coefficients (`Mapping[str, Coefficient]`): The coefficient of each vector, by `id` or `id//subfolder`.
-        search (`Mapping[str, Any]`, *optional*): How the coefficients were found; its losses become a table of perplexities.
+        search (`Mapping[str, Any]`, *optional*): How the coefficients were found; its losses become a table of
+            perplexities.
         licenses (`Mapping[str, str]`): The license of each repository that states one.
         merged (`bool`, *optional*, defaults to `False`): The card is of a merged model.
     """

@@ -10,8 +10,8 @@ from dem_hub.hub.references import VectorSource
 # A number, or one for each group of a vector's tensors.
 Coefficient = float | Mapping[str, float]
 
-# The coefficient of each vector, by id, folder or `VectorSource`, as callers may write it. A `Mapping` is invariant in its keys, so a type
-# checker accepts each of these forms only if it is listed.
+# The coefficient of each vector, by id, folder or `VectorSource`, as callers may write it. A `Mapping` is invariant
+# in its keys, so a type checker accepts each of these forms only if it is listed.
 VectorCoefficients = (
     Mapping[str, float]
     | Mapping[VectorSource, float]
@@ -23,7 +23,7 @@ VectorCoefficients = (
 
 
 def check_coefficient(value: object, owner: str) -> None:
-    """Check that a value is a coefficient: a finite number, or a finite number for each of several groups without a common tensor.
+    """Check that a value is a coefficient: a finite number, or one for each of several groups of tensors.
 
     Args:
         value (`object`): What was given.
@@ -55,7 +55,7 @@ def coefficient_text(value: Coefficient) -> str:
 
 
 def _check_groups(groups: list[object], owner: str) -> None:
-    """Check that groups are all kinds of tensors, or all runs of layers, beside the rest; and that no tensor is in two of them."""
+    """Check that groups are kinds of tensors or runs of layers, not both, and that no tensor is in two of them."""
     named = ", ".join(map(repr, groups)) or "none"
     kinds = []
     layers: list[int] = []
@@ -80,7 +80,8 @@ def _check_groups(groups: list[object], owner: str) -> None:
     has_overlap = len(set(layers)) < len(layers)
     if is_mixed or has_overlap or has_empty_run:
         raise ConfigError(
-            f"{owner} has coefficients for the groups {named}, which share tensors or have none. Name kinds, or runs, each once."
+            f"{owner} has coefficients for the groups {named}, which share tensors or have none. Name kinds, or "
+            "runs, each once."
         )
 
 

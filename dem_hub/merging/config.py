@@ -1,7 +1,7 @@
-"""`DEMConfig`, the recipe: a base, vectors and coefficients, as a frozen record that is checked when it is made and kept as JSON.
+"""`DEMConfig`, the recipe: a base, vectors and coefficients, as a frozen record and as a JSON file.
 
-A recipe is a `config.json` with `model_type: "dem"`, so that transformers' Auto classes and the Hub know what it is. Nothing here imports
-torch or transformers: a recipe can be read, changed and pushed on a machine that has no model.
+A recipe is a `config.json` with `model_type: "dem"`, so that transformers' Auto classes and the Hub know what it is.
+Nothing here imports torch or transformers: a recipe can be read, changed and pushed on a machine that has no model.
 """
 
 import os
@@ -43,11 +43,13 @@ class DEMConfig:
         base ([`BaseRecord`]): The base: its id or folder, commit and fingerprint.
         vectors (`tuple[VectorRecord, ...]`): The vectors with their coefficients, each vector once.
         dtype (`str`, *optional*): Dtype to merge into, such as `"bfloat16"`. Defaults to the base's own.
-        rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16: `"stochastic"`, which is
-            unbiased, or `"nearest"`, which loses changes of less than half a step.
-        rounding_seed (`int`, *optional*, defaults to 0): Seed of the stochastic rounding. The same seed gives the same bits.
+        rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16:
+            `"stochastic"`, which is unbiased, or `"nearest"`, which loses changes of less than half a step.
+        rounding_seed (`int`, *optional*, defaults to 0): Seed of the stochastic rounding. The same seed gives the
+            same bits.
         architectures (`tuple[str, ...]`, *optional*): Class names of the base's model, as in its `config.json`.
-        search (`Mapping[str, Any]`, *optional*): How the coefficients were found: method, data, losses, number of forward passes.
+        search (`Mapping[str, Any]`, *optional*): How the coefficients were found: method, data, losses, number of
+            forward passes.
         format_version (`int`, *optional*): Version of the file's format.
 
     Raises:
@@ -59,7 +61,8 @@ class DEMConfig:
     >>> from dem_hub import DEMConfig
     >>> from dem_hub.hub.references import BaseRecord
     >>> from dem_hub.merging.records import VectorRecord
-    >>> recipe = DEMConfig(BaseRecord("org/base"), (VectorRecord("me/maths-vector", 0.4), VectorRecord("me/cot-lora", 0.3)))
+    >>> vectors = (VectorRecord("me/maths-vector", 0.4), VectorRecord("me/cot-lora", 0.3))
+    >>> recipe = DEMConfig(BaseRecord("org/base"), vectors)
     >>> recipe.coefficients
     {'me/maths-vector': 0.4, 'me/cot-lora': 0.3}
     >>> recipe.with_coefficients({"me/maths-vector": 0.5}).coefficients
@@ -88,14 +91,15 @@ class DEMConfig:
 
     @property
     def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficient of each vector, by the vector's name: a number, or one number for each group of its tensors."""
+        """The coefficient of each vector, by its name: a number, or a number for each group of its tensors."""
         return {vector.name: vector.coefficient for vector in self.vectors}
 
     def with_coefficients(self, coefficients: Mapping[str, Coefficient]) -> "DEMConfig":
         """Return the same recipe with other coefficients.
 
         Args:
-            coefficients (`Mapping[str, float]`): New coefficients by the vectors' names. A vector that is not named keeps its own.
+            coefficients (`Mapping[str, float]`): New coefficients by the vectors' names. A vector that is not named
+                keeps its own.
 
         Raises:
             [`~dem_hub.errors.CoefficientError`]: If a name is not the name of a vector of this recipe.
@@ -109,7 +113,8 @@ class DEMConfig:
         unknown = sorted(set(wanted) - set(names))
         if unknown:
             raise CoefficientError(
-                f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}."
+                f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(map(repr, names))}."
             )
         vectors = tuple(
             replace(vector, coefficient=wanted.get(name, vector.coefficient))
@@ -121,8 +126,8 @@ class DEMConfig:
         """Return the recipe as JSON data.
 
         Args:
-            folder (`Path`, *optional*): Folder that the recipe is written to. Folders that it refers to are written relative to it, so
-                that all of them can be moved together. Without it they are absolute paths.
+            folder (`Path`, *optional*): Folder that the recipe is written to. Folders that it refers to are written
+                relative to it, so that all of them can be moved together. Without it they are absolute paths.
         """
         data = {"model_type": "dem", **asdict(self)}
         data["base"] = write_reference(data["base"], folder)
@@ -136,12 +141,12 @@ class DEMConfig:
         Args:
             data (`Mapping[str, Any]`): The data.
             where (`str`): Name of the file, for messages.
-            home (`Path` or [`VectorSource`], *optional*): Folder or repository that the data was read from. Only a recipe that was read
-                from a folder may refer to folders.
+            home (`Path` or [`VectorSource`], *optional*): Folder or repository that the data was read from. Only a
+                recipe that was read from a folder may refer to folders.
 
         Raises:
-            [`~dem_hub.errors.ConfigError`]: If this is not a recipe, a key is unknown or missing, the format is newer than this version
-                of dem_hub, or a recipe from the Hub refers to a folder.
+            [`~dem_hub.errors.ConfigError`]: If this is not a recipe, a key is unknown or missing, the format is newer
+                than this version of dem_hub, or a recipe from the Hub refers to a folder.
         """
         if data.get("model_type") != "dem":
             raise ConfigError(
@@ -163,7 +168,8 @@ class DEMConfig:
         The folder appears complete or not at all.
 
         Args:
-            save_directory (`str` or `os.PathLike`): Folder to write. It is created if it does not exist; a recipe in it is replaced.
+            save_directory (`str` or `os.PathLike`): Folder to write. It is created if it does not exist; a recipe in
+                it is replaced.
 
         Raises:
             [`~dem_hub.errors.ConfigError`]: If the folder holds something other than a recipe.
@@ -183,13 +189,16 @@ class DEMConfig:
         base_model: str | None = None,
         **options: Unpack[PushOptions],
     ) -> "CommitInfo":
-        """Push the recipe to the Hub as one commit: with a card, the base's tokenizer, and a plot if a search measured losses.
+        """Push the recipe to the Hub as one commit, with a card and the base's tokenizer.
+
+        If the coefficients were found by a search, a plot of the perplexities is pushed too.
 
         Args:
             repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
-            include_vectors (`bool`, *optional*, defaults to `False`): Push vectors that are folders of this machine in the same commit,
-                below `vectors/`. Without it all vectors must be on the Hub already.
-            base_model (`str`, *optional*): Hub id of the base. Needed if the recipe's base is a folder of this machine.
+            include_vectors (`bool`, *optional*, defaults to `False`): Push vectors that are folders of this machine
+                in the same commit, below `vectors/`. Without it all vectors must be on the Hub already.
+            base_model (`str`, *optional*): Hub id of the base. Needed if the recipe's base is a folder of this
+                machine.
             options ([`PushOptions`]): `commit_message`, `private`, `token`, `revision`, `create_pr` and others, as in
                 [`DistributionVector.push_to_hub`].
 
@@ -197,7 +206,8 @@ class DEMConfig:
             `CommitInfo`: The commit, as `huggingface_hub` describes it.
 
         Raises:
-            [`~dem_hub.errors.ConfigError`]: If the recipe refers to folders of this machine. The message lists all of them.
+            [`~dem_hub.errors.ConfigError`]: If the recipe refers to folders of this machine. The message lists all of
+                them.
             [`~dem_hub.errors.PushConflictError`]: If another commit changed the same files in the meantime.
         """
         return push_recipe(self, repo_id, options, include_vectors=include_vectors, base_model=base_model)
@@ -217,7 +227,8 @@ class DEMConfig:
         """Read a recipe from a folder or the Hub. No vector and no base is opened.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of a recipe, or of a model that was merged from one.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of a recipe, or of a model that
+                was merged from one.
             revision, subfolder, token, cache_dir, local_files_only, force_download: As in transformers.
 
         Raises:

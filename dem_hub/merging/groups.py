@@ -1,7 +1,8 @@
-"""Groups of a vector's tensors, by what the tensors are for or by the layers they are in. Each group is a vector of its own.
+"""Groups of a vector's tensors, by what the tensors are for or by the layers they are in.
 
-A vector restricted to a group is a view of its deltas. So whatever holds for vectors in a merge, such as their order and their rounding,
-holds for groups too, and a coefficient for each group is no more than a coefficient for each of several vectors.
+A vector restricted to a group is a vector of its own: a view of the deltas. So whatever holds for vectors in a merge,
+such as their order and their rounding, holds for groups too, and a coefficient for each group is no more than a
+coefficient for each of several vectors.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,10 +33,12 @@ def take_apart(
         name (`str`): Name of the vector, for messages.
 
     Returns:
-        `dict[str, dict]`: The deltas by group, and in each group by checkpoint key. All groups are in it, also empty ones.
+        `dict[str, dict]`: The deltas by group, and in each group by checkpoint key. All groups are in it, also empty
+            ones.
 
     Raises:
-        [`~dem_hub.errors.CoefficientError`]: If a tensor is in no group, or the base's architecture is needed and not known.
+        [`~dem_hub.errors.CoefficientError`]: If a tensor is in no group, or the base's architecture is needed and not
+            known.
     """
     runs: dict[str, range] = {}
     for group in groups:
@@ -57,8 +60,8 @@ def take_apart(
             left_over.append(key)
     if left_over:
         raise CoefficientError(
-            f"The coefficients of '{name}' are for {', '.join(map(repr, groups))}, and {len(left_over)} tensors that it changes are in none of "
-            f"these, '{left_over[0]}' among them. Give '{REST}' a coefficient."
+            f"The coefficients of '{name}' are for {', '.join(map(repr, groups))}, and {len(left_over)} tensors that "
+            f"it changes are in none of these, '{left_over[0]}' among them. Give '{REST}' a coefficient."
         )
     return divided
 
@@ -67,13 +70,15 @@ def groups_of(granularity: Granularity, keys: Iterable[str], base: Base) -> tupl
     """Return the groups of a granularity that any of these tensors are in.
 
     Args:
-        granularity (`str`): `"group"`: by what tensors are for. `"block"`: four runs of layers, and what is in no layer. `"model"`: no
-            groups. Runs are of layer numbers: in an encoder-decoder each run is of both stacks, and their count is that of the longer one.
+        granularity (`str`): `"group"`: by what tensors are for. `"block"`: four runs of layers, and what is in no
+            layer. `"model"`: no groups. Runs are of layer numbers: in an encoder-decoder each run is of both stacks,
+            and their count is that of the longer one.
         keys (`Iterable[str]`): Checkpoint keys of the tensors.
         base ([`Base`]): The base, whose architecture tells what the tensors are for.
 
     Raises:
-        [`~dem_hub.errors.CoefficientError`]: If the granularity is `"group"` and the base's architecture is not known.
+        [`~dem_hub.errors.CoefficientError`]: If the granularity is `"group"` and the base's architecture is not
+            known.
     """
     if granularity == "group":
         kinds = _kinds(base)
@@ -110,7 +115,7 @@ def _runs(count: int) -> list[str]:
 def _kinds(base: Base) -> Mapping[str, str]:
     if base.architecture is None:
         raise CoefficientError(
-            f"What the tensors of '{base}' are for is not known: it has no config.json, or code of its own. Give coefficients for runs of "
-            "layers, such as 'layers 0-7'."
+            f"What the tensors of '{base}' are for is not known: it has no config.json, or code of its own. Give "
+            "coefficients for runs of layers, such as 'layers 0-7'."
         )
     return base.architecture.groups

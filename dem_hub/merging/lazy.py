@@ -1,8 +1,8 @@
 """The merge as transformers' loader reads it: a state dict whose tensors are computed when the loader asks for them.
 
-transformers' loader treats each value of a state dict as a slice of a safetensors file: it asks for the shape and the dtype, indexes it
-with the part that it needs, and calls `.to(device, dtype)`. The merge happens in that last call, on the device and in the dtype that the
-loader has chosen.
+transformers' loader treats each value of a state dict as a slice of a safetensors file: it asks for the shape and the
+dtype, indexes it with the part that it needs, and calls `.to(device, dtype)`. The merge happens in that last call, on
+the device and in the dtype that the loader has chosen.
 """
 
 from dataclasses import dataclass

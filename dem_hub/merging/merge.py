@@ -2,10 +2,10 @@
 
     merged[name] = round(base[name] + sum_i coefficient[i] * delta_i[name])
 
-Each block of rows is accumulated in float64 on the target device and rounded once, so the final rounding is the only error. A float32
-accumulator is not enough: where a delta nearly cancels a weight, its error would dominate the result. Vectors are added in the order of
-their content hashes, so the result does not depend on the order in which they were given. Scripts that add whole models one after
-another round once per model.
+Each block of rows is accumulated in float64 on the target device and rounded once, so the final rounding is the only
+error. A float32 accumulator is not enough: where a delta nearly cancels a weight, its error would dominate the
+result. Vectors are added in the order of their content hashes, so the result does not depend on the order in which
+they were given. Scripts that add whole models one after another round once per model.
 
 Nothing is read before a slice is asked for. Slices may be asked for in any order and from several threads.
 """
@@ -38,20 +38,20 @@ from dem_hub.numerics.threads import one_core
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.vector import DistributionVector
 
-# Elements of one block on the CPU, which one thread decodes, sums and rounds. Dense deltas are decoded in full: a block of one of them
-# takes 8 MiB in float32. Chosen by hand, not measured.
+# Elements of one block on the CPU, which one thread decodes, sums and rounds. Dense deltas are decoded in full: a
+# block of one of them takes 8 MiB in float32. Chosen by hand, not measured.
 BLOCK = 1 << 21
 
-# The same where all deltas are low-rank factors. They are never multiplied out in full, so a block takes less memory; but each block
-# reads all of the factors again, so that larger blocks read less. Chosen by hand, not measured.
+# The same where all deltas are low-rank factors. They are never multiplied out in full, so a block takes less memory;
+# but each block reads all of the factors again, so that larger blocks read less. Chosen by hand, not measured.
 FACTORED_BLOCK = 1 << 23
 
 # The same on an accelerator, which is idle while the next small operation is started. Chosen by hand, not measured.
 DEVICE_BLOCK = 1 << 24
 
-# Elements of a block that are summed and rounded at a time on the CPU: the accumulator takes 1 MiB and stays in a core's cache.
-# With such chunks, and a thread for each block, a merge of three dense vectors went from 60 ns an element on two cores to 8.5 ns on one
-# (measured with chunks of twice this size).
+# Elements of a block that are summed and rounded at a time on the CPU: the accumulator takes 1 MiB and stays in a
+# core's cache. With such chunks, and a thread for each block, a merge of three dense vectors went from 60 ns an
+# element on two cores to 8.5 ns on one (measured with chunks of twice this size).
 _CHUNK = 1 << 17
 
 # Bytes an element of a block with dense deltas: a decoded delta and the result, each in float32 at most.
@@ -60,7 +60,7 @@ _DENSE_BYTES = 8
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a merge: a vector, or one group of its tensors, with its coefficient. The deltas are not read yet."""
+    """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet."""
 
     name: str
     sha256: str
@@ -72,7 +72,8 @@ class Term:
 class Merge:
     """A weighted sum over one base, any slice of which can be computed on any device and in any dtype.
 
-    `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied weights stay tied.
+    `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied
+    weights stay tied.
     """
 
     base: Checkpoint
@@ -95,16 +96,19 @@ class Merge:
 
         Args:
             base ([`Base`]): The base.
-            vectors (`Sequence[tuple[DistributionVector, Coefficient]]`): Each vector with its coefficient, in any order.
-            rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16; or `"nearest"`.
+            vectors (`Sequence[tuple[DistributionVector, Coefficient]]`): Each vector with its coefficient, in any
+                order.
+            rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16; or
+                `"nearest"`.
             seed (`int`, *optional*, defaults to 0): Seed of the stochastic rounding.
-            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from, if names
-                and shapes agree.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
+                taken from, if names and shapes agree.
 
         Raises:
-            [`~dem_hub.errors.CoefficientError`]: If a coefficient is not finite, or the groups of a coefficient leave out a tensor that
-                the vector changes.
-            [`~dem_hub.errors.BaseMismatchError`]: If a vector does not fit the base, or two vectors disagree on a buffer.
+            [`~dem_hub.errors.CoefficientError`]: If a coefficient is not finite, or the groups of a coefficient leave
+                out a tensor that the vector changes.
+            [`~dem_hub.errors.BaseMismatchError`]: If a vector does not fit the base, or two vectors disagree on a
+                buffer.
             [`~dem_hub.errors.AdapterError`]: If a LoRA adapter does not fit the base.
         """
         deltas = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
@@ -112,7 +116,8 @@ class Merge:
         for (vector, coefficient), vector_deltas in zip(vectors, deltas, strict=True):
             terms += _terms(vector, coefficient, vector_deltas, base)
         terms.sort(key=lambda term: (term.sha256, term.name))
-        # To find twins, all tensors of the base are hashed. Without a term nothing is rounded, and the names do not matter.
+        # To find twins, all tensors of the base are hashed. Without a term nothing is rounded, and the names do not
+        # matter.
         twins = base.twins if terms else {}
         merge = cls(base.checkpoint, tuple(terms), rounding, seed, twins)
         merge._check_replacements()
@@ -155,7 +160,8 @@ class Merge:
 
         Args:
             name (`str`): Name of the tensor in the base's checkpoint.
-            index (`tuple[slice, ...]`): One slice with start and stop for each dimension; see [`dem_hub.numerics.slices`].
+            index (`tuple[slice, ...]`): One slice with start and stop for each dimension; see
+                [`dem_hub.numerics.slices`].
             device (`torch.device`): Where the sum is computed, and stays.
             dtype (`torch.dtype`, *optional*): What to round to. Defaults to the base's own dtype.
 
@@ -220,7 +226,7 @@ class Merge:
         return BLOCK
 
     def _unsummed(self, name: str) -> LazyTensor | None:
-        """Return the tensor that is taken as it is: the base's, if nothing changes it, or the one that replaces a buffer."""
+        """Return the tensor that is taken as it is: an unchanged one of the base, or the replacement of a buffer."""
         active = self.active(name)
         if not active:
             return self.base.lazy(name)
@@ -235,7 +241,8 @@ class Merge:
         base = self.base.read(name, index).to(device)
         factors, dense = combine_factors(self.summands(name, index, device), _accumulator_dtype(device))
         noise = self._noise(name, index, device)
-        # A compiled kernel reads a 16-bit base as it is and adds the product of the factors. Everything else needs a wide copy to add to.
+        # A compiled kernel reads a 16-bit base as it is and adds the product of the factors. Everything else needs a
+        # wide copy to add to.
         in_one_pass = noise is not None and not dense and is_compiled(base.dtype, out.dtype, device)
         chunk_size = _CHUNK
         if in_one_pass or device.type != "cpu":
@@ -279,7 +286,8 @@ class Merge:
             weight[:count] += coefficient
         if not weight.all():
             raise CoefficientError(
-                f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. Change one."
+                f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. "
+                "Change one."
             )
         return total / weight.reshape(-1, *[1] * len(columns))
 
@@ -295,7 +303,8 @@ class Merge:
         if not is_finite(source):
             return CheckpointError(f"{where} has NaN or inf in it. Use a base and vectors that did not diverge.")
         return CheckpointError(
-            f"{where} is not finite, or beyond the range of the target dtype. Use smaller coefficients or a wider dtype."
+            f"{where} is not finite, or beyond the range of the target dtype. Use smaller coefficients or a wider "
+            "dtype."
         )
 
     def _check_replacements(self) -> None:
@@ -335,7 +344,7 @@ class Merge:
 
 
 def block_memory(itemsize: int) -> int:
-    """Return the most bytes that one block of one thread takes on the CPU, if it is merged into a dtype of `itemsize` bytes.
+    """Return the most bytes that a block takes on the CPU, if it is merged into a dtype of `itemsize` bytes.
 
     Low-rank deltas are never multiplied out in full, so their blocks take the result alone.
     """

@@ -1,7 +1,8 @@
 """Opening a recipe: its base and its vectors are found, checked and fetched, and are then ready to be merged.
 
-Everything that can be refused from headers is refused before weights are downloaded: another base, other shapes, unknown codecs. What is
-downloaded is the commit whose headers were checked. The base and the vectors are opened in parallel.
+Everything that can be refused from headers is refused before weights are downloaded: another base, other shapes,
+unknown codecs. What is downloaded is the commit whose headers were checked. The base and the vectors are opened in
+parallel.
 """
 
 import weakref
@@ -50,8 +51,10 @@ class OpenedRecipe:
         """Return the sum that a recipe over these vectors stands for.
 
         Args:
-            recipe ([`DEMConfig`]): This recipe, or one with the same vectors and other coefficients or another rounding.
-            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from.
+            recipe ([`DEMConfig`]): This recipe, or one with the same vectors and other coefficients or another
+                rounding.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
+                taken from.
 
         Raises:
             What [`Merge.of`] raises.
@@ -65,7 +68,7 @@ class OpenedRecipe:
         )
 
     def check_target(self, target: Path, kind: str) -> None:
-        """Refuse to write a result over the base, a vector, or something of another kind; see [`dem_hub.files.folders.check_target`]."""
+        """Refuse to write a result over the base, a vector, or something of another kind than `kind`."""
         inputs = {"the base": self.base.folder}
         for vector in self.vectors:
             inputs[f"the vector '{vector.name}'"] = vector.folder
@@ -86,8 +89,10 @@ def open_base_and_vectors(
         base ([`VectorSource`]): The base.
         vectors (`Mapping[str, float]`): The coefficient of each vector, by id, folder or [`VectorSource`].
         options ([`HubOptions`], *optional*): Token, cache and so on.
-        check_base (`bool`, *optional*, defaults to `True`): Refuse vectors of another base before weights are downloaded.
-        headers_only (`bool`, *optional*, defaults to `False`): Download no weights. A merge can then be planned, and not computed.
+        check_base (`bool`, *optional*, defaults to `True`): Refuse vectors of another base before weights are
+            downloaded.
+        headers_only (`bool`, *optional*, defaults to `False`): Download no weights. A merge can then be planned, and
+            not computed.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If the base is a recipe, or a coefficient is not a finite number.
@@ -125,12 +130,13 @@ def open_recipe(
     vector_kind = lone_vector(resolved.folder)
     if vector_kind:
         raise ConfigError(
-            f"'{source}' is {vector_kind}, not a model. Name the base to put it on: dem-hub merge BASE --vector {source}=COEFFICIENT, in Python "
-            f"from_pretrained(base, vectors={{'{source}': 0.5}})."
+            f"'{source}' is {vector_kind}, not a model. Name the base to put it on: dem-hub merge BASE --vector "
+            f"{source}=COEFFICIENT, in Python from_pretrained(base, vectors={{'{source}': 0.5}})."
         )
     if not is_recipe(resolved.folder):
         raise NotFoundError(
-            f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python vectors={{...}}."
+            f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python "
+            f"vectors={{...}}."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=resolved.commit or source.revision), **vars(options))
     return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
@@ -139,7 +145,7 @@ def open_recipe(
 def open_config(
     recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
 ) -> OpenedRecipe:
-    """Open the base and the vectors that a recipe names, and check that they are the recorded ones; see [`open_recipe`]."""
+    """Open the base and the vectors of a recipe, and check that they are the recorded ones; see [`open_recipe`]."""
     sources = [record.source for record in recipe.vectors]
     opened = _open(
         recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only
@@ -156,9 +162,9 @@ def _check_base(recipe: DEMConfig, base: Base) -> None:
     if base.remote is not None or recorded is None or recorded == base.fingerprint:
         return
     raise BaseMismatchError(
-        f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recorded)}), and what is there now has fingerprint "
-        f"{short_hash(base.fingerprint)}: another model, or another revision. Restore it, or pass --allow-base-mismatch, "
-        "in Python allow_base_mismatch=True."
+        f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recorded)}), and what is there now has "
+        f"fingerprint {short_hash(base.fingerprint)}: another model, or another revision. Restore it, or pass "
+        "--allow-base-mismatch, in Python allow_base_mismatch=True."
     )
 
 
@@ -199,7 +205,7 @@ class _Opened:
 def _open(
     base: VectorSource, vectors: Sequence[VectorSource], options: HubOptions, *, check_base: bool, headers_only: bool
 ) -> _Opened:
-    """Open a base and vectors: first from headers alone, and, if these fit together, with the weights that are still on the Hub."""
+    """Open a base and vectors: first from headers, and, if these fit together, with weights from the Hub."""
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
         find = partial(_find, options=options, folder=folder, headers_only=headers_only)
@@ -252,7 +258,7 @@ def _find(
 
 
 def _download(part: Base | DistributionVector, patterns: tuple[str, ...], *, options: HubOptions) -> Resolved | None:
-    """Download the weights of the commit whose headers were checked; return `None` if they are on this machine already."""
+    """Download the weights of the commit whose headers were checked; return `None` if they are here already."""
     if part.remote is None:
         return None
     return replace(resolve(part.remote.source, patterns, options), source=part.source)

@@ -1,7 +1,7 @@
-"""Pushing a recipe to the Hub: the public copy of the recipe, its card, the base's tokenizer and a plot, as one commit.
+"""Pushing a recipe to the Hub, with its card, the base's tokenizer and a plot, as one commit.
 
-A public recipe refers to repositories only. A vector in a folder of this machine must be pushed first, or comes along in a subfolder of the
-recipe's repository; anything else is refused before the first request that writes.
+A public recipe refers to repositories only. A vector in a folder of this machine must be pushed first, or comes along
+in a subfolder of the recipe's repository; anything else is refused before the first request that writes.
 """
 
 import math
@@ -38,7 +38,7 @@ VECTORS = "vectors"
 
 @dataclass(frozen=True)
 class _PublicVectors:
-    """The records of a recipe's vectors as others can follow them, and the files of vectors that come along, by path."""
+    """The records of a recipe's vectors as others can follow them, and the files of vectors that come along."""
 
     records: tuple[VectorRecord, ...]
     files: Mapping[str, Content]
@@ -77,7 +77,8 @@ def _public_vectors(
     """Return the public records of the vectors, and the files of those that come along if `include` is set.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If vectors are folders of this machine and `include` is not set, or two have the same name.
+        [`~dem_hub.errors.ConfigError`]: If vectors are folders of this machine and `include` is not set, or two have
+            the same name.
     """
     records: list[VectorRecord] = []
     files: dict[str, Content] = {}
@@ -102,7 +103,8 @@ def _public_vectors(
             ConfigError,
             "This recipe names vectors that are folders of this machine, which nobody else has.",
             faults,
-            "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python include_vectors=True.",
+            "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python "
+            "include_vectors=True.",
         )
     return _PublicVectors(tuple(records), files)
 

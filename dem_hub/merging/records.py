@@ -1,7 +1,7 @@
 """One vector of a recipe: the record, its name, and how a recipe's JSON refers to the place where it is.
 
-A recipe on this machine may refer to folders, relative to its own folder, so that both can be moved together. A recipe from the Hub may
-refer to repositories only, because a path of another machine means nothing here.
+A recipe on this machine may refer to folders, relative to its own folder, so that both can be moved together. A
+recipe from the Hub may refer to repositories only, because a path of another machine means nothing here.
 """
 
 import os
@@ -32,7 +32,8 @@ class VectorRecord:
         codec (`str`, *optional*): Name of the codec, for display.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the coefficient is not finite, the commit is short or the subfolder leaves the repository.
+        [`~dem_hub.errors.ConfigError`]: If the coefficient is not finite, the commit is short or the subfolder leaves
+            the repository.
     """
 
     repo_id: str
@@ -74,11 +75,12 @@ def canonical_name(name: str) -> str:
 
 
 def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
-    """Return the JSON entry of a base or a vector, in which a folder of this machine has the key `path` in place of `repo_id`.
+    """Return the JSON entry of a base or a vector. A folder of this machine has the key `path` in place of `repo_id`.
 
     Args:
         entry (`Mapping[str, Any]`): The fields of the record.
-        folder (`Path`, *optional*): Folder of the recipe. Paths are written relative to it; without it they are absolute.
+        folder (`Path`, *optional*): Folder of the recipe. Paths are written relative to it; without it they are
+            absolute.
     """
     name = entry["repo_id"]
     if name in (None, HERE) or not Path(name).is_dir():
@@ -96,11 +98,12 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
     Args:
         data (`object`): The entry.
         where (`str`): Name of the recipe's file, for messages.
-        home (`Path` or [`VectorSource`], *optional*): Folder or repository that the recipe was read from. Only a recipe that was read
-            from a folder may refer to folders.
+        home (`Path` or [`VectorSource`], *optional*): Folder or repository that the recipe was read from. Only a
+            recipe that was read from a folder may refer to folders.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the entry is not a JSON object, or a recipe from the Hub refers to a folder.
+        [`~dem_hub.errors.ConfigError`]: If the entry is not a JSON object, or a recipe from the Hub refers to a
+            folder.
     """
     entry = dict(as_mapping(data, f"{where}: base or vector"))
     reference = entry.get("path", entry.get("repo_id"))
@@ -109,7 +112,8 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
     if not isinstance(home, Path):
         if "path" in entry or not REPO_ID.fullmatch(str(reference)):
             raise ConfigError(
-                f"{where} comes from the Hub and names the local path '{reference}'. A shared recipe names Hub ids only."
+                f"{where} comes from the Hub and names the local path '{reference}'. A shared recipe names Hub ids "
+                "only."
             )
         return entry
     if "path" in entry:

@@ -1,4 +1,7 @@
-"""The keyword arguments of `from_pretrained`, divided once by who reads them: dem_hub, transformers' config, or the model."""
+"""The keyword arguments of `from_pretrained`, divided once by who reads them.
+
+Some are for dem_hub and the Hub, some for transformers' config, the rest for the model's own `from_pretrained`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +26,9 @@ _OTHER_WEIGHTS = ("variant", "gguf_file", "state_dict")
 class LoadArguments:
     """What a caller of `from_pretrained` gave beside the name, checked before anything is read.
 
-    `config` is `None` if the base's own config is to be read. `for_model` are the arguments that only the model's `from_pretrained` knows
-    and that a config must not see; `others` are for the config, and what the config does not know is for the model.
+    `config` is `None` if the base's own config is to be read. `for_model` are the arguments that only the model's
+    `from_pretrained` knows and that a config must not see; `others` are for the config, and what the config does not
+    know is for the model.
     """
 
     revision: str | None
@@ -41,8 +45,8 @@ class LoadArguments:
         """Divide the keyword arguments of a call; the mapping itself stays as it is.
 
         Raises:
-            [`~dem_hub.errors.ConfigError`]: If they name a device that this machine does not have, or other weights than the base's
-                safetensors files.
+            [`~dem_hub.errors.ConfigError`]: If they name a device that this machine does not have, or other weights
+                than the base's safetensors files.
         """
         others = dict(arguments)
         _check_device(others.get("device_map"))
@@ -50,7 +54,8 @@ class LoadArguments:
         hub = HubOptions(**{name: others.pop(name) for name in _HUB_ARGUMENTS if name in others})
         config = others.pop("config", None)
         if config is not None and config.model_type == "dem":
-            # An Auto class has read the recipe's `config.json` already, which says nothing about the base's architecture.
+            # An Auto class has read the recipe's `config.json` already, which says nothing about the base's
+            # architecture.
             config = None
         # `torch_dtype` is the older name, which transformers still accepts.
         older_dtype = others.pop("torch_dtype", None)
@@ -88,8 +93,8 @@ def _refuse_other_weights(arguments: Mapping[str, Any]) -> None:
     for name in _OTHER_WEIGHTS:
         if arguments.get(name) is not None:
             raise ConfigError(
-                f"{name} is {arguments[name]!r}; vectors are added to the base's model.safetensors only. Save those weights as a folder of "
-                "their own and name it as the base."
+                f"{name} is {arguments[name]!r}; vectors are added to the base's model.safetensors only. Save those "
+                "weights as a folder of their own and name it as the base."
             )
     if arguments.get("use_safetensors") is False:
         raise ConfigError("use_safetensors is False; pickled weights can run code and are never read. Leave it out.")

@@ -1,7 +1,7 @@
 """`model.dem`: the recipe of a loaded model, and its coefficients changed in place.
 
-A tensor is merged again from the base's bytes on disk and copied over the old one, so any number of changes leaves the same bits as a
-fresh load. Adding differences to the weights in memory would round once for each change.
+A tensor is merged again from the base's bytes on disk and copied over the old one, so any number of changes leaves
+the same bits as a fresh load. Adding differences to the weights in memory would round once for each change.
 """
 
 import os
@@ -69,24 +69,26 @@ class AttachedRecipe:
 
     @property
     def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficient of each vector, by the vector's name: a number, or one number for each group of its tensors."""
+        """The coefficient of each vector, by its name: a number, or a number for each group of its tensors."""
         return self.config.coefficients
 
     def set_coefficients(self, coefficients: Mapping[str, Coefficient], *, only_changed: bool = False) -> None:
         """Change coefficients in place: the weights are merged again, on the devices where they are.
 
-        Afterwards the weights have the same bits as those of a fresh load with these coefficients on the same devices, no matter how many
-        changes were made before. A change that fails leaves the model with its old coefficients.
+        Afterwards the weights have the same bits as those of a fresh load with these coefficients on the same
+        devices, no matter how many changes were made before. A change that fails leaves the model with its old
+        coefficients.
 
         Args:
-            coefficients (`Mapping[str, float]`): New coefficients, by the vectors' names in `model.dem.coefficients`. A vector that is
-                not named keeps its own. As in [`DEMModel.from_pretrained`], there may be a number for each group of tensors.
-            only_changed (`bool`, *optional*, defaults to `False`): Merge only tensors whose coefficients change. This is quicker, and
-                right if nothing but this method has changed the weights since they were loaded.
+            coefficients (`Mapping[str, float]`): New coefficients, by the vectors' names in `model.dem.coefficients`.
+                A vector that is not named keeps its own. As in [`DEMModel.from_pretrained`], there may be a number
+                for each group of tensors.
+            only_changed (`bool`, *optional*, defaults to `False`): Merge only tensors whose coefficients change. This
+                is quicker, and right if nothing but this method has changed the weights since they were loaded.
 
         Raises:
-            [`~dem_hub.errors.CoefficientError`]: If a name is unknown, the size of the vocabulary would change, or weights are quantized,
-                offloaded or sharded and so cannot be merged in place.
+            [`~dem_hub.errors.CoefficientError`]: If a name is unknown, the size of the vocabulary would change, or
+                weights are quantized, offloaded or sharded and so cannot be merged in place.
             [`~dem_hub.errors.CheckpointError`]: If the merged weights would not be finite.
 
         Example:
@@ -110,8 +112,8 @@ class AttachedRecipe:
     def switch(self, recipe: str | os.PathLike[str] | VectorSource) -> None:
         """Change to another recipe over the same base, in place, in this model's dtype and on its devices.
 
-        Afterwards the weights have the same bits as those of a fresh load of that recipe. The vectors of every recipe that was switched to
-        stay open. They are memory-mapped, so this takes little memory.
+        Afterwards the weights have the same bits as those of a fresh load of that recipe. The vectors of every recipe
+        that was switched to stay open. They are memory-mapped, so this takes little memory.
 
         Args:
             recipe (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the recipe.
@@ -142,8 +144,9 @@ class AttachedRecipe:
         other = self._switched[str(source)]
         if other.base.fingerprint != current.base.fingerprint:
             raise BaseMismatchError(
-                f"The recipe '{source}' is over '{other.base}' (fingerprint {short_hash(other.base.fingerprint)}), and this model over "
-                f"'{current.base}' (fingerprint {short_hash(current.base.fingerprint)}). Load it as a model of its own."
+                f"The recipe '{source}' is over '{other.base}' (fingerprint {short_hash(other.base.fingerprint)}), "
+                f"and this model over '{current.base}' (fingerprint {short_hash(current.base.fingerprint)}). Load it "
+                "as a model of its own."
             )
         self._merge_again(
             other, replace(other.recipe, dtype=self.config.dtype, architectures=self.config.architectures)
@@ -200,8 +203,8 @@ def _check_shapes(old: Merge, new: Merge, names: Iterable[str]) -> None:
     for name in names:
         if old.shape(name) != new.shape(name):
             raise CoefficientError(
-                f"These coefficients change '{name}' from {list(old.shape(name))} to {list(new.shape(name))} (a vector with new tokens "
-                "comes or goes). Load the model anew: DEMModel.from_pretrained(...)."
+                f"These coefficients change '{name}' from {list(old.shape(name))} to {list(new.shape(name))} (a "
+                "vector with new tokens comes or goes). Load the model anew: DEMModel.from_pretrained(...)."
             )
 
 
@@ -247,10 +250,10 @@ def _copy(model: "PreTrainedModel", merge: Merge, names: Iterable[str]) -> None:
 def _converted(
     model: "PreTrainedModel", merge: Merge, wanted: set[str], targets: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's tensors that are not one to one with tensors on disk, such as the experts of a mixture, each with its name.
+    """Yield name and values of the model's tensors that are made of several on disk, such as a mixture's experts.
 
-    They are converted by transformers' own converters, as its loader does. A tensor in memory is made of all its tensors on disk, also of
-    those that are not in `wanted`.
+    They are converted by transformers' own converters, as its loader does. A tensor in memory is made of all its
+    tensors on disk, also of those that are not in `wanted`.
     """
     if not wanted:
         return

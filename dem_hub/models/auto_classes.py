@@ -1,7 +1,8 @@
-"""Registration of `model_type: "dem"` with transformers' Auto classes, so that `AutoModel.from_pretrained` loads a recipe.
+"""Registration of `model_type: "dem"`, so that transformers' Auto classes load a recipe.
 
-Nothing here imports transformers: that would cost every `dem-hub merge` seconds that it has no use for. Hooks wait until transformers'
-own tables of configs and models are imported, before or after dem_hub, and then add one small class for each Auto class.
+Nothing here imports transformers: that would cost every `dem-hub merge` seconds that it has no use for. Hooks wait
+until transformers' own tables of configs and models are imported, before or after dem_hub, and then add one small
+class for each Auto class.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The cost of a merge, estimated from headers before any weight is read: downloads, reads, writes, memory, disk space and time.
+"""The cost of a merge, estimated from headers: downloads, reads, writes, memory, disk space and time.
 
-The computing time is that of a small merge of the same average rank, which is timed here and now. The disk and the network are not
-timed: they add to it.
+The computing time is that of a small merge of the same average rank, which is timed here and now. The disk and the
+network are not timed: they add to it.
 """
 
 import math
@@ -24,8 +24,8 @@ from dem_hub.numerics.rounding import round_into
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import most_held, one_core
 
-# Rows and columns of the merge that is timed: large enough that starting the kernel does not count, and done in milliseconds.
-# Chosen by hand, not measured.
+# Rows and columns of the merge that is timed: large enough that starting the kernel does not count, and done in
+# milliseconds. Chosen by hand, not measured.
 _TIMED_SHAPE = (512, 512)
 
 
@@ -33,8 +33,10 @@ _TIMED_SHAPE = (512, 512)
 class Estimate:
     """What a merge will take.
 
-    `tensors` and `changed` are counts of tensors, `seconds` is the time of computing alone, and everything else is in bytes: `downloads`
-    from the Hub, `reads` from files, `writes` of the merged model, `memory` beyond that of the libraries, `free` on the disk, and what an
+    `tensors` and `changed` are counts of tensors, `seconds` is the time of computing alone, and everything else is in
+        bytes: `downloads`
+    from the Hub, `reads` from files, `writes` of the merged model, `memory` beyond that of the libraries, `free` on
+        the disk, and what an
     interrupted export has `written` already.
     """
 
@@ -52,9 +54,9 @@ class Estimate:
         downloads = f"downloads {format_size(self.downloads)}, " if self.downloads else ""
         written = f", {format_size(self.written)} of which are there already" if self.written else ""
         return (
-            f"{self.changed} of {self.tensors} tensors change; {downloads}reads {format_size(self.reads)}, "
-            f"writes {format_size(self.writes)}{written} ({format_size(self.free)} free), about {format_size(self.memory)} of memory "
-            f"beyond the libraries, and {_format_seconds(self.seconds)} of computing"
+            f"{self.changed} of {self.tensors} tensors change; {downloads}reads {format_size(self.reads)}, writes "
+            f"{format_size(self.writes)}{written} ({format_size(self.free)} free), about {format_size(self.memory)} "
+            f"of memory beyond the libraries, and {_format_seconds(self.seconds)} of computing"
         )
 
 
@@ -123,8 +125,8 @@ def check_room(model: PlannedModel, folder: Path, room: int) -> int:
         needed_for_downloads = f" and {format_size(downloads)} of downloads in '{cache}'"
     if needed > free:
         raise DiskSpaceError(
-            f"The merged model takes {format_size(room)} in '{folder}'{needed_for_downloads}, and {format_size(free)} are free there. "
-            "Make room first."
+            f"The merged model takes {format_size(room)} in '{folder}'{needed_for_downloads}, and "
+            f"{format_size(free)} are free there. Make room first."
         )
     if not is_one_disk:
         _check_cache_room(cache, cache_disk, downloads)
@@ -136,7 +138,8 @@ def _check_cache_room(cache: Path, disk: Path, downloads: int) -> None:
     free = shutil.disk_usage(disk).free
     if downloads > free:
         raise DiskSpaceError(
-            f"{format_size(downloads)} come down to '{cache}', and {format_size(free)} are free there. Make room first, or set HF_HOME."
+            f"{format_size(downloads)} come down to '{cache}', and {format_size(free)} are free there. Make room "
+            "first, or set HF_HOME."
         )
 
 

@@ -1,8 +1,9 @@
 """Export: a merged model is written as an ordinary transformers folder, which loads without dem_hub.
 
-Base and vectors are streamed block by block into sharded safetensors files, so memory is that of a few blocks of rows; no model is built
-and transformers is not imported. The recipe is kept beside the weights as `dem_config.json`. Nothing in the folder loads as a model
-before the last byte is written, and an export that was interrupted goes on where it stopped.
+Base and vectors are streamed block by block into sharded safetensors files, so memory is that of a few blocks of
+rows; no model is built and transformers is not imported. The recipe is kept beside the weights as `dem_config.json`.
+Nothing in the folder loads as a model before the last byte is written, and an export that was interrupted goes on
+where it stopped.
 """
 
 import shutil
@@ -39,7 +40,8 @@ def export(model: PlannedModel, target: Path) -> None:
             shutil.copyfile(file, work.folder / name)
         for name, text in model.texts(target).items():
             write_text(work.folder / name, text)
-        # A single file of weights is complete with its last byte. Several files are complete with their index, so that is written last.
+        # A single file of weights is complete with its last byte. Several files are complete with their index, so
+        # that is written last.
         _write_weights(model, work)
         for name, text in model.index.items():
             write_text(work.folder / name, text)

@@ -1,8 +1,9 @@
-"""`DEMModel`: loads a base and weighted vectors, or a recipe, as a native transformers model that is merged while it loads.
+"""`DEMModel`, which loads a base and weighted vectors, or a recipe, as a native transformers model.
 
-transformers' own loader does the work. It asks a lazy state dict for each tensor, with the device, the dtype and the slice that it has
-chosen, so device maps, offload, quantization and sharding work as they do for any model. There is no wrapper: the model is of the base's
-own class, does not know that its weights were a sum, and has the recipe as `model.dem`.
+The model is merged while it loads, by transformers' own loader. It asks a lazy state dict for each tensor, with the
+device, the dtype and the slice that it has chosen, so device maps, offload, quantization and sharding work as they do
+for any model. There is no wrapper: the model is of the base's own class, does not know that its weights were a sum,
+and has the recipe as `model.dem`.
 """
 
 import os
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     class MergedModel(PreTrainedModel):
-        """A model of the base's own class with its recipe attached. This class is for type checkers only and does not exist at run time."""
+        """A model of the base's own class with its recipe attached; for type checkers only."""
 
         dem: AttachedRecipe
 
@@ -60,22 +61,27 @@ class DEMModel:
         The model is merged while it loads: the base is never in memory twice, and no merged file is written.
 
         Args:
-            name_or_path (`str` or `os.PathLike`): Hub id or folder of a base if `vectors` are given, of a recipe if not.
-            vectors (`Mapping[str, float]`, *optional*): The coefficient of each vector, by the vector's Hub id, folder or
-                [`VectorSource`]. A LoRA adapter is a vector too. In place of a number there may be a number for each group of tensors:
-                for the kinds `"embedding"`, `"attention"`, `"mlp"` and `"other"`, or for runs of layers such as `"layers 0-7"` (of both
-                stacks of an encoder-decoder). `"rest"` stands for all tensors that no other group has.
-            rounding (`str`, *optional*): How a sum becomes bfloat16 or float16: `"stochastic"`, which keeps small changes in the mean,
-                or `"nearest"`, which loses changes of less than half a step. Defaults to the recipe's, and to `"stochastic"` without one.
-            rounding_seed (`int`, *optional*): Seed of the stochastic rounding. Defaults to the recipe's, and to 0 without one.
-            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from, if names
-                and shapes of the tensors agree.
+            name_or_path (`str` or `os.PathLike`): Hub id or folder of a base if `vectors` are given, of a recipe if
+                not.
+            vectors (`Mapping[str, float]`, *optional*): The coefficient of each vector, by the vector's Hub id,
+                folder or [`VectorSource`]. A LoRA adapter is a vector too. In place of a number there may be a number
+                for each group of tensors: for the kinds `"embedding"`, `"attention"`, `"mlp"` and `"other"`, or for
+                runs of layers such as `"layers 0-7"` (of both stacks of an encoder-decoder). `"rest"` stands for all
+                tensors that no other group has.
+            rounding (`str`, *optional*): How a sum becomes bfloat16 or float16: `"stochastic"`, which keeps small
+                changes in the mean, or `"nearest"`, which loses changes of less than half a step. Defaults to the
+                recipe's, and to `"stochastic"` without one.
+            rounding_seed (`int`, *optional*): Seed of the stochastic rounding. Defaults to the recipe's, and to 0
+                without one.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
+                taken from, if names and shapes of the tensors agree.
             kwargs: All arguments of transformers' `from_pretrained`, with the same meaning: `dtype`, `device_map`,
                 `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code` and others.
 
         Returns:
             `PreTrainedModel`: A model of the base's own class, in evaluation mode, with its recipe as `model.dem`
-            ([`AttachedRecipe`]). With `output_loading_info=True` it is a pair of this model and a dictionary, as in transformers.
+            ([`AttachedRecipe`]). With `output_loading_info=True` it is a pair of this model and a dictionary, as in
+                transformers.
 
         Raises:
             [`~dem_hub.errors.NotFoundError`]: If the base, a vector or the recipe does not exist.
@@ -122,11 +128,13 @@ def load(
     """Load a model as [`DEMModel.from_pretrained`] does, with the head of any Auto class.
 
     Args:
-        auto_class (`type`, *optional*): For instance `AutoModelForCausalLM`. `None` stands for the base's own architecture.
+        auto_class (`type`, *optional*): For instance `AutoModelForCausalLM`. `None` stands for the base's own
+            architecture.
         name_or_path (`str` or `os.PathLike`): As in [`DEMModel.from_pretrained`].
         kwargs (`Mapping[str, Any]`): The arguments of transformers' `from_pretrained`.
         vectors (`Mapping[str, float]`, *optional*): As in [`DEMModel.from_pretrained`].
-        changes (`Mapping[str, Any]`, *optional*): Fields of the recipe to replace; `None` as a value keeps the recipe's.
+        changes (`Mapping[str, Any]`, *optional*): Fields of the recipe to replace; `None` as a value keeps the
+            recipe's.
         allow_base_mismatch (`bool`, *optional*, defaults to `False`): As in [`DEMModel.from_pretrained`].
 
     Returns:
@@ -207,7 +215,7 @@ def _class_of(
 def _choose_dtype(
     dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge
 ) -> torch.dtype:
-    """Return the caller's dtype, else the recipe's, else the base config's, else that of the base's first float tensor."""
+    """Return the caller's dtype, else the recipe's, else the config's, else that of the first float tensor."""
     if dtype in (None, "auto"):
         dtype = recipe.dtype or config.dtype
     if dtype is None:

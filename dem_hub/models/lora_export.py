@@ -2,8 +2,8 @@
 
     sum_i c_i B_i @ A_i = [B_1 ... B_n] @ [c_1 A_1; ...; c_n A_n]
 
-Concatenating the factors is exact. Summing them (PEFT's `linear` combination) would add cross terms. With a rank the adapter is the best
-approximation of the sum at that rank, and the relative error is returned.
+Concatenating the factors is exact. Summing them (PEFT's `linear` combination) would add cross terms. With a rank the
+adapter is the best approximation of the sum at that rank, and the relative error is returned.
 """
 
 import math
@@ -30,7 +30,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExportedAdapter:
-    """The result of an export: the rank of each module, |adapter - sum| / |sum|, and the names of tensors that no LoRA can change."""
+    """The result of an export.
+
+    `ranks` has the rank of each module, `error` is |adapter - sum| / |sum|, and `left_out` names the tensors that no
+    LoRA can change.
+    """
 
     ranks: tuple[int, ...]
     error: float
@@ -43,10 +47,12 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
     Args:
         opened ([`OpenedRecipe`]): The recipe with its base and vectors.
         target (`Path`): The folder, which appears complete or not at all.
-        rank (`int`, *optional*): Largest rank of a module. Without it the adapter is exactly the sum, and every delta must be of low rank.
+        rank (`int`, *optional*): Largest rank of a module. Without it the adapter is exactly the sum, and every delta
+            must be of low rank.
 
     Raises:
-        [`~dem_hub.errors.AdapterError`]: If a delta cannot be in a LoRA; the message lists all of them. With a `rank`: if no delta can.
+        [`~dem_hub.errors.AdapterError`]: If a delta cannot be in a LoRA; the message lists all of them. With a
+            `rank`: if no delta can.
         [`~dem_hub.errors.ConfigError`]: If the folder is the base or a vector, or holds anything but an adapter.
     """
     from huggingface_hub.utils import tqdm
@@ -65,7 +71,7 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
 
 @dataclass
 class _Export:
-    """An export that is going on: what was written, the squared norms of the sum and of the error, and what was refused."""
+    """The state of an export: what was written, squared norms of the sum and of the error, and what was refused."""
 
     merge: Merge
     writer: AdapterWriter
@@ -103,7 +109,8 @@ class _Export:
             exact = _sum(shape, factors, dense)
             left, right = balanced_factors(exact, rank=self.rank)
             self._lose(squared_norm(torch.addmm(exact, left, right, alpha=-1)))
-        # |left @ right|^2 from the factors. What is lost is orthogonal to it, so the squares add up to that of the sum.
+        # |left @ right|^2 from the factors. What is lost is orthogonal to it, so the squares add up to that of the
+        # sum.
         self.squared_sum += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))
         self.writer.write(module, left, right)
         self.ranks.append(left.shape[1])
@@ -125,7 +132,8 @@ def _refuse(opened: OpenedRecipe, export: _Export) -> None:
         )
     if not export.ranks:
         raise AdapterError(
-            f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {export.rank}). Merge them into a model."
+            f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {export.rank}). Merge them "
+            "into a model."
         )
 
 

@@ -1,7 +1,8 @@
-"""A planned merged model: its files, headers and sizes follow from the inputs' headers, and writing can start at any block.
+"""A planned merged model: its files and their sizes, known from the inputs' headers.
 
-Nothing large is read to make a plan. So everything that can be refused is refused before the first byte is written, an estimate needs no
-weights, and an export that was interrupted goes on where it stopped.
+No weights are read to make a plan, and writing can start at any block. So everything that can be refused is refused
+before the first byte is written, an estimate needs no weights, and an export that was interrupted goes on where it
+stopped.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A merged model that is not written yet: the sum, its dtype (`None`: each tensor's own), and the files of its weights."""
+    """A merged model that is not written yet: the sum, its dtype (`None`: each tensor's own), and its files."""
 
     opened: OpenedRecipe
     merge: Merge
@@ -60,11 +61,12 @@ class PlannedModel:
 
         Args:
             opened ([`OpenedRecipe`]): The recipe with its base and vectors.
-            dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`. Defaults to the recipe's, and to each tensor's own if
-                the recipe has none.
-            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest file of weights before another one begins.
-            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not taken from; see
-                [`DEMModel.from_pretrained`].
+            dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`. Defaults to the recipe's, and to each
+                tensor's own if the recipe has none.
+            max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest file of weights before another
+                one begins.
+            allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
+                taken from; see [`DEMModel.from_pretrained`].
 
         Raises:
             [`~dem_hub.errors.ConfigError`]: If the dtype is unknown.
@@ -102,7 +104,7 @@ class PlannedModel:
 
     @property
     def copies(self) -> dict[str, Path]:
-        """The base's files that are copied: tokenizer, generation config and so on, and the base's own code if it has some.
+        """The base's files that are copied: tokenizer, generation config and so on, and its own code if it has some.
 
         Code is copied and not run. Whoever loads the model decides that with `trust_remote_code`.
         """
@@ -114,8 +116,8 @@ class PlannedModel:
     def purpose(self) -> str:
         """A hash of everything that decides about the bytes of the model.
 
-        These are the recipe, the contents of base and vectors, the dtype, the division into files, and the versions of the libraries that
-        compute. Only an interrupted export with the same hash is resumed.
+        These are the recipe, the contents of base and vectors, the dtype, the division into files, and the versions
+        of the libraries that compute. Only an interrupted export with the same hash is resumed.
         """
         decisive = [
             self.opened.recipe.to_dict(),
@@ -135,7 +137,8 @@ class PlannedModel:
         Args:
             file (`Path`): The file.
             shard ([`Shard`]): Which of the model's files it is.
-            start (`int`, *optional*, defaults to 0): Bytes of the tensors that the file has already. A block must begin there.
+            start (`int`, *optional*, defaults to 0): Bytes of the tensors that the file has already. A block must
+                begin there.
 
         Yields:
             `int`: After each block, the number of bytes up to which all of the tensors are in the file.
@@ -162,7 +165,8 @@ class PlannedModel:
         """Return the model's config and its recipe, by file name.
 
         Args:
-            folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are written relative to it.
+            folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are
+                written relative to it.
         """
         provenance = replace(self.opened.recipe, dtype=self.dtype).to_dict(folder)
         texts = {PROVENANCE_CONFIG: dump_json(provenance)}

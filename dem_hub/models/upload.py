@@ -1,7 +1,7 @@
 """Pushing a merged model to the Hub as one commit: from an exported folder, or file by file while it is merged.
 
-The second way takes disk space for one file of weights only: each file is written, uploaded and removed before the next one. Uploaded
-files become visible with the commit, so the repository never has a part of a model.
+The second way takes disk space for one file of weights only: each file is written, uploaded and removed before the
+next one. Uploaded files become visible with the commit, so the repository never has a part of a model.
 """
 
 import warnings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Push the folder of an exported model with a card, as one commit. Weights of an older model in the repository are replaced.
+    """Push the folder of an exported model with a card, as one commit. An older model's weights are replaced.
 
     Args:
         folder (`Path`): What [`export`] wrote.
@@ -62,8 +62,8 @@ def estimate_push(model: PlannedModel) -> Estimate:
 def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
     """Merge a model and push it file by file: each file is written, uploaded and removed before the next one.
 
-    One commit makes all files visible. A push that failed leaves no commit. The next one merges everything again, and uploads what the
-    Hub does not have yet.
+    One commit makes all files visible. A push that failed leaves no commit. The next one merges everything again, and
+    uploads what the Hub does not have yet.
 
     Args:
         model ([`PlannedModel`]): The model.
@@ -111,7 +111,7 @@ class _PublicNames:
 
     @classmethod
     def of(cls, recipe: DEMConfig) -> "_PublicNames":
-        """Name a repository by its id, and a folder by the last part of its path, which says nothing about this machine."""
+        """Name a repository by its id, and a folder by the last part of its path."""
         sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
         names = []
         for source in sources:

@@ -1,4 +1,7 @@
-"""The size of the vocabulary in a model's config, where vectors bring new tokens: the merged embeddings have more rows than the base's."""
+"""The size of the vocabulary in the config of a merged model.
+
+If vectors bring new tokens, the merged embeddings have more rows than the base's config says.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def set_vocabulary(config: "PretrainedConfig", merge: Merge) -> None:
-    """Set the merged vocabulary's size in a config of transformers, in place; nothing changes if no vector brings tokens."""
+    """Set the size of the merged vocabulary in a config of transformers, in place, if vectors bring tokens."""
     if merge.vocabulary is not None:
         config.get_text_config().vocab_size = merge.vocabulary
 
