@@ -10,7 +10,6 @@ they were given. Scripts that add whole models one after another round once per 
 Nothing is read before a slice is asked for. Slices may be asked for in any order and from several threads.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,9 +24,9 @@ from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, combine_factors
 from dem_hub.defaults import Rounding
-from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError, refuse
+from dem_hub.errors import CheckpointError, CoefficientError
 from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.groups import take_apart
+from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.kernels import add_scaled
 from dem_hub.numerics.noise import Noise
@@ -56,16 +55,6 @@ _CHUNK = 1 << 17
 
 # Bytes an element of a block with dense deltas: a decoded delta and the result, each in float32 at most.
 _DENSE_BYTES = 8
-
-
-@dataclass(frozen=True)
-class Term:
-    """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet."""
-
-    name: str
-    sha256: str
-    coefficient: float
-    deltas: Mapping[str, StoredDelta]
 
 
 @dataclass(frozen=True)
@@ -114,14 +103,13 @@ class Merge:
         deltas = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
         terms: list[Term] = []
         for (vector, coefficient), vector_deltas in zip(vectors, deltas, strict=True):
-            terms += _terms(vector, coefficient, vector_deltas, base)
+            terms += terms_of(vector, coefficient, vector_deltas, base)
         terms.sort(key=lambda term: (term.sha256, term.name))
         # To find twins, all tensors of the base are hashed. Without a term nothing is rounded, and the names do not
         # matter.
         twins = base.twins if terms else {}
-        merge = cls(base.checkpoint, tuple(terms), rounding, seed, twins)
-        merge._check_replacements()
-        return merge
+        check_replacements(terms)
+        return cls(base.checkpoint, tuple(terms), rounding, seed, twins)
 
     def active(self, name: str) -> list[tuple[float, StoredDelta]]:
         """Return the coefficient and the stored delta of each term that changes this tensor.
@@ -177,19 +165,13 @@ class Merge:
             values = source[index if index else ...]
             return self._checked(name, values, values.to(device=device, dtype=target))
         result = torch.empty(index_shape(index), dtype=target, device=device)
-        base_rows = self.base[name].shape[0] if index else 0
         with one_core() if device.type == "cpu" else nullcontext():
             for block in self.blocks(name, index, device):
-                if not block:  # a scalar
-                    self._sum(name, block, result)
-                    continue
-                first_row = index[0].start
-                out = result[block[0].start - first_row : block[0].stop - first_row]
-                if block[0].start < base_rows:
-                    self._sum(name, block, out)
-                else:
-                    new_rows = self._new_rows(name, block)
-                    self._checked(name, new_rows, out.copy_(new_rows))
+                out = result
+                if block:  # a scalar has no rows
+                    first_row = index[0].start
+                    out = result[block[0].start - first_row : block[0].stop - first_row]
+                self._compute(name, block, out)
         return result
 
     def blocks(self, name: str, index: Index, device: torch.device) -> list[Index]:
@@ -216,7 +198,7 @@ class Merge:
         return summands
 
     def _active_terms(self, name: str) -> list[Term]:
-        return [term for term in self.terms if term.coefficient != 0 and name in term.deltas]
+        return active_terms(self.terms, name)
 
     def _block_size(self, name: str, device: torch.device) -> int:
         if device.type != "cpu":
@@ -234,6 +216,14 @@ class Merge:
             if stored.replacement is not None:
                 return stored.replacement
         return None
+
+    def _compute(self, name: str, block: Index, out: Tensor) -> None:
+        """Compute one block of rows into `out`: the sum, or rows that only the vectors have."""
+        if not block or block[0].start < self.base[name].shape[0]:
+            self._sum(name, block, out)
+            return
+        new_rows = self._new_rows(name, block)
+        self._checked(name, new_rows, out.copy_(new_rows))
 
     def _sum(self, name: str, index: Index, out: Tensor) -> None:
         """Sum and round one block of rows into `out`, which has the shape of the block and is contiguous."""
@@ -307,41 +297,6 @@ class Merge:
             "dtype."
         )
 
-    def _check_replacements(self) -> None:
-        """Refuse vectors that disagree on a buffer or an integer tensor, which is replaced and not scaled."""
-        names: set[str] = set()
-        for term in self.terms:
-            names.update(term.deltas)
-        faults = []
-        for name in sorted(names):
-            faults += self._disagreements(name)
-        if faults:
-            refuse(
-                BaseMismatchError,
-                "Buffers and integers are replaced, not scaled, and these vectors disagree on them.",
-                faults,
-                "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
-            )
-
-    def _disagreements(self, name: str) -> list[str]:
-        replacing = []
-        changing = []
-        for term in self._active_terms(name):
-            value = term.deltas[name].replacement
-            if value is None:
-                changing.append(term.name)
-            else:
-                replacing.append((term.name, value))
-        if not replacing:
-            return []
-        first, expected = replacing[0]
-        faults = []
-        for other, value in replacing[1:]:
-            if not torch.equal(value[...], expected[...]):
-                faults.append(f"'{name}' differs between '{first}' and '{other}'")
-        faults += [f"'{name}' is replaced by '{first}' and changed by '{other}'" for other in changing]
-        return faults
-
 
 def block_memory(itemsize: int) -> int:
     """Return the most bytes that a block takes on the CPU, if it is merged into a dtype of `itemsize` bytes.
@@ -349,24 +304,6 @@ def block_memory(itemsize: int) -> int:
     Low-rank deltas are never multiplied out in full, so their blocks take the result alone.
     """
     return max(_DENSE_BYTES * BLOCK, itemsize * FACTORED_BLOCK)
-
-
-def _terms(
-    vector: DistributionVector, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
-) -> list[Term]:
-    """Return a vector as one term, or as one for each group that has a coefficient of its own."""
-    if not isinstance(coefficient, Mapping):
-        return [_term(vector.name, vector.sha256, coefficient, deltas)]
-    groups = take_apart(deltas, tuple(coefficient), base, vector.name)
-    return [
-        _term(f"{vector.name} [{group}]", vector.sha256, number, groups[group]) for group, number in coefficient.items()
-    ]
-
-
-def _term(name: str, sha256: str, coefficient: float, deltas: Mapping[str, StoredDelta]) -> Term:
-    if not math.isfinite(coefficient):
-        raise CoefficientError(f"Vector '{name}' has coefficient {coefficient}; it must be a finite number.")
-    return Term(name, sha256, float(coefficient), deltas)
 
 
 def _accumulator_dtype(device: torch.device) -> torch.dtype:

@@ -1,0 +1,88 @@
+"""The terms of a merge: vectors, or groups of a vector's tensors, each with its coefficient.
+
+A vector whose coefficient has groups is several terms with the same hash. A term with coefficient 0 is skipped, not
+multiplied, so its deltas are not read.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.codecs.component import StoredDelta
+from dem_hub.errors import BaseMismatchError, CoefficientError, refuse
+from dem_hub.merging.coefficients import Coefficient
+from dem_hub.merging.groups import take_apart
+from dem_hub.vectors.vector import DistributionVector
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet."""
+
+    name: str
+    sha256: str
+    coefficient: float
+    deltas: Mapping[str, StoredDelta]
+
+
+def terms_of(
+    vector: DistributionVector, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
+) -> list[Term]:
+    """Return a vector as one term, or as one for each group that has a coefficient of its own."""
+    if not isinstance(coefficient, Mapping):
+        return [_term(vector.name, vector.sha256, coefficient, deltas)]
+    groups = take_apart(deltas, tuple(coefficient), base, vector.name)
+    return [
+        _term(f"{vector.name} [{group}]", vector.sha256, number, groups[group]) for group, number in coefficient.items()
+    ]
+
+
+def _term(name: str, sha256: str, coefficient: float, deltas: Mapping[str, StoredDelta]) -> Term:
+    if not math.isfinite(coefficient):
+        raise CoefficientError(f"Vector '{name}' has coefficient {coefficient}; it must be a finite number.")
+    return Term(name, sha256, float(coefficient), deltas)
+
+
+def active_terms(terms: Sequence[Term], name: str) -> list[Term]:
+    """Return the terms that change a tensor."""
+    return [term for term in terms if term.coefficient != 0 and name in term.deltas]
+
+
+def check_replacements(terms: Sequence[Term]) -> None:
+    """Refuse vectors that disagree on a buffer or an integer tensor, which is replaced and not scaled."""
+    names: set[str] = set()
+    for term in terms:
+        names.update(term.deltas)
+    faults = []
+    for name in sorted(names):
+        faults += _disagreements(terms, name)
+    if faults:
+        refuse(
+            BaseMismatchError,
+            "Buffers and integers are replaced, not scaled, and these vectors disagree on them.",
+            faults,
+            "Give all but one of them the coefficient 0, or extract them from fine-tunes that share these tensors.",
+        )
+
+
+def _disagreements(terms: Sequence[Term], name: str) -> list[str]:
+    replacing = []
+    changing = []
+    for term in active_terms(terms, name):
+        value = term.deltas[name].replacement
+        if value is None:
+            changing.append(term.name)
+        else:
+            replacing.append((term.name, value))
+    if not replacing:
+        return []
+    first, expected = replacing[0]
+    faults = []
+    for other, value in replacing[1:]:
+        if not torch.equal(value[...], expected[...]):
+            faults.append(f"'{name}' differs between '{first}' and '{other}'")
+    faults += [f"'{name}' is replaced by '{first}' and changed by '{other}'" for other in changing]
+    return faults
