@@ -165,7 +165,7 @@ def test_subfolders(zoo: Zoo, tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(VectorNotFoundError, match="neither vector_config.json nor adapter_config.json"):
         DistributionVector.from_pretrained(tmp_path)
-    with pytest.raises(NotFoundError, match="is not a folder here, and not a Hub id") as caught:
+    with pytest.raises(NotFoundError, match="is not a local folder, and not a Hub id") as caught:
         DistributionVector.from_pretrained(tmp_path / "absent")
     assert caught.type is NotFoundError
     (tmp_path / "adapter_config.json").write_text("{}")
