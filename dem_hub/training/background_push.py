@@ -1,7 +1,9 @@
-"""Push vectors in the background of a training run: one thread, one push at a time. If several vectors wait, only the newest is pushed.
+"""Push vectors in the background of a training run: one thread, one push at a time.
 
-A snapshot is pushed (hard links, if the file system has them), so the folder may change meanwhile. A failed push is logged at once and tried
-again. Nothing is raised into the training run.
+If several vectors wait, only the newest is pushed.
+
+A snapshot is pushed (hard links, if the file system has them), so the folder may change meanwhile. A failed push is
+logged at once and tried again. Nothing is raised into the training run.
 """
 
 import logging
@@ -19,7 +21,8 @@ from dem_hub.vectors.folder import place_file
 
 logger = logging.getLogger(__name__)
 
-# Seconds before each further attempt. The Hub's client has tried again by itself before an error gets here. Chosen by hand, not measured.
+# Seconds before each further attempt. The Hub's client has tried again by itself before an error gets here. Chosen
+# by hand, not measured.
 DELAYS = (2.0, 10.0, 60.0)
 
 
@@ -122,7 +125,10 @@ def _summary(error: Exception) -> str:
 
 
 def _snapshot(folder: Path) -> Path:
-    """Return a folder with the same files, as hard links. A newer vector replaces files and never writes into them, so links are safe."""
+    """Return a folder with the same files, as hard links.
+
+    A newer vector replaces files and never writes into them, so links are safe.
+    """
     parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
     try:
         shutil.copytree(folder, parent / folder.name, copy_function=_link)

@@ -1,8 +1,8 @@
 """`DEMCallback`: turn the Trainer's events into a vector, on disk and on the Hub.
 
-Everything that can be checked before training is checked then, and refused. After that nothing ends the run: a vector that cannot be taken is
-an error in the log, and `callback.vector` raises it. The trained weights are worth more than the vector, which can be extracted from
-them again.
+Everything that can be checked before training is checked then, and refused. After that nothing ends the run: a
+vector that cannot be taken is an error in the log, and `callback.vector` raises it. The trained weights are worth
+more than the vector, which can be extracted from them again.
 """
 
 import logging
@@ -45,28 +45,30 @@ class DEMCallback(TrainerCallback):
     """A callback for transformers' `Trainer` that leaves a distribution vector of the training run.
 
     Add it with `trainer.add_callback(DEMCallback(...))` or `DEMCallback(...).attach(trainer)`. It works with `Trainer`,
-    `Seq2SeqTrainer` and TRL's `SFTTrainer`, for full fine-tuning and for PEFT, in one process, with DDP, FSDP2 and ZeRO-3. A LoRA run
-    leaves the adapter itself.
+    `Seq2SeqTrainer` and TRL's `SFTTrainer`, for full fine-tuning and for PEFT, in one process, with DDP, FSDP2 and
+    ZeRO-3. A LoRA run leaves the adapter itself.
 
-    The base's weights are read from its checkpoint and never copied from the model in training, so a run that was resumed leaves the same
-    vector as one that was not interrupted.
+    The base's weights are read from its checkpoint and never copied from the model in training, so a run that was
+    resumed leaves the same vector as one that was not interrupted.
 
     Args:
-        base_model (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default what the model was
-            loaded from.
-        output_dir (`str` or `os.PathLike`, *optional*): Folder for the vector. By default `vector` in the Trainer's `output_dir`, or
-            `_dem/vector` if the Trainer pushes its `output_dir`, because it does not push names that begin with an underscore.
-        when (`str`, *optional*, defaults to `"end"`): When to take the vector: `"end"` of training; `"save"`, also at each save of the
-            Trainer; or `"best"`, at each save that is the best so far.
-        codec (`str`, *optional*, defaults to `"auto"`): How to store the vector, as in [`DistributionVector.extract`]. A LoRA run does not
-            use it.
+        base_model (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default
+            what the model was loaded from.
+        output_dir (`str` or `os.PathLike`, *optional*): Folder for the vector. By default `vector` in the Trainer's
+            `output_dir`, or `_dem/vector` if the Trainer pushes its `output_dir`, because it does not push names
+            that begin with an underscore.
+        when (`str`, *optional*, defaults to `"end"`): When to take the vector: `"end"` of training; `"save"`, also
+            at each save of the Trainer; or `"best"`, at each save that is the best so far.
+        codec (`str`, *optional*, defaults to `"auto"`): How to store the vector, as in
+            [`DistributionVector.extract`]. A LoRA run does not use it.
         push_to_hub (`bool`, *optional*, defaults to `False`): Push each vector in the background.
-        hub_model_id (`str`, *optional*): The repository for the vector. By default the Trainer's own with `-vector` after it.
+        hub_model_id (`str`, *optional*): The repository for the vector. By default the Trainer's own with `-vector`
+            after it.
         hub_revision (`str`, *optional*): Branch to push to. By default `main`.
         hub_private_repo (`bool`, *optional*): Create a private repository. By default as the `TrainingArguments` say.
         hub_token (`str` or `bool`, *optional*): Token for the Hub. By default as the `TrainingArguments` say.
-        datasets (`str` or `Sequence[str]`, *optional*): Names of the training data, for the card. By default what the dataset says about
-            itself.
+        datasets (`str` or `Sequence[str]`, *optional*): Names of the training data, for the card. By default what
+            the dataset says about itself.
         recipe (`str` or [`VectorSource`], *optional*): Log the cosine to each vector of this recipe.
         device (`str` or `torch.device`, *optional*): Device to encode on. By default the accelerator, if there is one.
         codec_options: Options of the codec, as in [`DistributionVector.extract`].
@@ -83,7 +85,8 @@ class DEMCallback(TrainerCallback):
     >>> model = AutoModelForCausalLM.from_pretrained(base_folder)
     >>> rows = [{"input_ids": [1, 5, 9, 2], "labels": [1, 5, 9, 2]}] * 4
     >>> arguments = TrainingArguments(
-    ...     "run", max_steps=2, report_to="none", save_strategy="no", disable_tqdm=True, use_cpu=True, logging_strategy="no"
+    ...     "run", max_steps=2, use_cpu=True, save_strategy="no", logging_strategy="no", report_to="none",
+    ...     disable_tqdm=True,
     ... )
     >>> callback = DEMCallback(codec="exact")
     >>> trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
@@ -142,7 +145,8 @@ class DEMCallback(TrainerCallback):
         self._unlogged: dict[str, float] = {}  # figures that wait for the Trainer's next log
 
     def attach(self, trainer: Trainer) -> "DEMCallback":
-        """Add the callback to a Trainer, before its other callbacks, so that TensorBoard, W&B and trackio show what it logs.
+        """Add the callback to a Trainer, before its other callbacks, so that TensorBoard, W&B and trackio show what
+        it logs.
 
         Args:
             trainer (`Trainer`): The Trainer. `add_callback` is not needed then.
@@ -179,7 +183,8 @@ class DEMCallback(TrainerCallback):
         """Find the base and the repository, and refuse what could not be done later.
 
         Raises:
-            `ConfigError`, `CheckpointError`, `AdapterError`, `NotFoundError`, `HfHubHTTPError`: If there could be no vector, or no push.
+            `ConfigError`, `CheckpointError`, `AdapterError`, `NotFoundError`, `HfHubHTTPError`: If there could be
+                no vector, or no push.
         """
         self._failure = None
         self._taken_at = None

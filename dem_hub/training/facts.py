@@ -1,7 +1,8 @@
-"""Training facts for a vector's config and card: data, steps, tokens, losses, settings, and the versions of the libraries.
+"""Training facts for a vector's config and card: data, steps, tokens, losses, settings, and the versions of the
+libraries.
 
-Only what is known is stated. The facts describe the weights that the vector was taken from: after `load_best_model_at_end` those are the
-weights of an earlier step, and later entries of the log are left out.
+Only what is known is stated. The facts describe the weights that the vector was taken from: after
+`load_best_model_at_end` those are the weights of an earlier step, and later entries of the log are left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from transformers import TrainerState, TrainingArguments
 
-# `dataset_name` of data that was loaded from files or from memory: the name of the loader, which says nothing about the data.
+# `dataset_name` of data that was loaded from files or from memory: the name of the loader, which says nothing about
+# the data.
 _LOADERS = ("generator", "json", "text", "csv", "parquet")
 
 _LIBRARIES = ("transformers", "accelerate", "peft", "trl", "datasets", "deepspeed", "bitsandbytes")
@@ -28,7 +30,8 @@ def training_facts(
         args (`TrainingArguments`): The Trainer's arguments.
         state (`TrainerState`): The Trainer's state now.
         datasets (`Sequence[str]`): Names of the training data.
-        step (`int`): The optimizer step whose weights the vector has: the last one, or an earlier one that was loaded again.
+        step (`int`): The optimizer step whose weights the vector has: the last one, or an earlier one that was
+            loaded again.
     """
     history = [entry for entry in state.log_history if entry.get("step", 0) <= step]
     if step == state.global_step:

@@ -1,7 +1,8 @@
 """Read the tensors of a model in training, each whole on the main process: one process, DDP, FSDP2 or ZeRO-3.
 
-A sharded tensor can only be gathered by all processes together. The main process leads: it broadcasts the name of the tensor that it
-wants, and the other processes follow until it is done. One tensor is whole at a time, whereas a full state dict would hold all of them.
+A sharded tensor can only be gathered by all processes together. The main process leads: it broadcasts the name of
+the tensor that it wants, and the other processes follow until it is done. One tensor is whole at a time, whereas a
+full state dict would hold all of them.
 """
 
 from collections.abc import Iterator
@@ -54,7 +55,10 @@ class Gathering:
             _whole(self.tensors[name])
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor, whole and detached. Call it on the main process, within `leading`, and do not write into the result."""
+        """Return a tensor, whole and detached.
+
+        Call it on the main process, within `leading`, and do not write into the result.
+        """
         tensor = self.tensors[name]
         if _is_shard(tensor):
             share(name)
@@ -104,7 +108,9 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def _reshard(model: torch.nn.Module) -> None:
-    """Drop the gathered copy of the weights that FSDP2 keeps from the last forward pass: it has a lower precision than the shards."""
+    """Drop the gathered copy of the weights that FSDP2 keeps from the last forward pass: it has a lower precision
+    than the shards.
+    """
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
@@ -117,12 +123,14 @@ def _refuse_unreadable(model: torch.nn.Module) -> None:
 
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise CheckpointError(
-            "The model is sharded by FSDP1, which flattens many weights into one and is no longer kept up. Train with FSDP2 "
+            "The model is sharded by FSDP1, which flattens many weights into one and is no longer kept up. Train "
+            "with FSDP2 "
             "(fsdp_config={'version': 2}), or without the callback, and extract from the saved checkpoint."
         )
     offloaded = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if offloaded:
         raise CheckpointError(
-            f"{len(offloaded)} weights are offloaded ('{offloaded[0]}' is on the device 'meta'). Train a model that is whole in memory, or sharded "
+            f"{len(offloaded)} weights are offloaded ('{offloaded[0]}' is on the device 'meta'). Train a model "
+            "that is whole in memory, or sharded "
             "by FSDP2 or ZeRO-3."
         )

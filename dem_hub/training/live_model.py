@@ -1,7 +1,9 @@
-"""Read the model in training like a checkpoint: the tensors that `save_pretrained` would write, one at a time, without writing any.
+"""Read the model in training like a checkpoint: the tensors that `save_pretrained` would write, one at a time,
+without writing any.
 
-Keys are those of the base's checkpoint. Tensors that transformers fuses in memory (the experts of a layer) are split by transformers' own
-rules. Changes of a PEFT method are merged into a copy of one weight while it is read, so the model in training is not touched.
+Keys are those of the base's checkpoint. Tensors that transformers fuses in memory (the experts of a layer) are
+split by transformers' own rules. Changes of a PEFT method are merged into a copy of one weight while it is read, so
+the model in training is not touched.
 """
 
 import math
@@ -22,17 +24,20 @@ from dem_hub.numerics.slices import Index
 from dem_hub.training.gathering import Gathering, shape_of
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
-# Tensors, and rows of each, that are compared with the base before the first step. A model that is not the base differs nearly
-# everywhere, so a few are enough. Chosen by hand, not measured.
+# Tensors, and rows of each, that are compared with the base before the first step. A model that is not the base
+# differs nearly everywhere, so a few are enough. Chosen by hand, not measured.
 _SAMPLED = 16
 
-# Fused tensors whose parts are kept in memory. The experts of a layer are two fused tensors, and their parts alternate in the order of keys.
+# Fused tensors whose parts are kept in memory. The experts of a layer are two fused tensors, and their parts
+# alternate in the order of keys.
 _RECENT = 2
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor of the checkpoint is in memory: under `name`, either alone or as one part of a fused tensor (`is_part`)."""
+    """Where a tensor of the checkpoint is in memory: under `name`, either alone or as one part of a fused tensor
+    (`is_part`).
+    """
 
     name: str
     is_part: bool
@@ -97,7 +102,8 @@ class LiveModel:
                 self._read(name)
             except (NotImplementedError, AttributeError, ValueError, RuntimeError) as error:
                 raise AdapterError(
-                    f"PEFT cannot merge '{name}' ({kind.__name__}: {error}), so that its change of the weight is not known. Train a LoRA."
+                    f"PEFT cannot merge '{name}' ({kind.__name__}: {error}), so that its change of the weight is "
+                    "not known. Train a LoRA."
                 ) from error
 
     def differing(self, base: Base) -> list[str]:
@@ -168,13 +174,16 @@ class LiveModel:
         return list(names.values())
 
     def _check_changed_alike(self, names: Sequence[str]) -> None:
-        """Refuse one tensor of the base that PEFT makes into several: a tied embedding changed on one side, a layer used twice."""
+        """Refuse one tensor of the base that PEFT makes into several: a tied embedding changed on one side, a layer
+        used twice.
+        """
         first = names[0]
         for other in names[1:]:
             if _trained_storage(self._layers.get(other)) != _trained_storage(self._layers.get(first)):
                 modules = [self._plain(name).rpartition(".")[0] for name in (first, other)]
                 raise AdapterError(
-                    f"'{modules[0]}' and '{modules[1]}' are one tensor of the base, and PEFT changes them differently: there is no one "
+                    f"'{modules[0]}' and '{modules[1]}' are one tensor of the base, and PEFT changes them "
+                    "differently: there is no one "
                     "difference to the base. Train neither of them, or tied embeddings with ensure_weight_tying=True."
                 )
 
@@ -217,7 +226,8 @@ class LiveModel:
             # Layers can be nested, and `named_modules` has the outer one first: the last match is the innermost.
             owner = next((prefix for prefix in reversed(layers) if name.startswith(f"{prefix}.")), None)
             if owner is None:
-                # Outside the wrapped model lie tensors of PEFT's own, such as the vector bank that all layers of a VB-LoRA share.
+                # Outside the wrapped model lie tensors of PEFT's own, such as the vector bank that all layers of a
+                # VB-LoRA share.
                 if name.startswith(PEFT_PREFIX):
                     yield name
                 continue
@@ -237,7 +247,9 @@ class LiveModel:
 
 
 def _trained_storage(layer: Any) -> set[int] | None:
-    """Return the addresses of the memory that a PEFT layer trains, which tied layers share; `None` if there is no layer."""
+    """Return the addresses of the memory that a PEFT layer trains, which tied layers share; `None` if there is no
+    layer.
+    """
     if layer is None:
         return None
     layer = getattr(layer, "tied_adapter", None) or layer
@@ -263,14 +275,16 @@ def merged_weight(layer: Any, attribute: str) -> Tensor:
             for parameter in parameters:
                 parameter.data = parameter.data.to(torch.float32, copy=True)
             layer.merge(safe_merge=False, adapter_names=layer.active_adapters)
-            return layer.get_base_layer().get_parameter(attribute).detach().to(torch.float32, copy=True)  # type: ignore[no-any-return]
+            merged: Tensor = layer.get_base_layer().get_parameter(attribute)
+            return merged.detach().to(torch.float32, copy=True)
         finally:
             if layer.merged:
                 # Some methods warn that unmerging is inexact; the originals below make that harmless.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     layer.unmerge()
-                # A method that cannot unmerge (OSF) leaves the layer marked as merged, and its forward pass would skip the adapter.
+                # A method that cannot unmerge (OSF) leaves the layer marked as merged, and its forward pass would
+                # skip the adapter.
                 layer.merged_adapters.clear()
             for parameter, original in zip(parameters, originals, strict=True):
                 parameter.data = original

@@ -1,7 +1,8 @@
 """The repository on the Hub that a run pushes its vectors to.
 
-It is created before training begins: a token that may not write there, or a base that only this machine has, is then an error at once and
-not after hours of training. A Hub that cannot be reached at that moment is only a warning, since the pushes come later.
+It is created before training begins: a token that may not write there, or a base that only this machine has, is
+then an error at once and not after hours of training. A Hub that cannot be reached at that moment is only a
+warning, since the pushes come later.
 """
 
 import logging
@@ -36,7 +37,8 @@ def prepare_repository(
     """Create the repository for the vectors of a run, if it does not exist.
 
     Args:
-        repo_id (`str`, *optional*): The repository that the user asked for. By default the Trainer's own name with `-vector` after it.
+        repo_id (`str`, *optional*): The repository that the user asked for. By default the Trainer's own name with
+            `-vector` after it.
         args (`TrainingArguments`): The Trainer's arguments.
         base ([`Base`]): The base of the vectors.
         private (`bool`, *optional*): Create it as a private repository.
@@ -53,7 +55,8 @@ def prepare_repository(
 
     if base.commit is None:
         raise ConfigError(
-            f"The base '{base}' is a folder of this machine, which nobody else has. Say what the Hub calls it: base_model='org/base'."
+            f"The base '{base}' is a folder of this machine, which nobody else has. Say what the Hub calls it: "
+            "base_model='org/base'."
         )
     model_id = args.hub_model_id or Path(str(args.output_dir)).resolve().name
     repo_id = repo_id or f"{model_id}-vector"
@@ -67,7 +70,8 @@ def prepare_repository(
         logger.warning(_NOT_REACHED, "The Hub cannot be reached", error, repo_id)
     if args.push_to_hub and repo_id.rpartition("/")[2] == model_id.rpartition("/")[2]:
         raise ConfigError(
-            f"hub_model_id is '{repo_id}', where the Trainer pushes the model itself. Give the vector its own repository."
+            f"hub_model_id is '{repo_id}', where the Trainer pushes the model itself. Give the vector its own "
+            "repository."
         )
     return repo_id
 

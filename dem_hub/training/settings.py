@@ -64,7 +64,8 @@ def choose_folder(output_dir: Path | None, args: "TrainingArguments") -> Path:
     is_pushed = args.push_to_hub and folder.is_relative_to(run_folder)
     if is_pushed and not str(folder.relative_to(run_folder)).startswith("_"):
         raise ConfigError(
-            f"output_dir is '{folder}', in '{run_folder}', which the Trainer pushes. Name a folder elsewhere, or leave output_dir out: it is "
+            f"output_dir is '{folder}', in '{run_folder}', which the Trainer pushes. Name a folder elsewhere, or "
+            "leave output_dir out: it is "
             f"'{run_folder / '_dem' / 'vector'}' then, which the Trainer leaves out."
         )
     return folder

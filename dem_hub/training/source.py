@@ -1,8 +1,9 @@
 """The source of a run's vector: its base, and whether the vector is the adapter itself or a difference of all weights.
 
-A LoRA that is a plain sum of deltas is a vector already, so the adapter is kept as PEFT saves it. Everything else (full fine-tuning, DoRA, a
-trained embedding beside a LoRA) is extracted: the model in training is read like a checkpoint, with PEFT's changes merged. Which of the two
-it is, and whether it can work at all, is settled before the first step.
+A LoRA that is a plain sum of deltas is a vector already, so the adapter is kept as PEFT saves it. Everything else
+(full fine-tuning, DoRA, a trained embedding beside a LoRA) is extracted: the model in training is read like a
+checkpoint, with PEFT's changes merged. Which of the two it is, and whether it can work at all, is settled before
+the first step.
 """
 
 import logging
@@ -42,7 +43,9 @@ _NO_ADAPTER = "no adapter"
 
 @dataclass(frozen=True)
 class Source:
-    """The base of a run, and the kind of its vector: the adapter itself (`is_adapter`), or the difference of all weights."""
+    """The base of a run, and the kind of its vector: the adapter itself (`is_adapter`), or the difference of all
+    weights.
+    """
 
     base: Base
     is_adapter: bool
@@ -73,14 +76,18 @@ class Source:
         return cls(base, is_adapter=False)
 
     def warn_if_not_base(self, gathering: Gathering) -> None:
-        """Warn if the model is not the base before its first step. transformers does not keep the commit a model was loaded from."""
+        """Warn if the model is not the base before its first step. transformers does not keep the commit a model
+        was loaded from.
+        """
         if _is_quantized(gathering.model):
             return
         differing = LiveModel(gathering, self.base).differing(self.base)
         if differing:
             logger.warning(
-                "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what this run alone learns on "
-                "that base. If the model was loaded from another revision, name it: DEMCallback(base_model='org/base@REVISION').",
+                "Before its first step the model is not the base '%s': '%s' differs. The vector will not be what "
+                "this run alone learns on "
+                "that base. If the model was loaded from another revision, name it: "
+                "DEMCallback(base_model='org/base@REVISION').",
                 self.base,
                 differing[0],
             )
@@ -226,7 +233,10 @@ def _is_quantized(model: Any) -> bool:
 
 
 def _check_tied(config: Mapping[str, Any], base: Base) -> None:
-    """Refuse an adapter that trains a copy of one of two tied embeddings. Before training the copy still equals the base."""
+    """Refuse an adapter that trains a copy of one of two tied embeddings.
+
+    Before training the copy still equals the base.
+    """
     architecture = base.architecture
     if architecture is None:
         return
@@ -257,7 +267,8 @@ def _check_difference(gathering: Gathering, base: Base, why_no_adapter: str) -> 
     model = gathering.model
     if _is_quantized(model):
         raise CheckpointError(
-            "The model is quantised, so its weights have no difference to the base's, and it is no LoRA that could be the vector "
+            "The model is quantised, so its weights have no difference to the base's, and it is no LoRA that "
+            "could be the vector "
             f"({why_no_adapter}). Train a plain LoRA on it, or the model in bf16, fp16 or fp32."
         )
     if why_no_adapter != _NO_ADAPTER:

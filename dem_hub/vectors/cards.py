@@ -1,7 +1,7 @@
 """Text of the model cards of vectors and of stores.
 
-The callers hand in what they know: nothing is read from disk or from the Hub here. A card states the base, the codec and how far the stored
-delta is from the true one, so that a reader can judge a vector before downloading it.
+The callers hand in what they know: nothing is read from disk or from the Hub here. A card states the base, the
+codec and how far the stored delta is from the true one, so that a reader can judge a vector before downloading it.
 """
 
 import math

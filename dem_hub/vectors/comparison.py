@@ -1,8 +1,8 @@
 """Compare vectors: their norms, cosines and overlaps, and the norm of each tensor's delta.
 
-The inner product of two low-rank deltas is computed from their factors, so nothing is multiplied out. Unbiased codecs add noise to a
-decoded delta, and that noise would count as length. The length of a vector is therefore taken from what extraction measured, while inner
-products of decoded vectors are right on average.
+The inner product of two low-rank deltas is computed from their factors, so nothing is multiplied out. Unbiased
+codecs add noise to a decoded delta, and that noise would count as length. The length of a vector is therefore taken
+from what extraction measured, while inner products of decoded vectors are right on average.
 """
 
 import math
@@ -26,8 +26,9 @@ _BLOCK = 1 << 22
 class Comparison:
     """How vectors of one base relate.
 
-    `norms[i]` is the length of vector i; `cosines[i][j]`, -1 to 1, is 0 if one of the two is zero; `overlaps[i][j]`, 0 to 1, is the
-    number of elements in tensors that both vectors change, divided by the number in tensors that either of them changes.
+    `norms[i]` is the length of vector i; `cosines[i][j]`, -1 to 1, is 0 if one of the two is zero;
+    `overlaps[i][j]`, 0 to 1, is the number of elements in tensors that both vectors change, divided by the number in
+    tensors that either of them changes.
     """
 
     names: tuple[str, ...]
@@ -88,7 +89,8 @@ def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
 def _norm(vector: DistributionVector, decoded_square: float) -> float:
     """Return the length of a vector without codec noise, from the norms and projections measured at extraction.
 
-    The decoded vector is longer, because unbiased codecs add noise. An adapter has no codec noise: `decoded_square` is exact.
+    The decoded vector is longer, because unbiased codecs add noise. An adapter has no codec noise: `decoded_square`
+    is exact.
     """
     square = decoded_square
     if vector.config is not None:
@@ -99,7 +101,8 @@ def _norm(vector: DistributionVector, decoded_square: float) -> float:
 def _cosine(products: Tensor, norms: Sequence[float], i: int, j: int) -> float:
     """Return the inner product of two decoded vectors, divided by their lengths without noise.
 
-    Noise can move the quotient past 1, so it is clamped. The cosine of a vector with itself is 1, and not its noisy square.
+    Noise can move the quotient past 1, so it is clamped. The cosine of a vector with itself is 1, and not its noisy
+    square.
     """
     if not norms[i] or not norms[j]:
         return 0.0

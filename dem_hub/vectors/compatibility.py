@@ -1,7 +1,8 @@
 """Check that a vector fits a base: the same tensor names and shapes, and the base it was extracted from.
 
-A local base is identified by its fingerprint. For a base on the Hub the commit is compared; if that differs, the digests of two small
-tensors are fetched, so that another model is rejected before gigabytes are downloaded. The fingerprint is compared after the download.
+A local base is identified by its fingerprint. For a base on the Hub the commit is compared; if that differs, the
+digests of two small tensors are fetched, so that another model is rejected before gigabytes are downloaded. The
+fingerprint is compared after the download.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,8 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         allow_mismatch (`bool`): Accept another base with the same names and shapes.
 
     Raises:
-        `BaseMismatchError`: If shapes differ (all of them are listed), or if it is another base or another revision (the first tensor
-            that differs is named).
+        `BaseMismatchError`: If shapes differ (all of them are listed), or if it is another base or another revision
+            (the first tensor that differs is named).
     """
     remedy = f"Put it on the base it was made from: '{config.base}'."
     faults = _misfits(config, base)
@@ -51,9 +52,11 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
     else:
         where = f"The first tensor that differs is '{different}'"
     raise BaseMismatchError(
-        f"The vector '{name}' was made from '{config.base}' (fingerprint {short_hash(config.base.fingerprint)}), and this base is "
+        f"The vector '{name}' was made from '{config.base}' (fingerprint {short_hash(config.base.fingerprint)}), "
+        "and this base is "
         f"'{base}' ({identity}): another model, or another revision of it. {where}. {remedy} "
-        "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python allow_base_mismatch=True; a search takes no other base."
+        "To merge or load it on this one all the same, pass --allow-base-mismatch, in Python "
+        "allow_base_mismatch=True; a search takes no other base."
     )
 
 
@@ -97,7 +100,8 @@ def _first_difference(config: VectorConfig, base: Base, keys: Iterable[str]) -> 
 
 
 def _cheapest_tensors(config: VectorConfig, base: Base) -> list[str]:
-    """Return the smallest tensor and the smallest matrix that the vector changes: the cheapest tensors that tell two bases apart.
+    """Return the smallest tensor and the smallest matrix that the vector changes: the cheapest tensors that tell
+    two bases apart.
 
     The smallest tensor is often a norm, which two revisions of a base may share, so a matrix is compared too.
     """

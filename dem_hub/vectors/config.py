@@ -1,8 +1,8 @@
 """`vector_config.json`: what a distribution vector is, as frozen records that are checked when they are made.
 
-A config is sorted, so that the same vector always has the same bytes, and has a checksum, so that a change by hand is found. An unknown key
-is an error: for weights, a key that is dropped is a silently different number. Nothing here imports torch, so that a config can be read
-quickly.
+A config is sorted, so that the same vector always has the same bytes, and has a checksum, so that a change by hand
+is found. An unknown key is an error: for weights, a key that is dropped is a silently different number. Nothing
+here imports torch, so that a config can be read quickly.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ class TensorRecord:
         projection (`float`): <decoded, delta> / |delta|^2, which is 1 for an unbiased codec.
         base (`str`): Digest of the base's tensor, from which another base is recognized.
         rows (`int`): Number of rows that the base lacks (a vocabulary that fine-tuning extended).
-        module (`str`): The module whose LoRA in the PEFT adapter holds the delta; empty if the adapter does not hold it.
+        module (`str`): The module whose LoRA in the PEFT adapter holds the delta; empty if the adapter does not
+            hold it.
         transposed (`bool`): The checkpoint holds the transpose of that LoRA's B @ A.
         options (`Mapping[str, Any]`): Options of the codec.
     """
@@ -111,7 +112,9 @@ class VectorConfig:
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
-        """Return the text of the file: sorted, so that the same vector has the same bytes, and with a checksum of the rest."""
+        """Return the text of the file: sorted, so that the same vector has the same bytes, and with a checksum of
+        the rest.
+        """
         data = asdict(self)
         return dump_json({**data, "checksum": _checksum(data)})
 
@@ -133,7 +136,8 @@ class VectorConfig:
             where (`str`): Name of the file, for error messages.
 
         Raises:
-            `ConfigError`: If a key is unknown or missing, if the format version is newer than this library, or if the text was changed.
+            `ConfigError`: If a key is unknown or missing, if the format version is newer than this library, or if
+                the text was changed.
         """
         written = parse_json(text, where)
         check_version(written, where)
@@ -154,7 +158,8 @@ class VectorConfig:
             )
         if checksum != _checksum(written):
             raise ConfigError(
-                f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, or extract anew."
+                f"{where} was changed after it was written: its checksum is not that of the rest. Fetch it again, "
+                "or extract anew."
             )
         return config
 

@@ -1,6 +1,7 @@
 """The deltas of several vectors on one base, checked together.
 
-A user who names three vectors of another base should read about all three at once, so errors are collected before one is raised.
+A user who names three vectors of another base should read about all three at once, so errors are collected before
+one is raised.
 """
 
 from collections.abc import Sequence

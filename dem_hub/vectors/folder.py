@@ -1,7 +1,8 @@
 """The folder of a vector: replace what is in it as a whole, on this machine and on the Hub.
 
-A new vector may have fewer files than the one it replaces (no adapter, fewer shards). Files of the older vector that stayed would belong to
-no vector, so they are removed. Other files in the folder are left alone: a README, or the user's own notes.
+A new vector may have fewer files than the one it replaces (no adapter, fewer shards). Files of the older vector
+that stayed would belong to no vector, so they are removed. Other files in the folder are left alone: a README, or
+the user's own notes.
 """
 
 import os
@@ -20,8 +21,8 @@ from dem_hub.hub.commits import Head
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder for the files of a new vector. When the block ends well, they replace those in `target`.
 
-    Files of an older vector are removed after the new ones are in place. A process that is killed in between leaves the new vector
-    complete; a file of the older one that lies beside it is refused by name when the vector is opened.
+    Files of an older vector are removed after the new ones are in place. A process that is killed in between leaves
+    the new vector complete. If a file of the older one would be read with it, the vector is refused when it is used.
 
     Args:
         target (`Path`): The folder of the vector. It is created if it does not exist.
@@ -40,8 +41,8 @@ def place_file(source: Path, target: Path, *, link: bool) -> None:
     Args:
         source (`Path`): The file.
         target (`Path`): Its new name.
-        link (`bool`): Make a hard link, which takes no time and no space. Only for files that nothing else uses: what is written into one
-            name is then written into both.
+        link (`bool`): Make a hard link, which takes no time and no space. Only for files that nothing else uses:
+            what is written into one name is then written into both.
     """
     if link:
         try:

@@ -1,7 +1,8 @@
-"""Push a vector, from a public copy of its folder: the base is named by its Hub id, and no local path is left in any file.
+"""Push a vector, from a public copy of its folder: the base is named by its Hub id, and no local path is left in
+any file.
 
-Only the two JSON files differ from those on disk. The weights are pushed as they are, and the base's fingerprint stays in the config, so
-every load still checks that the base is the same.
+Only the two JSON files differ from those on disk. The weights are pushed as they are, and the base's fingerprint
+stays in the config, so every load still checks that the base is the same.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 class PublicVector:
     """A vector as it will be on the Hub.
 
-    `files` has the path or the text of each file, by its name; `config` is `None` for a PEFT adapter; `base` is the Hub id of the base;
+    `files` has the path or the text of each file, by its name; `config` is `None` for a PEFT adapter; `base` is the
+    Hub id of the base;
     `sha256` is the vector's identity on the Hub, 64 hex digits.
     """
 
@@ -132,7 +134,8 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
     if base_model is None:
         if base.repo_id is None or Path(base.repo_id).is_dir() or not REPO_ID.fullmatch(base.repo_id):
             raise ConfigError(
-                f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. Say what the Hub calls it: "
+                f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. "
+                "Say what the Hub calls it: "
                 "--base-model org/base, in Python base_model='org/base'."
             )
         return base

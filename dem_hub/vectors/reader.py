@@ -1,7 +1,8 @@
 """Read a vector's folder: the stored delta of each tensor, unread, after every header was compared with the config.
 
-A file from the Hub comes from a stranger. Names, dtypes and shapes are compared with the layout of the codec before anything is decoded, and
-everything that does not fit is listed in one error. A delta that [`read_contents`] returns can be decoded without further checks of its form.
+A file from the Hub comes from a stranger. Names, dtypes and shapes are compared with the layout of the codec before
+anything is decoded, and everything that does not fit is listed in one error. A delta that [`read_contents`] returns
+can be decoded without further checks of its form.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,8 @@ def read_contents(folder: Path, config: VectorConfig) -> dict[str, StoredDelta]:
 
     Raises:
         `CodecError`: If this version does not have a codec, or an option of one.
-        `CheckpointError`: If the files lack tensors, have others, or have them in another shape or dtype. All of them are listed.
+        `CheckpointError`: If the files lack tensors, have others, or have them in another shape or dtype. All of
+            them are listed.
     """
     _check_codecs(folder, config)
     rest = _open(folder, VECTOR_STEM + SAFETENSORS, config)
@@ -101,7 +103,8 @@ def _check_codecs(folder: Path, config: VectorConfig) -> None:
     unknown = sorted({record.codec for record in config.tensors.values()} - set(CODECS))
     if unknown:
         raise CodecError(
-            f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has {', '.join(CODECS)}."
+            f"The vector '{folder}' has the codec {', '.join(map(repr, unknown))}; this dem_hub has "
+            f"{', '.join(CODECS)}."
         )
 
 

@@ -1,7 +1,7 @@
 """Sidecar files of a vector: training facts and a plot. They are not part of its identity or its sha256.
 
-PEFT's `adapter_config.json` has no place for training facts, so those of an adapter are kept in a file beside it. A vector that dem_hub
-extracted has them in its own config.
+PEFT's `adapter_config.json` has no place for training facts, so those of an adapter are kept in a file beside it. A
+vector that dem_hub extracted has them in its own config.
 """
 
 from collections.abc import Mapping

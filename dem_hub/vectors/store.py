@@ -1,8 +1,8 @@
 """`VectorStore`: many vectors of one base in one folder or repository.
 
-Each member is an ordinary vector folder. Everything that takes a vector takes it as a `subfolder`, with or without the store. What the
-members share is kept once: the record of the base, and its tokenizer. The index is written last when a vector is added and first when one
-is removed, so it never names a vector that is not there.
+Each member is an ordinary vector folder. Everything that takes a vector takes it as a `subfolder`, with or without
+the store. What the members share is kept once: the record of the base, and its tokenizer. The index is written last
+when a vector is added and first when one is removed, so it never names a vector that is not there.
 """
 
 import os
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class VectorStore(Mapping[str, DistributionVector]):
     """A collection of vectors of one base, by name, in one folder or one repository of the Hub.
 
-    Create a store with [`VectorStore.create`], or open one with [`VectorStore.from_pretrained`]. A store is a mapping from names to
-    [`DistributionVector`]s. A vector is opened, and downloaded if it is on the Hub, when it is asked for; its contents are checked
-    against the index.
+    Create a store with [`VectorStore.create`], or open one with [`VectorStore.from_pretrained`]. A store is a
+    mapping from names to [`DistributionVector`]s. A vector is opened, and downloaded if it is on the Hub, when it
+    is asked for; its contents are checked against the index.
 
     Attributes:
         base ([`BaseRecord`]): The base of all vectors, with its fingerprint.
@@ -113,11 +113,15 @@ class VectorStore(Mapping[str, DistributionVector]):
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> "VectorStore":
-        """Open a store in a folder or on the Hub. Only the index is downloaded; a vector is downloaded when it is asked for.
+        """Open a store in a folder or on the Hub.
+
+        Only the index is downloaded; a vector is downloaded when it is asked for.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
-            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in `name_or_path`.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written
+                `ID[@REVISION][//SUBFOLDER]`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in
+                `name_or_path`.
             subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
             token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
 
@@ -143,7 +147,8 @@ class VectorStore(Mapping[str, DistributionVector]):
         vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
         if vector.sha256 != member.sha256:
             raise ConfigError(
-                f"'{name}' in '{self.source}' has sha256 {short_hash(vector.sha256)}, and its index says {short_hash(member.sha256)}. Add it again."
+                f"'{name}' in '{self.source}' has sha256 {short_hash(vector.sha256)}, and its index says "
+                f"{short_hash(member.sha256)}. Add it again."
             )
         return vector
 
@@ -192,8 +197,10 @@ class VectorStore(Mapping[str, DistributionVector]):
         folder = self._writable(name)
         if vector.base.fingerprint not in (None, self.base.fingerprint):
             raise BaseMismatchError(
-                f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint {short_hash(vector.base.fingerprint)}), and the store "
-                f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a store for its base."
+                f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint "
+                f"{short_hash(vector.base.fingerprint)}), and the store "
+                f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a "
+                "store for its base."
             )
         vector.put(folder)
         members = self._current_members()
@@ -219,7 +226,9 @@ class VectorStore(Mapping[str, DistributionVector]):
     def push_to_hub(
         self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]
     ) -> "CommitInfo":
-        """Push all vectors of the store's folder, the index and a card in one commit. Vectors that only the repository has stay there.
+        """Push all vectors of the store's folder, the index and a card in one commit.
+
+        Vectors that only the repository has stay there.
 
         Args:
             repo_id (`str`): The repository. It is created if it does not exist.
@@ -260,8 +269,8 @@ class VectorStore(Mapping[str, DistributionVector]):
         """Compare all members with each other: norms, cosines and overlaps; see [`compare`].
 
         Args:
-            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default the one that the store
-                records.
+            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default
+                the one that the store records.
 
         Returns:
             [`Comparison`]: The members in the order of their names.
@@ -302,7 +311,8 @@ def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:
     index = StoreIndex.from_json(text, f"{STORE_CONFIG} of '{head.repo_id}'")
     if index.base.fingerprint != base.fingerprint:
         raise BaseMismatchError(
-            f"'{head.repo_id}' has vectors of '{index.base}' (fingerprint {short_hash(index.base.fingerprint)}), and these are of '{base}' "
+            f"'{head.repo_id}' has vectors of '{index.base}' (fingerprint {short_hash(index.base.fingerprint)}), "
+            f"and these are of '{base}' "
             f"(fingerprint {short_hash(base.fingerprint)}). Push them to another repository."
         )
     return index.members

@@ -1,6 +1,7 @@
 """`vector_store.json`: the index of a store, with the base that its vectors share and the identity of each vector.
 
-The index is small and is all that is downloaded when a store is opened. Like every config it refuses keys that it does not know.
+The index is small and is all that is downloaded when a store is opened. Like every config it refuses keys that it
+does not know.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ from dem_hub.hub.references import BaseRecord
 
 @dataclass(frozen=True)
 class Member:
-    """The entry of one vector in the index: its identity (sha256, 64 hex digits), its codec, and the bytes of its tensor files."""
+    """The entry of one vector in the index: its identity (sha256, 64 hex digits), its codec, and the bytes of its
+    tensor files.
+    """
 
     sha256: str
     codec: str
@@ -69,7 +72,8 @@ class StoreIndex:
         unknown = sorted(set(data) - {"format_version", "base", "vectors"})
         if unknown:
             raise ConfigError(
-                f"{where} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has base and vectors."
+                f"{where} has unknown keys {', '.join(map(repr, unknown))}; format version {FORMAT_VERSION} has "
+                "base and vectors."
             )
         members = {}
         for name, entry in as_mapping(data.get("vectors"), f"{where}: vectors").items():

@@ -2,7 +2,8 @@
 
 Two kinds of folder are a vector. One is our own: `vector_config.json`, a PEFT adapter for everything of low rank, and
 `vector_model.safetensors` for the rest. The other is any LoRA adapter that PEFT wrote. Both are used in the same way:
-[`DistributionVector.deltas`] returns the stored delta of each tensor of a base, and no tensor is read before it is needed.
+[`DistributionVector.deltas`] returns the stored delta of each tensor of a base, and no tensor is read before it is
+needed.
 """
 
 import os
@@ -49,8 +50,9 @@ if TYPE_CHECKING:
 class DistributionVector:
     """A distribution vector: what one fine-tune added to its base, tensor by tensor.
 
-    Take a vector from two checkpoints with [`DistributionVector.extract`], or open one with [`DistributionVector.from_pretrained`]. Any
-    LoRA adapter that PEFT wrote is a vector as it is. Opening a vector reads its config and its headers; tensors stay on disk.
+    Take a vector from two checkpoints with [`DistributionVector.extract`], or open one with
+    [`DistributionVector.from_pretrained`]. Any LoRA adapter that PEFT wrote is a vector as it is. Opening a vector
+    reads its config and its headers; tensors stay on disk.
 
     The tensors of a vector have the names that the base's tensors have on disk, not those of `model.state_dict()`.
 
@@ -88,11 +90,9 @@ class DistributionVector:
     """
 
     def __init__(self, resolved: Resolved, *, verify: bool) -> None:
-        """Open a folder that was found. Call [`DistributionVector.from_pretrained`] instead.
+        """Open a folder that was found, and with `verify` compare its files with the hashes in the config.
 
-        Args:
-            resolved ([`Resolved`]): The folder, and where it comes from.
-            verify (`bool`): Compare the files with the hashes in the config.
+        Call [`DistributionVector.from_pretrained`] instead.
         """
         self.source = resolved.source
         self.folder = resolved.folder
@@ -126,16 +126,19 @@ class DistributionVector:
         """Extract the vector `finetuned - base`, one tensor at a time. No model is built.
 
         Args:
-            base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of two safetensors checkpoints.
+            base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of two safetensors
+                checkpoints.
             codec (`str`, *optional*, defaults to `"auto"`): How to store the deltas.
 
-                * `"auto"` chooses a codec for each tensor. It stays within 9 % of the deltas' size in bf16, or within `max_bytes` (a
-                  number, `"20MB"` or `"3%"`), or keeps the relative error of every tensor below `max_error`.
-                * Unbiased codecs: `"lrsign"` (`rank`, `group`), `"sign"` (`group`), `"random"` (`density`, `bits`, `seed`), `"int8"`,
-                  `"int4"`, `"nf4"`.
+                * `"auto"` chooses a codec for each tensor. It stays within 9 % of the deltas' size in bf16, or
+                  within `max_bytes` (a number, `"20MB"` or `"3%"`), or keeps the relative error of every tensor
+                  below `max_error`.
+                * Unbiased codecs: `"lrsign"` (`rank`, `group`), `"sign"` (`group`), `"random"` (`density`, `bits`,
+                  `seed`), `"int8"`, `"int4"`, `"nf4"`.
                 * Biased codec: `"lowrank"` (`rank` or `energy`, `dtype`).
                 * Lossless codecs: `"exact"`, `"dense"` (`dtype`).
-            device (`str` or `torch.device`, *optional*): Device to encode on. By default the accelerator, if there is one.
+            device (`str` or `torch.device`, *optional*): Device to encode on. By default the accelerator, if there
+                is one.
             token, cache_dir, local_files_only (*optional*): As in transformers.
             codec_options: Options of the codec, for instance `rank=16` or `dtype="float32"`.
 
@@ -145,18 +148,8 @@ class DistributionVector:
         Raises:
             `CodecError`: If the codec or one of its options does not exist, or the vector does not fit in the budget.
             `NotFoundError`: If a checkpoint is not found.
-            `CheckpointError`: If the two checkpoints have no difference: shapes or tensors that do not match, quantised or pickled
-                weights, NaN.
-
-        Example:
-
-        ```python
-        >>> from dem_hub import DistributionVector
-        >>> vector = DistributionVector.extract(base_folder, finetuned_folder, codec="lrsign", rank=2)
-        >>> vector.codec
-        'lrsign'
-
-        ```
+            `CheckpointError`: If the two checkpoints have no difference: shapes or tensors that do not match,
+                quantised or pickled weights, NaN.
         """
         encoder = encoder_from_name(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
@@ -185,11 +178,15 @@ class DistributionVector:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> "DistributionVector":
-        """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub. Files are downloaded and checked; no tensor is read.
+        """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub.
+
+        Files are downloaded and checked; no tensor is read.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
-            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in `name_or_path`.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written
+                `ID[@REVISION][//SUBFOLDER]`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in
+                `name_or_path`.
             subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
             token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
 
@@ -212,13 +209,16 @@ class DistributionVector:
         """Open a vector to look at its config and its headers, without downloading its weights.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written `ID[@REVISION][//SUBFOLDER]`.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written
+                `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
-            [`DistributionVector`]: A vector to look at. If it is on the Hub, its tensors cannot be read. No hash is checked.
+            [`DistributionVector`]: A vector to look at. If it is on the Hub, its tensors cannot be read. No hash is
+                checked.
 
         Raises:
-            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As [`DistributionVector.from_pretrained`] raises them.
+            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As
+                [`DistributionVector.from_pretrained`] raises them.
             `CheckpointError`: If a header is truncated, or the weights are pickled.
             `HubError`: If the Hub cannot be reached or fails.
         """
@@ -267,10 +267,11 @@ class DistributionVector:
 
         Args:
             repo_id (`str`): The repository. It is created if it does not exist.
-            subfolder (`str`, *optional*): Subfolder of the repository to push into, so that a repository can hold many vectors.
+            subfolder (`str`, *optional*): Subfolder of the repository to push into, so that a repository can hold
+                many vectors.
             base_model (`str`, *optional*): Hub id of the base. Needed if the vector was extracted from a local base.
-            options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
-                `parent_commit`, as in `huggingface_hub`.
+            options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`,
+                `create_pr` and `parent_commit`, as in `huggingface_hub`.
 
         Returns:
             `CommitInfo`: The commit, as `huggingface_hub` describes it.
@@ -291,7 +292,7 @@ class DistributionVector:
 
     @property
     def codec(self) -> str:
-        """The name of the codec that was asked for, as recipes and stores record it; `"lora"` for an adapter that PEFT wrote."""
+        """The name of the codec, as recipes and stores record it; `"lora"` for an adapter that PEFT wrote."""
         return codec_name(self.config)
 
     @property
@@ -329,7 +330,9 @@ class DistributionVector:
 
     @cached_property
     def sha256(self) -> str:
-        """The identity of the vector, 64 hex digits: two vectors with the same contents have the same, whatever they are called."""
+        """The identity of the vector, 64 hex digits: two vectors with the same contents have the same, whatever
+        they are called.
+        """
         if self.config is not None:
             return self.config.sha256
         hashes = {}
@@ -345,17 +348,20 @@ class DistributionVector:
         return self.remote.hashes
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
-        """Return the stored delta of each tensor that the vector changes, after a check that the vector belongs on this base.
+        """Return the stored delta of each tensor that the vector changes, after a check that the vector belongs on
+        this base.
 
         Args:
             base ([`Base`]): The base that the deltas are to be added to.
-            allow_base_mismatch (`bool`): Accept another base with the same names and shapes. Never set it without the user's word.
+            allow_base_mismatch (`bool`): Accept another base with the same names and shapes. Never set it without
+                the user's word.
 
         Returns:
             `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint key.
 
         Raises:
-            `BaseMismatchError`: If it is another base or revision, or shapes differ. Both are named, with the first tensor that differs.
+            `BaseMismatchError`: If it is another base or revision, or shapes differ. Both are named, with the first
+                tensor that differs.
             `AdapterError`: If an adapter does not fit the base.
         """
         if self.config is not None:
@@ -363,30 +369,23 @@ class DistributionVector:
             return read_contents(self.folder, self.config)
         if base.architecture is None:
             raise AdapterError(
-                f"The architecture of '{base}' is not known (no config.json with architectures that transformers has), so where the LoRA "
-                f"'{self.name}' goes cannot be known either. Merge it with PEFT and extract the vector."
+                f"The architecture of '{base}' is not known (no config.json with architectures that transformers "
+                f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract the vector."
             )
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
-        """Return the delta of one tensor, to look at it. A merge adds deltas block by block and never makes a whole one.
+        """Return the delta of one tensor, to look at it.
+
+        A merge adds deltas block by block and never makes a whole one.
 
         Args:
             name (`str`): The tensor's key in the base's checkpoint.
             base (`str` or `os.PathLike`): Hub id or folder of the base.
 
         Returns:
-            `torch.Tensor`: The delta in float32, in the shape of the base's tensor; zeros if the vector does not change it.
-
-        Example:
-
-        ```python
-        >>> from dem_hub import DistributionVector
-        >>> vector = DistributionVector.from_pretrained(vector_folder)
-        >>> vector.decode("model.norm.weight", base_folder).dtype
-        torch.float32
-
-        ```
+            `torch.Tensor`: The delta in float32, in the shape of the base's tensor; zeros if the vector does not
+                change it.
         """
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         shape = opened.checkpoint[name].shape

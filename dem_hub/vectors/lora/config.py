@@ -1,8 +1,8 @@
 """`adapter_config.json` of PEFT: read it, and refuse an adapter that is not a plain sum of deltas.
 
-A LoRA adds scale * B @ A to a weight, so it is a distribution vector already. PEFT can do more than that: DoRA rescales the weights of
-the base, PiSSA changes them before training. A setting that is not known to be harmless is refused, whatever it is: a setting of a newer
-PEFT that was ignored would silently give another model.
+A LoRA adds scale * B @ A to a weight, so it is a distribution vector already. PEFT can do more than that: DoRA
+rescales the weights of the base, PiSSA changes them before training. A setting that is not known to be harmless is
+refused, whatever it is: a setting of a newer PEFT that was ignored would silently give another model.
 
 A config that [`read_adapter_config`] returns belongs to an adapter whose delta is scale * B @ A for every module.
 """
@@ -18,10 +18,11 @@ from dem_hub.files.strict_json import parse_json
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
 _HARMLESS = frozenset([
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size",
-    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core",
+    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config",
 ])  # fmt: skip
 
 # Settings that do more than add scale * B @ A, and why each is refused.
@@ -34,14 +35,16 @@ _REASONS = {
     "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
 }
 
-# Values of `init_lora_weights` that change the base's weights before training. PEFT appends options to some ("pissa_niter_4").
+# Values of `init_lora_weights` that change the base's weights before training. PEFT appends options to some
+# ("pissa_niter_4").
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read the config of an adapter, and check that the adapter is a plain sum of deltas with its weights in safetensors.
+    """Read the config of an adapter, and check that the adapter is a plain sum of deltas with its weights in
+    safetensors.
 
     Args:
         folder (`Path`): Folder of the adapter.
@@ -68,7 +71,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _no_adapter(folder: Path) -> VectorNotFoundError:
-    """Return the error for a folder that is neither a vector nor an adapter. It says what the folder is, if that is known."""
+    """Return the error for a folder that is neither a vector nor an adapter.
+
+    It says what the folder is, if that is known.
+    """
     kind = kind_of(folder)
     if kind == STORE:
         return VectorNotFoundError(
@@ -76,10 +82,12 @@ def _no_adapter(folder: Path) -> VectorNotFoundError:
         )
     if kind == RECIPE:
         return VectorNotFoundError(
-            f"'{folder}' is {kind}, not a distribution vector. It names a base and vectors; name those, or load it alone."
+            f"'{folder}' is {kind}, not a distribution vector. It names a base and vectors; name those, or load "
+            "it alone."
         )
     return VectorNotFoundError(
-        f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is a fine-tune, take its "
+        f"'{folder}' has neither {VECTOR_CONFIG} nor {ADAPTER_CONFIG}: it is not a distribution vector. If it is "
+        "a fine-tune, take its "
         "vector first: dem-hub extract BASE FINETUNED -o DIR, in Python DistributionVector.extract(base, finetuned)."
     )
 
@@ -87,7 +95,8 @@ def _no_adapter(folder: Path) -> VectorNotFoundError:
 def _no_weights(folder: Path) -> CheckpointError | NotFoundError:
     if (folder / ADAPTER_PICKLE).is_file():
         return CheckpointError(
-            f"'{folder}' has pickled weights only ({ADAPTER_PICKLE}), which can run code when they are read. Convert them: "
+            f"'{folder}' has pickled weights only ({ADAPTER_PICKLE}), which can run code when they are read. "
+            "Convert them: "
             "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder) writes safetensors."
         )
     return NotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")

@@ -1,12 +1,13 @@
 """LoRAs on mixture-of-experts layers, whose experts are one tensor in memory and one matrix each on disk.
 
-PEFT (`target_parameters`) keeps the factors of E experts in two matrices, A of shape (E * K, C) and B of shape (R, K * E), where K is the
-rank. Its `ParamWrapper` adds to expert e
+PEFT (`target_parameters`) keeps the factors of E experts in two matrices, A of shape (E * K, C) and B of shape (R,
+K * E), where K is the rank. Its `ParamWrapper` adds to expert e
 
     scale * B[:, e::E] @ A[e * K : (e + 1) * K]
 
-transformers lays several matrices of an expert one below the other in memory (`gate_up_proj`), so a matrix on disk is a range of the R rows.
-The delta of each matrix on disk is therefore a plain LoRA. Its factors are cut out of those of all experts when they are read.
+transformers lays several matrices of an expert one below the other in memory (`gate_up_proj`), so a matrix on disk
+is a range of the R rows. The delta of each matrix on disk is therefore a plain LoRA. Its factors are cut out of
+those of all experts when they are read.
 """
 
 from collections.abc import Iterator, Mapping

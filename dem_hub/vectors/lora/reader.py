@@ -1,11 +1,13 @@
 """The tensors of a PEFT LoRA adapter, read as the deltas of a distribution vector.
 
-The factors are used exactly as they are: the delta of a module is scale * B @ A, so no SVD is needed and nothing is lost. Where a module
-of the adapter belongs in the checkpoint follows from the architecture of the base and is never guessed from names. Tensors that PEFT
-keeps whole (`modules_to_save`, trained biases, resized embeddings) become deltas too.
+The factors are used exactly as they are: the delta of a module is scale * B @ A, so no SVD is needed and nothing is
+lost. Where a module of the adapter belongs in the checkpoint follows from the architecture of the base and is never
+guessed from names. Tensors that PEFT keeps whole (`modules_to_save`, trained biases, resized embeddings) become
+deltas too.
 
-[`read_adapter`] reads headers only, except for whole tensors, which are compared with the base. Everything that does not fit the base
-is listed in one error. [`read_adapter_config`][dem_hub.vectors.lora.config.read_adapter_config] has refused before what is not a plain sum.
+[`read_adapter`] reads headers only, except for whole tensors, which are compared with the base. Everything that
+does not fit the base is listed in one error.
+[`read_adapter_config`][dem_hub.vectors.lora.config.read_adapter_config] has refused before what is not a plain sum.
 """
 
 import math
@@ -87,7 +89,8 @@ def _ends_with_any(name: str, suffixes: list[str] | None) -> bool:
 class _Target:
     """A tensor of the checkpoint that a LoRA changes, with B and A as its left and right factor.
 
-    `name` is what the patterns of the config are matched with: the module, or the parameter where the LoRA is on a parameter.
+    `name` is what the patterns of the config are matched with: the module, or the parameter where the LoRA is on a
+    parameter.
     """
 
     key: str
@@ -138,7 +141,8 @@ class _AdapterReader:
             return
         if _is_one_sided(module, self._architecture, self._config):
             self.faults.append(
-                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change of the tensor"
+                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change "
+                "of the tensor"
             )
             return
         a_shape = pair["A"].get_shape()
@@ -149,7 +153,8 @@ class _AdapterReader:
         targets = self._targets(module, pair["A"], pair["B"])
         if not targets:
             self.faults.append(
-                f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' parameters, or for several"
+                f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' "
+                "parameters, or for several"
             )
         for target in targets:
             rows, rank = target.left.get_shape()
@@ -157,7 +162,8 @@ class _AdapterReader:
             in_base = self._base[target.key].shape
             if in_base != (rows, columns) or rank != right_rank:
                 self.faults.append(
-                    f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {[rows, columns]} (A {a_shape}, B {b_shape})"
+                    f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {[rows, columns]} (A "
+                    f"{a_shape}, B {b_shape})"
                 )
                 continue
             parts = {"left": target.left, "right": target.right}
@@ -207,7 +213,9 @@ class _AdapterReader:
     # Tensors that PEFT keeps whole
 
     def _whole_delta(self, name: str) -> dict[str, StoredDelta]:
-        """Return the delta of a saved module, a trained bias or an embedding beside its LoRA; empty if it changes nothing."""
+        """Return the delta of a saved module, a trained bias or an embedding beside its LoRA; empty if it changes
+        nothing.
+        """
         parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         saved = self._weights[name]
         key = self._architecture.parameters.get(parameter)

@@ -1,7 +1,7 @@
 """Write low-rank factors as a PEFT LoRA adapter, tensor by tensor.
 
-The factors already contain every scale, so `lora_alpha` equals the rank of each module and PEFT adds exactly B @ A. PEFT, transformers
-(`model.load_adapter`), vLLM and llama.cpp can use the adapter without dem_hub.
+The factors already contain every scale, so `lora_alpha` equals the rank of each module and PEFT adds exactly B @ A.
+PEFT, transformers (`model.load_adapter`), vLLM and llama.cpp can use the adapter without dem_hub.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,8 @@ from dem_hub.hub.references import BaseRecord
 PEFT_PREFIX = "base_model.model."
 
 
-# `task_type` of PEFT, by the end of the name of the model's class. PEFT loads an adapter without one too, as a plain `PeftModel`.
+# `task_type` of PEFT, by the end of the name of the model's class. PEFT loads an adapter without one too, as a
+# plain `PeftModel`.
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
@@ -61,7 +62,8 @@ class AdapterWriter:
 
         Args:
             module (`Module`): The module, from [`AdapterWriter.module`].
-            left, right (`torch.Tensor`): Matrices (R, K) and (K, C). Their product is the delta of the tensor in the checkpoint.
+            left, right (`torch.Tensor`): Matrices (R, K) and (K, C). Their product is the delta of the tensor in
+                the checkpoint.
         """
         a_name, b_name = factor_names(module.name)
         a = right
