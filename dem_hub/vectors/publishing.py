@@ -35,8 +35,7 @@ class PublicVector:
     """A vector as it will be on the Hub.
 
     `files` has the path or the text of each file, by its name; `config` is `None` for a PEFT adapter; `base` is the
-    Hub id of the base;
-    `sha256` is the vector's identity on the Hub, 64 hex digits.
+    Hub id of the base; `sha256` is the vector's identity on the Hub, 64 hex digits.
     """
 
     files: Mapping[str, Path | str]
