@@ -370,8 +370,8 @@ class DistributionVector:
         if base.architecture is None:
             raise AdapterError(
                 f"The architecture of '{base}' is not known (no config.json with architectures that transformers "
-                f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract the "
-                "vector."
+                f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract "
+                "the vector."
             )
         return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
 
