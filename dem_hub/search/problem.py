@@ -1,6 +1,6 @@
 """The search as a strategy sees it: named coefficients in a region, points to score, a budget, and the trials so far.
 
-The losses of a point come from a `Measure`: the loss_evaluator of data, or a caller's `score`. A strategy that needs no more than a number
+The losses of a point come from an `Evaluator`: the loss_evaluator of data, or a caller's `score`. A strategy that needs no more than a number
 therefore works with both. Strategies score points only through [`Problem.evaluate`], which counts trials, scores no point twice and tells the
 caller's callback; the best trial in the region is what the search found.
 """
@@ -53,7 +53,7 @@ class Trial:
 Callback = Callable[[int, Trial], None]
 
 
-class Measure(Protocol):
+class Evaluator(Protocol):
     """Anything that returns the losses of a point, and counts what that has cost in forward passes over the data."""
 
     @property
@@ -84,7 +84,7 @@ class Problem:
     """A search that is under way.
 
     Args:
-        measure ([`Measure`]): Source of the losses.
+        evaluator ([`Evaluator`]): Source of the losses.
         objective ([`Objective`]): How the losses become one number.
         region ([`Region`]): Where points may lie.
         max_forward (`float`, *optional*): Limit in forward passes over the data. By default the strategy decides.
@@ -97,7 +97,7 @@ class Problem:
         notes (`list[str]`): What the user should know about the trials.
     """
 
-    measure: Measure
+    evaluator: Evaluator
     objective: Objective
     region: Region
     max_forward: float | None = None
@@ -112,27 +112,27 @@ class Problem:
     @property
     def count(self) -> int:
         """Number of coefficients."""
-        return len(self.measure.names)
+        return len(self.evaluator.names)
 
     @property
     def loss_evaluator(self) -> LossEvaluator:
-        """The measure, for strategies that need more than a number.
+        """The evaluator of losses, for strategies that need more than a number.
 
         Raises:
-            `ConfigError`: The measure is a caller's `score`.
+            `ConfigError`: The evaluator is a caller's `score`.
         """
-        if not isinstance(self.measure, LossEvaluator):
+        if not isinstance(self.evaluator, LossEvaluator):
             raise ConfigError(
                 "This method needs the losses of data, and a `score` is one number. Use method='quadratic' or 'optuna'."
             )
-        return self.measure
+        return self.evaluator
 
     @property
     def base_losses(self) -> dict[str, float] | None:
         """Losses of the base if the objective compares with them, else `None`."""
         if self.objective.kind != "improvement":
             return None
-        return self.measure.losses(all_at(0.0, self.count))
+        return self.evaluator.losses(all_at(0.0, self.count))
 
     @property
     def best(self) -> Trial:
@@ -143,7 +143,7 @@ class Problem:
     @property
     def num_forward(self) -> float:
         """Forward passes over the data so far."""
-        return self.measure.num_forward
+        return self.evaluator.num_forward
 
     def budget(self, usual: float) -> float:
         """Return how many forward passes a strategy may use: the caller's `max_forward`, or else what is `usual` for it."""
@@ -217,10 +217,10 @@ class Problem:
         return list(zip(self.region.low.tolist(), self.region.high.tolist(), strict=True))
 
     def _score(self, coefficients: Point) -> Trial:
-        losses = self.measure.losses(coefficients)
+        losses = self.evaluator.losses(coefficients)
         if all(map(math.isfinite, losses.values())):
             return Trial(coefficients, losses, self.objective.value(losses, self.base_losses))
-        named = dict(zip(self.measure.names, coefficients, strict=True))
+        named = dict(zip(self.evaluator.names, coefficients, strict=True))
         note = f"The loss at {named} is not finite ({losses}); it is out of the running."
         logger.warning(note)
         self.notes.append(note)

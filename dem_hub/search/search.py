@@ -59,7 +59,7 @@ class _Session:
     """What a search works with once everything is loaded; `held_out` is `None` for a score."""
 
     model: "MergedModel"
-    measure: ScoreEvaluator | LossEvaluator
+    evaluator: ScoreEvaluator | LossEvaluator
     problem: Problem
     held_out: LossEvaluator | None
     earlier: EarlierSearch
@@ -172,19 +172,19 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     earlier = EarlierSearch.of(resume_from)
     measurements = MeasurementCache(cache, earlier.cache)
     model = load_model(base, vectors, dtype, model_kwargs)
-    measure: ScoreEvaluator | LossEvaluator
-    judge: LossEvaluator | None
+    evaluator: ScoreEvaluator | LossEvaluator
+    held_out_evaluator: LossEvaluator | None
     if score is not None:
-        measure = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
-        judge = None
+        evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
+        held_out_evaluator = None
     else:
         reader = Reader(tokenizer_loader(tokenizer, base), max_length, is_seq2seq(model), packing)
         search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
-        measure = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
-        judge = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
-    start = earlier.start(measure.names)
+        evaluator = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
+        held_out_evaluator = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
+    start = earlier.start(evaluator.names)
     problem = Problem(
-        measure,
+        evaluator,
         objective,
         region,
         max_forward,
@@ -193,7 +193,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         seed=seed,
         callback=callback,
     )
-    session = _Session(model, measure, problem, judge, earlier, measurements)
+    session = _Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
 
     local_model = _search(session, strategy)
     answer = _accept(session, local_model)
@@ -214,7 +214,7 @@ def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
     local_model = strategy.search(problem)
     if session.held_out is None:
         # A score has no held-out part. The baselines become trials, and the best of all trials is the answer.
-        for point in baseline_points(problem.measure.names, None).values():
+        for point in baseline_points(problem.evaluator.names, None).values():
             problem.evaluate(point)
     if not math.isfinite(problem.best.value):
         raise CoefficientError(
@@ -227,22 +227,22 @@ def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
 def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
     """Compare the best trial with the baselines on held-out data, if there is any of each distribution."""
     problem = session.problem
-    judge = session.held_out
-    if judge is None:
+    held_out_evaluator = session.held_out
+    if held_out_evaluator is None:
         return _Answer(problem.best)
     missing = []
-    for name, windows in judge.data.items():
+    for name, windows in held_out_evaluator.data.items():
         if not windows:
             missing.append(f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)")
     if missing:
         note = f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
         return _Answer(problem.best, notes=(note,))
 
-    names = problem.measure.names
-    common = _best_common_point(problem, judge, local_model)
+    names = problem.evaluator.names
+    common = _best_common_point(problem, held_out_evaluator, local_model)
     baselines = baseline_points(names, common, session.earlier.unchanged(names))
     inside = {label: point for label, point in baselines.items() if problem.is_inside(point)}
-    accepted = accept(judge, problem.objective, problem.best.coefficients, inside)
+    accepted = accept(held_out_evaluator, problem.objective, problem.best.coefficients, inside)
     if accepted.is_found:
         return _Answer(problem.best, accepted)
     chosen = accepted.contenders[accepted.chosen]
@@ -253,7 +253,9 @@ def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
     return _Answer(problem.evaluate(chosen.coefficients), accepted, notes=(note,))
 
 
-def _best_common_point(problem: Problem, judge: LossEvaluator, local_model: LocalModel | None) -> Point | None:
+def _best_common_point(
+    problem: Problem, held_out_evaluator: LossEvaluator, local_model: LocalModel | None
+) -> Point | None:
     """Return the best point with one coefficient for all vectors on held-out data, or `None` if the region has no such point."""
     low, high = common_bounds(problem.region)
     if problem.count < 2 or low > high:
@@ -263,7 +265,7 @@ def _best_common_point(problem: Problem, judge: LossEvaluator, local_model: Loca
         guess = float(common_point(local_model, problem.objective, problem.region, problem.base_losses)[0])
     else:
         guess = sum(problem.best.coefficients) / problem.count
-    return best_common_point(judge, problem.objective, problem.region, guess)
+    return best_common_point(held_out_evaluator, problem.objective, problem.region, guess)
 
 
 def _refine(session: _Session, answer: _Answer, granularity: Granularity) -> _Answer:
@@ -327,7 +329,7 @@ def _result(
         num_forward_held_out = session.held_out.num_forward
         table = CrossLoss.of(problem.loss_evaluator)
         tokens = {name: sum(counts) for name, counts in problem.loss_evaluator.tokens.items()}
-    coefficients = session.measure.coordinates.coefficients(answer.best.coefficients)
+    coefficients = session.evaluator.coordinates.coefficients(answer.best.coefficients)
     refinement = answer.refinement
     if refinement is not None:
         num_forward += refinement.num_forward

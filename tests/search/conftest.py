@@ -1,4 +1,4 @@
-"""A search of the fine-tunes that count."""
+"""A search of the fine-tunes that count, and its result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from dem_hub import SearchResult, search_coefficients
 from tests.support.counting_models import STEPS, Counters
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def search(counters: Counters) -> Callable[..., SearchResult]:
     """A search of the counters: for vectors by name, all by default."""
 
@@ -18,3 +18,9 @@ def search(counters: Counters) -> Callable[..., SearchResult]:
         return search_coefficients(counters.base, vectors, data or counters.data, **options)
 
     return search
+
+
+@pytest.fixture(scope="session")
+def result(search: Callable[..., SearchResult]) -> SearchResult:
+    """Return what a search with all defaults finds."""
+    return search()

@@ -12,7 +12,6 @@ import torch
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, search_coefficients
 from dem_hub.cli.app import main
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.evaluation.windows import Window
 from dem_hub.merging.groups import groups_of
 from dem_hub.search import Trial
@@ -21,6 +20,7 @@ from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.per_group import ONE
 from tests.support.counting_models import Counters
+from tests.support.fresh_losses import fresh, mean
 from tests.support.tiny_models import load_tensors, reshard
 
 GROUPS = ("embedding", "attention", "mlp", "other")
@@ -53,15 +53,6 @@ def narrow(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> str:
         root / "attention"
     )
     return str(root / "attention")
-
-
-def fresh(counters: Counters, coefficients: Any, data: Any) -> dict[str, float]:
-    model = DEMModel.from_pretrained(counters.base, vectors=coefficients, dtype="float32")
-    return {name: score.loss for name, score in evaluate(model, data).items()}
-
-
-def mean(losses: dict[str, float]) -> float:
-    return sum(losses.values()) / len(losses)
 
 
 def test_coordinates(finer: LossEvaluator, counters: Counters) -> None:

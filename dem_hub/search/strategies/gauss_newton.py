@@ -59,7 +59,7 @@ class GaussNewton:
             [`LocalModel`] or `None`: Quadratics around the best point; `None` where the budget ended before there were any.
 
         Raises:
-            `ConfigError`: `max_forward` is less than the cross-loss table takes, or the measure is a score.
+            `ConfigError`: `max_forward` is less than the cross-loss table takes, or the evaluator is a score.
         """
         # A score has no logits: it is refused before a budget is complained about.
         loss_evaluator = problem.loss_evaluator

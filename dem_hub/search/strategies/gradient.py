@@ -40,7 +40,7 @@ class Gradient:
         """Minimize the objective.
 
         Raises:
-            `ConfigError`: The sum of the coefficients is limited, or the measure is a score.
+            `ConfigError`: The sum of the coefficients is limited, or the evaluator is a score.
             `MissingDependencyError`: SciPy is not installed.
         """
         try:

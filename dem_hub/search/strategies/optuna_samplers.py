@@ -87,7 +87,7 @@ class Optuna:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
         objectives = 1
         if self._has_many_objectives:
-            objectives = len(problem.measure.losses(all_at(0.0, problem.count)))
+            objectives = len(problem.evaluator.losses(all_at(0.0, problem.count)))
         points = [problem.inside(point).tolist() for point in first_points(problem.count)]
         sampler = self._sampler(optuna, problem.seed if storage is None else None, len(points))
         name = None if storage is None else self.study_name

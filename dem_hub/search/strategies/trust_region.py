@@ -124,7 +124,7 @@ def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
         losses = torch.tensor([trial.losses[name] for trial in trials], dtype=torch.float64) * weights
         solution = torch.linalg.lstsq(matrix, losses, rcond=1e-10, driver="gelsd").solution
         parts[name] = _as_quadratic(solution, problem.count, pairs, radius)
-    return LocalModel(problem.measure.names, tuple(center.tolist()), parts)
+    return LocalModel(problem.evaluator.names, tuple(center.tolist()), parts)
 
 
 def _columns(steps: Tensor, pairs: Sequence[tuple[int, int]], scale: float) -> Tensor:

@@ -1,0 +1,114 @@
+"""The result of a search: printed, saved and read again, solved for other objectives, drawn."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dem_hub import DEMModel, SearchResult
+from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.search.solve.local_model import LocalModel, Quadratic
+from dem_hub.search.solve.objective import Objective
+from tests.support.counting_models import Counters
+from tests.support.fresh_losses import fresh
+
+
+def test_printed(result: SearchResult) -> None:
+    text = str(result)
+    assert text.splitlines()[0] == str(result.config.base)
+    assert all(f"+ {value} * {name}" in text for name, value in result.coefficients.items())
+    assert f"{result.method}: mean {result.loss:.5f}, in " in text
+
+
+def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
+    result.save_pretrained(tmp_path / "found")
+    again = SearchResult.from_pretrained(tmp_path / "found")
+    assert again.model is not None
+    assert result.model is not None
+    assert again.reweight("worst") == result.reweight("worst")
+    assert replace(again, model=None) == replace(result, model=None)
+    assert len(again.cache) == len(result.cache)
+    assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
+    json.loads((tmp_path / "found" / "search_result.json").read_text())
+
+
+def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
+    with pytest.raises(NotFoundError, match="has no search_result.json") as caught:
+        SearchResult.from_pretrained(tmp_path)
+    assert caught.type is NotFoundError
+    result.save_pretrained(tmp_path)
+    path = tmp_path / "search_result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(ConfigError, match="Upgrade"):
+        SearchResult.from_pretrained(tmp_path)
+    path.write_text(json.dumps({"format_version": 1, "trials": []}))
+    with pytest.raises(ConfigError, match="is not a whole search result"):
+        SearchResult.from_pretrained(tmp_path)
+
+
+def test_reweighting_costs_nothing_and_is_true(counters: Counters, search: Callable[..., SearchResult]) -> None:
+    """What is found for other weights is nearly what a search with these weights finds, and better for them than what was found."""
+    plain, weights = search(held_out=0), {"up": 3.0}
+    size = len(plain.cache)
+    wished = plain.reweight(weights=weights)
+    assert len(plain.cache) == size
+    assert wished.config.coefficients == wished.coefficients
+    objective = Objective("mean", weights)
+    truth, before = (
+        objective.value(fresh(counters, point, counters.data)) for point in (wished.coefficients, plain.coefficients)
+    )
+    assert truth < before
+    assert truth == pytest.approx(search(held_out=0, weights=weights).loss, abs=0.01)
+    assert wished.value == pytest.approx(truth, abs=0.02)
+
+
+def test_reweighting_for_other_wishes(result: SearchResult, counters: Counters) -> None:
+    up, down, threes = counters.vectors.values()
+    assert result.reweight().value <= result.loss + 1e-3
+    gone = result.reweight(without=[os.path.relpath(down)], weights={"down": 0.0})
+    assert gone.coefficients[down] == 0
+    assert gone.coefficients[up] > 0
+    little = result.reweight(max_sum=0.3)
+    assert sum(little.coefficients.values()) <= 0.3 + 1e-9
+    tight = result.reweight(bounds={threes: (0.0, 0.1)})
+    assert tight.coefficients[threes] <= 0.1
+    worst = result.reweight("worst")
+    assert max(worst.losses.values()) <= max(result.reweight().losses.values()) + 1e-6
+    with pytest.raises(ConfigError, match="This search has no vector 'other'"):
+        result.reweight(without=["other"])
+
+
+def test_reweighting_without_negative_coefficients(result: SearchResult) -> None:
+    """Of losses whose minimum is known, and below 0 for one vector."""
+    best, matrix = torch.tensor([0.5, -0.3, 0.4], dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    bowl = Quadratic(1.0 + float(best @ best) / 2, -best, matrix)
+    known = replace(result, model=LocalModel(tuple(result.coefficients), (0.0, 0.0, 0.0), {"up": bowl}))
+    assert list(known.reweight(bounds=(-1.0, 1.0)).coefficients.values()) == pytest.approx([0.5, -0.3, 0.4])
+    assert list(known.reweight(bounds=(0.0, 1.0)).coefficients.values()) == pytest.approx([0.5, 0.0, 0.4])
+
+
+def test_reweighting_for_what_is_gained(result: SearchResult) -> None:
+    """Against a brute force over the same quadratics."""
+    assert result.table is not None
+    assert result.model is not None
+    base = {name: cell.loss for name, cell in result.table.cells["base"].items()}
+    gained = result.reweight("improvement")
+    axis = torch.linspace(0, 1.5, 16).tolist()
+    points = [(x, y, z) for x in axis for y in axis for z in axis]
+    assert (
+        gained.value <= min(Objective("improvement").value(result.model.losses(point), base) for point in points) + 1e-9
+    )
+
+
+def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> None:
+    found = search(method="uniform", max_forward=3)
+    with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
+        found.reweight()
+
+
+def test_picture(result: SearchResult, tmp_path: Path) -> None:
+    assert result.plot(tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,160 @@
+"""A search that goes on: after a kill, and from an earlier search with other vectors or data."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dem_hub import DEMConfig, SearchResult, search_coefficients
+from dem_hub.search import Optuna
+from tests.support.counting_models import Counters
+
+KILLED = """
+import json, os, signal, sys
+from dem_hub import search_coefficients
+from dem_hub.search import Optuna
+request = json.loads(sys.argv[1])
+def kill(number, trial):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+for method in request.pop("methods"):
+    pid = os.fork()  # the libraries are loaded once
+    if not pid:
+        kept = os.path.join(request["cache"], method)
+        search_coefficients(**{**request, "cache": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+"""
+
+
+RESUMED = ["gauss_newton", "quadratic", "gradient", "optuna"]
+
+
+@pytest.fixture(scope="module")
+def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The caches of searches that were killed, by the kernel, after four trials."""
+    cache = tmp_path_factory.mktemp("killed")
+    request = {
+        "base": str(counters.base),
+        "vectors": list(counters.vectors.values()),
+        "eval_datasets": counters.data,
+        "max_forward": 12,
+    }
+    content = json.dumps({**request, "cache": str(cache), "methods": RESUMED})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return cache
+
+
+@pytest.mark.parametrize("method", RESUMED)
+def test_a_killed_search_goes_on(search: Callable[..., SearchResult], killed: Path, method: str) -> None:
+    """It finds the same, and measures nothing that it had measured."""
+    lines = killed / method / "measured.jsonl"
+    before = lines.read_text().splitlines()
+    way = Optuna("tpe") if method == "optuna" else method
+    whole, rest = search(method=way, max_forward=12), search(method=way, max_forward=12, cache=killed / method)
+    assert rest.trials == whole.trials
+    assert rest.coefficients == whole.coefficients
+    assert rest.num_forward == whole.num_forward
+    after = lines.read_text().splitlines()
+    assert len(before) >= 3 * 3
+    assert after[: len(before)] == before
+    assert len({json.loads(line)[0] for line in after}) == len(after)
+
+
+def test_a_score_goes_on(counters: Counters, tmp_path: Path) -> None:
+    """Scores are dear, and are filed like losses; an earlier search's cost nothing."""
+    calls = []
+
+    def length(model: Any) -> float:
+        calls.append(1)
+        return float(model.model.embed_tokens.weight.detach().norm())
+
+    def search(**options: Any) -> SearchResult:
+        vectors = [counters.vectors["up"], counters.vectors["down"]]
+        return search_coefficients(
+            counters.base, vectors, score=length, direction="minimize", max_forward=10, **options
+        )
+
+    first = search(cache=tmp_path)
+    assert len(calls) == first.num_forward
+    again = search(cache=tmp_path)
+    assert (again.trials, again.num_forward, len(calls)) == (first.trials, first.num_forward, first.num_forward)
+    grown = search(resume_from=first)
+    assert grown.num_forward == len(calls) - first.num_forward
+
+
+def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
+    """Its column of the table, and a check of what the algebra on kept logits finds."""
+    vectors = list(gentle.vectors.values())
+    two = search_coefficients(gentle.base, vectors[:2], gentle.data)
+    three = search_coefficients(gentle.base, vectors, gentle.data, resume_from=two)
+    assert three.num_forward == 1 + 1
+    assert three.num_forward_held_out <= 1 + 1 + 1 + 1  # the new one alone, 1/N, common, found
+    assert three.loss < two.loss
+    assert three.loss < search_coefficients(gentle.base, vectors, gentle.data).loss + 2e-3
+    assert three.acceptance is not None
+    assert three.acceptance.contenders["before"].coefficients == (*two.best.coefficients, 0.0)
+
+
+def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
+    """Where vectors interact, the check shows it, and a step or two are taken, of N + 1 forward passes and a check."""
+    three = search(resume_from=search("up", "down"))
+    assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
+    assert any("The kept logits promised" in note for note in three.notes)
+    assert three.loss == pytest.approx(search().loss, abs=5e-3)
+    assert (
+        search(resume_from=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1
+    )  # a budget leaves it at the check
+
+
+def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:
+    """One pass over it for the base and each vector, and a check over everything."""
+    vectors = list(gentle.vectors.values())[:2]
+    known = {name: gentle.data[name] for name in ("up", "down")}
+    grown = search_coefficients(
+        gentle.base, vectors, gentle.data, resume_from=search_coefficients(gentle.base, vectors, known)
+    )
+    share = grown.tokens["threes"] / sum(grown.tokens.values())
+    assert grown.acceptance is not None
+    returned = int(
+        not grown.acceptance.is_found
+    )  # a rival's losses on the search data, where it is better on the held-out data
+    assert grown.num_forward == pytest.approx(3 * share + 1 + returned)
+
+
+def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
+    vectors = list(gentle.vectors.values())
+    three = search_coefficients(gentle.base, vectors, gentle.data)
+    assert search_coefficients(gentle.base, vectors[::2], gentle.data, resume_from=three).num_forward == 1
+    assert three.reweight(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
+
+
+def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
+    """With the logits it costs what it does in memory; from a recipe, or without them, the known coefficients are the start."""
+    vectors = list(gentle.vectors.values())
+    two = search_coefficients(gentle.base, vectors[:2], gentle.data)
+    two.save_pretrained(tmp_path / "with", with_logits=True)
+    two.save_pretrained(tmp_path / "without")
+    two.config.save_pretrained(tmp_path / "recipe")
+
+    def grow(earlier: Any) -> SearchResult:
+        return search_coefficients(gentle.base, vectors, gentle.data, resume_from=earlier)
+
+    grown = grow(tmp_path / "with")
+    assert grown.num_forward == 2
+    assert grown.coefficients == grow(two).coefficients
+    for name in ("without", "recipe"):
+        again = grow(tmp_path / name)
+        assert again.trials[0].coefficients == (*two.best.coefficients, sum(two.best.coefficients) / 2)
+        assert again.num_forward in (4, 5, 9, 10)  # a step, or two, and their checks; no table
+        assert again.loss < two.loss
+    assert grow(DEMConfig.from_pretrained(tmp_path / "recipe")).trials == again.trials
