@@ -1,6 +1,7 @@
 """Checks of the arguments of a search that need nothing to be loaded.
 
-They run first, so that a mistake is found in a second and not after a model has been downloaded. What is wrong is told in one error.
+They run first, so that a mistake is found in a second and not after a model has been downloaded. What is wrong is
+told in one error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def as_objective(
     if isinstance(objective, Objective):
         if weights:
             raise ConfigError(
-                f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. Give one of them."
+                f"weights are {dict(weights)}, and the objective has weights of its own: {dict(objective.weights)}. "
+                "Give one of them."
             )
         chosen = objective
     else:

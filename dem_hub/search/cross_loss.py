@@ -1,7 +1,7 @@
 """The cross-loss table: losses of the base, and of the base with all of each vector, on every distribution.
 
-The table says which vectors do not help. Its standard errors are over documents, because the tokens of one document are alike: errors over
-tokens would be several times too small.
+The table says which vectors do not help. Its standard errors are over documents, because the tokens of one document
+are alike: errors over tokens would be several times too small.
 """
 
 import math
@@ -24,7 +24,8 @@ BASE = "base"
 # Cosine above which two vectors are called near-duplicates. Chosen by hand, not measured.
 ALIKE = 0.9
 
-# A norm is called an outlier if it is more than this many times the median norm, or less than one in so many. Chosen by hand, not measured.
+# A norm is called an outlier if it is more than this many times the median norm, or less than one in so many.
+# Chosen by hand, not measured.
 OUTLIER = 4.0
 
 
@@ -40,8 +41,8 @@ class Cell:
 class CrossLoss:
     """Losses by model and distribution.
 
-    The keys of `cells` are the models: `base`, and the name of each vector for the base with coefficient 1 of it. The keys of a row are the
-    distributions.
+    The keys of `cells` are the models: `base`, and the name of each vector for the base with coefficient 1 of it.
+    The keys of a row are the distributions.
     """
 
     cells: Mapping[str, Mapping[str, Cell]]
@@ -58,7 +59,7 @@ class CrossLoss:
         return cls(cells)
 
     def flags(self) -> list[str]:
-        """Return a warning for each vector that is no better than the base on its own data; see [`own_distribution`]."""
+        """Return a warning for each vector that is no better than the base on its [`own_distribution`]."""
         warnings: list[str] = []
         if BASE not in self.cells:
             return warnings
@@ -70,8 +71,8 @@ class CrossLoss:
             name = own_distribution(model, gains)
             if gains[name] <= 0:
                 warnings.append(
-                    f"'{model}' is dead: on '{name}' its loss is {cells[name].loss:.4f} and the base's {base[name].loss:.4f}. Leave it out, "
-                    "or train it longer."
+                    f"'{model}' is dead: on '{name}' its loss is {cells[name].loss:.4f} and the base's "
+                    f"{base[name].loss:.4f}. Leave it out, or train it longer."
                 )
         return warnings
 
@@ -84,7 +85,8 @@ def own_distribution(vector: str, gains: Mapping[str, float]) -> str:
         gains (`Mapping[str, float]`): Gain over the base on each distribution, in nats.
 
     Returns:
-        `str`: The longest name of a distribution that is a word of the vector's name, or else the distribution that gains most.
+        `str`: The longest name of a distribution that is a word of the vector's name, or else the distribution that
+            gains most.
     """
     words = PurePath(vector).name
     named = [name for name in gains if _has_word(words, name)]
@@ -100,7 +102,7 @@ def _has_word(text: str, word: str) -> bool:
 
 
 def geometry_flags(comparison: Comparison) -> list[str]:
-    """Return a warning for each vector that is much longer or shorter than the others, and for each pair that points the same way."""
+    """Return a warning for each vector of unusual length, and for each pair that points the same way."""
     warnings = []
     middle = median(comparison.norms)
     # Of two vectors one cannot say which is the outlier.
@@ -108,15 +110,16 @@ def geometry_flags(comparison: Comparison) -> list[str]:
     for name, norm in zip(comparison.names, comparison.norms, strict=True):
         if has_outliers and not 1 / OUTLIER <= norm / middle <= OUTLIER:
             warnings.append(
-                f"'{name}' has norm {norm:.4g} and the median is {middle:.4g}: one of them was trained much longer or harder."
+                f"'{name}' has norm {norm:.4g} and the median is {middle:.4g}: one of them was trained much longer or "
+                "harder."
             )
     for row, second in enumerate(comparison.names):
         for column, first in enumerate(comparison.names[:row]):
             cosine = comparison.cosines[row][column]
             if cosine > ALIKE:
                 warnings.append(
-                    f"'{first}' and '{second}' have cosine {cosine:.2f}: near-duplicates, whose coefficients cannot be told apart. "
-                    "One of them may be enough."
+                    f"'{first}' and '{second}' have cosine {cosine:.2f}: near-duplicates, whose coefficients cannot "
+                    "be told apart. One of them may be enough."
                 )
     return warnings
 

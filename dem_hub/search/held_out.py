@@ -1,8 +1,9 @@
 """Acceptance of a search's answer: compare it with baselines on data that the search never saw.
 
-Two models on the same tokens differ far less than either varies from text to text. So the losses are subtracted document by document, and the
-standard error is that of the difference. A baseline that is better by more than this error replaces the answer, so that a search never
-returns something that is clearly worse than what a user would have tried without it.
+Two models on the same tokens differ far less than either varies from text to text. So the losses are subtracted
+document by document, and the standard error is that of the difference. A baseline that is better by more than this
+error replaces the answer, so that a search never returns something that is clearly worse than what a user would
+have tried without it.
 """
 
 import math
@@ -22,8 +23,9 @@ UNIFORM = "1/N"
 COMMON = "common"
 BEFORE = "before"
 
-# Tokens of text that count as one independent token, since the tokens of a document are alike. On a model of 0.12 million parameters the excess
-# loss of fitted coefficients was at most 1.7 times that of independent tokens on text of one kind, and 7 to 18 times on text of several kinds.
+# Tokens of text that count as one independent token, since the tokens of a document are alike. On a model of 0.12
+# million parameters the excess loss of fitted coefficients was at most 1.7 times that of independent tokens on text
+# of one kind, and 7 to 18 times on text of several kinds.
 INDEPENDENT = 10
 
 
@@ -31,8 +33,8 @@ INDEPENDENT = 10
 class Contender:
     """A model on the held-out data.
 
-    `losses` are the mean losses of a token in nats, by distribution, and `value` is their objective. `difference` is the value minus that of
-    the search's answer, and `error` the standard error of this difference.
+    `losses` are the mean losses of a token in nats, by distribution, and `value` is their objective. `difference`
+    is the value minus that of the search's answer, and `error` the standard error of this difference.
     """
 
     coefficients: Point
@@ -46,8 +48,8 @@ class Contender:
 class Acceptance:
     """The comparison on held-out data.
 
-    `chosen` is the label of the contender to use, `contenders` begins with the search's answer, and `tokens` are the scored tokens of each
-    distribution.
+    `chosen` is the label of the contender to use, `contenders` begins with the search's answer, and `tokens` are
+    the scored tokens of each distribution.
     """
 
     chosen: str
@@ -69,7 +71,8 @@ def baseline_points(names: Sequence[str], common: Point | None, before: Point | 
         before (`tuple[float, ...]`, *optional*): The coefficients of an earlier search.
 
     Returns:
-        `dict[str, tuple[float, ...]]`: The base, each vector alone, equal shares, and those of the two that are given.
+        `dict[str, tuple[float, ...]]`: The base, each vector alone, equal shares, and those of the two that are
+        given.
     """
     count = len(names)
     points = {BASE: all_at(0.0, count)}
@@ -86,8 +89,9 @@ def baseline_points(names: Sequence[str], common: Point | None, before: Point | 
 def best_common_point(held_out: LossEvaluator, objective: Objective, region: Region, guess: float) -> Point:
     """Return the point with the same coefficient for all vectors that has the lowest objective on the held-out data.
 
-    The coefficient is fitted to the held-out data itself, so that this baseline is as strong as possible. Its objective there is no higher
-    than that of the base, of equal shares, of all vectors at 1, and of all vectors at `guess`, as far as these lie in the region.
+    The coefficient is fitted to the held-out data itself, so that this baseline is as strong as possible. Its
+    objective there is no higher than that of the base, of equal shares, of all vectors at 1, and of all vectors at
+    `guess`, as far as these lie in the region.
     """
     count = len(held_out.names)
     base_losses = _base_losses(held_out, objective)
@@ -110,9 +114,9 @@ def accept(held_out: LossEvaluator, objective: Objective, found: Point, others: 
         others (`Mapping[str, tuple[float, ...]]`): The points to compare it with, by label; see [`baseline_points`].
 
     Returns:
-        [`Acceptance`]: The search's answer is chosen unless another point is better by more than the standard error of the difference. Then
-            the best of those is chosen. The common coefficient was fitted to this very data, and must in addition be better by the gain
-            that is expected of that.
+        [`Acceptance`]: The search's answer is chosen unless another point is better by more than the standard error
+            of the difference. Then the best of those is chosen. The common coefficient was fitted to this very
+            data, and must in addition be better by the gain that is expected of that.
     """
     base_losses = _base_losses(held_out, objective)
     found_totals = held_out.window_totals(found)
@@ -143,13 +147,14 @@ def expected_excess(tokens: int, coefficients: int) -> float:
 
 
 def _choose(contenders: Mapping[str, Contender], tokens: int) -> str:
-    """Return the label of the best contender that is better than the answer by more than chance, or that of the answer."""
+    """Return the label of the best contender that beats the answer by more than chance, or that of the answer."""
     margins = dict.fromkeys(contenders, 0.0)
     if COMMON in margins:
         margins[COMMON] = expected_excess(tokens, 1)
     better = []
     for label, contender in contenders.items():
-        # If the answer's loss is not finite, its own difference is inf - inf = nan. Written with `not`, the answer then competes by its value.
+        # If the answer's loss is not finite, its own difference is inf - inf = nan. Written with `not`, the answer
+        # then competes by its value.
         if not contender.difference >= -(contender.error + margins[label]):
             better.append(label)
     return min(better, key=lambda label: contenders[label].value, default=FOUND)

@@ -43,7 +43,10 @@ def load_model(
 
 
 def tokenizer_loader(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> Callable[[], Any]:
-    """Return a function that returns the tokenizer; that of the base is loaded when it is called, as token ids need none."""
+    """Return a function that returns the tokenizer.
+
+    That of the base is loaded at the first call, as data of token ids needs none.
+    """
 
     @functools.cache
     def load() -> Any:

@@ -1,8 +1,9 @@
 """Coefficients for groups of tensors: embeddings, attention, MLPs and the rest, or runs of layers.
 
-The groups that a vector changes become coordinates, like vectors. They start at the vector's one coefficient, and a prior draws them to it, the
-more strongly the fewer tokens there are. They are kept only if they are better on held-out data than one coefficient a vector, by more than two
-standard errors of the difference: more numbers fit more noise, so they need more evidence.
+The groups that a vector changes become coordinates, like vectors. They start at the vector's one coefficient, and a
+prior draws them to it, the more strongly the fewer tokens there are. They are kept only if they are better on
+held-out data than one coefficient a vector, by more than two standard errors of the difference: more numbers fit
+more noise, so they need more evidence.
 """
 
 from collections.abc import Mapping
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 # Label of the contender with one coefficient a vector. It is a key of search_result.json and must stay as it is.
 ONE = "one coefficient a vector"
 
-# Standard errors that the gain on held-out data must exceed. With one error, 12 coefficients found on 250 tokens a distribution of
-# SmolLM2-135M were kept for a gain of 0.0009 nats (standard error 0.0006), and lost 0.0018 nats on test text.
+# Standard errors that the gain on held-out data must exceed. With one error, 12 coefficients found on 250 tokens a
+# distribution of SmolLM2-135M were kept for a gain of 0.0009 nats (standard error 0.0006), and lost 0.0018 nats on
+# test text.
 ERRORS = 2.0
 
 
@@ -34,9 +36,9 @@ ERRORS = 2.0
 class Refinement:
     """The result of a search by groups.
 
-    `coordinates` are the names of its numbers, such as `maths [attention]`; `coefficients` are the best of them by vector, as a recipe has
-    them. `trials`, `best`, `num_forward` and `num_forward_held_out` are of this search alone. `acceptance` compares it with one coefficient
-    a vector on held-out data.
+    `coordinates` are the names of its numbers, such as `maths [attention]`; `coefficients` are the best of them by
+    vector, as a recipe has them. `trials`, `best`, `num_forward` and `num_forward_held_out` are of this search
+    alone. `acceptance` compares it with one coefficient a vector on held-out data.
     """
 
     granularity: str
@@ -55,18 +57,13 @@ class Refinement:
         return self.acceptance.contenders[ONE]
 
     @property
-    def loss(self) -> float:
-        """The objective on the search data."""
-        return self.best.value
-
-    @property
     def held_out_loss(self) -> float:
         """The objective on the held-out data."""
         return self.acceptance.contenders[FOUND].value
 
     @property
     def is_kept(self) -> bool:
-        """Whether groups gain more than two standard errors on held-out data; never where there is no standard error."""
+        """Whether groups gain more than two standard errors on held-out data; never without a standard error."""
         return self.one.difference > ERRORS * self.one.error > 0
 
     def note(self) -> str:
@@ -78,16 +75,17 @@ class Refinement:
         else:
             verdict = "not kept, as one window of held-out text has no standard error"
         return (
-            f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on held-out data (standard error "
-            f"{self.one.error:.4f}) for {self.num_forward:.4g} forward passes: {verdict}."
+            f"{len(self.coordinates)} coefficients by {self.granularity} gain {self.one.difference:.4f} nats on "
+            f"held-out data (standard error {self.one.error:.4f}) for {self.num_forward:.4g} forward passes: {verdict}."
         )
 
 
 def changed_groups(model: "MergedModel", granularity: Granularity) -> list[tuple[str, ...]]:
     """Return the groups of tensors that each vector of a merged model changes.
 
-    Groups are made from the tensors of all vectors, so that runs of layers are the same for each. A group that a vector does not change would
-    be a coordinate without effect: it would cost forward passes and be reported as if it were known.
+    Groups are made from the tensors of all vectors, so that runs of layers are the same for each. A group that a
+    vector does not change would be a coordinate without effect: it would cost forward passes and be reported as if
+    it were known.
     """
     opened = model.dem.open()
     # The bases were compared when the model was loaded.
@@ -113,21 +111,23 @@ def refine(
         granularity (`str`): `block` or `group`.
 
     Returns:
-        `tuple`: The [`Refinement`], and notes for the user. It is `None` if `max_forward` leaves no room for a step, or no vector changes two
-            groups.
+        `tuple`: The [`Refinement`], and notes for the user. It is `None` if `max_forward` leaves no room for a
+            step, or no vector changes two groups.
     """
     model = problem.loss_evaluator.coordinates.model
     coordinates = Coordinates(model, changed_groups(model, granularity))
     count = len(coordinates.names)
     if count == len(coordinates.vectors):
         return None, [
-            f"Coefficients by {granularity} were not looked for: no vector changes two groups, so that they are those of vectors."
+            f"Coefficients by {granularity} were not looked for: no vector changes two groups, so that they are those "
+            "of vectors."
         ]
     left = None if problem.max_forward is None else problem.max_forward - problem.num_forward
     strategy, _ = choose("auto", count)
     if left is not None and left < _least_budget(strategy, count):
         return None, [
-            f"max_forward leaves {max(left, 0):g} forward passes, too few to look for {count} coefficients by {granularity}."
+            f"max_forward leaves {max(left, 0):g} forward passes, too few to look for {count} coefficients by "
+            f"{granularity}."
         ]
     finer = _finer_problem(problem, coordinates, found, left)
     notes = finer.notes_on_tokens()
@@ -161,7 +161,7 @@ def _least_budget(strategy: Strategy, count: int) -> float:
 
 
 def _finer_problem(problem: Problem, coordinates: Coordinates, found: Trial, left: float | None) -> Problem:
-    """Return the problem whose coordinates are groups, on the same data, starting at and drawn to what was found for vectors."""
+    """Return the problem whose coordinates are groups; it starts at, and is drawn to, what was found for vectors."""
     start = coordinates.spread(found.coefficients)
     callback = problem.callback
     if callback is not None:

@@ -1,7 +1,7 @@
-"""Points of a search: one coefficient per vector, in the order of the vectors, or one per group of a vector's tensors.
+"""Points of a search: one coefficient per vector, in order, or one per group of a vector's tensors.
 
-A point is a plain tuple of floats, so that it is hashable, comparable and exactly what a file holds. Strategies that calculate with points
-convert them to float64 tensors.
+A point is a plain tuple of floats, so that it is hashable, comparable and exactly what a file holds. Strategies
+that calculate with points convert them to float64 tensors.
 """
 
 Point = tuple[float, ...]

@@ -1,8 +1,9 @@
 """The search as a strategy sees it: named coefficients in a region, points to score, a budget, and the trials so far.
 
-The losses of a point come from an `Evaluator`: the loss_evaluator of data, or a caller's `score`. A strategy that needs no more than a number
-therefore works with both. Strategies score points only through [`Problem.evaluate`], which counts trials, scores no point twice and tells the
-caller's callback; the best trial in the region is what the search found.
+The losses of a point come from an `Evaluator`: the losses on data, or a caller's `score`. A strategy that
+needs no more than a number therefore works with both. Strategies score points only through [`Problem.evaluate`],
+which counts trials, scores no point twice and tells the caller's callback; the best trial in the region is what the
+search found.
 """
 
 import logging
@@ -25,15 +26,18 @@ from dem_hub.search.solve.region import Region
 
 logger = logging.getLogger(__name__)
 
-# Standard deviation of the prior around the common coefficient. Chosen by hand: half of the usual range from 0 to 1. With it 250 validation
-# tokens of each distribution were enough to beat 1/N and one coefficient for all on test text (benchmarks/README.md, `search.py`).
+# Standard deviation of the prior around the common coefficient. Chosen by hand: half of the usual range from 0 to
+# 1. With it 250 validation tokens of each distribution were enough to beat 1/N and one coefficient for all on test
+# text (benchmarks/README.md, `search.py`).
 SPREAD = 0.5
 
-# Nats. Users are warned when fitting is expected to flatter the loss by more. The strategies differ by about that much in
-# benchmarks/README.md (0.0002 to 0.005); with INDEPENDENT = 10 it is reached below 5,000 tokens for each coefficient.
+# Nats. Users are warned when fitting is expected to flatter the loss by more. The strategies differ by about that
+# much in benchmarks/README.md (0.0002 to 0.005); with INDEPENDENT = 10 it is reached below 5,000 tokens for each
+# coefficient.
 _EXCESS = 1e-3
 
-# Forward passes. Costs are sums of fractions (tokens run / tokens of the data), so that a budget is compared up to rounding.
+# Forward passes. Costs are sums of fractions (tokens run / tokens of the data), so that a budget is compared up to
+# rounding.
 _ROUNDING = 1e-9
 
 
@@ -41,8 +45,8 @@ _ROUNDING = 1e-9
 class Trial:
     """One scored point.
 
-    `coefficients` are in the order of the problem's names, `losses` are the mean loss of a token of each distribution, in nats, and `value`
-    is the objective of these losses.
+    `coefficients` are in the order of the problem's names, `losses` are the mean loss of a token of each
+    distribution, in nats, and `value` is the objective of these losses.
     """
 
     coefficients: Point
@@ -68,9 +72,9 @@ class Evaluator(Protocol):
 class Strategy(Protocol):
     """A way to look for the best point.
 
-    `search` is called once. It scores points with `problem.evaluate`, stays in `problem.region`, and asks `problem.budget` for its limit. It
-    returns a model of the losses around the best point if it has one, and `None` otherwise. The model lets a user solve again for another
-    objective without a forward pass.
+    `search` is called once. It scores points with `problem.evaluate`, stays in `problem.region`, and asks
+    `problem.budget` for its limit. It returns a model of the losses around the best point if it has one, and `None`
+    otherwise. The model lets a user solve again for another objective without a forward pass.
     """
 
     @property
@@ -89,10 +93,12 @@ class Problem:
         region ([`Region`]): Where points may lie.
         max_forward (`float`, *optional*): Limit in forward passes over the data. By default the strategy decides.
         start (`tuple[float, ...]`, *optional*): A point that is known to be good.
-        quick (`bool`): Whether the logits of an earlier search are there, so that a check of what they predict may be enough.
+        quick (`bool`): Whether the logits of an earlier search are there, so that a check of what they predict may
+            be enough.
         seed (`int`): Seed of strategies that sample.
         callback (`Callable`, *optional*): Called with the number of each new trial, from 0, and the trial.
-        prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common coefficient, whatever that is.
+        prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common
+            coefficient, whatever that is.
         trials (`list[Trial]`): Trials so far, in order.
         notes (`list[str]`): What the user should know about the trials.
     """
@@ -146,7 +152,7 @@ class Problem:
         return self.evaluator.num_forward
 
     def budget(self, usual: float) -> float:
-        """Return how many forward passes a strategy may use: the caller's `max_forward`, or else what is `usual` for it."""
+        """Return the forward passes that a strategy may use: the caller's `max_forward`, or else the `usual` number."""
         if self.max_forward is None:
             return float(usual)
         return float(self.max_forward)
@@ -158,10 +164,11 @@ class Problem:
     def prior(self) -> Prior:
         """Return the Gaussian prior on the coefficients.
 
-        The prior has standard deviation `SPREAD` around the common coefficient, or around `prior_center`. It is weighed against the data by the
-        effective number of tokens, so that it matters only where tokens are few.
+        The prior has standard deviation `SPREAD` around the common coefficient, or around `prior_center`. It is
+        weighed against the data by the effective number of tokens, so that it matters only where tokens are few.
 
-        Source: With T_eff tokens, the loss of c fitted coefficients is on average c / (2 T_eff) above the best (Wilks).
+        Source: With T_eff tokens, the loss of c fitted coefficients is on average c / (2 T_eff) above the best
+        (Wilks).
         """
         strength = INDEPENDENT / (SPREAD**2 * self._token_count())
         if self.prior_center is None:
@@ -178,17 +185,19 @@ class Problem:
         plural = "" if self.count == 1 else "s"
         enough = int(self.count * INDEPENDENT / (2 * _EXCESS))
         return [
-            f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be {excess:.4f} nats "
-            f"too good by chance. Use {enough} tokens or more, from many documents."
+            f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be "
+            f"{excess:.4f} nats too good by chance. Use {enough} tokens or more, from many documents."
         ]
 
     def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
         """Score a point and return its trial.
 
-        A point that was scored before costs nothing and is no new trial. A point whose loss is not finite gets the value infinity, and a note.
+        A point that was scored before costs nothing and is no new trial. A point whose loss is not finite gets the
+        value infinity, and a note.
 
         Args:
-            point (`Sequence[float]` or `Tensor`): Coefficients, (N,). It must lie in the region to become the best trial.
+            point (`Sequence[float]` or `Tensor`): Coefficients, (N,). It must lie in the region to become the best
+                trial.
         """
         coefficients = tuple(float(value) for value in point)
         for trial in self.trials:

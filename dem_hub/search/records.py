@@ -1,7 +1,8 @@
 """Records of a search as JSON, and back, by the types of their fields.
 
-A search result is made of many small frozen dataclasses. One pair of functions reads and writes all of them, so that a field that is added to
-a dataclass is in the file at once, in both directions. Reading is strict: a key that is unknown, missing or of another type is an error.
+A search result is made of many small frozen dataclasses. One pair of functions reads and writes all of them, so
+that a field that is added to a dataclass is in the file at once, in both directions. Reading is strict: a key that
+is unknown, missing or of another type is an error.
 """
 
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ def from_json(record: type[_Record], data: object, where: str) -> _Record:
     """Return a frozen dataclass from what [`to_json`] made of it.
 
     Args:
-        record (`type`): The dataclass. Its fields are numbers, strings, float64 tensors, dataclasses, and tuples, mappings and unions of these.
+        record (`type`): The dataclass. Its fields are numbers, strings, float64 tensors, dataclasses, and tuples,
+            mappings and unions of these.
         data (`object`): The JSON data.
         where (`str`): Name of the data in messages, such as the path of the file.
 

@@ -1,7 +1,7 @@
 """The result of a search: the recipe, everything that was measured on the way, and what can be made of it afterwards.
 
-A result is a record that never changes. It can be solved again for another objective, drawn, and used as the start of another search. On disk
-it is a recipe's folder with `search_result.json` and the measurements beside the recipe.
+A result is a record that never changes. It can be solved again for another objective, drawn, and used as the start
+of another search. On disk it is a recipe's folder with `search_result.json` and the measurements beside the recipe.
 """
 
 import json
@@ -34,7 +34,7 @@ Bounds = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Coefficients for another objective, and the losses to expect there: calculated from a search's statistics, not measured."""
+    """Coefficients for another objective, and the losses to expect: calculated from statistics, not measured."""
 
     coefficients: Mapping[str, float]
     losses: Mapping[str, float]
@@ -46,8 +46,8 @@ class Reweighted:
 class SearchResult:
     """The result of [`search_coefficients`].
 
-    All of it is about one coefficient a vector, except `refinement`, the search by groups of tensors. Where that is kept, the recipe has its
-    coefficients.
+    All of it is about one coefficient a vector, except `refinement`, the search by groups of tensors. Where that is
+    kept, the recipe has its coefficients.
 
     Args:
         config ([`DEMConfig`]): The recipe.
@@ -95,7 +95,7 @@ class SearchResult:
 
     @property
     def coefficients(self) -> dict[str, Any]:
-        """The coefficient of each vector by name: a number, or a number for each group of tensors where those are kept."""
+        """The coefficient of each vector by name: a number, or a number for each group where those are kept."""
         return self.config.coefficients
 
     @property
@@ -136,7 +136,10 @@ class SearchResult:
 
     @property
     def mixing_ratio(self) -> dict[str, float]:
-        """The shares in which to mix the vectors' data to train on it together: coefficients in proportion, negative ones as 0."""
+        """The shares in which to mix the vectors' data to train on all of it.
+
+        They are proportional to the coefficients; a negative one counts as 0.
+        """
         positive = {}
         for name, value in zip(self.coefficients, self.best.coefficients, strict=True):
             positive[name] = max(value, 0.0)
@@ -163,20 +166,23 @@ class SearchResult:
 
         Args:
             objective (`str`, *optional*): `mean`, `worst` or `improvement`. By default that of the search.
-            weights (`Mapping[str, float]`, *optional*): Weights by distribution; 0 leaves one out. By default those of the search.
+            weights (`Mapping[str, float]`, *optional*): Weights by distribution; 0 leaves one out. By default those
+                of the search.
             bounds (*optional*): Bounds of all coefficients, or by vector. By default those of the search.
             max_sum (`float`, *optional*): Limit of the sum of the coefficients. By default that of the search.
             without (`Sequence[str]`): Vectors that get the coefficient 0.
 
         Returns:
-            [`Reweighted`]: Coefficients, and the losses to expect. The further they are from the search's own, the less accurate they are.
+            [`Reweighted`]: Coefficients, and the losses to expect. The further they are from the search's own, the
+                less accurate they are.
 
         Raises:
             `ConfigError`: The method left no statistics, or a name is none of this search.
         """
         if self.model is None:
             raise ConfigError(
-                f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or 'quadratic'."
+                f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or "
+                "'quadratic'."
             )
         pairs = self._bounds_with(bounds, without)
         chosen = Objective(
@@ -192,7 +198,9 @@ class SearchResult:
         return Reweighted(coefficients, losses, chosen.value(losses, base_losses), config)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the objective over the trials, and the perplexity of each distribution before and after; see [`dem_hub.plotting.plot_search`].
+        """Draw the objective over the trials, and the perplexity of each distribution before and after.
+
+        See [`dem_hub.plotting.plot_search`].
 
         Args:
             path (`str` or `os.PathLike`): The picture; its suffix decides the format.
@@ -211,9 +219,10 @@ class SearchResult:
         """Write the recipe, and beside it everything that the search has measured.
 
         Args:
-            save_directory (`str` or `os.PathLike`): The folder. It is also a recipe's, for [`DEMModel.from_pretrained`].
-            with_logits (`bool`, defaults to `False`): Whether to write the logits too (gigabytes). With them a new vector costs one forward
-                pass.
+            save_directory (`str` or `os.PathLike`): The folder. It is also a recipe's, for
+                [`DEMModel.from_pretrained`].
+            with_logits (`bool`, defaults to `False`): Whether to write the logits too (gigabytes). With them a new
+                vector costs one forward pass.
         """
         folder = Path(save_directory)
         self.config.save_pretrained(folder)
@@ -269,7 +278,7 @@ class SearchResult:
     def _bounds_with(
         self, bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None, without: Sequence[str]
     ) -> list[tuple[float, float]]:
-        """Return the search's bounds with changes: other bounds of all vectors or of some, and 0 for those `without`."""
+        """Return the search's bounds, with other bounds of all vectors or of some, and 0 for those `without`."""
         assert self.model is not None
         names = self.model.names
         if bounds is None:

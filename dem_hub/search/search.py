@@ -1,7 +1,8 @@
 """`search_coefficients`: data and vectors in, a recipe out.
 
-One model is in memory; it is merged again in place for each point. The search sees one part of the data. Whether its answer is better than the
-baselines is decided on the other part, so that the answer is never clearly worse than what needs no search.
+One model is in memory; it is merged again in place for each point. The search sees one part of the data. Whether
+its answer is better than the baselines is decided on the other part, so that the answer is never clearly worse than
+what needs no search.
 """
 
 import logging
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Session:
-    """What a search works with once everything is loaded; `held_out` is `None` for a score."""
+    """Everything that the steps of a search share, once it is loaded; `held_out` is `None` for a score."""
 
     model: "MergedModel"
     evaluator: ScoreEvaluator | LossEvaluator
@@ -68,7 +69,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a search returns of its trials, how that compares on held-out data, and what the user should know about it."""
+    """The answer of a search, how it compares on held-out data, and notes for the user."""
 
     best: Trial
     acceptance: Acceptance | None = None
@@ -108,32 +109,39 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
         vectors (`Sequence[str]`): Hub ids or folders of the vectors.
-        eval_datasets (`Mapping[str, Any]`, *optional*): Validation data by distribution, in any form that [`Reader.windows`] reads:
-            texts, files, rows, conversations, token ids. Keep it apart from training and test data.
-        method (`str` or [`Strategy`], defaults to `"auto"`): `gauss_newton`, `gradient`, `quadratic`, `optuna`, `grid`, `uniform`, one of
-            these as an object with options of its own (`Grid((0, 0.5, 1))`, `Optuna("tpe")`), or `auto`, which chooses and says so.
+        eval_datasets (`Mapping[str, Any]`, *optional*): Validation data by distribution, in any form that
+            [`Reader.windows`] reads: texts, files, rows, conversations, token ids. Keep it apart from training and
+            test data.
+        method (`str` or [`Strategy`], defaults to `"auto"`): `gauss_newton`, `gradient`, `quadratic`, `optuna`,
+            `grid`, `uniform`, one of these as an object with options of its own (`Grid((0, 0.5, 1))`,
+            `Optuna("tpe")`), or `auto`, which chooses and says so.
         objective (`str` or [`Objective`], defaults to `"mean"`): `mean`, `worst` or `improvement`.
         weights (`Mapping[str, float]`, *optional*): Weights of distributions in the objective, 1 where none is given.
-        score (`Callable`, *optional*): Any other score of a model, in place of losses. A `cache` knows it by its name.
+        score (`Callable`, *optional*): Any other score of a model, in place of losses. A `cache` knows it by its
+            name.
         direction (`str`, defaults to `"maximize"`): Whether to `maximize` or `minimize` a `score`.
         bounds (defaults to `(0.0, 1.5)`): One (lower, upper) pair for all coefficients, or one for each.
         max_sum (`float`, *optional*): Limit of the sum of the coefficients.
-        max_forward (`float`, *optional*): Limit in forward passes over the search data. By default what the method usually needs.
-        held_out (`float` or `Mapping`, defaults to 0.25): Share of the documents on which the answer is accepted, or data for that; 0
-            accepts the answer without a comparison.
-        resume_from (*optional*): A [`SearchResult`] to grow from (what it measured is not measured again), or a recipe to start from.
-        cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on from there.
+        max_forward (`float`, *optional*): Limit in forward passes over the search data. By default what the method
+            usually needs.
+        held_out (`float` or `Mapping`, defaults to 0.25): Share of the documents on which the answer is accepted,
+            or data for that; 0 accepts the answer without a comparison.
+        resume_from (*optional*): A [`SearchResult`] to grow from (what it measured is not measured again), or a
+            recipe to start from.
+        cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on
+            from there.
         seed (`int`, defaults to 0): Seed of the split and of samplers.
         tokenizer (*optional*): By default that of the base.
         batch_size (`int`, defaults to 8): Windows in a forward pass.
         max_length (`int`, defaults to 1024): Tokens in a window.
         packing (`bool`, defaults to `False`): Whether documents share windows.
         logit_bytes (`int`, defaults to 2 GiB): Memory for logits.
-        granularity (`str`, defaults to `"model"`): `model`, one coefficient a vector; `group`, then also one for each of its embeddings,
-            attention, MLPs and the rest; `block`, then also one for each of four runs of layers and the rest. Such coefficients are kept where
-            they are better on the held-out data.
-        dtype (`str`, defaults to `"float32"`): Type of the model that is searched on; `None` is the base's own. The recipe merges into the
-            base's own in any case. In 16 bits, rounding removes part of what small steps change.
+        granularity (`str`, defaults to `"model"`): `model`, one coefficient a vector; `group`, then also one for
+            each of its embeddings, attention, MLPs and the rest; `block`, then also one for each of four runs of
+            layers and the rest. Such coefficients are kept where they are better on the held-out data.
+        dtype (`str`, defaults to `"float32"`): Type of the model that is searched on; `None` is the base's own. The
+            recipe merges into the base's own in any case. In 16 bits, rounding removes part of what small steps
+            change.
         callback (*optional*): Called with the number of each trial and the trial.
         model_kwargs: Further arguments of [`DEMModel.from_pretrained`].
 
@@ -141,7 +149,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         [`SearchResult`]: `result.config` is the recipe.
 
     Raises:
-        `ConfigError`: There are no vectors, no data, data with nothing to score, or an option that does not exist; all of it is listed.
+        `ConfigError`: There are no vectors, no data, data with nothing to score, or an option that does not exist;
+            all of it is listed.
         `NotFoundError`: The base, a vector or the earlier search is not found.
         `CoefficientError`: A loss of the base, or of a vector alone, is not finite.
         `MissingDependencyError`: The method needs Optuna or SciPy (extra `search`).
@@ -218,8 +227,9 @@ def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
             problem.evaluate(point)
     if not math.isfinite(problem.best.value):
         raise CoefficientError(
-            f"None of {len(problem.trials)} trials is finite, not even with the coefficients {list(problem.best.coefficients)}: "
-            f"{dict(problem.best.losses)}. Use another dtype, another base, or vectors that did not diverge."
+            f"None of {len(problem.trials)} trials is finite, not even with the coefficients "
+            f"{list(problem.best.coefficients)}: {dict(problem.best.losses)}. Use another dtype, another base, "
+            "or vectors that did not diverge."
         )
     return local_model
 
@@ -247,8 +257,8 @@ def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
         return _Answer(problem.best, accepted)
     chosen = accepted.contenders[accepted.chosen]
     note = (
-        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard error "
-        f"{chosen.error:.4f}), and is what is returned."
+        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats "
+        f"(standard error {chosen.error:.4f}), and is what is returned."
     )
     return _Answer(problem.evaluate(chosen.coefficients), accepted, notes=(note,))
 
@@ -256,7 +266,7 @@ def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
 def _best_common_point(
     problem: Problem, held_out_evaluator: LossEvaluator, local_model: LocalModel | None
 ) -> Point | None:
-    """Return the best point with one coefficient for all vectors on held-out data, or `None` if the region has no such point."""
+    """Return the best common coefficient on held-out data as a point, or `None` if the region has no such point."""
     low, high = common_bounds(problem.region)
     if problem.count < 2 or low > high:
         return None
@@ -301,7 +311,7 @@ def _notes(session: _Session, answer: _Answer, reason: str) -> tuple[str, ...]:
 
 
 def _complete_table(session: _Session) -> CrossLoss | None:
-    """Return a cross-loss table with the base and every vector: of the search data if it is there, else of the held-out data."""
+    """Return a cross-loss table with every vector: of the search data if it is there, else of the held-out data."""
     if session.held_out is None:
         return None
     table = CrossLoss.of(session.problem.loss_evaluator)

@@ -1,9 +1,9 @@
 """Gauss-Newton steps in the coefficients, by forward passes alone: the default for losses.
 
-The forward passes of the cross-loss table give the logits of the base and of each vector on it. The loss of the logits that are linear between
-those is convex in the coefficients, and its minimum is a good start that costs no forward pass. From there each step takes N + 1 forward passes
-for the exact gradient and the Gauss-Newton curvature, and one to check the new point. A step that does not lower the loss is damped and tried
-again.
+The forward passes of the cross-loss table give the logits of the base and of each vector on it. The loss of the
+logits that are linear between those is convex in the coefficients, and its minimum is a good start that costs no
+forward pass. From there each step takes N + 1 forward passes for the exact gradient and the Gauss-Newton curvature,
+and one to check the new point. A step that does not lower the loss is damped and tried again.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,26 @@ from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.prior import Prior
 
-# Nats. A step that promises less is not taken. Chosen by hand: the standard error of a difference of losses on 1,000 tokens is ten times as large
-# (benchmarks/README.md, `search.py`).
+# Nats. A step that promises less is not taken. Chosen by hand: the standard error of a difference of losses on
+# 1,000 tokens is ten times as large (benchmarks/README.md, `search.py`).
 TOLERANCE = 1e-4
 
-# Nats by which a check may differ from what the kept logits promised. Chosen by hand: on a model of 0.12 million parameters a promise was off by
-# 0.001.
+# Nats by which a check may differ from what the kept logits promised. Chosen by hand: on a model of 0.12 million
+# parameters a promise was off by 0.001.
 SURPRISE = 0.01
 
-# Of a coefficient. Newton steps on the kept logits end when no coefficient moves by more. Chosen by hand, not measured.
+# Of a coefficient. Newton steps on the kept logits end when no coefficient moves by more. Chosen by hand, not
+# measured.
 _SETTLED = 2e-3
 
-# Newton steps on the kept logits, and halvings of one of them, at most. They take no forward pass. On SmolLM2-135M two steps were enough.
+# Newton steps on the kept logits, and halvings of one of them, at most. They take no forward pass. On SmolLM2-135M
+# two steps were enough.
 _STEPS = 12
 
 
 def usual_budget(count: int) -> int:
-    """Return the forward passes by default: the table, one step, its check, and a second check for a step that was damped.
+    """Return the forward passes by default: the table, one step, its check, and a second check for a step that was
+    damped.
 
     Up to four vectors it is 12, which is what four take.
     """
@@ -56,7 +59,8 @@ class GaussNewton:
         """Find a start, then take steps until they promise nothing or the budget ends.
 
         Returns:
-            [`LocalModel`] or `None`: Quadratics around the best point; `None` where the budget ended before there were any.
+            [`LocalModel`] or `None`: Quadratics around the best point; `None` where the budget ended before there
+                were any.
 
         Raises:
             `ConfigError`: `max_forward` is less than the cross-loss table takes, or the evaluator is a score.
@@ -69,8 +73,8 @@ class GaussNewton:
 
         if budget < problem.count + 1 and not problem.quick:
             raise ConfigError(
-                f"max_forward is {budget:g}, and the cross-loss table of {problem.count} vectors alone takes {problem.count + 1}. Allow "
-                f"{usual_budget(problem.count)}, or use method='optuna'."
+                f"max_forward is {budget:g}, and the cross-loss table of {problem.count} vectors alone takes "
+                f"{problem.count + 1}. Allow {usual_budget(problem.count)}, or use method='optuna'."
             )
         loss_evaluator.keep_table()
         for point in [all_at(0.0, problem.count), *each_alone(problem.count)]:
@@ -83,7 +87,10 @@ class GaussNewton:
 
 
 def start_from_logits(problem: Problem, point: Tensor) -> Tensor:
-    """Return the minimum of the convex loss between the table's logits, by Newton steps from a point, (N,), without a forward pass."""
+    """Return the minimum of the convex loss between the table's logits, (N,), by Newton steps from a point.
+
+    It takes no forward pass.
+    """
     loss_evaluator = problem.loss_evaluator
     prior = problem.prior()
     base_losses = problem.base_losses
@@ -153,10 +160,14 @@ def _take_steps(problem: Problem, point: Tensor, model: LocalModel | None, budge
 
 
 def _find_better(problem: Problem, model: LocalModel, trial: Trial, budget: float) -> Trial | None:
-    """Return a trial that is better than the one at the model's point; `None` if none is promised or the budget ends."""
+    """Return a trial that is better than the given one, which is at the model's point.
+
+    It is `None` if the model promises none, or the budget ends.
+    """
     point = torch.tensor(model.point, dtype=torch.float64)
     curvature = torch.stack([part.curvature.diagonal() for part in model.parts.values()]).mean(0)
-    # Levenberg and Marquardt: the curvature is added to itself, 1 times after the first failure, then 10 times, 100 times, ...
+    # Levenberg and Marquardt: the curvature is added to itself, 1 times after the first failure, then 10 times, 100
+    # times, ...
     damping = 0.0
     while problem.can_afford(1, budget):
         prior = problem.prior().combined_with(point, damping * curvature)

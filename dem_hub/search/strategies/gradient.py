@@ -1,7 +1,7 @@
 """L-BFGS-B on the gradient after all coefficients, which one backward pass gives: for many vectors.
 
-The derivative after coefficient i is the inner product of the gradient of the weights and delta i (see `search/measure/gradients.py`). A backward
-pass counts as two forward passes, whatever the number of vectors.
+The derivative after coefficient i is the inner product of the gradient of the weights and delta i (see
+`search/measure/gradients.py`). A backward pass counts as two forward passes, whatever the number of vectors.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,15 @@ from dem_hub.errors import ConfigError, MissingDependencyError
 from dem_hub.search.points import all_at
 from dem_hub.search.problem import Problem
 
-# Forward passes by default: 20 gradients. Chosen by hand. For four vectors of a model of 0.12 million parameters, 4 or 5 were enough.
+# Forward passes by default: 20 gradients. Chosen by hand. For four vectors of a model of 0.12 million parameters, 4
+# or 5 were enough.
 _BUDGET = 60
 
 # Forward passes of a gradient: one pass forward, and one backward, which counts two.
 _COST = 3
 
-# L-BFGS-B stops when a step lowers the loss by less than this share of it. Chosen by hand, not measured: of a loss of 2 nats it is 2e-5.
+# L-BFGS-B stops when a step lowers the loss by less than this share of it. Chosen by hand, not measured: of a loss
+# of 2 nats it is 2e-5.
 _TOLERANCE = 1e-5
 
 
@@ -54,7 +56,7 @@ class Gradient:
         prior = problem.prior()
         if problem.region.max_sum is not None:
             raise ConfigError(
-                "method='gradient' takes bounds and no max_sum. Leave it out, and bound the sum with result.reweight(max_sum=...)."
+                "method='gradient' takes bounds and no max_sum. Leave it out, or search with method='gauss_newton'."
             )
 
         def value_and_gradient(values: Any) -> tuple[float, Any]:

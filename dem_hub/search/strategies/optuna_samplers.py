@@ -1,7 +1,8 @@
 """Optuna's samplers, by name or as objects: for scores that are not smooth, for many processes, and to compare with.
 
-The first trials are points that a user would try without a search: the base, each vector alone, equal shares, all at once. Processes that share a
-storage (a journal file, a database) share one study, and the trials of all of them count.
+The first trials are points that a user would try without a search: the base, each vector alone, equal shares, all
+at once. Processes that share a storage (a journal file, a database) share one study, and the trials of all of them
+count.
 """
 
 import importlib.util
@@ -22,7 +23,8 @@ SAMPLERS = {
     "random": "RandomSampler",
 }
 
-# Trials by default. On three vectors of SmolLM2-135M the three samplers that were tried came within 0.0012 nats of gauss_newton in as many.
+# Trials by default. On three vectors of SmolLM2-135M the three samplers that were tried came within 0.0012 nats of
+# gauss_newton in as many.
 N_TRIALS = 40
 
 
@@ -31,10 +33,11 @@ class Optuna:
     """A study of `max_forward` trials, or 40 if that is not given; each trial is one forward pass.
 
     Args:
-        sampler (defaults to `"gp"`): One of `SAMPLERS`, or any sampler object of Optuna. NSGA-II looks for the Pareto front of the
-            distributions' losses.
-        storage (*optional*): Storage of Optuna; by default the study is kept in memory. A path makes a journal file, which processes on one
-            file system can share. Each process then has a seed of its own, since with the same seed all would propose the same.
+        sampler (defaults to `"gp"`): One of `SAMPLERS`, or any sampler object of Optuna. NSGA-II looks for the
+            Pareto front of the distributions' losses.
+        storage (*optional*): Storage of Optuna; by default the study is kept in memory. A path makes a journal
+            file, which processes on one file system can share. Each process then has a seed of its own, since with
+            the same seed all would propose the same.
         study_name (`str`, defaults to `"dem_hub"`): Name of the study in the storage.
     """
 
@@ -97,7 +100,8 @@ class Optuna:
             )
         except optuna.exceptions.DuplicatedStudyError:
             return optuna.load_study(sampler=sampler, storage=storage, study_name=name)
-        # Only the process that made the study enqueues its first points. Two at once would both enqueue a point that is not there yet.
+        # Only the process that made the study enqueues its first points. Two at once would both enqueue a point
+        # that is not there yet.
         for point in points:
             parameters = {_parameter(number): value for number, value in enumerate(point)}
             study.enqueue_trial(parameters, skip_if_exists=True)
@@ -124,7 +128,7 @@ class Optuna:
 
 
 def first_points(count: int) -> list[Point]:
-    """Return the points to try first: the base, each vector alone, equal shares that sum to 1, half of each, all of each."""
+    """Return the points to try first: the base, each vector alone, equal shares, half of each, all of each."""
     points = [all_at(0.0, count), *each_alone(count), all_at(1 / count, count), all_at(0.5, count), all_at(1.0, count)]
     return list(dict.fromkeys(points))
 

@@ -1,10 +1,12 @@
-"""A quadratic through the points scored so far, trusted near the best of them: for any smooth score, without derivatives.
+"""A quadratic through the points scored so far, trusted near the best of them: for any smooth score, without
+derivatives.
 
-Far points are fitted loosely and near ones closely. Where points are too few to tell, the smallest curvature is assumed. Each new point is the
-minimum of the quadratic near the best point, so that it is a candidate and improves the quadratic too.
+Far points are fitted loosely and near ones closely. Where points are too few to tell, the smallest curvature is
+assumed. Each new point is the minimum of the quadratic near the best point, so that it is a candidate and improves
+the quadratic too.
 
-The constants are chosen by hand. What they lead to is measured: on SmolLM2-135M the loss of `gauss_newton`, for about twice its forward passes
-(benchmarks/README.md, `search.py`).
+The constants are chosen by hand. What they lead to is measured: on SmolLM2-135M the loss of `gauss_newton`, for
+about twice its forward passes (benchmarks/README.md, `search.py`).
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ _RADIUS = 0.3
 # Of a coefficient: the search ends when the quadratic is trusted no further than this.
 _SMALLEST = 0.01
 
-# Scale of the columns of mixed curvatures. Below 1, the least-squares solution of smallest norm assumes plain curvatures more readily.
+# Scale of the columns of mixed curvatures. Below 1, the least-squares solution of smallest norm assumes plain
+# curvatures more readily.
 _CROSS = 0.3
 
 # Radii beyond which the points say little about the directions around the best one.
@@ -35,7 +38,7 @@ _NEAR = 4
 
 
 def usual_budget(count: int) -> int:
-    """Return the trials by default: 25 up to four vectors; beyond, one for each number of a quadratic, and ten to use it."""
+    """Return the trials by default: 25 up to four vectors; beyond, one per number of a quadratic, and ten more."""
     if count <= 4:
         return 25
     return (count + 1) * (count + 2) // 2 + 10
@@ -47,8 +50,8 @@ class TrustRegion:
 
     It uses `max_forward` trials; if that is not given, 25 for up to four vectors, and (N + 1)(N + 2) / 2 + 10 beyond.
 
-    Source: A weighted form of Powell's minimum-norm quadratic models (NEWUOA, 2006). A quadratic surrogate of merged models' scores is
-    used by MAP (Li et al., 2024).
+    Source: A weighted form of Powell's minimum-norm quadratic models (NEWUOA, 2006). A quadratic surrogate of
+    merged models' scores is used by MAP (Li et al., 2024).
     """
 
     name: str = "quadratic"
@@ -57,7 +60,8 @@ class TrustRegion:
         """Score corners, the diagonal and a cross around the best of these, then the minima of local quadratics.
 
         Returns:
-            [`LocalModel`] or `None`: The quadratics around the best point; `None` where the budget ended before they were used.
+            [`LocalModel`] or `None`: The quadratics around the best point; `None` where the budget ended before
+                they were used.
         """
         budget = problem.budget(usual_budget(problem.count))
         self._score_first_points(problem, budget)
@@ -94,7 +98,8 @@ class TrustRegion:
         trusted = Region(low, high, problem.region.max_sum)
         point = best_point(model, problem.objective, trusted, problem.base_losses, Prior())
         if float((point - center).abs().max()) < _SMALLEST / 4:
-            # The quadratics call the best point their minimum. Look closer, in the direction that they know least about.
+            # The quadratics call the best point their minimum. Look closer, in the direction that they know least
+            # about.
             radius /= 3
             point = _unexplored(problem, center, radius)
         if not _try(problem, point, budget):
@@ -111,7 +116,8 @@ def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
     Args:
         problem ([`Problem`]): Its finite trials are fitted.
         center (`Tensor`): The point, (N,).
-        radius (`float`): Trials within this distance get weights of 1/2 to 1; beyond, weights fall with the third power of the distance.
+        radius (`float`): Trials within this distance get weights of 1/2 to 1; beyond, weights fall with the third
+            power of the distance.
     """
     trials = [trial for trial in problem.trials if torch.isfinite(torch.tensor(trial.value))]
     steps = torch.tensor([trial.coefficients for trial in trials], dtype=torch.float64) - center
@@ -128,7 +134,7 @@ def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
 
 
 def _columns(steps: Tensor, pairs: Sequence[tuple[int, int]], scale: float) -> Tensor:
-    """Return what is multiplied with a quadratic's numbers: 1, the steps, half their squares, and products of pairs, of similar size."""
+    """Return the columns of the least-squares problem: 1, the steps, half their squares, and products of pairs."""
     count = steps.shape[1]
     columns = [torch.ones(len(steps), dtype=torch.float64)]
     columns += [steps[:, i] / scale for i in range(count)]
@@ -164,7 +170,10 @@ def _best_on_diagonal(problem: Problem) -> Tensor:
 
 
 def _lowest_level(values: Sequence[float]) -> float:
-    """Return where a parabola through values at 0, 0.5 and 1 is lowest; of a parabola that opens downwards, the lowest of the three."""
+    """Return where a parabola through values at 0, 0.5 and 1 is lowest.
+
+    If it opens downwards, the lowest of the three is returned.
+    """
     bend = values[0] - 2 * values[1] + values[2]
     if bend > 0:
         return 0.5 - (values[2] - values[0]) / (4 * bend)
