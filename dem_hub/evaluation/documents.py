@@ -1,7 +1,7 @@
 """Documents: one row of a dataset as token ids and labels, before it is cut into windows.
 
-All forms of rows are told apart here and nowhere else. Of a conversation only the assistant's words are scored, and of a prompt with a
-completion only the completion, as `SFTTrainer` trains on them.
+All forms of rows are told apart here and nowhere else. Of a conversation only the assistant's words are scored, and
+of a prompt with a completion only the completion, as `SFTTrainer` trains on them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,8 @@ def tokenize_row(row: Any, document: int, tokenizer: Callable[[], Any], *, is_se
     """Return a row as one window, however long.
 
     Args:
-        row: A text, a mapping as [`Reader.windows`] describes it, a list of token ids, or a window, which is returned as it is.
+        row: A text, a mapping as [`Reader.windows`] describes it, a list of token ids, or a window, which is returned
+            as it is.
         document (`int`): The number of the document that the row is.
         tokenizer (`Callable`): Returns the tokenizer. It is called only if the row has text.
         is_seq2seq (`bool`): Whether the labels are another sequence than the input.
@@ -94,8 +95,9 @@ def _scored_completion(tokenizer: Any, prompt: Any, completion: Any, *, is_seq2s
 def _scored_answers(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[Tokens, Tokens]:
     """Return a conversation in the tokenizer's chat template. Only the words of the assistant are scored.
 
-    An answer is found as the tokens between two renderings: the turns before it with the generation prompt, and the turns up to it. That
-    is right only if both are beginnings of the whole conversation, so a template that rewrites earlier turns is refused.
+    An answer is found as the tokens between two renderings: the turns before it with the generation prompt, and the
+    turns up to it. That is right only if both are beginnings of the whole conversation, so a template that rewrites
+    earlier turns is refused.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(

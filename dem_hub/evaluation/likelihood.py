@@ -1,7 +1,8 @@
 """Likelihoods of windows under a model, from forward passes.
 
-Windows of similar length share a batch, right-padded with a mask. The logits of scored tokens are put in float32 a few at a time, so that a
-result is the same for every batch size, and a tensor of the size of a batch times the vocabulary is never copied.
+Windows of similar length share a batch, right-padded with a mask. The logits of scored tokens are put in float32 a
+few at a time, so that a result is the same for every batch size, and a tensor of the size of a batch times the
+vocabulary is never copied.
 """
 
 import math
@@ -15,12 +16,13 @@ from torch.nn import functional
 
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.windows import NOT_SCORED, Window
+from dem_hub.evaluation.windows import NOT_SCORED, Window, count_scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Scored tokens whose logits are put in float32 at a time: 50 MB over a vocabulary of 49,152. Chosen by hand, not measured.
+# Scored tokens whose logits are put in float32 at a time: 50 MB over a vocabulary of 49,152. Chosen by hand, not
+# measured.
 _ROWS = 256
 
 
@@ -44,7 +46,10 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Scored:
-    """Some scored tokens of one window: the number of the window, T logits, (T, V) in float32, and the tokens that came, (T,)."""
+    """T scored tokens of one window.
+
+    `window` is the number of the window. `logits`, (T, V), are float32, and `targets`, (T,), are the tokens that came.
+    """
 
     window: int
     logits: Tensor
@@ -58,11 +63,7 @@ def is_seq2seq(model: "PreTrainedModel") -> bool:
 
 def scored_tokens(windows: Sequence[Window], *, seq2seq: bool = False) -> list[int]:
     """Return how many tokens of each window are predicted."""
-    counts = []
-    for window in windows:
-        labels = window.labels if seq2seq else window.labels[1:]
-        counts.append(sum(label != NOT_SCORED for label in labels))
-    return counts
+    return [count_scored(window, is_seq2seq=seq2seq) for window in windows]
 
 
 def scored_logits(
@@ -79,8 +80,9 @@ def scored_logits(
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
     seq2seq = is_seq2seq(model)
     for places in batches(windows, batch_size):
-        inputs = as_inputs([windows[place] for place in places], model.device, seq2seq=seq2seq)
-        # A sequence-to-sequence model makes its decoder's input from the labels. A causal model would only compute a loss from them.
+        inputs = as_inputs([windows[place] for place in places], model.device)
+        # A sequence-to-sequence model makes its decoder's input from the labels. A causal model would only compute a
+        # loss from them.
         labels = inputs["labels"] if seq2seq else inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
         for row, place in enumerate(places):
@@ -90,16 +92,19 @@ def scored_logits(
 
 
 def batches(windows: Sequence[Window], size: int) -> list[list[int]]:
-    """Return the places of windows in batches of similar length, the longest first: too little memory shows in the first batch."""
+    """Return the places of windows in batches of similar length.
+
+    The longest come first, so that too little memory shows in the first batch.
+    """
     order = sorted(range(len(windows)), key=lambda place: (-len(windows[place].input_ids), place))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def as_inputs(windows: Sequence[Window], device: torch.device, *, seq2seq: bool = False) -> dict[str, Tensor]:
+def as_inputs(windows: Sequence[Window], device: torch.device) -> dict[str, Tensor]:
     """Return `input_ids`, `attention_mask` and `labels` of windows as right-padded tensors, (windows, tokens) each."""
     lengths = [len(window.input_ids) for window in windows]
     width = max(lengths)
-    label_width = max(len(window.labels) for window in windows) if seq2seq else width
+    label_width = max(len(window.labels) for window in windows)
     ids = [_pad(window.input_ids, width, 0) for window in windows]
     mask = [_pad((1,) * length, width, 0) for length in lengths]
     labels = [_pad(window.labels, label_width, NOT_SCORED) for window in windows]
@@ -131,8 +136,8 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int
 
     Args:
         model (`PreTrainedModel`): A model on any device, in any dtype. The loss is computed in float32.
-        windows (`Sequence[Window]`, or lists of token ids): Every token of a window but the first is predicted from those before it. A
-            sequence-to-sequence model predicts the labels.
+        windows (`Sequence[Window]`, or lists of token ids): Every token of a window but the first is predicted from
+            those before it. A sequence-to-sequence model predicts the labels.
         batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass. The result does not depend on it.
 
     Returns:

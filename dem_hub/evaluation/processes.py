@@ -1,4 +1,4 @@
-"""The processes of `accelerate launch`, as a search uses them: each has a share of the windows, and sums are added over all of them.
+"""The processes of `accelerate launch`: each has a share of the windows, and sums are added over all of them.
 
 Processes exchange nothing but these sums, and each takes its decisions from them, so all processes take the same ones.
 """
@@ -37,9 +37,9 @@ def mine(items: Sequence[_Item]) -> Sequence[_Item]:
 
 
 def total(values: Tensor, device: torch.device) -> Tensor:
-    """Return the sum of `values` over all processes, on the device of `values`. `device` is this process's device for the model.
+    """Return the sum of `values` over all processes, on the device of `values`.
 
-    NCCL adds only what is on a GPU; other backends add on the CPU.
+    `device` is the device of this process's model. NCCL adds only what is on a GPU; other backends add on the CPU.
     """
     if not _is_joined():
         return values

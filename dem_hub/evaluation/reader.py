@@ -1,7 +1,8 @@
 """The reader: a dataset of any form as windows of token ids.
 
-A dataset is read in two steps. Its rows become documents, whole; then documents are cut into windows, or packed first. The steps are
-separate because packed documents must be split before they are packed: afterwards, two of them share a window.
+A dataset is read in two steps. Its rows become documents, whole; then documents are cut into windows, or packed
+first. The steps are separate because packed documents must be split before they are packed: afterwards, two of them
+share a window.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from dem_hub.errors import ConfigError, refuse
 from dem_hub.evaluation.documents import tokenize_row
 from dem_hub.evaluation.rows import read_rows
 from dem_hub.evaluation.split import split
-from dem_hub.evaluation.windows import Window, is_scored
+from dem_hub.evaluation.windows import Window, count_scored
 
 # Faulty rows that a message lists, so that a file of the wrong form does not fill the screen.
 _SHOWN_ROWS = 5
@@ -28,8 +29,8 @@ class Reader:
         tokenizer (`Callable`): Returns the tokenizer. It is called only for rows with text.
         max_length (`int`): Tokens in a window. A longer document is cut into several windows.
         is_seq2seq (`bool`): Whether the model's labels are another sequence than its input.
-        packing (`bool`): Whether documents are joined, each with the end-of-text token after it, and cut into full windows, as many
-            trainings do.
+        packing (`bool`): Whether documents are joined, each with the end-of-text token after it, and cut into full
+            windows, as many trainings do.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If `max_length` is below 2. Nothing is predicted in a window of one token.
@@ -49,9 +50,10 @@ class Reader:
         """Return the windows of a dataset in which something is scored.
 
         Args:
-            data: Texts; the path of a text file, or of a JSONL file of rows; or rows (a list, or a `datasets.Dataset`) with `text`,
-                `messages` (the answers are scored), `prompt` and `completion` (the completion is scored), or `input_ids` and, if not all
-                of them are scored, `labels`; or lists of token ids.
+            data: Texts; the path of a text file, or of a JSONL file of rows; or rows (a list, or a
+                `datasets.Dataset`) with `text`, `messages` (the answers are scored), `prompt` and `completion` (the
+                completion is scored), or `input_ids` and, if not all of them are scored, `labels`; or lists of token
+                ids.
 
         Raises:
             [`~dem_hub.errors.ConfigError`]: If rows have another form. Lists them.
@@ -82,13 +84,13 @@ class Reader:
         windows: list[Window] = []
         for document in documents:
             windows += self._cut_document(document)
-        return [window for window in windows if is_scored(window, is_seq2seq=self.is_seq2seq)]
+        return [window for window in windows if count_scored(window, is_seq2seq=self.is_seq2seq)]
 
     def split(self, documents: Sequence[Window], share: float, seed: int) -> tuple[list[Window], list[Window]]:
         """Return the windows of two disjoint parts of some documents; `share` is the fraction of the second part.
 
-        Documents that are packed are split before they are packed, because packed documents share windows. A single document can only be
-        split by its windows.
+        Documents that are packed are split before they are packed, because packed documents share windows. A single
+        document can only be split by its windows.
         """
         if self.packing and len(documents) > 1:
             first, second = split(documents, share, seed)
@@ -133,14 +135,17 @@ def read_and_split(
     Args:
         reader ([`Reader`]): How rows become windows.
         datasets (`Mapping[str, Any]`): Data by distribution, in any form that [`Reader.windows`] takes.
-        held_out (`float` or `Mapping[str, Any]`): The fraction of the documents that is held out, or other data for that by distribution.
+        held_out (`float` or `Mapping[str, Any]`): The fraction of the documents that is held out, or other data for
+            that by distribution.
         seed (`int`): Decides which documents are held out.
 
     Returns:
-        `tuple[dict[str, list[Window]], dict[str, list[Window]]]`: By distribution, the windows to search on and those held out.
+        `tuple[dict[str, list[Window]], dict[str, list[Window]]]`: By distribution, the windows to search on and those
+            held out.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If a dataset cannot be read or has nothing to score. Lists everything that is wrong.
+        [`~dem_hub.errors.ConfigError`]: If a dataset cannot be read or has nothing to score. Lists everything that is
+            wrong.
     """
     searched: dict[str, list[Window]] = {}
     held: dict[str, list[Window]] = {}

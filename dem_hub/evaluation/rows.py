@@ -1,7 +1,7 @@
 """Rows of data files: the JSON objects of a JSONL file, or any other file as one text.
 
-A file is read whole and checked line by line, so that an error names the line. A user's mistake in a path is found before a model is
-loaded for it.
+A file is read whole and checked line by line, so that an error names the line. A user's mistake in a path is found
+before a model is loaded for it.
 """
 
 import json
@@ -23,11 +23,13 @@ def check_files(datasets: Mapping[str, Any]) -> None:
         datasets (`Mapping[str, Any]`): Data by distribution. Only strings and paths are checked.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If a file is missing or is a folder. Lists every one with the name of its distribution.
+        [`~dem_hub.errors.ConfigError`]: If a file is missing or is a folder. Lists every one with the name of its
+            distribution.
     """
     faults = []
     for name, data in datasets.items():
-        # os.path.isfile and isdir answer no to a text that is too long for a path; the methods of `Path` raise an error.
+        # os.path.isfile and isdir answer no to a text that is too long for a path; the methods of `Path` raise an
+        # error.
         if not isinstance(data, str | os.PathLike) or os.path.isfile(data):  # noqa: PTH113
             continue
         problem = "a folder" if os.path.isdir(data) else "not there"  # noqa: PTH112
@@ -41,14 +43,15 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a file.
 
     Args:
-        path (`str` or `Path`): A `.jsonl` file with a JSON object on each line, or any other file, which is one text. Empty lines, and
-            rows whose `text` is empty, are left out.
+        path (`str` or `Path`): A `.jsonl` file with a JSON object on each line, or any other file, which is one text.
+            Empty lines, and rows whose `text` is empty, are left out.
 
     Returns:
         `list[dict[str, Any]]`: The JSON objects, or `[{"text": ...}]`.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If a line is not a JSON object (the error names it), or the file is not UTF-8, or has no text.
+        [`~dem_hub.errors.ConfigError`]: If a line is not a JSON object (the error names it), or the file is not
+            UTF-8, or has no text.
     """
     file = Path(path)
     try:

@@ -1,6 +1,7 @@
 """The split of windows into two disjoint parts: one to search on, and one to compare the result with baselines on.
 
-Whole documents go to one side, because two pieces of one document are alike, and a search on one would have seen the other.
+Whole documents go to one side, because two pieces of one document are alike, and a search on one would have seen the
+other.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ def split(windows: Sequence[Window], share: float, seed: int = 0) -> tuple[list[
 
     Args:
         windows (`Sequence[Window]`): The windows of one distribution.
-        share (`float`): The fraction of the documents that goes to the second part, 0 to 1. Above 0, both parts get at least one document
-            if there are two.
+        share (`float`): The fraction of the documents that goes to the second part, 0 to 1. Above 0, both parts get
+            at least one document if there are two.
         seed (`int`, *optional*, defaults to 0): Decides which documents.
 
     Returns:

@@ -1,7 +1,8 @@
 """Downstream tasks of lm-evaluation-harness (extra `eval`): scores of a model on a task as a whole, and on every item.
 
-The harness is given the native model, loaded as everywhere, so a recipe is evaluated as it is used. The harness's own index has some 15,000
-names and takes seconds to read; if every task is in the caller's folder, only that folder is read.
+The harness is given the native model, loaded as everywhere, so a recipe is evaluated as it is used. The harness's own
+index has some 15,000 names and takes seconds to read; if every task is in the caller's folder, only that folder is
+read.
 """
 
 import logging
@@ -28,9 +29,9 @@ _NO_FILTER = "none"
 class TaskScore:
     """The scores of a model on one task, or on a group of tasks.
 
-    `metrics`, and `errors`, which are standard errors where the harness has them, are by the harness's names: `acc`, or
-    `exact_match,strict-match` if a filter comes first. `each` has the values of a metric for every item, in the order of the task's data; it
-    is empty for a group.
+    `metrics`, and `errors`, which are standard errors where the harness has them, are by the harness's names: `acc`,
+    or `exact_match,strict-match` if a filter comes first. `each` has the values of a metric for every item, in the
+    order of the task's data; it is empty for a group.
     """
 
     items: int
@@ -52,7 +53,8 @@ def find_tasks(names: Sequence[str], include_path: str | os.PathLike[str] | None
 
     Args:
         names (`Sequence[str]`): Tasks, groups or tags of lm-evaluation-harness, or patterns of them such as `mmlu_*`.
-        include_path (`str` or `os.PathLike`, *optional*): A folder with more tasks as YAML files. They come before the harness's own.
+        include_path (`str` or `os.PathLike`, *optional*): A folder with more tasks as YAML files. They come before
+            the harness's own.
 
     Returns:
         [`Tasks`]: The names, in which every pattern is replaced by the tasks that match it.
@@ -107,8 +109,8 @@ def score_tasks(
         `dict[str, TaskScore]`: Scores by task, and by group if a group was named.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If `limit` or `batch_size` is below 1, or a task cannot be read, has images, or runs code that the
-            model writes.
+        [`~dem_hub.errors.ConfigError`]: If `limit` or `batch_size` is below 1, or a task cannot be read, has images,
+            or runs code that the model writes.
     """
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate

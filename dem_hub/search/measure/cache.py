@@ -1,9 +1,9 @@
 """The cache of a search: losses, statistics and logits that were measured, by what they were measured on.
 
-A measurement is kept under a key of its coefficients (by the hashes of the vectors) and its data (by their hash). So going on after a
-kill, adding a vector, adding a distribution and dropping either are the same thing: what is known is not measured again. With a folder,
-every number is appended to a file as soon as it is known, as a line of JSON, and logits are safetensors files. Without one, the cache is
-in memory.
+A measurement is kept under a key of its coefficients (by the hashes of the vectors) and its data (by their hash). So
+going on after a kill, adding a vector, adding a distribution and dropping either are the same thing: what is known is
+not measured again. With a folder, every number is appended to a file as soon as it is known, as a line of JSON, and
+logits are safetensors files. Without one, the cache is in memory.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ class MeasurementCache:
     """Numbers and logits by key.
 
     Args:
-        folder (`str` or `os.PathLike`, *optional*): The folder they are written to, and read from if they are there. In memory by default.
+        folder (`str` or `os.PathLike`, *optional*): The folder they are written to, and read from if they are there.
+            In memory by default.
         known ([`MeasurementCache`], *optional*): The cache of an earlier search. What it has costs nothing.
 
     Raises:
@@ -57,7 +58,10 @@ class MeasurementCache:
         return len(self._all_numbers())
 
     def is_free(self, key: str) -> bool:
-        """Return whether an earlier search has paid for a number. Those in this cache's own folder are this search's, from before a kill."""
+        """Return whether an earlier search has paid for a number.
+
+        Numbers in this cache's own folder are this search's, from before it was killed.
+        """
         return self._known is not None and key in self._known
 
     @property

@@ -1,8 +1,8 @@
 """Coordinates of a search: which coefficient of the recipe each number of a point stands for.
 
-There is one coordinate for each vector, or one for each group of a vector's tensors. This module turns a point into a merged model, and
-into a key of a cache. A point that has the same value for all groups of each vector has the same key as without groups, so that what was
-measured for whole vectors is not measured again.
+There is one coordinate for each vector, or one for each group of a vector's tensors. This module turns a point into a
+merged model, and into a key of a cache. A point that has the same value for all groups of each vector has the same
+key as without groups, so that what was measured for whole vectors is not measured again.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ _HASH_DIGITS = 16
 class Coordinates:
     """The coefficients of a merged model, in order.
 
-    `names` are for people and `keys`, which have the vectors' hashes, for a cache; there is one of each for every coordinate.
-    `merge_settings` is everything else that a merge depends on: the base, the dtype and the rounding.
+    `names` are for people and `keys`, which have the vectors' hashes, for a cache; there is one of each for every
+    coordinate. `merge_settings` is everything else that a merge depends on: the base, the dtype and the rounding.
 
     Args:
         model (`MergedModel`): A model with its recipe.
-        groups (`Sequence[Sequence[str]]`, *optional*): The groups of each vector. Without them, each vector is one coordinate.
+        groups (`Sequence[Sequence[str]]`, *optional*): The groups of each vector. Without them, each vector is one
+            coordinate.
     """
 
     def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
@@ -75,7 +76,7 @@ class Coordinates:
         return ",".join(sorted(f"{name}={value!r}" for name, value in pairs if value))
 
     def cache_key(self, kind: str, point: Sequence[float], *data: str) -> str:
-        """Return the key of a measurement in a [`MeasurementCache`]. It is written to disk, so its form must not change.
+        """Return the key of a measurement in a [`MeasurementCache`]. Its form is that of keys on disk.
 
         Args:
             kind (`str`): What was measured.

@@ -2,8 +2,9 @@
 
     dL / dc_i = sum over parameters of <dL / d parameter, delta_i of that parameter>
 
-The product is taken in a hook as soon as the gradient of a parameter is ready, and the gradient is dropped there. So only one parameter's
-gradient and deltas are in memory beside the model, and the cost does not grow with the number of coefficients.
+The product is taken in a hook as soon as the gradient of a parameter is ready, and the gradient is dropped there. So
+only one parameter's gradient and deltas are in memory beside the model, and the cost does not grow with the number of
+coefficients.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +40,8 @@ class CoefficientGradient:
         groups (`Sequence[Sequence[str]]`, *optional*): The groups of each vector, if every group has a coefficient.
 
     Raises:
-        [`~dem_hub.errors.CoefficientError`]: If a vector adds rows, or changes tensors that are several on disk and one in memory (fused
-            experts).
+        [`~dem_hub.errors.CoefficientError`]: If a vector adds rows, or changes tensors that are several on disk and
+            one in memory (fused experts).
     """
 
     def __init__(self, model: "MergedModel", groups: Sequence[Sequence[str]] = ()) -> None:
@@ -53,7 +54,7 @@ class CoefficientGradient:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.deltas: dict[torch.nn.Parameter, tuple[str, list[StoredDelta | None]]] = {}
         unsupported = []
-        for key in sorted({key for deltas in deltas_by_coefficient for key in deltas}):
+        for key in sorted(set[str]().union(*deltas_by_coefficient)):
             stored = [deltas.get(key) for deltas in deltas_by_coefficient]
             given = [delta for delta in stored if delta is not None]
             if any(delta.replacement is not None for delta in given):
@@ -66,8 +67,9 @@ class CoefficientGradient:
                 # Tied weights are one parameter of several names. The first one counts.
                 self.deltas.setdefault(parameter, (key, stored))
         if unsupported:
+            shown = ", ".join(map(repr, unsupported[:_SHOWN_KEYS]))
             raise CoefficientError(
-                f"The gradient does not reach the coefficients through {', '.join(map(repr, unsupported[:_SHOWN_KEYS]))}: "
+                f"The gradient does not reach the coefficients through {shown}: "
                 "they have rows that the base lacks, or are several tensors on disk and one in memory. "
                 "Use method='gauss_newton'."
             )
@@ -76,7 +78,8 @@ class CoefficientGradient:
         """Run the model, as it is now, forward and backward over windows.
 
         Returns:
-            `tuple[Tensor, Tensor]`: The negative log-likelihood of each window, and the gradient of their sum, (N,), both float64.
+            `tuple[Tensor, Tensor]`: The negative log-likelihood of each window, and the gradient of their sum, (N,),
+                both float64.
         """
         window_totals = torch.zeros(len(windows), dtype=torch.float64)
         gradient = torch.zeros(self.count, dtype=torch.float64)

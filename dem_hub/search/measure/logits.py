@@ -2,9 +2,10 @@
 
     logits(c) ~ logits(point) + sum_i (c_i - point_i) * move_i,    move_i = (logits(point + h e_i) - logits(point)) / h
 
-The loss of these logits is convex in c. From the base with h = 1, the moves are what each vector does to the logits. The cross-loss table
-computes these anyway, so a search begins with them at no further cost (this is logit arithmetic). From any other point with a small h
-they are derivatives. Moves are kept as differences in float16: as full logits in half precision they would lose what a coefficient changes.
+The loss of these logits is convex in c. From the base with h = 1, the moves are what each vector does to the logits.
+The cross-loss table computes these anyway, so a search begins with them at no further cost (this is logit
+arithmetic). From any other point with a small h they are derivatives. Moves are kept as differences in float16: as
+full logits in half precision they would lose what a coefficient changes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -25,15 +26,17 @@ if TYPE_CHECKING:
 CENTER_BYTES = 4
 MOVE_BYTES = 2
 
-# Elements of all moves that are worked on at a time: 16 MiB in float32, and several temporaries of that size. Chosen by hand, not measured.
+# Elements of all moves that are worked on at a time: 16 MiB in float32, and several temporaries of that size. Chosen
+# by hand, not measured.
 _CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass
 class Block:
-    """Logits over the T tokens of some windows: at the center, (T, V) in float32, and what each vector adds, (T, V) in float16.
+    """Logits over the T tokens of some windows, and what each vector adds to them.
 
-    `owners`, (T,), has the number of each token's window, and `targets`, (T,), the token that came. A window is kept whole or not at all.
+    `center`, (T, V), is float32, and each of `moves`, (T, V), is float16. `owners`, (T,), has the number of each
+    token's window, and `targets`, (T,), the token that came. A window is kept whole or not at all.
     """
 
     owners: Tensor
@@ -67,7 +70,7 @@ class Block:
     def sums(
         self, names: Sequence[str], offsets: Mapping[str, float], scale: float, device: torch.device
     ) -> SummedStatistics:
-        """Return summed loss, gradient and curvature at center + sum_i offset_i * scale * move_i, with `scale` = 1 / h."""
+        """Return summed loss, gradient and curvature at center + sum_i offset_i * scale * move_i; `scale` is 1 / h."""
         sums = SummedStatistics.zeros(len(names))
         rows = max(1, _CHUNK_ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
         for start in range(0, len(self.targets), rows):
@@ -106,9 +109,10 @@ def keep_logits(
 
 
 def choose_windows(tokens: Sequence[int], limit: int, seed: int = 0) -> list[int]:
-    """Return the places of random windows that have at most `limit` scored tokens together; at least one window, and all if they fit.
+    """Return the places of random windows that have at most `limit` scored tokens together.
 
-    A smaller limit takes the beginning of what a larger one takes, so that logits that were kept once stay of use.
+    There is at least one window, and all of them if they fit. A smaller limit takes the beginning of what a larger
+    one takes, so that logits that were kept once stay of use.
     """
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: list[int] = []
@@ -127,7 +131,10 @@ def token_limit(budget: int, vocabulary: int, vectors: int) -> int:
 
 
 def parts_of(tokens: Sequence[int], limit: int) -> list[list[int]]:
-    """Return the places of all windows, in order, in parts of at most `limit` scored tokens. A longer window is a part of its own."""
+    """Return the places of all windows, in order, in parts of at most `limit` scored tokens.
+
+    A window with more tokens is a part of its own.
+    """
     parts: list[list[int]] = []
     part_tokens = 0
     for place, count in enumerate(tokens):

@@ -1,8 +1,10 @@
-"""The evaluator of a search for losses on data: it merges one model in place for each point, and measures losses, logits and curvature.
+"""The evaluator of a search for losses on data.
 
-Every measurement is kept in a [`MeasurementCache`] and never made twice. Costs are counted in forward passes over the data, that is tokens
-run through the model divided by the tokens of the data; a backward pass counts as two. A measurement that this search made before it was
-killed is paid for again when it is used, so that the count does not depend on the kill; what an earlier search made is free.
+It merges one model in place for each point, and measures losses, logits, gradients and curvature. Every measurement
+is kept in a [`MeasurementCache`] and never made twice. Costs are counted in forward passes over the data, that is
+tokens run through the model divided by the tokens of the data; a backward pass counts as two. A measurement that this
+search made before it was killed is paid for again when it is used, so that the count does not depend on the kill;
+what an earlier search made is free.
 """
 
 import math
@@ -29,11 +31,13 @@ from dem_hub.search.solve.local_model import LocalModel, Quadratic
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
-# Bytes of memory for logits, of all processes together. 2 GiB hold some 3,600 tokens over a vocabulary of 49,152 with four vectors.
+# Bytes of memory for logits, of all processes together. 2 GiB hold some 3,600 tokens over a vocabulary of 49,152 with
+# four vectors.
 LOGIT_BYTES = 2 << 30
 
-# Steps of a coefficient for finite differences. Of weights in 16 bits, a small step is lost in their rounding (bfloat16 has a relative
-# spacing of 2^-8), hence the longer one. Both were chosen by hand: 0.1 left a gap of 2e-4 nats to the optimum in a trial in float32.
+# Steps of a coefficient for finite differences. Of weights in 16 bits, a small step is lost in their rounding
+# (bfloat16 has a relative spacing of 2^-8), hence the longer one. Both were chosen by hand: 0.1 left a gap of 2e-4
+# nats to the optimum in a trial in float32.
 STEP = 0.1
 ROUNDED_STEP = 0.5
 
@@ -49,8 +53,8 @@ class LossEvaluator:
         data (`Mapping[str, list[Window]]`): Windows by distribution.
         cache ([`MeasurementCache`]): Where measurements are kept.
         batch_size (`int`): Windows in a forward pass.
-        logit_bytes (`int`): Memory for logits. If they need more, the start of a search uses a sample of the windows, and statistics are
-            computed in parts.
+        logit_bytes (`int`): Memory for logits. If they need more, the start of a search uses a sample of the windows,
+            and statistics are computed in parts.
     """
 
     def __init__(
@@ -107,7 +111,10 @@ class LossEvaluator:
         return all(self._score_key(name, point) in self.cache for name in self.data)
 
     def window_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
-        """Return the negative log-likelihood of each window by distribution, (windows,) in float64. Runs the model where it is not known."""
+        """Return the negative log-likelihood of each window by distribution, (windows,) in float64.
+
+        The model runs over the distributions whose losses at the point are not known.
+        """
         missing = [name for name in self.data if self._score_key(name, point) not in self.cache]
         if missing:
             self.coordinates.move_to(point)
@@ -132,7 +139,8 @@ class LossEvaluator:
         """Run the base, and the base with each vector alone, over all the data, and keep the logits that fit in memory.
 
         Raises:
-            [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its vector.
+            [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its
+                vector.
         """
         from huggingface_hub.utils import tqdm
 
@@ -167,7 +175,10 @@ class LossEvaluator:
         self._put_totals(name, point, window_totals)
 
     def _sample(self, name: str) -> list[int]:
-        """Return the places of those of this process's windows whose logits fit in memory, with an equal share for each distribution."""
+        """Return the places of random windows of this process whose logits fit in memory.
+
+        Each distribution gets an equal share of the memory.
+        """
         limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names))
         limit = limit // len(self.data) // processes.world_size()
         return choose_windows(list(processes.mine(self.tokens[name])), limit)
@@ -184,7 +195,10 @@ class LossEvaluator:
         raise CoefficientError(f"{model} has a loss that is not finite on {', '.join(wrong)}. {remedy}")
 
     def from_logits(self, point: Sequence[float]) -> LocalModel:
-        """Return the losses around a point as the kept logits have them, with no forward pass. `keep_table` must come first."""
+        """Return the losses around a point as the kept logits have them, with no forward pass.
+
+        `keep_table` must come first.
+        """
         keys = self.coordinates.keys
         offsets = dict(zip(keys, point, strict=True))
         parts = {}
@@ -197,8 +211,8 @@ class LossEvaluator:
     def statistics(self, point: Sequence[float]) -> LocalModel:
         """Return loss, gradient and Gauss-Newton curvature at a point over all tokens, from N + 1 forward passes.
 
-        Source: the derivative of the logits with respect to a coefficient is (logits(point + h e_i) - logits(point)) / h; with it, see
-        [`SummedStatistics.add`].
+        Source: the derivative of the logits with respect to a coefficient is (logits(point + h e_i) - logits(point))
+        / h; with it, see [`SummedStatistics.add`].
         """
         key = self.coordinates.cache_key("statistics", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
@@ -210,7 +224,7 @@ class LossEvaluator:
         return LocalModel(self.names, known.point, dict(zip(self.data, known.parts.values(), strict=True)))
 
     def _measure_statistics(self, point: Sequence[float]) -> LocalModel:
-        """Run the model at a point and a step along each coordinate from it, over one part of the data after another."""
+        """Run the model at a point and a step from it along each coordinate, over the data part by part."""
         from huggingface_hub.utils import tqdm
 
         keys = self.coordinates.keys
@@ -284,7 +298,7 @@ class LossEvaluator:
         return gradients
 
     def _pay(self, key: str, tokens: int) -> None:
-        """Count the cost of a measurement the first time that this search uses it, unless an earlier search has paid for it."""
+        """Count the cost of a measurement when this search first uses it, unless an earlier search has paid for it."""
         if key not in self._paid and not self.cache.is_free(key):
             self.tokens_run += tokens
         self._paid.add(key)

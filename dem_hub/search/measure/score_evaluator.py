@@ -11,8 +11,9 @@ from dem_hub.search.measure.coordinates import Coordinates
 class ScoreEvaluator:
     """A caller's `score(model)` as one loss, which is called `score` and is negative if higher scores are better.
 
-    Scores are kept in a [`MeasurementCache`] by the name of the function, so that a killed search goes on. Two functions of one name need
-    two caches. A function without a name (a lambda, a partial) is kept for this search alone.
+    Scores are kept in a [`MeasurementCache`] by the name of the function, so that a killed search goes on. Two
+    functions of one name need two caches. A function without a name (a lambda, a partial) is kept for this search
+    alone.
 
     Args:
         model (`MergedModel`): A model with its recipe. It is left at the point that was measured last.
@@ -35,7 +36,7 @@ class ScoreEvaluator:
 
     @property
     def num_forward(self) -> float:
-        """The number of calls of the score, made now or before this search was killed. Those of an earlier search are free."""
+        """The number of calls of the score, with those before this search was killed, and none of an earlier search."""
         return float(len(self._paid))
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:

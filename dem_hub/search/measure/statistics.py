@@ -1,7 +1,7 @@
 """Loss, gradient and Gauss-Newton curvature of one distribution, summed over its tokens from their logits.
 
-Sums, and not means, are kept: blocks of tokens are added one after another, and processes add up theirs. The numbers are float64 on the
-CPU, because not every device has float64.
+Sums, and not means, are kept: blocks of tokens are added one after another, and processes add up theirs. The numbers
+are float64 on the CPU, because not every device has float64.
 """
 
 import math
@@ -17,8 +17,8 @@ from dem_hub.search.solve.local_model import Quadratic
 class SummedStatistics:
     """Sums over tokens for N coefficients.
 
-    `values`, (2 + N + N * N,) in float64, has the number of tokens, the loss, the gradient and the curvature, row by row. It is one tensor
-    so that one reduction adds the sums of all processes.
+    `values`, (2 + N + N * N,) in float64, has the number of tokens, the loss, the gradient and the curvature, row by
+    row. It is one tensor so that one reduction adds the sums of all processes.
     """
 
     values: Tensor
@@ -63,7 +63,8 @@ class SummedStatistics:
         count = _count_coefficients(len(self.values))
         gradient = self.values[2 : 2 + count] / tokens
         curvature = self.values[2 + count :].reshape(count, count) / tokens
-        # The sums of row i, column j and of row j, column i differ in their last bits, and solvers need a symmetric matrix.
+        # The sums of row i, column j and of row j, column i differ in their last bits, and solvers need a symmetric
+        # matrix.
         return Quadratic(float(self.values[1]) / tokens, gradient, (curvature + curvature.T) / 2)
 
 

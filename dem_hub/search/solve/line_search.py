@@ -1,24 +1,26 @@
 """Minimization of a function of one variable with few evaluations.
 
-Steps are parabolic, and golden-section where the bracket is one-sided, much as in Brent's method. An evaluation is a pass over data, so the
-search stops as soon as a parabola through the best three points promises less than `LEAST_GAIN`. The answer is always a point that was
-evaluated, never the vertex of a parabola.
+Steps are parabolic, and golden-section where the bracket is one-sided, much as in Brent's method. An evaluation is a
+pass over data, so the search stops as soon as a parabola through the best three points promises less than
+`LEAST_GAIN`. The answer is always a point that was evaluated, never the vertex of a parabola.
 """
 
 import math
 from collections.abc import Callable, Iterable
 
-# Nats that are worth another evaluation. The threshold of Gauss-Newton steps is the same; smaller differences are below the standard error
-# of a loss. Chosen by hand, not measured.
+# Nats that are worth another evaluation, the same as those that are worth a Gauss-Newton step. Chosen by hand, not
+# measured.
 LEAST_GAIN = 1e-4
 
-# Evaluations after the first points, at most. Smooth losses need two to six (tests/search/solve/test_line_search.py).
+# Evaluations after the first points, at most. In the tests, a parabola takes one, and a wall or a kink up to ten.
 ROUNDS = 10
 
-# The least distance of two points. The slope between closer ones is that of rounding in float32 losses. Chosen by hand, not measured.
+# The least distance of two points. The slope between closer ones is that of rounding in float32 losses. Chosen by
+# hand, not measured.
 _LEAST_DISTANCE = 1e-3
 
-# A step beyond an outer point that is the lowest, in units of the distance to its neighbour. Chosen by hand, not measured.
+# A step beyond an outer point that is the lowest, in units of the distance to its neighbour. Chosen by hand, not
+# measured.
 _EXPANSION = 2.0
 
 # The fraction of the wider side of a bracket that a golden-section step goes.
@@ -27,12 +29,15 @@ _GOLDEN = (3 - 5**0.5) / 2
 # A bracket is one-sided if one side is this many times as long as the other. Chosen by hand, not measured.
 _ONE_SIDED = 4.0
 
-# The value of a point whose loss is not finite, in nats: worse than any loss, and small enough that a parabola can be drawn through it.
+# The value of a point whose loss is not finite, in nats: worse than any loss, and small enough that a parabola can be
+# drawn through it.
 _DIVERGED = 1e3
 
 
 def lowest(function: Callable[[float], float], starts: Iterable[float], low: float, high: float) -> float:
-    """Return the lowest of the points that were tried: first some given ones, then downhill from the best until the line is flat.
+    """Return the lowest of the points that were tried.
+
+    Some given points are tried first, then points downhill from the best of them until the line is flat.
 
     Args:
         function (`Callable`): Returns the value at a point, in nats. It can be infinite or not a number.
@@ -87,11 +92,12 @@ def _next_point(values: dict[float, float], low: float, high: float) -> float | 
 
 
 def _point_between(values: dict[float, float], points: list[float], best: float) -> float | None:
-    """Return the point to try next near the best of three points or more, which has a neighbour on each side or is at a bound.
+    """Return the point to try next near the best of three points or more, or `None` if no point is worth it.
 
-    The vertex of the parabola through the best point and its neighbours promises a gain. Two cases mistrust it: a steep wall on the wider
-    side of a one-sided bracket pushes any vertex away from that side, and a cubic through a fourth point can promise more than the parabola.
-    Both answer with a golden-section step into the wider side.
+    The best point has a neighbour on each side, or is at a bound. The vertex of the parabola through the best point
+    and its neighbours promises a gain. Two cases mistrust it: a steep wall on the wider side of a one-sided bracket
+    pushes any vertex away from that side, and a cubic through a fourth point can promise more than the parabola. Both
+    answer with a golden-section step into the wider side.
     """
     first = min(max(points.index(best) - 1, 0), len(points) - 3)
     nearest = points[first : first + 3]
@@ -111,11 +117,13 @@ def _point_between(values: dict[float, float], points: list[float], best: float)
         is_one_sided = abs(wider) > _ONE_SIDED * abs(narrower) and (vertex - middle) * wider <= 0
         if is_one_sided or promised < LEAST_GAIN < _gain_of_cubic(values, points, nearest, bend):
             return middle + _GOLDEN * wider
-    return vertex if promised > LEAST_GAIN else None
+    if promised > LEAST_GAIN:
+        return vertex
+    return None
 
 
 def _gain_of_cubic(values: dict[float, float], points: list[float], nearest: list[float], bend: float) -> float:
-    """Return how much a cubic through one more point can differ from the parabola, as a gain; 0 if there is no more point."""
+    """Return how much more than the parabola a cubic through one more point may promise; 0 without such a point."""
     others = [point for point in points if point not in nearest]
     if not others:
         return 0.0
@@ -127,7 +135,7 @@ def _gain_of_cubic(values: dict[float, float], points: list[float], nearest: lis
 
 
 def _divided_difference(values: dict[float, float], points: list[float]) -> float:
-    """Return Newton's divided difference: the slope of a line through two points, the bend of a parabola through three, and so on."""
+    """Return Newton's divided difference: the slope of a line for two points, the bend of a parabola for three."""
     if len(points) == 1:
         return values[points[0]]
     difference = _divided_difference(values, points[1:]) - _divided_difference(values, points[:-1])

@@ -1,7 +1,8 @@
-"""A local model of a search: the loss of each distribution as a quadratic function of the coefficients, around one point.
+"""A local model of a search: each distribution's loss as a quadratic function of the coefficients, around one point.
 
-A search leaves these few numbers behind. With them, any objective over the distributions, any bounds, a vector less or a distribution
-less is a small convex problem that takes no forward pass. N is the number of coefficients in all shapes.
+A search leaves these few numbers behind. With them, any objective over the distributions, any bounds, a vector less
+or a distribution less is a small convex problem that takes no forward pass. N is the number of coefficients in all
+shapes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,10 @@ class Quadratic:
 
 @dataclass(frozen=True)
 class LocalModel:
-    """The losses of all distributions around `point`. `names` are those of the vectors, in the order of the point's coefficients."""
+    """The losses of all distributions around `point`.
+
+    `names` are those of the vectors, in the order of the point's coefficients.
+    """
 
     names: tuple[str, ...]
     point: tuple[float, ...]

@@ -1,8 +1,9 @@
 """Small convex problems in float64: one objective of losses that are quadratics, or look like them, in a region.
 
-The solver is a projected Newton method. It is exact for a quadratic in one step and takes a few for anything smooth. Curvatures that are
-singular (two vectors that are the same) are made regular by a prior, see [`Prior`]. A limit on the sum of the coefficients becomes a price
-on the sum, found by bisection. The objective `worst`, a maximum, is solved as a soft maximum that becomes harder step by step.
+The solver is a projected Newton method. It is exact for a quadratic in one step and takes a few for anything smooth.
+Curvatures that are singular (two vectors that are the same) are made regular by a prior, see [`Prior`]. A limit on
+the sum of the coefficients becomes a price on the sum, found by bisection. The objective `worst`, a maximum, is
+solved as a soft maximum that becomes harder step by step.
 """
 
 from collections.abc import Callable
@@ -19,37 +20,37 @@ from dem_hub.search.solve.region import Region, common_bounds
 # A function that returns its value, gradient (N,) and curvature (N, N) at a point (N,), all float64.
 Smooth = Callable[[Tensor], tuple[float, Tensor, Tensor]]
 
-# The constants below are limits of float64 arithmetic (some 1e-16 for coefficients and losses near 1) with room to spare. They were chosen
-# by hand; the tests compare the results with closed forms and with brute force.
+# The constants below are limits of float64 arithmetic (some 1e-16 for coefficients and losses near 1) with room to
+# spare. They were chosen by hand; the tests compare the results with closed forms and with brute force.
 
-# What is added to the diagonal of a system so that it is never singular: a fraction of its largest curvature, and an absolute part for
-# curvatures that are all 0.
+# What is added to the diagonal of a system so that it is never singular: a fraction of its largest curvature, and an
+# absolute part for curvatures that are all 0.
 _RELATIVE_JITTER = 1e-9
 _ABSOLUTE_JITTER = 1e-15
 
-# Newton steps, at most. A quadratic in a box needs about one for each bound that becomes active.
+# Newton steps, at most. A quadratic takes one, and some more where bounds hold.
 _NEWTON_STEPS = 100
 
 # A gradient, in nats a unit of a coefficient, and a step of a coefficient, at which a solution has converged.
 _LEAST_GRADIENT = 1e-13
 _LEAST_STEP = 1e-12
 
-# The fraction of a Newton step at which the line search gives up, and the fraction of the expected decrease that it accepts (Armijo's
-# condition, with the usual 1e-4).
+# The fraction of a Newton step at which the line search gives up, and the fraction of the expected decrease that it
+# accepts (Armijo's condition, with the usual 1e-4).
 _LEAST_FRACTION = 1e-12
 _ARMIJO = 1e-4
 
 # The sum of coefficients may exceed its limit by this much.
 _SUM_SLACK = 1e-12
 
-# The price on the sum: the bracket grows by the factor until the sum is low enough or the price is the highest, then 60 bisections reduce it
-# to the resolution of float64 (2^-53).
+# The price on the sum: the bracket grows by the factor until the sum is low enough or the price is the highest, then
+# 60 bisections reduce it to the resolution of float64 (2^-53).
 _PRICE_FACTOR = 4
 _HIGHEST_PRICE = 1e9
 _BISECTIONS = 60
 
-# Temperatures of the soft maximum that stands for `worst`, in nats. It exceeds the maximum by at most temperature * log(distributions), so
-# the last one is exact to some 1e-6 nats.
+# Temperatures of the soft maximum that stands for `worst`, in nats. It exceeds the maximum by at most temperature *
+# log(distributions), so the last one is exact to some 1e-6 nats.
 _TEMPERATURES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -57,7 +58,8 @@ def minimize(function: Smooth, start: Tensor, region: Region) -> Tensor:
     """Return the point of a region where a convex function is lowest, (N,) in float64.
 
     Args:
-        function (`Callable`): Returns value, gradient (N,) and positive semi-definite curvature (N, N) at a point, all float64.
+        function (`Callable`): Returns value, gradient (N,) and positive semi-definite curvature (N, N) at a point,
+            all float64.
         start (`Tensor`): (N,), float64.
         region ([`Region`]): Where to look.
 
@@ -215,9 +217,10 @@ def _along(part: Quadratic, point: Point, direction: Tensor) -> Quadratic:
 def _combine(
     values: Tensor, slopes: Tensor, curvatures: Tensor, temperature: float | None
 ) -> tuple[float, Tensor, Tensor]:
-    """Return value, gradient and curvature of the sum of K functions, or of their soft maximum, t * log(sum(exp(values / t))).
+    """Return value, gradient and curvature of the sum of K functions, or of their soft maximum.
 
-    Shapes: values (K,), slopes (K, N), curvatures (K, N, N).
+    The soft maximum at temperature t is t * log(sum(exp(values / t))). Shapes: values (K,), slopes (K, N), curvatures
+    (K, N, N).
     """
     if temperature is None:
         return float(values.sum()), slopes.sum(0), curvatures.sum(0)

@@ -1,7 +1,7 @@
 """The objective of a search: one number from the losses of several distributions.
 
-Every kind is the same function of losses: a sum, or a maximum, of factor * loss. So a search can be solved again for another objective
-from what it has measured.
+Every kind is the same function of losses: a sum, or a maximum, of factor * loss. So a search can be solved again for
+another objective from what it has measured.
 """
 
 import math
@@ -21,11 +21,11 @@ class Objective:
     """How losses become one number, which is minimized.
 
     Args:
-        kind (`str`, *optional*, defaults to `"mean"`): `mean` is the weighted mean over distributions; with equal weights, this is the mean
-            log-perplexity. `worst` is the largest weighted loss. `improvement` is the weighted mean of loss / loss of the base, so that a
-            gain counts in proportion.
-        weights (`Mapping[str, float]`, *optional*): Weights by distribution, 1 where none is given. A weight of 0 leaves a distribution
-            out.
+        kind (`str`, *optional*, defaults to `"mean"`): `mean` is the weighted mean over distributions; with equal
+            weights, this is the mean log-perplexity. `worst` is the largest weighted loss. `improvement` is the
+            weighted mean of loss / loss of the base, so that a gain counts in proportion.
+        weights (`Mapping[str, float]`, *optional*): Weights by distribution, 1 where none is given. A weight of 0
+            leaves a distribution out.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If there is no such kind, or a weight is negative or not finite.
@@ -84,7 +84,9 @@ class Objective:
         """Return the objective of some losses; lower is better."""
         factors = self.factors(list(losses), base_losses)
         terms = [factor * loss for factor, loss in zip(factors, losses.values(), strict=True)]
-        return max(terms) if self.kind == "worst" else sum(terms)
+        if self.kind == "worst":
+            return max(terms)
+        return sum(terms)
 
     def slope(self, losses: Mapping[str, float], base_losses: Mapping[str, float] | None = None) -> Tensor:
         """Return the derivative of the objective with respect to each of K losses, (K,) in float64.

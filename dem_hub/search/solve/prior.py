@@ -1,7 +1,8 @@
 """A Gaussian prior on coefficients, as the quadratic penalty that it adds to the objective.
 
-It has two terms. One draws the coefficients to one another, so that two vectors that are nearly the same share what they have in common
-and the curvature of a search is never singular. The other draws them to a fixed center; a damped Newton step uses it, too.
+It has two terms. One draws the coefficients to one another, so that two vectors that are nearly the same share what
+they have in common and the curvature of a search is never singular. The other draws them to a fixed center; a damped
+Newton step uses it, too.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The least sum of two strengths that is divided by: 0 / 1e-300 is 0, so the center of a coefficient with no strength does not matter.
+# The least sum of two strengths that is divided by: 0 / 1e-300 is 0, so the center of a coefficient with no strength
+# does not matter.
 _TINY = 1e-300
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dem_hub.errors import ConfigError
 
-# Of a coefficient, or of their sum: `contains` accepts what rounding in float64 adds, which is some 1e-16 for coefficients near 1. The
-# value was chosen by hand; anything well above rounding and below what changes a loss would do.
+# Of a coefficient, or of their sum: `contains` accepts what rounding in float64 adds, which is some 1e-16 for
+# coefficients near 1. The value was chosen by hand; anything well above rounding and below what changes a loss would
+# do.
 _TOLERANCE = 1e-9
 
 
@@ -26,8 +27,8 @@ class Region:
         """Return the region between a (lower, upper) pair for each coefficient.
 
         Raises:
-            [`~dem_hub.errors.ConfigError`]: If a bound is not finite, an upper bound is below its lower one, or the lower bounds already
-                sum to more than `max_sum`.
+            [`~dem_hub.errors.ConfigError`]: If a bound is not finite, an upper bound is below its lower one, or the
+                lower bounds already sum to more than `max_sum`.
         """
         low, high = torch.tensor(bounds, dtype=torch.float64).reshape(-1, 2).T
         is_finite = torch.isfinite(low).all() and torch.isfinite(high).all()
@@ -40,7 +41,10 @@ class Region:
         return cls(low, high, max_sum)
 
     def clip(self, point: Tensor) -> Tensor:
-        """Return the nearest point between the bounds; if its sum is too large, move it straight towards the lower bounds."""
+        """Return the nearest point between the bounds.
+
+        If its sum is too large, it is moved straight towards the lower bounds until the sum is `max_sum`.
+        """
         inside = point.clamp(self.low, self.high)
         if self.max_sum is None:
             return inside
@@ -57,7 +61,10 @@ class Region:
 
 
 def common_bounds(region: Region) -> tuple[float, float]:
-    """Return the lowest and highest coefficient that all vectors can share. The range is empty (low > high) if there is none."""
+    """Return the lowest and highest coefficient that all vectors can share.
+
+    The range is empty (low > high) if there is no such coefficient.
+    """
     low = float(region.low.max())
     high = float(region.high.min())
     if region.max_sum is not None:
