@@ -1,7 +1,7 @@
 """Run tasks on all cores, one single-threaded task for each core.
 
-torch splits every operation across its threads, and waits for all of them after each. A merge consists of many short operations, for which
-that costs more than it gains: up to a hundred times more on a busy machine.
+torch splits every operation across its threads, and waits for all of them after each. A merge consists of many short
+operations, for which that costs more than it gains: up to a hundred times more on a busy machine.
 """
 
 from collections import deque
@@ -15,7 +15,8 @@ import torch
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-# Items beyond one for each thread: one that is finished and waits to be taken, and one that a free thread finds at once.
+# Items beyond one for each thread: one that is finished and waits to be taken, and one that a free thread finds at
+# once.
 _SPARE = 2
 
 

@@ -1,4 +1,4 @@
-"""Coefficients for groups of a vector's tensors: which tensors are in which, and that each is merged as with that coefficient alone."""
+"""Coefficients for groups of a vector's tensors: which tensors are in a group, and that each is merged by its own."""
 
 from pathlib import Path
 from typing import Any

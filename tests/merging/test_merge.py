@@ -1,4 +1,4 @@
-"""The merge against base + sum of coefficient * delta in float64, for every architecture, dtype, codec and way to shard."""
+"""The merge against base + sum of coefficient * delta in float64, for every architecture, dtype, codec and sharding."""
 
 from collections.abc import Callable
 from itertools import permutations

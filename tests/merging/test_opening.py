@@ -44,7 +44,7 @@ def test_base_that_moved_away(zoo: Zoo, tmp_path: Path) -> None:
     base = reshard(zoo.models("llama-tied").base, tmp_path / "base")
     recipe = open_base_and_vectors(VectorSource(str(base)), {str(zoo.vector("llama-tied")): 0.3}).recipe
     base.rename(tmp_path / "moved")
-    with pytest.raises(NotFoundError, match="is not a folder here") as caught:
+    with pytest.raises(NotFoundError, match="is not a local folder") as caught:
         open_config(recipe)
     assert caught.type is NotFoundError
 

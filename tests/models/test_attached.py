@@ -121,7 +121,7 @@ def test_headless_model_changes_its_coefficients(zoo: Zoo, tmp_path: Path) -> No
 
 
 def test_switching_between_recipes(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
-    """One base in memory, several recipes with other vectors: each switch is a fresh load, whatever was there before."""
+    """Each switch to another recipe over the same base gives the bits of a fresh load."""
     vectors = {kind: str(zoo.vector("llama-tied", "bfloat16", kind)) for kind in ("dense", "lowrank", "short")}
     recipes = {
         "a": {vectors["dense"]: 0.4},

@@ -1,4 +1,4 @@
-"""Exports that are killed: nothing that loads is left, and the next run goes on and gives the bits of one that was never stopped."""
+"""Exports that are killed: nothing that loads is left, and the next run resumes and gives the same bits."""
 
 import json
 import subprocess
@@ -21,7 +21,8 @@ from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import Zoo, load_tensors, reshard
 
-# Kills itself at the n-th call of a function, once for each point, in a process of its own each time. What is written is noted at once.
+# Kills itself at the n-th call of a function, once for each point, in a process of its own each time. What is written
+# is recorded at once.
 KILLED = """
 import importlib, json, os, signal, sys
 from pathlib import Path
@@ -309,7 +310,7 @@ def test_a_full_disk_counts_what_is_there(zoo: Zoo, tmp_path: Path, monkeypatch:
 
 
 def test_written_out_twins_stay_tied(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output embedding, written beside the input embedding it is tied to, rounds alike, also when the kill fell between the two."""
+    """Two tied embeddings that are both written out round alike, also if the export was killed between them."""
 
     def write_out(tensors: dict[str, torch.Tensor]) -> None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

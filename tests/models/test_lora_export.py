@@ -44,7 +44,7 @@ def test_exact_by_concatenation(zoo: Zoo, family: str, tmp_path: Path) -> None:
 
 
 def test_truncated_with_its_error(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
-    """A full fine-tune at a rank: the matrices as well as they can be, and norms and embeddings left out, which the error counts."""
+    """A full fine-tune at a rank: matrices are approximated, norms and embeddings left out, and both count as error."""
     vectors = {
         str(zoo.vector("llama-tied", "bfloat16", "dense")): 0.5,
         str(zoo.vector("llama-tied", "bfloat16", "lowrank")): 0.5,

@@ -1,4 +1,4 @@
-"""Tensor-parallel and FSDP2 loading with two processes: each rank reads and merges its own part, and together they are the model."""
+"""Tensor-parallel and FSDP2 loading with two processes: each rank merges its own part of the model."""
 
 import json
 import os

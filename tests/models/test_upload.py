@@ -1,4 +1,4 @@
-"""A merged model pushed file by file: the repository that a folder's push makes, with the disk of one file, and no half of it ever."""
+"""A merged model pushed file by file: the same repository as from a folder, and never a part of a model."""
 
 from pathlib import Path
 from typing import Any
