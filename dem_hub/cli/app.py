@@ -21,6 +21,7 @@ from dem_hub.cli.list import list_command
 from dem_hub.cli.merge import merge
 from dem_hub.cli.push import push
 from dem_hub.cli.search import search
+from dem_hub.cli.startup import leave
 from dem_hub.errors import DemHubError
 
 NAME = "dem-hub"
@@ -55,7 +56,7 @@ def run() -> None:
     """Run the command line as a process of its own: the entry point `dem-hub`."""
     if _COMPLETE_VARIABLE in os.environ:
         app(prog_name=NAME)  # answers the shell and exits
-    sys.exit(main())
+    leave(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from dem_hub.cli.arguments import OUTPUT
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
+from dem_hub.cli.startup import heavy_imports
 
 # Names of tensors in the note on what was left out.
 _SHOWN = 3
@@ -33,7 +34,8 @@ _SHOWN = 3
 @option("--rank", type=int, group=OUTPUT, help="Maximum LoRA rank. Default: exact, which requires low-rank vectors.")
 def export(*, model: str, vectors: Sequence[str], output: str, rank: int | None) -> None:
     """Export the weighted sum of vectors as one PEFT LoRA adapter."""
-    from dem_hub.models.lora_export import export_adapter
+    with heavy_imports():
+        from dem_hub.models.lora_export import export_adapter
 
     adapter = export_adapter(open_named(model, vectors), Path(output), rank=rank)
     print(f"{output}: rank {min(adapter.ranks)} to {max(adapter.ranks)}, relative error {adapter.error:.3g}")

@@ -10,6 +10,7 @@ import click
 
 from dem_hub.cli.arguments import OUTPUT
 from dem_hub.cli.command import PATH, Command, Option, argument, command, option
+from dem_hub.cli.startup import heavy_imports
 
 if TYPE_CHECKING:
     from dem_hub.codecs.listing import OptionInfo
@@ -60,8 +61,9 @@ def extract(*, base: str, finetuned: str, output: str, codec: str, **codec_optio
 
     check_target(Path(output), VECTOR)  # before hours of work
 
-    from dem_hub.cli.output import summary
-    from dem_hub.vectors.vector import DistributionVector
+    with heavy_imports():
+        from dem_hub.cli.output import summary
+        from dem_hub.vectors.vector import DistributionVector
 
     given = {name: value for name, value in codec_options.items() if value is not None}
     vector = DistributionVector.extract(base, finetuned, codec=codec, **given)

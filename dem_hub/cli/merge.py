@@ -11,6 +11,7 @@ import click
 from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, private_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
+from dem_hub.cli.startup import heavy_imports
 from dem_hub.defaults import MAX_SHARD_SIZE, Rounding
 from dem_hub.errors import ConfigError
 
@@ -77,9 +78,10 @@ def merge(
             "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
         )
 
-    from dem_hub.models.export import estimate_export, export
-    from dem_hub.models.planned import PlannedModel
-    from dem_hub.models.upload import estimate_push, push_export, push_merged
+    with heavy_imports():
+        from dem_hub.models.export import estimate_export, export
+        from dem_hub.models.planned import PlannedModel
+        from dem_hub.models.upload import estimate_push, push_export, push_merged
 
     recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed}
     check_base = not plan_options["allow_base_mismatch"]
