@@ -1,9 +1,13 @@
-"""How a delta is stored. Each codec has one file: `encode` makes named parts of one tensor's delta, `decode` gives any slice of it back.
+"""How a delta is stored.
 
-`lrsign`, `sign`, `random`, `int4`, `int8` and `nf4` are unbiased: what they add to a delta is noise, which a sum of vectors averages
-out. `lowrank` is biased: it leaves a part of the delta out. `dense` and `exact` keep all of it. `auto` chooses among them.
+Each codec has one file: `encode` makes named parts of one tensor's delta, `decode` gives any slice of it back.
 
-A new codec is a file beside these and an entry in `listing.OFFERED`; the shared conformance suite then holds it to the rest.
+`lrsign`, `sign`, `random`, `int4`, `int8` and `nf4` are unbiased: what they add to a delta is noise, which a sum of
+vectors averages out. `lowrank` is biased: it leaves a part of the delta out. `dense` and `exact` keep all of it.
+`auto` chooses among them.
+
+A new codec is a file beside these and an entry in `listing.OFFERED`; the shared conformance suite then holds it to
+the rest.
 
 The names below are loaded when they are first used, so that `listing` can be imported without torch.
 """

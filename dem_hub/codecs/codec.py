@@ -1,7 +1,7 @@
 """The interface of a codec: how the delta of one tensor becomes named parts, and how any slice of it comes back.
 
-Nothing outside of a codec's file asks for its class. What extraction, merging and the writer of a vector must know about a codec is a
-method or a class attribute of `Codec`, with a default that suits most codecs.
+Nothing outside of a codec's file asks for its class. What extraction, merging and the writer of a vector must know
+about a codec is a method or a class attribute of `Codec`, with a default that suits most codecs.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +17,9 @@ from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.options import Options
 from dem_hub.numerics.slices import Index
 
-# Elements of a large tensor that are encoded at a time, in whole rows. A float32 temporary then takes 16 MiB, whatever the tensor's size.
-# Chosen by hand, not measured. The parts do not depend on it, but for `nf4`, whose groups of 64 elements must not be cut.
+# Elements of a large tensor that are encoded at a time, in whole rows. A float32 temporary then takes 16 MiB,
+# whatever the tensor's size. Chosen by hand, not measured. The parts do not depend on it, but for `nf4`, whose groups
+# of 64 elements must not be cut.
 ENCODE_BLOCK = 1 << 22
 
 
@@ -41,14 +42,18 @@ class Codec(Options, ABC):
 
     @abstractmethod
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return dtype and shape of each part of a tensor of this shape. Budgets, and checks of files, need them before any data."""
+        """Return dtype and shape of each part of a tensor of this shape.
+
+        Budgets, and checks of files, need them before any data.
+        """
 
     @abstractmethod
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
         """Return the slice `index` of the delta, and read no more of the parts than it needs.
 
         Args:
-            parts (`Mapping[str, LazyTensor]`): what `encode` returned, unread. The result is on the device that they are read to.
+            parts (`Mapping[str, LazyTensor]`): what `encode` returned, unread. The result is on the device that they
+                are read to.
             shape (`tuple[int, ...]`): the shape of the whole tensor.
             index (`tuple[slice, ...]`): the wanted part, one slice a dimension.
             base (`LazyTensor`): the base's whole tensor, unread.

@@ -1,7 +1,7 @@
 """The delta of one tensor as it lies in a file, unread.
 
-A LoRA on a saved module is two deltas of one tensor, so a stored delta is a list of components. Each component is a codec with its parts
-and a scale. Parts are moved to the device as they are in the file, and decoded there.
+A LoRA on a saved module is two deltas of one tensor, so a stored delta is a list of components. Each component is a
+codec with its parts and a scale. Parts are moved to the device as they are in the file, and decoded there.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Component:
-    """The parts that a codec made of a tensor of this shape, and the scale of the decoded delta (a LoRA's alpha / rank)."""
+    """The parts that a codec made of a tensor of this shape, and the scale of the decoded delta (a LoRA's alpha /
+    rank).
+    """
 
     codec: Codec
     parts: Mapping[str, LazyTensor]
@@ -27,7 +29,10 @@ class Component:
     scale: float = 1.0
 
     def decode(self, base: LazyTensor, index: Index, device: torch.device = CPU) -> Delta:
-        """Return the slice `index` of the delta, without the scale, decoded on a device. `base` is the base's whole tensor, unread."""
+        """Return the slice `index` of the delta, without the scale, decoded on a device.
+
+        `base` is the base's whole tensor, unread.
+        """
         parts = {name: OnDevice(part, device) for name, part in self.parts.items()}
         return self.codec.decode(parts, self.shape, index, OnDevice(base, device))
 
@@ -40,7 +45,10 @@ class StoredDelta:
     rows: LazyTensor | None = None
 
     def decode(self, base: LazyTensor, index: Index, device: torch.device = CPU) -> list[tuple[float, Delta]]:
-        """Return the slice `index` of the delta as pairs of a scale and a delta. `base` is the base's whole tensor, unread."""
+        """Return the slice `index` of the delta as pairs of a scale and a delta.
+
+        `base` is the base's whole tensor, unread.
+        """
         return [(component.scale, component.decode(base, index, device)) for component in self.components]
 
     @property

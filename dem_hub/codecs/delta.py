@@ -1,7 +1,7 @@
 """A decoded delta, and the one way in which deltas are added to a base.
 
-Every codec decodes to `left @ right + dense`, and either part may be missing. So the factors of all vectors can be put side by side and
-summed by one matrix product, whatever codecs they came from. Letters: R rows, C columns, K rank.
+Every codec decodes to `left @ right + dense`, and either part may be missing. So the factors of all vectors can be
+put side by side and summed by one matrix product, whatever codecs they came from. Letters: R rows, C columns, K rank.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ Scaled = tuple[float, "Delta"]  # a coefficient and a delta
 class Delta:
     """delta = left @ right + dense + rest.
 
-    `left` is (R, K) and `right` is (K, C), for matrices only. `dense` has the shape of the slice that was asked for. `rest` has the same
-    shape; it holds the bits below the precision of `dense`, and is added after it. All are of any float dtype.
+    `left` is (R, K) and `right` is (K, C), for matrices only. `dense` has the shape of the slice that was asked for.
+    `rest` has the same shape; it holds the bits below the precision of `dense`, and is added after it. All are of any
+    float dtype.
     """
 
     left: Tensor | None = None
@@ -45,12 +46,13 @@ def combine_factors(deltas: Sequence[Scaled], dtype: torch.dtype) -> tuple[Facto
 
     Args:
         deltas (`Sequence[tuple[float, Delta]]`): coefficients and deltas.
-        dtype (`torch.dtype`): the dtype of the factors. The left factor, which has most of the numbers, stays float32 if no delta's left
-            factor has more precision.
+        dtype (`torch.dtype`): the dtype of the factors. The left factor, which has most of the numbers, stays float32
+            if no delta's left factor has more precision.
 
     Returns:
-        `tuple[Factors | None, list[tuple[float, Delta]]]`: both factors, or `None` if no delta has any, and what is dense, with its
-        coefficients. On the CPU the factors are buffers: they are valid until the next call from this thread.
+        `tuple[Factors | None, list[tuple[float, Delta]]]`: both factors, or `None` if no delta has any, and what is
+            dense, with its coefficients. On the CPU the factors are buffers: they are valid until the next call from
+            this thread.
     """
     dense = []
     factored = []
@@ -111,7 +113,7 @@ def add_deltas(total: Tensor, deltas: Sequence[Scaled]) -> Tensor:
 
 
 def _widen(part: Tensor, total: Tensor) -> Tensor:
-    """Return `part` in the dtype of `total`, as a buffer where it has another: torch is slow at adding another dtype."""
+    """Return `part` in the dtype of `total`: torch is slow at adding another dtype. A copy is a buffer."""
     if part.dtype == total.dtype:
         return part
     return scratch("wide", tuple(part.shape), total.dtype, total.device).copy_(part)
@@ -120,7 +122,8 @@ def _widen(part: Tensor, total: Tensor) -> Tensor:
 def inner(first: Delta, second: Delta) -> float:
     """Return <first, second>, the sum of the products of their elements, without multiplying factors out.
 
-    <L1 R1, L2 R2> = sum((L1^T L2) * (R1 R2^T)), and <D, L R> = sum((D R^T) * L). `rest` is left out, because it is too small to matter.
+    <L1 R1, L2 R2> = sum((L1^T L2) * (R1 R2^T)), and <D, L R> = sum((D R^T) * L). `rest` is left out, because it is
+    too small to matter.
     """
     total = 0.0
     if first.left is not None and second.left is not None and first.right is not None and second.right is not None:

@@ -1,7 +1,8 @@
 """`dense`: the whole delta, in float32 or bfloat16.
 
-In float32, base + delta is the fine-tune again, bit for bit between bf16 or fp16 checkpoints. A few differences have more bits than the 24
-of float32 (a weight that nearly vanished: 0.02 to 1e-9). An ordinary delta loses these bits; here `index` and `remainder` keep them.
+In float32, base + delta is the fine-tune again, bit for bit between bf16 or fp16 checkpoints. A few differences have
+more bits than the 24 of float32 (a weight that nearly vanished: 0.02 to 1e-9). An ordinary delta loses these bits;
+here `index` and `remainder` keep them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Dense(Codec):
-    """Store all of the delta; `dtype` is `"float32"` (exact) or `"bfloat16"` (half the size, 0.2 % error an element)."""
+    """Store all of the delta, in float32 (exact) or bfloat16 (half the size, 0.2 % error an element)."""
 
     name: ClassVar[str] = "dense"
     dtype: str = field(default="float32", metadata={"help": "float32 (exact) or bfloat16 (half the size)"})
@@ -45,7 +46,10 @@ class Dense(Codec):
         return parts
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the layout: `dense` of the tensor's shape. In float32 `index` and `remainder` may follow, one entry an element."""
+        """Return the layout: `dense` of the tensor's shape.
+
+        In float32 `index` and `remainder` may follow, one entry an element.
+        """
         layout = {"dense": Part((code_of(self.dtype),), shape)}
         if self.dtype == "float32":
             layout["index"] = Part(("I64",), ("some",), optional=True)
@@ -62,7 +66,8 @@ class Dense(Codec):
 
 
 def _remainder(delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
-    """Return `index` and `remainder` of the elements whose base + delta is not the fine-tune; nothing if there are none.
+    """Return `index` and `remainder` of the elements whose base + delta is not the fine-tune; nothing if there are
+    none.
 
     The remainder is the bits of finetuned - base that float32 could not hold.
     """

@@ -1,7 +1,8 @@
 """The interface of an encoder: what chooses a codec for each tensor of a vector, and encodes it.
 
-Extraction knows no codec, only an encoder. It asks the encoder to get ready, and then hands it one tensor after another. A budget
-(`codec="auto"`) looks at all tensors before it divides its bytes; a plain codec needs no such look, and none is taken.
+Extraction knows no codec, only an encoder. It asks the encoder to get ready, and then hands it one tensor after
+another. A budget (`codec="auto"`) looks at all tensors before it divides its bytes; a plain codec needs no such look,
+and none is taken.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +58,10 @@ class Encoder(Protocol):
     def options(self) -> Options: ...
 
     def prepare(self, first_look: Callable[[], FirstLook]) -> TensorEncoder:
-        """Return an encoder for the tensors of one vector. `first_look` reads all tensors, so it is called only where it is needed."""
+        """Return an encoder for the tensors of one vector.
+
+        `first_look` reads all tensors, so it is called only where it is needed.
+        """
 
 
 @dataclass(frozen=True)

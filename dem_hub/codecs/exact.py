@@ -1,9 +1,10 @@
 """`exact`: the fine-tune bit for bit, as whole-number differences to the base, entropy-coded with zstd.
 
-Floats of one sign are ordered like their bits, so a fine-tune is its base plus some steps on the grid of its own dtype. The finer the grid,
-the more steps a change is: small weights move far, large ones hardly. So the elements of a block of rows are sorted by the exponents of
-their base weights, which brings elements that move alike together, and every run of them has a code of its own. Decoding needs the very
-base that the vector was taken from. (Compressing the checkpoint itself, as for instance ZipNN does, leaves two thirds of its bytes.)
+Floats of one sign are ordered like their bits, so a fine-tune is its base plus some steps on the grid of its own
+dtype. The finer the grid, the more steps a change is: small weights move far, large ones hardly. So the elements of a
+block of rows are sorted by the exponents of their base weights, which brings elements that move alike together, and
+every run of them has a code of its own. Decoding needs the very base that the vector was taken from. (Compressing the
+checkpoint itself, as for instance ZipNN does, leaves two thirds of its bytes.)
 """
 
 import math
@@ -23,7 +24,8 @@ from dem_hub.codecs.packing import pack, packed_size, unpack
 from dem_hub.errors import CheckpointError, CodecError
 from dem_hub.numerics.slices import Index, at_least_1d, index_shape, rows_and_columns
 
-# Elements that are sorted together, and elements that share a code. Both are part of the file format: decoding needs the same values.
+# Elements that are sorted together, and elements that share a code. Both are part of the file format: decoding needs
+# the same values.
 _BLOCK = 1 << 20
 _RUN = 1 << 16
 _INTEGERS = {2: torch.int16, 4: torch.int32}  # by the bytes of a float
@@ -41,7 +43,9 @@ class Exact(Codec):
         return True
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the layout: `zstd` (bytes,) uint8, all frames; `ends` (frames,) int64, where each ends; `like` (0,), of the dtype."""
+        """Return the layout: `zstd` (bytes,) uint8, all frames; `ends` (frames,) int64, where each ends; `like` (0,),
+        of the dtype.
+        """
         return {"zstd": Part(("U8",), ("bytes",)), "ends": Part(("I64",), ("frames",)), "like": Part(_DTYPES, (0,))}
 
     def encode(self, delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tensor]:
@@ -109,7 +113,9 @@ def _zstd() -> Any:
 
 
 def _make_compressor() -> Any:
-    """Return a compressor that uses Huffman codes and little else: repetitions are chance here, and coding them costs more than it saves."""
+    """Return a compressor that uses Huffman codes and little else: repetitions are chance here, and coding them costs
+    more than it saves.
+    """
     library = _zstd()
     settings = library.ZstdCompressionParameters(strategy=library.STRATEGY_FAST, min_match=7, hash_log=6, window_log=17)
     return library.ZstdCompressor(compression_params=settings)
@@ -142,7 +148,10 @@ def _from_ordered(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _sort_by_exponent(block: Tensor) -> Tensor:
-    """Return the positions of a block's elements, smallest exponents first. The sort is stable, so it is the same on every device."""
+    """Return the positions of a block's elements, smallest exponents first.
+
+    The sort is stable, so it is the same on every device.
+    """
     bits = block.reshape(-1).view(_INTEGERS[block.dtype.itemsize])
     mantissa_bits = round(-math.log2(torch.finfo(block.dtype).eps))
     exponents = (bits & torch.iinfo(bits.dtype).max) >> mantissa_bits
@@ -155,7 +164,8 @@ def _count_frames(elements: int, dtype: torch.dtype) -> int:
 
 
 def _to_planes(steps: Tensor) -> list[Tensor]:
-    """Return a bitmap of the steps that are not 0, then the lowest byte of each such step, then the next byte, and so on.
+    """Return a bitmap of the steps that are not 0, then the lowest byte of each such step, then the next byte, and so
+    on.
 
     A zigzag code makes small numbers of small steps of either sign, so that the higher bytes are nearly all 0.
     """
@@ -208,7 +218,8 @@ def _decompress_frame(decompressor: Any, frame: bytes, count: int, expected: int
         claimed = library.frame_content_size(frame)
         if claimed > count or (expected is not None and claimed != expected):
             raise CheckpointError(
-                f"A run of the codec 'exact' says that it holds {claimed} bytes for {count} elements. Fetch the vector again."
+                f"A run of the codec 'exact' says that it holds {claimed} bytes for {count} elements. "
+                "Fetch the vector again."
             )
         content: bytes = decompressor.decompress(frame)
     except library.ZstdError as error:

@@ -1,6 +1,7 @@
 """The two factors of a low-rank matrix as parts: float32 or bfloat16 as PEFT has them, or 8 or 4 bits.
 
-In 8 or 4 bits, each singular direction is a row of numbers with a scale for every 64 of them. So both factors are stored rank first.
+In 8 or 4 bits, each singular direction is a row of numbers with a scale for every 64 of them. So both factors are
+stored rank first.
 """
 
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ def check_factor_dtype(codec: str, dtype: str) -> None:
 def factor_layout(rows: int, columns: int, rank: int | str, dtype: str) -> Layout:
     """Return the layout of the factors of a (rows, columns) matrix.
 
-    They are `left` (R, K) and `right` (K, C). In 8 or 4 bits they are (K, R) and (K, C), packed, with `left_scale` and `right_scale`. A rank
-    that the data decides is given as a name.
+    They are `left` (R, K) and `right` (K, C). In 8 or 4 bits they are (K, R) and (K, C), packed, with `left_scale`
+    and `right_scale`. A rank that the data decides is given as a name.
     """
     if dtype not in BITS:
         code = code_of(dtype)

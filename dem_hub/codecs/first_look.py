@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Glance:
     """The size of one tensor's change, next to the size of its weights.
 
-    `rms` and `base_rms` are root mean squares of the elements of the delta and of the base. `is_vocabulary` says that the rows belong to
-    tokens, as those of embeddings do.
+    `rms` and `base_rms` are root mean squares of the elements of the delta and of the base. `is_vocabulary` says that
+    the rows belong to tokens, as those of embeddings do.
     """
 
     shape: tuple[int, ...]
@@ -31,7 +31,9 @@ class Glance:
 
 @dataclass(frozen=True)
 class FirstLook:
-    """A glance at every tensor that changed, and the `reserved` bytes of what is stored as it is: new rows and replaced tensors."""
+    """A glance at every tensor that changed, and the `reserved` bytes of what is stored as it is: new rows and
+    replaced tensors.
+    """
 
     glances: Mapping[str, Glance]
     reserved: int = 0

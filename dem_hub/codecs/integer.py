@@ -1,7 +1,7 @@
 """`int8` and `int4`: every element as a whole number, with an unbiased scale for each 64 elements of a row.
 
-The careful choice if the result cannot be evaluated. The error is 0.7 % of an element in 8 bits and 10 % in 4 bits, its mean is zero, and
-the parts take 52 % and 27 % of the bytes of a bfloat16 delta.
+The careful choice if the result cannot be evaluated. The error is 0.7 % of an element in 8 bits and 10 % in 4 bits,
+its mean is zero, and the parts take 52 % and 27 % of the bytes of a bfloat16 delta.
 """
 
 from collections.abc import Mapping

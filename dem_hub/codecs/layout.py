@@ -1,7 +1,7 @@
 """The layout of a tensor's parts in a file: their names, dtypes and shapes, known before any data is read.
 
-A layout answers two questions without a tensor: how many bytes a codec takes (so that a budget can be kept), and whether a file that
-somebody else wrote is what its config says (so that a wrong header is refused and not decoded).
+A layout answers two questions without a tensor: how many bytes a codec takes (so that a budget can be kept), and
+whether a file that somebody else wrote is what its config says (so that a wrong header is refused and not decoded).
 """
 
 import math
@@ -17,8 +17,8 @@ FLOATS = tuple(code for code, dtype in DTYPES.items() if dtype.is_floating_point
 class Part:
     """One part: the dtypes that it may have (safetensors codes), and its shape.
 
-    A size that the data decides is a name. It must be the same size in all parts of a layout that have this name. An `optional` part may be
-    missing.
+    A size that the data decides is a name. It must be the same size in all parts of a layout that have this name. An
+    `optional` part may be missing.
     """
 
     dtypes: tuple[str, ...]
@@ -81,7 +81,10 @@ def check_parts(key: str, parts: Mapping[str, LazyTensor], layout: Layout) -> li
 
 
 def _fits(shape: list[int], part: Part, sizes: dict[str, int]) -> bool:
-    """Return whether a shape is that of a part. Sizes with a name are compared with `sizes`, or added to it at their first occurrence."""
+    """Return whether a shape is that of a part.
+
+    Sizes with a name are compared with `sizes`, or added to it at their first occurrence.
+    """
     if len(shape) != len(part.shape):
         return False
     for size, wanted in zip(shape, part.shape, strict=True):

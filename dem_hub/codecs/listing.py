@@ -1,9 +1,9 @@
 """Names, options and help texts of all codecs, read without importing torch.
 
-`dem-hub extract --help` shows them, and importing a codec would import torch, which takes longer than everything else that the command
-line does to print a help. So the options are read from the source of the codecs, as the syntax tree of their dataclasses. A codec
-therefore is declared once, by its dataclass, and named once, in `OFFERED`. The values are the same that `dataclasses.fields` gives
-(`tests/codecs/test_listing.py`).
+`dem-hub extract --help` shows them, and importing a codec would import torch, which takes longer than everything else
+that the command line does to print a help. So the options are read from the source of the codecs, as the syntax tree
+of their dataclasses. A codec therefore is declared once, by its dataclass, and named once, in `OFFERED`. The values
+are the same that `dataclasses.fields` gives (`tests/codecs/test_listing.py`).
 """
 
 import ast
@@ -13,7 +13,8 @@ from pathlib import Path
 
 AUTO = "auto"
 
-# The codecs that a user may choose: name -> module and class in this folder. The order is that of help texts and messages.
+# The codecs that a user may choose: name -> module and class in this folder. The order is that of help texts and
+# messages.
 OFFERED = {
     "lrsign": "lrsign.LRSign",
     "sign": "sign.Sign",
@@ -37,7 +38,10 @@ OptionValue = int | float | str | None
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """One option of a codec. `type` is the Python type that a shell converts its text to; `default` is `None` for "not given"."""
+    """One option of a codec.
+
+    `type` is the Python type that a shell converts its text to; `default` is `None` for "not given".
+    """
 
     name: str
     type: OptionType

@@ -1,7 +1,8 @@
 """`lowrank`: a matrix's leading singular directions, which PEFT reads as a LoRA.
 
-LoRA training leaves a delta of low rank, and this keeps all of it. Of a full fine-tune it keeps a biased part. It shrinks the vector
-(`projection` says by how much), loses little at coefficient 1 and much in a weighted sum; `lrsign` is for these.
+LoRA training leaves a delta of low rank, and this keeps all of it. Of a full fine-tune it keeps a biased part. It
+shrinks the vector (`projection` says by how much), loses little at coefficient 1 and much in a weighted sum; `lrsign`
+is for these.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ from dem_hub.numerics.svd import DEFAULT_RANK, balanced_factors
 class LowRank(Codec):
     """Keep `rank` singular directions, or as many as hold the share `energy` (0 to 1) of the squared norm.
 
-    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, or `"int8"` or `"int4"` for a quarter or an eighth. Only the
-    first two can be read by PEFT.
+    `dtype` is that of the factors: `"float32"`, `"bfloat16"` for half the size, or `"int8"` or `"int4"` for a quarter
+    or an eighth. Only the first two can be read by PEFT.
     """
 
     name: ClassVar[str] = "lowrank"

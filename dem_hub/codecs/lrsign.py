@@ -1,8 +1,8 @@
 """`lrsign`: a low rank in 4 bits, and the signs of what is left of the delta, all of them or the largest of each group.
 
-A full fine-tune is not of low rank. Its leading directions carry much of what it learned, and the long tail carries the rest. Truncation
-drops the tail, which is a bias. Signs with an unbiased scale keep the tail in the mean. The residual is taken after the factors were
-rounded, so that the signs also make up for that error.
+A full fine-tune is not of low rank. Its leading directions carry much of what it learned, and the long tail carries
+the rest. Truncation drops the tail, which is a bias. Signs with an unbiased scale keep the tail in the mean. The
+residual is taken after the factors were rounded, so that the signs also make up for that error.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,10 @@ _FACTOR_DTYPE = "int4"
 
 @dataclass(frozen=True)
 class LRSign(Codec):
-    """Keep `rank` directions in 4 bits, and what `sign` keeps of the rest. A tensor that is no matrix has signs alone."""
+    """Keep `rank` directions in 4 bits, and what `sign` keeps of the rest.
+
+    A tensor that is no matrix has signs alone.
+    """
 
     name: ClassVar[str] = "lrsign"
     rank: int = field(default=32, metadata={"help": "singular directions to keep, in 4 bits"})
@@ -57,7 +60,9 @@ class LRSign(Codec):
         return self.encode_with(balanced_factors(delta, rank=min(self.rank, *delta.shape)), delta)
 
     def encode_with(self, factors: tuple[Tensor, Tensor], delta: Tensor) -> dict[str, Tensor]:
-        """Return the parts of a matrix whose factors, left (R, K) and right (K, C), are known already; see [`encode`]."""
+        """Return the parts of a matrix whose factors, left (R, K) and right (K, C), are known already; see
+        [`encode`].
+        """
         quantized = encode_factors(*factors, _FACTOR_DTYPE)
         stored = {name: InMemory(part) for name, part in quantized.items()}
         rows, columns = full_index(delta.shape)

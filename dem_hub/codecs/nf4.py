@@ -1,7 +1,8 @@
-"""`nf4`: every element as one of the 16 values of NormalFloat (Dettmers et al., 2023, QLoRA), in the format of bitsandbytes.
+"""`nf4`: every element as one of the 16 values of NormalFloat (Dettmers et al., 2023, QLoRA), in the format of
+bitsandbytes.
 
-bitsandbytes packs and unpacks it, on GPU and CPU. The `absmax` of each 64 elements is then scaled so that nothing shrinks, which its format
-allows. The quality is that of `int4`; use it if other tools must read the parts.
+bitsandbytes packs and unpacks it, on GPU and CPU. The `absmax` of each 64 elements is then scaled so that nothing
+shrinks, which its format allows. The quality is that of `int4`; use it if other tools must read the parts.
 """
 
 import math
@@ -31,7 +32,9 @@ class NF4(Codec):
     name: ClassVar[str] = "nf4"
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the layout: `nf4` (ceil(N / 2),) uint8 and `absmax` (ceil(N / 64),) float32, of all N elements in one row."""
+        """Return the layout: `nf4` (ceil(N / 2),) uint8 and `absmax` (ceil(N / 64),) float32, of all N elements in
+        one row.
+        """
         count = math.prod(shape)
         return {"nf4": Part(("U8",), (-(-count // 2),)), "absmax": Part(("F32",), (-(-count // GROUP),))}
 

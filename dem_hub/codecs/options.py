@@ -12,7 +12,10 @@ from dem_hub.errors import CodecError
 
 @dataclass(frozen=True)
 class Options:
-    """The base class of every codec and of `Auto`. `name` is what a user and a file call it; each field is an option."""
+    """The base class of every codec and of `Auto`.
+
+    `name` is what a user and a file call it; each field is an option.
+    """
 
     name: ClassVar[str]
 

@@ -3,8 +3,9 @@
     value = code * scale                  4 and 8 bits: a scale for each group of 64 columns
     scale = sum(v^2) / sum(v * code)      so that <decoded, v> = <v, v>: nothing shrinks
 
-Most quantizers take the least-squares scale. It has the smaller error and makes the vector too short, which shows in a weighted sum of
-several. The first number of a byte is in its low bits. Scales are bfloat16, because the range of float16 is too small for them.
+Most quantizers take the least-squares scale. It has the smaller error and makes the vector too short, which shows in
+a weighted sum of several. The first number of a byte is in its low bits. Scales are bfloat16, because the range of
+float16 is too small for them.
 """
 
 import torch
@@ -84,7 +85,9 @@ def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unbiased_scale(values: Tensor, codes: Tensor) -> Tensor:
-    """Return sum(v^2) / sum(v * code) along the last dimension, which stays as one of size 1; 0 where all codes are 0."""
+    """Return sum(v^2) / sum(v * code) along the last dimension, which stays as one of size 1; 0 where all codes are
+    0.
+    """
     products = (values * codes).sum(dim=-1, keepdim=True)
     return torch.where(products > 0, values.square().sum(dim=-1, keepdim=True) / products, 0)
 

@@ -1,7 +1,8 @@
 """`random`: a random share of the elements in 4 or 8 bits, each of which stands for those that were dropped around it.
 
-This is DARE (Yu et al., 2024) as a format: drop at random, rescale by 1 / density. No index is stored. The decoded delta is unbiased, with
-a noise of sqrt(1 / density - 1) times the delta. That noise is harmless as long as it is small against the weights.
+This is DARE (Yu et al., 2024) as a format: drop at random, rescale by 1 / density. No index is stored. The decoded
+delta is unbiased, with a noise of sqrt(1 / density - 1) times the delta. That noise is harmless as long as it is
+small against the weights.
 """
 
 from collections.abc import Mapping
@@ -42,11 +43,13 @@ class Random(Codec):
             )
 
     def for_tensor(self, key: str, finetuned: Tensor) -> "Random":
-        """Return the codec with a seed of this tensor's own: two vectors, or two tensors, must not drop the same elements."""
+        """Return the codec with a seed of this tensor's own: two vectors, or two tensors, must not drop the same
+        elements.
+        """
         return replace(self, seed=seed_of(key, finetuned, self.seed))
 
     def layout(self, shape: tuple[int, ...]) -> Layout:
-        """Return the layout: `values` (..., ceil(kept * bits / 8)) uint8 and `scale` (..., ceil(kept / 64)) bfloat16."""
+        """Return the layout: `values` (..., ceil(kept * bits / 8)) uint8, `scale` (..., ceil(kept / 64)) bfloat16."""
         *lead, columns = shape or (1,)
         values, scale = quantized_parts(tuple(lead), count_kept(columns, self.density), self.bits)
         return {"values": values, "scale": scale}

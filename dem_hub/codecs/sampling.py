@@ -1,9 +1,11 @@
-"""The choice of elements that are kept when a codec keeps a share of a tensor: one of each group of neighbouring columns, drawn by a hash.
+"""The choice of elements that are kept when a codec keeps a share of a tensor: one of each group of neighbouring
+columns, drawn by a hash.
 
-No index is stored. The columns of a row are cut into as many groups as elements are kept. The hash of `numerics.noise`, of seed, row and
-group, draws one element of each group, so the same elements are drawn on every device, in every version, for a whole tensor or a part of
-it. A kept element counts for its whole group, so the decoded tensor is right in the mean. (DARE uses a sequential generator, which cannot
-start in the middle of a tensor and draws differently on a GPU.)
+No index is stored. The columns of a row are cut into as many groups as elements are kept. The hash of
+`numerics.noise`, of seed, row and group, draws one element of each group, so the same elements are drawn on every
+device, in every version, for a whole tensor or a part of it. A kept element counts for its whole group, so the
+decoded tensor is right in the mean. (DARE uses a sequential generator, which cannot start in the middle of a tensor
+and draws differently on a GPU.)
 """
 
 import hashlib
@@ -36,7 +38,9 @@ def count_kept(columns: int, density: float) -> int:
 
 
 def seed_of(key: str, finetuned: Tensor, seed: int = 0) -> int:
-    """Return a 32-bit seed for one tensor of one fine-tune, so that two vectors, or two tensors, do not drop the same elements."""
+    """Return a 32-bit seed for one tensor of one fine-tune, so that two vectors, or two tensors, do not drop the same
+    elements.
+    """
     flat = finetuned.reshape(-1)
     step = max(1, len(flat) // _SEED_SAMPLES)
     samples = flat[::step].float().cpu().numpy().tobytes()
@@ -47,8 +51,9 @@ def seed_of(key: str, finetuned: Tensor, seed: int = 0) -> int:
 class Sample:
     """The kept elements that may lie in a range of columns: G groups of each of R rows.
 
-    `groups` numbers them among the kept elements of a row. `positions` (R, G) int64 has their columns, counted from the first column of the
-    range; some may lie outside of it. `sizes` (G,) float32 says how many elements each stands for.
+    `groups` numbers them among the kept elements of a row. `positions` (R, G) int64 has their columns, counted from
+    the first column of the range; some may lie outside of it. `sizes` (G,) float32 says how many elements each stands
+    for.
     """
 
     groups: slice

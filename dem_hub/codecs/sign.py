@@ -1,12 +1,13 @@
-"""`sign`: one bit an element, its sign, with one unbiased scale a row; or fewer bits, with the sign of the largest of each `group`.
+"""`sign`: one bit an element, its sign, with one unbiased scale a row; or fewer bits, with the sign of the largest of
+each `group`.
 
     decoded = sign(delta) * scale where kept        scale = sum(delta^2) / sum(|delta|, kept) of the row
 
-With this scale <decoded, delta> = |delta|^2. The least-squares scale, the mean of |delta| (BitDelta; Liu et al., 2024), has the smaller
-error and makes every vector a third too short. Zeros have no sign and get alternating ones.
+With this scale <decoded, delta> = |delta|^2. The least-squares scale, the mean of |delta| (BitDelta; Liu et al.,
+2024), has the smaller error and makes every vector a third too short. Zeros have no sign and get alternating ones.
 
-Below one bit an element, the largest of each group of neighbours is kept: its place in log2(group) bits, and its sign. That leaves two
-thirds of the noise of as many bytes of signs of elements drawn at random.
+Below one bit an element, the largest of each group of neighbours is kept: its place in log2(group) bits, and its
+sign. That leaves two thirds of the noise of as many bytes of signs of elements drawn at random.
 """
 
 import math
@@ -158,8 +159,9 @@ def _largest(values: Tensor, group: int) -> Tensor:
     if group == 1:
         return torch.arange(columns, device=values.device)[None]
     groups = -(-columns // group)
-    # The bits of positive floats are in the order of the floats. The lowest of them are replaced by the place, so that one maximum over
-    # integers finds the place together with the magnitude. The padding, -1, is below all magnitudes.
+    # The bits of positive floats are in the order of the floats. The lowest of them are replaced by the place, so
+    # that one maximum over integers finds the place together with the magnitude. The padding, -1, is below all
+    # magnitudes.
     bits = (group - 1).bit_length()
     padding = (0, groups * group - columns)
     order = functional.pad(values.abs().view(torch.int32), padding, value=-1).unflatten(1, (groups, group))

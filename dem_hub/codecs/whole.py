@@ -1,8 +1,9 @@
 """`full` and `replace`: the fine-tuned tensor itself. No user chooses them; the kind of the tensor decides.
 
-`full` is what PEFT keeps for `modules_to_save` and trained biases. The base is subtracted when it is decoded, so that it is a delta like
-any other, scaled by its coefficient. `replace` is for buffers and integers, and never scaled: half of a running mean or of a position
-index means nothing. Two vectors that disagree on such a tensor are refused when they are merged.
+`full` is what PEFT keeps for `modules_to_save` and trained biases. The base is subtracted when it is decoded, so that
+it is a delta like any other, scaled by its coefficient. `replace` is for buffers and integers, and never scaled: half
+of a running mean or of a position index means nothing. Two vectors that disagree on such a tensor are refused when
+they are merged.
 """
 
 from collections.abc import Mapping

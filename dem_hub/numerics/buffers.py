@@ -1,8 +1,9 @@
 """Buffers for intermediate results, which each thread reuses from block to block.
 
-On the CPU, the system hands out large memory page by page, on first touch. Threads that touch new pages wait for one another, which can
-cost more than the arithmetic: with new memory for each block, two threads ran no faster than one. So each thread keeps what its blocks
-need. A function whose result is such memory returns a `Buffer`: the result is overwritten by the next call with the same use.
+On the CPU, the system hands out large memory page by page, on first touch. Threads that touch new pages wait for one
+another, which can cost more than the arithmetic: with new memory for each block, two threads ran no faster than one.
+So each thread keeps what its blocks need. A function whose result is such memory returns a `Buffer`: the result is
+overwritten by the next call with the same use.
 """
 
 import math
@@ -14,7 +15,8 @@ from torch import Tensor
 # A tensor that is valid until the same thread asks for the same use and dtype again.
 Buffer = Tensor
 
-# Elements of the largest buffer that is kept, 32 MiB in float64. What is larger is allocated, and freed. Chosen by hand, not measured.
+# Elements of the largest buffer that is kept, 32 MiB in float64. What is larger is allocated, and freed. Chosen by
+# hand, not measured.
 MAX_KEPT = 1 << 22
 
 
@@ -34,8 +36,8 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
     On an accelerator it is ordinary memory, because the allocator there keeps memory by itself.
 
     Args:
-        use (`str`): what the buffer is for. Every call from one thread with the same use and dtype gets the same memory, so two results
-            that are needed at the same time have different uses.
+        use (`str`): what the buffer is for. Every call from one thread with the same use and dtype gets the same
+            memory, so two results that are needed at the same time have different uses.
         shape (`tuple[int, ...]`): the shape.
         dtype (`torch.dtype`): the dtype.
         device (`torch.device`): the device.

@@ -1,14 +1,15 @@
 """A merge on the CPU in one pass: sum a base and a product of factors, draw the random bits, and round.
 
-The product is computed in float32, with a bound on its error. It is computed again in float64 for the few elements whose rounding the bound
-leaves open. So the result is that of sums in float64, and takes little longer than one in float32. torch would pass over memory once for
-each operation, and most operations are of the hash.
+The product is computed in float32, with a bound on its error. It is computed again in float64 for the few elements
+whose rounding the bound leaves open. So the result is that of sums in float64, and takes little longer than one in
+float32. torch would pass over memory once for each operation, and most operations are of the hash.
 
-numba compiles these loops once for an installation, which takes some seconds. The compiled code is kept beside this file, or in the user's
-cache. The loops release the GIL, so that each core works on a tensor of its own. `rounding` rounds with operations of torch, and the same
-random bits, what an accelerator has summed.
+numba compiles these loops once for an installation, which takes some seconds. The compiled code is kept beside this
+file, or in the user's cache. The loops release the GIL, so that each core works on a tensor of its own. `rounding`
+rounds with operations of torch, and the same random bits, what an accelerator has summed.
 
-Words: R rows and C columns of a tensor, K rank of the product left (R, K) @ right (K, C). A tile is 4 rows by 256 columns of the result.
+Words: R rows and C columns of a tensor, K rank of the product left (R, K) @ right (K, C). A tile is 4 rows by 256
+columns of the result.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,9 @@ import numba
 import numpy as np
 from numba import float32, float64, int64, uint16, uint32, void
 
-# Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place. Without the clamp, such
-# an error could round past a neighbour of the exact result, or move a sum that the target can represent.
+# Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place.
+# Without the clamp, such an error could round past a neighbour of the exact result, or move a sum that the target can
+# represent.
 MARGIN = 2
 
 # The bits of a float32 without its sign.
@@ -31,7 +33,8 @@ _WIDTH = 256
 # Products that are summed in one go. Shorter sums have smaller errors, and are then summed themselves.
 _DEPTH = 128
 
-# The norms of a row of the left factor, and of a column of the right one, between which float32 neither loses products nor overflows.
+# The norms of a row of the left factor, and of a column of the right one, between which float32 neither loses
+# products nor overflows.
 _SHORT = 2.0**-40
 _LONG = 2.0**40
 
@@ -43,7 +46,8 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
+            compile_cached = numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})
+            return compile_cached(function)  # type: ignore[no-any-return]
         except (RuntimeError, OSError, EOFError):
             # No folder that can be written to, a full disk, or a file of the cache that was cut off.
             return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
@@ -168,8 +172,8 @@ def _multiply(tile, left, row, right, start, stop):
 def _error(depth):
     """Return how far the sum of a tile may be off, relative to the product of both norms (Higham, 2002, section 3.1).
 
-    The roundings are two of the factors to float32, four in a group of four products, one for each group, one for each sum of `_DEPTH`
-    products, one where the bound itself is added, and two in computing the bound.
+    The roundings are two of the factors to float32, four in a group of four products, one for each group, one for
+    each sum of `_DEPTH` products, one where the bound itself is added, and two in computing the bound.
     """
     return (2 + 4 + min(depth, _DEPTH) // 4 + depth // _DEPTH + 1 + 2) * 2.0**-24
 
@@ -204,7 +208,9 @@ def _hash_row(row, low, high):
 
 @_inline
 def _draw(key, start, words):
-    """Fill `words` with random bits for the columns from `start` on, or from the one before where `start` is odd: two columns a word."""
+    """Fill `words` with random bits for the columns from `start` on, or from the one before where `start` is odd: two
+    columns a word.
+    """
     first = uint32(start >> 1)
     for pair in range(len(words)):
         words[pair] = _hash_pair(key, first + uint32(pair))
@@ -214,7 +220,8 @@ def _draw(key, start, words):
 def _lay_out(right, start, width, right_tile, right_tile_t, column_errors):
     """Copy some columns of the right factor: in float32 as they lie, and in float64 transposed.
 
-    `column_errors` takes the error of each column, relative to the norm of a row of the left factor. Returns the largest norm of a column.
+    `column_errors` takes the error of each column, relative to the norm of a row of the left factor. Returns the
+    largest norm of a column.
     """
     rank = len(right)
     for k in range(rank):
@@ -234,7 +241,9 @@ def _lay_out(right, start, width, right_tile, right_tile_t, column_errors):
 
 @numba.njit(fastmath={"contract"})
 def _multiply_all(product, left, row, right_tile, part):
-    """Compute a tile of the product: four rows of the left factor, from `row` on, with the columns of the right factor."""
+    """Compute a tile of the product: four rows of the left factor, from `row` on, with the columns of the right
+    factor.
+    """
     depth = len(right_tile)
     for i in range(4):
         _clear(product[i], float32(0.0) if depth > 0 else float32(-0.0))  # without factors, a base of -0 stays -0
@@ -262,8 +271,8 @@ def _merge(load, round_bits, base, left, right, rows, low, high, start, result):
 
                          right (K, C)
                        +--------+--------+----
-                       | 256    | 256    |          right_tile (K, 256): one such panel in float32, laid out once for all rows;
-                       | columns| columns|          right_tile_t (256, K): the same in float64, transposed, for `_settle`
+                       | 256    | 256    |
+                       | columns| columns|
                        +--------+--------+----
         left (R, K)      base, result (R, C)
         +----------+   +--------+--------+----
@@ -272,8 +281,12 @@ def _merge(load, round_bits, base, left, right, rows, low, high, start, result):
         | 4 rows   |   | tile   | tile   |          part (4, 256): the sum of the next 128 products, added to `product`
         +----------+   +--------+--------+----
 
-    K is padded with zeros to a multiple of four. The last rows are copied to `padded_rows` (4, K) where there are fewer than four, and all
-    rows where K is padded. `load` widens an element of the base, and `round_bits` rounds a float32 by random bits.
+    `right_tile` (K, 256) is one panel of the right factor in float32, laid out once for all rows. `right_tile_t`
+    (256, K) is the same in float64, transposed, for `_settle`.
+
+    K is padded with zeros to a multiple of four. The last rows are copied to `padded_rows` (4, K) where there are
+    fewer than four, and all rows where K is padded. `load` widens an element of the base, and `round_bits` rounds a
+    float32 by random bits.
     """
     count, columns = base.shape
     depth = (len(right) + 3) // 4 * 4
@@ -328,10 +341,11 @@ _REST = (float32[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, u
 def merge_bfloat16(base, left, right, rows, low, high, start, result):
     """Round base (R, C) + left (R, K) @ right (K, C) to bfloat16, as if summed in float64.
 
-    `base` and `result` are bits of bfloat16. `rows`, `low` and `high` are those of a `Noise`; `start` is the number of the first column.
+    `base` and `result` are bits of bfloat16. `rows`, `low` and `high` are those of a `Noise`; `start` is the number
+    of the first column.
 
-    Returns the largest magnitude that the error of the product leaves possible, or NaN. If the factors are too large for float32, it
-    returns infinity and leaves `result` undefined.
+    Returns the largest magnitude that the error of the product leaves possible, or NaN. If the factors are too large
+    for float32, it returns infinity and leaves `result` undefined.
     """
     return _merge(_load_bfloat16, _to_bfloat16, base, left, right, rows, low, high, start, result)
 

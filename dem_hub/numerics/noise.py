@@ -1,6 +1,7 @@
 """Random bits by position: a hash of seed, tensor name, row and column, not the draw of a sequential generator.
 
-So the bits are the same on every device, for a whole tensor or any slice of it, in any order. One 32-bit hash serves two elements.
+So the bits are the same on every device, for a whole tensor or any slice of it, in any order. One 32-bit hash serves
+two elements.
 """
 
 import hashlib
@@ -52,7 +53,8 @@ def random_bits(row_keys: Tensor, start: int, stop: int) -> Buffer:
         start, stop (`int`): the first column, and the one after the last.
 
     Returns:
-        `Tensor`: (rows, stop - start) int32, 0 to 65535. On the CPU it is a buffer: valid until this thread's next call.
+        `Tensor`: (rows, stop - start) int32, 0 to 65535. On the CPU it is a buffer: valid until this thread's next
+            call.
     """
     device = row_keys.device
     first = start >> 1
@@ -87,6 +89,9 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def _fold(word: Tensor, shift: int, mask: int) -> Tensor:
-    """Compute word ^= word >> shift in place. The mask removes the copies of the sign bit that an arithmetic shift brings in."""
+    """Compute word ^= word >> shift in place.
+
+    The mask removes the copies of the sign bit that an arithmetic shift brings in.
+    """
     high = scratch("high", tuple(word.shape), torch.int32, word.device)
     return word.bitwise_xor_(torch.bitwise_right_shift(word, shift, out=high).bitwise_and_(mask))

@@ -11,7 +11,8 @@ from torch import Tensor
 from dem_hub.numerics.buffers import Buffer, scratch
 from dem_hub.numerics.slices import full_index, row_blocks
 
-# Elements of a block. The codec `exact` sorts as many together, and would have to decode a block twice for smaller ones.
+# Elements of a block. The codec `exact` sorts as many together, and would have to decode a block twice for smaller
+# ones.
 BLOCK = 1 << 20
 
 

@@ -1,8 +1,9 @@
 """From a wide sum to the target dtype in one rounding: stochastic (unbiased), or to nearest.
 
-A bf16 base lies on the grid of bf16, so rounding to nearest removes every change smaller than half a step. Rounding up or down with
-probability in proportion keeps such changes in the mean (Croci et al., 2022, "Stochastic rounding: implementation, error analysis and
-applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator a few operations of torch, with the same bits.
+A bf16 base lies on the grid of bf16, so rounding to nearest removes every change smaller than half a step. Rounding
+up or down with probability in proportion keeps such changes in the mean (Croci et al., 2022, "Stochastic rounding:
+implementation, error analysis and applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator a
+few operations of torch, with the same bits.
 """
 
 from typing import Any
@@ -16,11 +17,12 @@ from dem_hub.numerics.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, 
 from dem_hub.numerics.noise import Noise, random_bits
 from dem_hub.numerics.slices import Index
 
-# Elements that are rounded at a time on an accelerator, to bound its memory: 256 MiB for each int32 temporary. Chosen by hand, not measured.
+# Elements that are rounded at a time on an accelerator, to bound its memory: 256 MiB for each int32 temporary. Chosen
+# by hand, not measured.
 BLOCK = 1 << 26
 
-# Relative error of a sum with a float32 delta, by which it may lie above the largest number of a 16-bit dtype and still round to it. It is
-# within `MARGIN`.
+# Relative error of a sum with a float32 delta, by which it may lie above the largest number of a 16-bit dtype and
+# still round to it. It is within `MARGIN`.
 DELTA_ERROR = 2.5 * 2.0**-24
 
 # The compiled passes, by the dtypes of the base (or sum) and of the target.
@@ -73,9 +75,11 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
 
     Args:
         result (`Tensor`): takes the rounded sum.
-        total (`Tensor`): the sum without the product of the factors. It is overwritten, unless a compiled pass rounds it.
+        total (`Tensor`): the sum without the product of the factors. It is overwritten, unless a compiled pass rounds
+            it.
         factors (`tuple[Tensor, Tensor]`, *optional*): left (R, K) and right (K, C).
-        noise ([`Noise`], *optional*): the random bits of the stochastic rounding; without them, the sum is rounded to nearest.
+        noise ([`Noise`], *optional*): the random bits of the stochastic rounding; without them, the sum is rounded to
+            nearest.
 
     Returns:
         `bool`: whether all of the sum is finite and in the range of the target.
@@ -90,7 +94,8 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
             left, right = factors
             if left.dtype == torch.float32 and round_compiled(result, total, factors, noise) <= largest:
                 return True
-            # The left factor is not in float32. Or the bound on the product's error is out of range, and the sum itself perhaps is not.
+            # The left factor is not in float32. Or the bound on the product's error is out of range, and the sum
+            # itself perhaps is not.
             total = total.double().addmm(left.double(), right.double())
         return round_compiled(result, total, None, noise) <= largest
     if factors is not None:
@@ -108,7 +113,8 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
     """Round stochastically on the CPU, in one compiled pass. The left factor is float32.
 
     Returns:
-        `float`: the largest magnitude in the sum, or NaN. With factors it is an upper bound of the magnitude, by the bound on the error.
+        `float`: the largest magnitude in the sum, or NaN. With factors it is an upper bound of the magnitude, by the
+            bound on the error.
     """
     rows = len(noise.rows)
     width = noise.columns.stop - noise.columns.start
@@ -127,7 +133,10 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
 
 
 def _to_numpy(tensor: Tensor) -> Any:
-    """Return the same memory as an array. The compiled loops take 16-bit floats, and the numbers of rows, as unsigned bits."""
+    """Return the same memory as an array.
+
+    The compiled loops take 16-bit floats, and the numbers of rows, as unsigned bits.
+    """
     if tensor.dtype in (torch.bfloat16, torch.float16):
         return tensor.view(torch.int16).numpy().view(numpy.uint16)
     if tensor.dtype == torch.int32:
@@ -155,14 +164,18 @@ def round_by_torch(result: Tensor, total: Tensor, noise: Noise) -> None:
 
 
 def _to_bfloat16(total: Tensor, bits: Tensor) -> Tensor:
-    """Add 16 random bits below the last bit of bfloat16, then cut them off: the carry is the rounding. The bits are overwritten."""
+    """Add 16 random bits below the last bit of bfloat16, then cut them off: the carry is the rounding.
+
+    The bits are overwritten.
+    """
     return bits.clamp_(MARGIN, 0xFFFF - MARGIN).add_(total.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32)
 
 
 def _to_float16(total: Tensor, bits: Tensor) -> Tensor:
     """Add 13 random bits below the last bit of float16, then cut them off. The bits are overwritten.
 
-    Below the smallest normal number of float16, 2^-14, all its steps are 2^-24; there the sum with the bits is rounded down to a multiple of that.
+    Below the smallest normal number of float16, 2^-14, all its steps are 2^-24; there the sum with the bits is
+    rounded down to a multiple of that.
     """
     bits.bitwise_right_shift_(3).clamp_(MARGIN, 0x1FFF - MARGIN)
     steps = total.abs().mul_(2.0**24)

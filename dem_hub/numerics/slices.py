@@ -1,4 +1,6 @@
-"""Parts of tensors: one slice for each dimension, with start and stop, as safetensors and loaders of shards ask for them."""
+"""Parts of tensors: one slice for each dimension, with start and stop, as safetensors and loaders of shards ask for
+them.
+"""
 
 import math
 from collections.abc import Iterator
@@ -63,7 +65,9 @@ def row_blocks(index: Index, elements: int) -> Iterator[Index]:
 
 
 def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slice]:
-    """Return the row numbers (rows,) int64 and the range of columns of a part, with all dimensions but the last flattened into rows."""
+    """Return the row numbers (rows,) int64 and the range of columns of a part, with all dimensions but the last
+    flattened into rows.
+    """
     if not shape:
         return torch.zeros(1, dtype=torch.int64), slice(0, 1)
     rows = torch.zeros(1, dtype=torch.int64)
@@ -73,6 +77,9 @@ def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slic
 
 
 def as_rows(tensor: Tensor) -> Tensor:
-    """Return a tensor with all dimensions but the last flattened into rows: (R, C). A tensor with no elements keeps its columns."""
+    """Return a tensor with all dimensions but the last flattened into rows: (R, C).
+
+    A tensor with no elements keeps its columns.
+    """
     columns = tensor.shape[-1]
     return tensor.reshape(math.prod(tensor.shape[:-1]), columns)

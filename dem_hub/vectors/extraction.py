@@ -2,8 +2,8 @@
 
     delta = finetuned - base        in float32, whatever the checkpoints' dtypes
 
-Memory is that of a few tensors, whatever the size of the model. Everything that does not fit is found from the headers and reported in one
-error, before a byte is written.
+Memory is that of a few tensors, whatever the size of the model. Everything that does not fit is found from the
+headers and reported in one error, before a byte is written.
 """
 
 import logging
@@ -42,14 +42,17 @@ from dem_hub.vectors.writer import EncodedTensor, VectorWriter
 
 logger = logging.getLogger(__name__)
 
-# Elements of all tensors that are encoded at once on the CPU: 512 MiB, at about 32 bytes an element with all temporaries.
+# Elements of all tensors that are encoded at once on the CPU: 512 MiB, at about 32 bytes an element with all
+# temporaries.
 _ENCODED_AT_ONCE = 1 << 24
 
-# Norm of the delta, relative to that of the weights it changes, from which a warning says that the two are hardly base and fine-tune.
-# Fine-tunes change a few hundredths (0.2 % of SmolLM2's matrices, 1.2 % from Qwen2.5-7B to its Instruct model).
+# Norm of the delta, relative to that of the weights it changes, from which a warning says that the two are hardly
+# base and fine-tune. Fine-tunes change a few hundredths (0.2 % of SmolLM2's matrices, 1.2 % from Qwen2.5-7B to its
+# Instruct model).
 _UNLIKE = 0.5
 
-# The first look reads every 8th row of a large tensor. Chosen by hand: the reading is an eighth, and root mean squares need no more rows.
+# The first look reads every 8th row of a large tensor. Chosen by hand: the reading is an eighth, and root mean
+# squares need no more rows.
 _GLANCE_STEP = 8
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -70,15 +73,16 @@ def extract(
         folder (`Path`): an empty folder.
         base, finetuned ([`Resolved`]): the two checkpoints, in safetensors files, sharded in any way.
         encoder ([`Encoder`]): what chooses a codec for each tensor; see [`encoder_from_name`].
-        device (`str` or `torch.device`, *optional*): the device that encodes; by default the accelerator, if there is one.
+        device (`str` or `torch.device`, *optional*): the device that encodes; by default the accelerator, if there is
+            one.
         max_shard_size (`int` or `str`): the size from which another file is begun.
 
     Returns:
         [`VectorConfig`]: what was written.
 
     Raises:
-        `CheckpointError`: one side is a vector, an adapter or a recipe; a checkpoint is quantized or pickled; tensors differ in shape, or are
-            missing on one side, or have NaN or inf.
+        `CheckpointError`: one side is a vector, an adapter or a recipe; a checkpoint is quantized or pickled; tensors
+            differ in shape, or are missing on one side, or have NaN or inf.
         `CodecError`: the vector does not fit in the budget.
     """
     _refuse_what_is_no_model(base, finetuned)
@@ -144,16 +148,20 @@ def extract_tensors(
 
 
 def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
-    """Refuse a recipe, a vector or an adapter on either side, which would otherwise be refused for each of its tensors."""
+    """Refuse a recipe, a vector or an adapter on either side, which would otherwise be refused for each of its
+    tensors.
+    """
     if kind := lone_vector(finetuned.folder):
         raise CheckpointError(
-            f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT "
-            "-o DIR, in Python vectors={...}."
+            f"'{finetuned.source}' is {kind} already, which can be used as it is: "
+            f"dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT -o DIR, "
+            "in Python vectors={...}."
         )
     for role, side in (("base", base), ("fine-tune", finetuned)):
         if is_recipe(side.folder):
             raise CheckpointError(
-                f"The {role} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} -o MODEL."
+                f"The {role} '{side.source}' is a recipe. Make the model of it first: "
+                f"dem-hub merge {side.source} -o MODEL."
             )
     if kind := lone_vector(base.folder):
         raise CheckpointError(
@@ -222,7 +230,10 @@ def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
 
 
 def _choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that was asked for, or the accelerator, or the CPU. Apple's accelerator has no float64, which sums need."""
+    """Return the device that was asked for, or the accelerator, or the CPU.
+
+    Apple's accelerator has no float64, which sums need.
+    """
     if device is not None:
         return torch.device(device)
     if torch.accelerator.is_available():
@@ -245,7 +256,8 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
             old, new = sides.read(pair, step)
             sides.check_finite(pair, old, new)
             delta = _subtract(new, old)
-            # Rows without a change prove nothing: the change may be in the rows that were skipped. Then all rows are read.
+            # Rows without a change prove nothing: the change may be in the rows that were skipped. Then all rows are
+            # read.
             if delta.any():
                 rms = math.sqrt(squared_norm(delta) / delta.numel())
                 base_rms = math.sqrt(squared_norm(old) / delta.numel())
@@ -256,12 +268,15 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
 
 
 def _warn_if_unlike(glances: Mapping[str, Glance], base: Base, finetuned: str | None) -> None:
-    """Warn if the delta is nearly as large as the weights: two models of one shape that were trained apart have a difference, too."""
+    """Warn if the delta is nearly as large as the weights: two models of one shape that were trained apart have a
+    difference, too.
+    """
     delta_norm = math.sqrt(sum(glance.elements * glance.rms**2 for glance in glances.values()))
     base_norm = math.sqrt(sum(glance.elements * glance.base_rms**2 for glance in glances.values()))
     if delta_norm > _UNLIKE * base_norm:
         logger.warning(
-            "The delta's norm is %.4g, and that of the weights it changes %.4g. Is '%s' a fine-tune of '%s', and of this revision of it?",
+            "The delta's norm is %.4g, and that of the weights it changes %.4g. "
+            "Is '%s' a fine-tune of '%s', and of this revision of it?",
             delta_norm,
             base_norm,
             finetuned or "the model in training",
@@ -290,8 +305,9 @@ def _progress(pairs: Sequence[Pair], action: str) -> Iterable[Pair]:
 def _encode_all(pairs: Sequence[Pair], sides: _Sides, encoder: TensorEncoder) -> Iterator[EncodedTensor]:
     """Encode the tensors that changed, in order.
 
-    On the CPU, small tensors are encoded side by side, each on one core. Short operations use cores better that way than split among them.
-    This thread does the reading, so that a sharded model is gathered in the same order on every rank.
+    On the CPU, small tensors are encoded side by side, each on one core. Short operations use cores better that way
+    than split among them. This thread does the reading, so that a sharded model is gathered in the same order on
+    every rank.
     """
     largest_small = 0
     if sides.device.type == "cpu":
@@ -358,11 +374,15 @@ def _is_unchanged(tensor: _ReadPair, delta: Tensor) -> bool:
 
 
 def _encode_replaced(tensor: _ReadPair, record: TensorRecord) -> EncodedTensor | None:
-    """Encode a buffer or whole numbers. They are compared as they are, because float32 does not tell all whole numbers apart."""
+    """Encode a buffer or whole numbers.
+
+    They are compared as they are, because float32 does not tell all whole numbers apart.
+    """
     key = tensor.pair.base_key
     if tensor.pair.rows:
         raise CheckpointError(
-            f"'{key}' is {list(record.shape)} in the base and has {tensor.pair.rows} more rows in the fine-tune, and is no parameter."
+            f"'{key}' is {list(record.shape)} in the base and has {tensor.pair.rows} more rows in the fine-tune, "
+            "and is no parameter."
         )
     if bool((tensor.new == tensor.old).all()):
         return None

@@ -1,6 +1,7 @@
 """The writer of a vector's folder: tensor by tensor, each into the file where it belongs.
 
-Factors that a PEFT adapter can hold go into one, so that PEFT reads them without dem_hub. All other parts go into `vector_model`.
+Factors that a PEFT adapter can hold go into one, so that PEFT reads them without dem_hub. All other parts go into
+`vector_model`.
 """
 
 from collections.abc import Mapping

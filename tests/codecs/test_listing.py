@@ -8,8 +8,9 @@ from importlib import import_module
 import pytest
 
 from dem_hub.codecs import CODECS
-from dem_hub.codecs.auto.budget import Auto
+from dem_hub.codecs.auto.budget import DEFAULT_SHARE, Auto
 from dem_hub.codecs.listing import AUTO, INTERNAL, OFFERED, CodecInfo, list_codecs
+from dem_hub.numerics.svd import DEFAULT_RANK
 
 
 @pytest.mark.parametrize("codec", [pytest.param(codec, id=codec.name) for codec in list_codecs()])
@@ -37,6 +38,12 @@ def test_types_are_those_of_a_shell() -> None:
     assert types["lowrank", "rank"] is int
     assert types["lowrank", "energy"] is float
     assert types["dense", "dtype"] is str
+
+
+def test_help_has_the_defaults_that_stand_elsewhere() -> None:
+    texts = {(codec.name, option.name): option.help for codec in list_codecs() for option in codec.options}
+    assert f"{DEFAULT_SHARE:.0%} by default" in texts["auto", "max_bytes"]
+    assert f"{DEFAULT_RANK} unless" in texts["lowrank", "rank"]
 
 
 def test_listing_loads_no_torch() -> None:

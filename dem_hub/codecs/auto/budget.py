@@ -1,9 +1,10 @@
-"""The budget of `codec="auto"`, in bytes or in error, divided among the tensors of a vector after a first look at all of them.
+"""The budget of `codec="auto"`, in bytes or in error, divided among the tensors of a vector after a first look at all
+of them.
 
-Three kinds of tensors are told apart. Vectors (norms, biases) cost next to nothing and are kept whole. Matrices with a row for each token
-move most in a fine-tune and matter least: their leading directions matter, and noise on them, which reaches every logit, harms. All other
-matrices share the rest of the budget evenly. The size of the error decides nothing, because the codec with the smallest error at a size
-is a biased one, and worse in a sum.
+Three kinds of tensors are told apart. Vectors (norms, biases) cost next to nothing and are kept whole. Matrices with
+a row for each token move most in a fine-tune and matter least: their leading directions matter, and noise on them,
+which reaches every logit, harms. All other matrices share the rest of the budget evenly. The size of the error
+decides nothing, because the codec with the smallest error at a size is a biased one, and worse in a sum.
 """
 
 import math
@@ -25,25 +26,28 @@ from dem_hub.codecs.sign import Sign, code_bits
 from dem_hub.errors import CodecError
 from dem_hub.files.sizes import parse_size
 
-# Share of the delta in bf16. At 9 %, which has room for 64 directions in a matrix of SmolLM2-135M, vectors of full fine-tunes keep 99.9 % and
-# more of the improvement; at 3 %, 99.5 % and more (benchmarks/README.md, `codecs.py`).
+# Share of the delta in bf16. At 9 %, which has room for 64 directions in a matrix of SmolLM2-135M, vectors of full
+# fine-tunes keep 99.9 % and more of the improvement; at 3 %, 99.5 % and more (benchmarks/README.md, `codecs.py`).
 DEFAULT_SHARE = 0.09
 
 # Elements of a matrix that is kept whole, as norms are. Chosen by hand, not measured: 32 KiB in bf16.
 SMALL = 1 << 14
 
-# Bits an element that a matrix can use: signs, and 64 directions beside them in a matrix of 576 rows (SmolLM2-135M's width).
+# Bits an element that a matrix can use: signs, and 64 directions beside them in a matrix of 576 rows (SmolLM2-135M's
+# width).
 _MOST_BITS = 2.0
 
-# Bits an element from which the factors of embeddings are stored in 8 bits instead of 4. Of SmolLM2-135M's long fine-tune, 64 directions of
-# the embedding kept 99.3 % of the improvement in 4 bits and 100.1 % unquantized. Where in between the step lies was chosen by hand.
+# Bits an element from which the factors of embeddings are stored in 8 bits instead of 4. Of SmolLM2-135M's long
+# fine-tune, 64 directions of the embedding kept 99.3 % of the improvement in 4 bits and 100.1 % unquantized. Where in
+# between the step lies was chosen by hand.
 _AMPLE_BITS = 0.8
 
-# Columns of a tensor below which `nf4` is taken: in narrower ones (convolutions) the scales would take more space than the values.
+# Columns of a tensor below which `nf4` is taken: in narrower ones (convolutions) the scales would take more space
+# than the values.
 _NARROW = 64
 
-# Directions of an embedding: this many for each bit an element, rounded to a power of two from 8 to 64. Chosen by hand, not measured: 64
-# directions from 1.13 bits on, and so at the default of 9 % (1.44 bits).
+# Directions of an embedding: this many for each bit an element, rounded to a power of two from 8 to 64. Chosen by
+# hand, not measured: 64 directions from 1.13 bits on, and so at the default of 9 % (1.44 bits).
 _DIRECTIONS_PER_BIT = 40
 _FEWEST_DIRECTIONS = 8
 _MOST_DIRECTIONS = 64
@@ -54,7 +58,8 @@ _HEADER_BYTES = 200
 
 @dataclass(frozen=True)
 class Auto(Options):
-    """Choose a codec for each tensor within a budget: `max_bytes` of tensor files, or the largest `max_error` of a tensor.
+    """Choose a codec for each tensor within a budget: `max_bytes` of tensor files, or the largest `max_error` of a
+    tensor.
 
     `max_bytes` is a number of bytes, a text like `"20MB"`, or a share like `"3%"` of the delta in bf16. The error is
     |decoded - delta| / |delta|.
@@ -79,11 +84,13 @@ class Auto(Options):
             )
         if self.max_error is not None and not self.max_error > 0:
             raise CodecError(
-                f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. codec='exact' and 'dense' have none."
+                f"codec 'auto' has max_error={self.max_error!r}; it must be above 0. "
+                "codec='exact' and 'dense' have none."
             )
         if self.max_bytes is not None and (type(self.max_bytes) not in (int, str) or self.budget(1 << 40) <= 0):
             raise CodecError(
-                f"codec 'auto' has max_bytes={self.max_bytes!r}; give a whole number above 0, or a text like '20MB' or '3%'."
+                f"codec 'auto' has max_bytes={self.max_bytes!r}; give a whole number above 0, "
+                "or a text like '20MB' or '3%'."
             )
 
     def budget(self, elements: int) -> int:
@@ -121,8 +128,9 @@ class Budget:
 class Plan:
     """The share of each tensor of a vector, by the tensor's name.
 
-    `codecs` has the tensors that the first look settled. Each other tensor gets what fits in its `bits` an element, or within `max_error`.
-    `is_adapter` says that nothing but matrices changed, as LoRA training leaves it. `is_explicit` says that the user named the bytes.
+    `codecs` has the tensors that the first look settled. Each other tensor gets what fits in its `bits` an element,
+    or within `max_error`. `is_adapter` says that nothing but matrices changed, as LoRA training leaves it.
+    `is_explicit` says that the user named the bytes.
     """
 
     codecs: Mapping[str, Codec]
@@ -172,7 +180,8 @@ def make_plan(auto: Auto, glances: Mapping[str, Glance], reserved: int = 0) -> P
             codecs[key] = _choose_vocabulary_codec(8 * budget.total / elements, glance.shape)
     sizes = {key: stored_bytes(codec, glances[key].shape) for key, codec in codecs.items()}
     for key, size in sizes.items():
-        # Without a budget of the user's, small tensors are not counted: in a small model they would take a large part of it.
+        # Without a budget of the user's, small tensors are not counted: in a small model they would take a large part
+        # of it.
         if is_explicit or key in matrices:
             budget.spend(size)
     if is_explicit:
@@ -202,14 +211,16 @@ def _choose_vocabulary_codec(bits: float, shape: tuple[int, ...]) -> LowRank:
 def _share_bits(nbytes: int, matrices: Mapping[str, Glance], fewest_bytes: Mapping[str, int]) -> dict[str, float]:
     """Return the bits an element of each matrix, such that all matrices take about `nbytes`.
 
-    They are in proportion to the matrices' weights, at most what signs and factors can use, and at least what `fewest_bytes` are.
+    They are in proportion to the matrices' weights, at most what signs and factors can use, and at least what
+    `fewest_bytes` are.
     """
     fewest = {key: 8 * fewest_bytes[key] / glance.elements for key, glance in matrices.items()}
 
     def bits_at(scale: float) -> dict[str, float]:
         return {key: max(min(scale * glance.weight, _MOST_BITS), fewest[key]) for key, glance in matrices.items()}
 
-    # Bisect the scale. At the upper bound every matrix has the most bits; 60 halvings are more than the digits of a float.
+    # Bisect the scale. At the upper bound every matrix has the most bits; 60 halvings are more than the digits of a
+    # float.
     bits = fewest
     low = 0.0
     high = 64.0 / min([1.0, *(glance.weight for glance in matrices.values())])
@@ -275,7 +286,9 @@ def most_signs(shape: tuple[int, ...], bits: float, rank: int = 0) -> Sign | LRS
 
 
 def _find_groups() -> dict[int, int]:
-    """Return the groups of signs, up to 128, that take fewer bits an element than any smaller group, each with the bits of its code."""
+    """Return the groups of signs, up to 128, that take fewer bits an element than any smaller group, each with the
+    bits of its code.
+    """
     groups: dict[int, int] = {}
     for size in range(1, 129):
         bits = code_bits(size)

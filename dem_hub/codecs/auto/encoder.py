@@ -1,9 +1,12 @@
-"""The encoder of `codec="auto"`: each tensor gets the rank that leaves the least noise to signs, or is recognized as a LoRA.
+"""The encoder of `codec="auto"`: each tensor gets the rank that leaves the least noise to signs, or is recognized as
+a LoRA.
 
-    noise of signs = |delta - low rank|^2 * (tail * (1 + noise of a group) - 1),    tail = 2 / pi * n * sum(delta^2) / sum(|delta|)^2
+    noise of signs = |delta - low rank|^2 * (tail * (1 + noise of a group) - 1)
+    tail = 2 / pi * n * sum(delta^2) / sum(|delta|)^2
 
-`tail` is 1 for a Gaussian delta, and large if few elements moved. A delta that LoRA training left is of low rank but for the noise that
-rounding the merged checkpoint to its dtype added, which is white and small. Its factors are stored alone.
+`tail` is 1 for a Gaussian delta, and large if few elements moved. A delta that LoRA training left is of low rank but
+for the noise that rounding the merged checkpoint to its dtype added, which is white and small. Its factors are stored
+alone.
 """
 
 import logging
@@ -32,15 +35,17 @@ from dem_hub.numerics.svd import balance, truncated_svd
 
 logger = logging.getLogger(__name__)
 
-# Ranks that are weighed against more signs. 64 directions in 4 bits are about as many bytes as all signs of SmolLM2-135M's matrices.
+# Ranks that are weighed against more signs. 64 directions in 4 bits are about as many bytes as all signs of
+# SmolLM2-135M's matrices.
 RANKS = (2, 4, 8, 16, 32, 48, 64)
 
-# Noise of a tensor, relative to its weights, from which it may show. Extrapolated: only fine-tunes with less were measured.
+# Noise of a tensor, relative to its weights, from which it may show. Extrapolated: only fine-tunes with less were
+# measured.
 LIMIT = 0.01
 
-# The Krylov space that directions are looked for in: the vectors that it begins with, and its steps. With two steps it finds all but a
-# thousandth of the energy of the first 32 directions, and all but a few hundredths of 64. Signs take up what it misses. Embeddings have no
-# signs and get one step more; what is missed there is small.
+# The Krylov space that directions are looked for in: the vectors that it begins with, and its steps. With two steps
+# it finds all but a thousandth of the energy of the first 32 directions, and all but a few hundredths of 64. Signs
+# take up what it misses. Embeddings have no signs and get one step more; what is missed there is small.
 _WIDTH = 32
 _STEPS = 2
 _VOCABULARY_STEPS = 3
@@ -48,7 +53,8 @@ _VOCABULARY_STEPS = 3
 # A LoRA has at most this part of the full rank (a quarter). Chosen by hand, not measured.
 _ADAPTER_RANKS = 4
 
-# How far the largest direction of noise may stand above its law, which holds for infinite matrices. Chosen by hand, not measured.
+# How far the largest direction of noise may stand above its law, which holds for infinite matrices. Chosen by hand,
+# not measured.
 _WHITE = 1.15
 
 
@@ -108,7 +114,9 @@ def encode_planned(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned:
 
 
 def _is_within_plan(plan: Plan, key: str, encoded: Encoded, delta: Tensor, base: Tensor) -> bool:
-    """Return whether a tensor's parts take no more bytes than its share, if the user named the bytes, and keep within `max_error`."""
+    """Return whether a tensor's parts take no more bytes than its share, if the user named the bytes, and keep within
+    `max_error`.
+    """
     codec, parts = encoded
     shape = tuple(delta.shape)
     if plan.is_explicit:
@@ -123,7 +131,9 @@ def _is_within_plan(plan: Plan, key: str, encoded: Encoded, delta: Tensor, base:
 
 
 def _encode_with_signs(plan: Plan, key: str, delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
-    """Encode a tensor with signs, and a matrix also with the rank that leaves them the least noise, within its bits of the plan."""
+    """Encode a tensor with signs, and a matrix also with the rank that leaves them the least noise, within its bits
+    of the plan.
+    """
     shape = tuple(delta.shape)
     bits = plan.bits[key]
     squares = squared_norm(delta)
@@ -162,7 +172,9 @@ def _warn_about_noise(key: str, noise_norm: float, base_norm: float) -> None:
 
 
 def _encode_finer(delta: Tensor, base: Tensor, finetuned: Tensor) -> Encoded:
-    """Encode a tensor that signs are too coarse for: in 4 bits, or exactly if that is shorter, as it is where few elements moved."""
+    """Encode a tensor that signs are too coarse for: in 4 bits, or exactly if that is shorter, as it is where few
+    elements moved.
+    """
     candidates: list[Encoded] = [(codec, codec.encode(delta, base, finetuned)) for codec in (Int4(), Exact())]
     return min(candidates, key=_count_bytes)
 
@@ -195,25 +207,27 @@ def _encode_as_adapter(delta: Tensor, finetuned: Tensor) -> Encoded | None:
         return None
     factors = balance(left[:, :rank], values[:rank], right[:rank])
     residual = squared_norm(torch.addmm(delta, *factors, alpha=-1))
-    # Rounding to nearest leaves an error of at most eps / 2 of an element, evenly spread: eps^2 / 12 of its square. The factors themselves
-    # are only good to a few units in the last place of float32.
+    # Rounding to nearest leaves an error of at most eps / 2 of an element, evenly spread: eps^2 / 12 of its square.
+    # The factors themselves are only good to a few units in the last place of float32.
     rounding_noise = torch.finfo(finetuned.dtype).eps ** 2 * squared_norm(finetuned) / 12
     float32_noise = (4 * torch.finfo(torch.float32).eps) ** 2 * squares
     if residual > max(rounding_noise, float32_noise):
         return None
-    # bfloat16 has 8 bits: rounding factors to it adds about 2^-16 of the squared norm, which is not more than what is missing anyway.
+    # bfloat16 has 8 bits: rounding factors to it adds about 2^-16 of the squared norm, which is not more than what is
+    # missing anyway.
     dtype = "bfloat16" if 2.0**-16 * squares <= residual else "float32"
     codec = LowRank(rank=rank, dtype=dtype)
     return codec, encode_factors(*factors, codec.dtype)
 
 
 def _find_adapter_rank(values: Tensor, squares: float, shape: tuple[int, ...], most: int) -> int | None:
-    """Return the first rank, below `most`, after which the next singular value is no larger than that of white noise."""
+    """Return the first rank below `most` after which the next singular value is no larger than white noise has."""
     rows, columns = shape
     residuals = (squares - values.double().square().cumsum(0)).clamp_(min=0)
     edges = _WHITE * (residuals / (rows * columns)).sqrt() * (rows**0.5 + columns**0.5)
     for rank in range(1, most):
-        # 1e-6 of the first value, eight times float32's eps, is where rounding in float32 leaves noise of its own. Chosen by hand.
+        # 1e-6 of the first value, eight times float32's eps, is where rounding in float32 leaves noise of its own.
+        # Chosen by hand.
         if values[rank] <= max(float(edges[rank - 1]), 1e-6 * float(values[0])):
             return rank
     return None
