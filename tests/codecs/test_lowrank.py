@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.codecs.lowrank import LowRank
-from dem_hub.numerics.svd import EXACT_SIZE, _space, truncated_svd
+from dem_hub.numerics.svd import EXACT_SIZE, _choose_space, truncated_svd
 
 SPECTRA = {
     "steep": lambda i: 0.7**i,
@@ -130,6 +130,6 @@ def test_a_few_directions_of_noise(size: int, rank: int) -> None:
     ("rank", "full", "width", "steps"), [(1000, 1030, 258, 5), (1030, 1030, 265, 13), (1, 2000, 8, 13), (8, 9, 10, 2)]
 )
 def test_a_space_has_room_for_the_rank_and_no_more_than_all(rank: int, full: int, width: int, steps: int) -> None:
-    size, block = _space(rank, full, width, steps)
+    size, block = _choose_space(rank, full, width, steps)
     assert rank <= size <= full
     assert 1 <= block <= width
