@@ -1,7 +1,7 @@
 """The command `dem-hub`, put together from one file a command, and what all commands have in common.
 
-Data goes to stdout; progress, notes and errors go to stderr. A user's mistake is one readable message and exit status 2, never a
-traceback. A command imports what it runs when it runs, so that `dem-hub --help` loads no torch.
+Data goes to stdout; progress, notes and errors go to stderr. A user's mistake is one readable message and exit status
+2, never a traceback. A command imports what it runs when it runs, so that `dem-hub --help` loads no torch.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""Options that several commands have, and the reading of texts that click has no type for: `NAME=VALUE` pairs and numbers in them."""
+"""Options that several commands have, and the reading of texts that click has no type for: `NAME=VALUE` pairs and
+numbers in them.
+"""
 
 from collections.abc import Iterable
 

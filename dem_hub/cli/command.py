@@ -1,7 +1,9 @@
-"""What every command is declared with: click's decorators, with options in groups and a `--help` that ends with examples.
+"""What every command is declared with: click's decorators, with options in groups and a `--help` that ends with
+examples.
 
-The command line stands on click because huggingface_hub's own does, so click is installed already. Typer is no dependency of
-huggingface_hub any more; it takes three times as long to import, and it draws groups of options only with rich.
+The command line stands on click because huggingface_hub's own does, so click is installed already. Typer is no
+dependency of huggingface_hub any more; it takes three times as long to import, and it draws groups of options only
+with rich.
 
 A help is plain text, without colors, whatever the terminal.
 """
@@ -18,7 +20,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 argument = click.argument
 
-# A folder or file, or a Hub id in its place: a shell completes it as a path. Nothing is checked here; the library's messages say more.
+# A folder or file, or a Hub id in its place: a shell completes it as a path. Nothing is checked here; the library's
+# messages say more.
 PATH = click.Path(readable=False)
 
 
@@ -64,13 +67,18 @@ class Group(click.Group):
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write a line for each command, and a second one where the sentence is long. click would cut the sentence off."""
+        """Write a line for each command, and a second one where the sentence is long. click would cut the sentence
+        off.
+        """
         with formatter.section("Commands"):
             formatter.write_dl([(name, found.get_short_help_str(limit=200)) for name, found in self.commands.items()])
 
 
 def command(name: str, *, examples: Sequence[str], cls: type[Command] = Command) -> Callable[..., click.Command]:
-    """Declare a function as the command `name`. Its docstring is the help, and the first sentence of that its line in the list."""
+    """Declare a function as the command `name`.
+
+    Its docstring is the help, and the first sentence of that its line in the list.
+    """
     return click.command(name, cls=cls, examples=examples)
 
 

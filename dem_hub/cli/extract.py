@@ -1,6 +1,7 @@
 """`dem-hub extract`: the vector FINETUNED - BASE, into a folder.
 
-The options of the codecs are read from the codecs themselves: a new codec, or a new option of one, is known here without a change.
+The options of the codecs are read from the codecs themselves: a new codec, or a new option of one, is known here
+without a change.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""`dem-hub info`: what vectors, adapters and recipes are, for a person or a program. It reads configs and headers alone."""
+"""`dem-hub info`: what vectors, adapters and recipes are, for a person or a program.
+
+It reads configs and headers alone.
+"""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,6 @@
-"""The model and the vectors that `merge` and `export` name in the same way: a base with `--vector` options, or a recipe alone."""
+"""The model and the vectors that `merge` and `export` name in the same way: a base with `--vector` options, or a
+recipe alone.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
