@@ -122,9 +122,9 @@ def provenance(licenses: Mapping[str, str]) -> str:
     note = ""
     if len(set(licenses.values())) > 1:
         note = (
-            f"The licenses of its parts disagree: {_by_repository(licenses)}. Check what applies before you use it.\n\n"
+            f"The licenses of its parts disagree: {_by_repository(licenses)}. Check which apply before you use it.\n\n"
         )
-    return f"{note}Made with [dem_hub](https://pypi.org/project/dem-hub/), after {_PAPER}."
+    return f"{note}Made with [dem_hub](https://pypi.org/project/dem-hub/). The method is {_PAPER}."
 
 
 def _by_repository(licenses: Mapping[str, str]) -> str:
@@ -141,7 +141,10 @@ def loading_code(arguments: str, *, transformers: bool = False) -> str:
     """
     lines = ["from dem_hub import DEMModel", "", f"model = DEMModel.from_pretrained({arguments})"]
     if transformers:
-        lines += ["", f"# or, once dem_hub is imported: AutoModelForCausalLM.from_pretrained({arguments})"]
+        lines += [
+            "",
+            f"# transformers loads it too, once dem_hub is imported: AutoModelForCausalLM.from_pretrained({arguments})",
+        ]
     return _code_block(lines)
 
 

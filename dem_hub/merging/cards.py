@@ -43,15 +43,19 @@ def recipe_card(
     name = repo_id.rpartition("/")[2]
     losses = _losses(search, "losses")
     base_losses = _losses(search, "base_losses")
+    form = "It is a recipe of a few kB: dem_hub merges the model while it loads."
+    if merged:
+        form = "The vectors are already merged into the weights: it loads like any other model."
     text = [
-        f"A distribution-edited model: {_formula(coefficients)}.",
-        markdown_table(("", "coefficient"), _terms(base, coefficients)),
+        f"This is a distribution-edited model: {_formula(coefficients)}. A vector is the difference between a fine-tune "
+        f"and the base. {form}",
+        markdown_table(("model or vector", "coefficient"), _terms(base, coefficients)),
     ]
     if losses:
-        text.append("Validation perplexity, by which the coefficients were chosen:")
+        text.append("The coefficients were chosen by this validation perplexity (lower is better):")
         text.append(_perplexities(losses, base_losses))
         if base_losses:
-            text.append(f"![Perplexity before and after]({PERPLEXITY_PLOT})")
+            text.append(f"![Perplexity of the base and of this model]({PERPLEXITY_PLOT})")
     if merged:
         text.append(plain_loading_code(repo_id))
     else:
@@ -100,7 +104,7 @@ def _perplexities(losses: Mapping[str, float], base_losses: Mapping[str, float])
         if name in base_losses:
             before = f"{math.exp(base_losses[name]):.2f}"
         rows.append((name, before, f"{math.exp(loss):.2f}", f"{loss:.4f}"))
-    return markdown_table(("data", "base", "this model", "loss, nats a token"), rows)
+    return markdown_table(("data", "base", "this model", "loss of this model (nats per token)"), rows)
 
 
 def _result(name: str, loss: float) -> dict[str, Any]:

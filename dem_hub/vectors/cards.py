@@ -64,8 +64,9 @@ def vector_card(
     if datasets:
         metadata["datasets"] = datasets
     text = [
-        "A distribution vector: what fine-tuning added to its base, theta_i - theta_0.",
-        markdown_table(("", ""), list(facts.items())),
+        "A distribution vector: the difference between a fine-tune and its base model. It is not a model by itself. Add it "
+        "to the base with a coefficient.",
+        markdown_table(("property", "value"), list(facts.items())),
     ]
     if picture:
         text.append(f"![The norm of the delta in each layer]({picture})")
@@ -88,7 +89,8 @@ def store_card(
     """
     rows = [(f"`{name}`", codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
     text = [
-        f"Distribution vectors of {markdown_link(base)}, to be added to it with coefficients.",
+        f"These are distribution vectors of {markdown_link(base)}. Each is the difference between a fine-tune and this "
+        "base model. Add them to the base with coefficients.",
         markdown_table(("vector", "codec", "size"), rows),
     ]
     if members:
