@@ -1,11 +1,11 @@
-"""What `DEMCallback` costs a real fine-tune: the same run of SmolLM2-135M without it and with it, and the memory that it takes.
+"""Seconds and memory that `DEMCallback` costs in a real fine-tune: the same run without it and with it.
 
-Each run is a process of its own: all weights in float32, bf16 autocast where the processor has it, sequences of 128 tokens, four at a
-time, a save of the model every 50 steps. Reported are
+Each run is a process of its own. It trains all weights of SmolLM2-135M in float32, with bf16 autocast if the
+processor has it, on sequences of 128 tokens, four at a time, and saves the model every 50 steps. The script reports
 
-    wall      of `trainer.train()`, without and with the callback, one after the other, as often as `--pairs` says
-    inside    the seconds spent in the callback's own events, which is the overhead without the noise between two runs
-    memory    RssAnon at its highest during those events, less what it was as they began; "private" as in `processes.py`
+    wall      seconds of `trainer.train()`, without and with the callback, in turn, `--pairs` times
+    inside    seconds in the callback's own events: the overhead without the noise between two runs
+    memory    the highest RssAnon during those events, minus RssAnon when they began ("private" as in `processes.py`)
 
     python benchmarks/finetunes.py finetunes       # the base and the texts
     python benchmarks/callback.py finetunes --steps 100
@@ -37,14 +37,14 @@ MIB = 1 << 20
 
 
 class Measured(DEMCallback):
-    """Counts the seconds and the memory of its own events."""
+    """A callback that counts the seconds and the memory of its own events."""
 
     seconds = 0.0
     memory = 0
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Within the block, memory is sampled every 5 ms."""
+        """Sample the memory every 5 ms while the block runs."""
         pid, done, highest = int(Path("/proc/self").resolve().name), threading.Event(), [0]
         before = private_memory(pid)
 
@@ -62,23 +62,23 @@ class Measured(DEMCallback):
         self.memory = max(self.memory, highest[0] - before)
 
     def on_train_begin(self, *positional: Any, **named: Any) -> None:
-        """Measured."""
+        """Measure this event."""
         with self.measuring():
             super().on_train_begin(*positional, **named)
 
     def on_save(self, *positional: Any, **named: Any) -> None:
-        """Measured."""
+        """Measure this event."""
         with self.measuring():
             super().on_save(*positional, **named)
 
     def on_train_end(self, *positional: Any, **named: Any) -> None:
-        """Measured."""
+        """Measure this event."""
         with self.measuring():
             super().on_train_end(*positional, **named)
 
 
 def train(folder: Path, steps: int, save_steps: int, codec: str | None, when: When) -> dict[str, float]:
-    """One run; returns its figures."""
+    """Do one run, and return its figures."""
     base = folder / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     rows = pack(
@@ -104,7 +104,7 @@ def train(folder: Path, steps: int, save_steps: int, codec: str | None, when: Wh
 def main() -> None:
     """Run all pairs, or (`--run`) one run for the process that asked for it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="with base and texts, from finetunes.py")
+    parser.add_argument("folder", type=Path, help="folder with base and texts, made by finetunes.py")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--save-steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=1)
@@ -113,7 +113,7 @@ def main() -> None:
         "--when",
         choices=get_args(When)[:2],
         default="save",
-        help="a vector at each save (default), or at the end alone",
+        help="save a vector at each save (default), or only at the end",
     )
     parser.add_argument("--run", choices=("with", "without"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,15 +1,16 @@
-"""What each codec keeps of real fine-tunes, alone and in a weighted sum, and at what size.
+"""The share of real fine-tunes that each codec keeps, alone and in a weighted sum, and its size.
 
     python benchmarks/finetunes.py finetunes
     python benchmarks/codecs.py alone finetunes full/gsm full/code full/code-long    # a table for each fine-tune
     python benchmarks/codecs.py sums finetunes full/gsm full/code full/reference     # base + sum of coefficient * vector
     python benchmarks/codecs.py adapters finetunes lora-merged/gsm lora-merged/code  # fine-tunes that were LoRAs
 
-"bytes" are those of the vector's safetensors files against the delta in bf16, two bytes an element. "kept" is the share of the
-fine-tune's improvement over the base, in mean loss of a token, that is left after base + vector was rounded to bf16 as dem_hub does
-(stochastically, mean of `--seeds` seeds); the fine-tune itself, unrounded, is 100 %. Models are evaluated in float32. In sums the
-coefficients are searched with whole vectors in bf16, whose improvement of each distribution is 100 %. Seconds are wall time of
-extraction (two checkpoints read, encoded, measured, written) and of decoding every tensor.
+"bytes" compares the vector's safetensors files with the delta in bf16, two bytes an element. "kept" is a share of the
+fine-tune's improvement over the base, in mean loss per token. It is what is left after base + vector was rounded to
+bf16 as dem_hub does (stochastically, mean of `--seeds` seeds). The fine-tune itself, not rounded, is 100 %. Models
+are evaluated in float32. For sums, the coefficients are searched with whole vectors in bf16, and the improvement of
+these vectors is 100 % for each distribution. Seconds are wall time of extraction (two checkpoints are read, encoded,
+measured and written) and of decoding every tensor.
 """
 
 import argparse
@@ -55,7 +56,7 @@ EXACT = {"exact": {"codec": "exact"}}
 
 
 def read_windows(folder: Path, name: str, side: str, tokens: int) -> list[Window]:
-    """Windows of about so many tokens in all, evenly spread over the text that a fine-tune is for."""
+    """Return windows with about so many tokens in all, evenly spread over the validation text of a fine-tune."""
     file = folder / "texts" / f"{Path(name).name.split('-')[0]}.{side}.jsonl"
     windows = Reader(lambda: AutoTokenizer.from_pretrained(folder / "base"), WINDOW).windows(file)
     count = min(len(windows), max(1, round(tokens * len(windows) / sum(map(len, windows)))))
@@ -63,17 +64,17 @@ def read_windows(folder: Path, name: str, side: str, tokens: int) -> list[Window
 
 
 def losses(model: PreTrainedModel, data: Mapping[str, list[Window]]) -> dict[str, float]:
-    """The mean loss of a token of each text, in float32."""
+    """Return the mean loss per token of each text, in float32."""
     return {name: score.loss for name, score in evaluate(model.float(), data).items()}
 
 
 def merged(base: Path, vectors: Mapping[str, float], seed: int = 0) -> PreTrainedModel:
-    """Base + sum of coefficient * vector, rounded to bf16."""
+    """Return base + sum of coefficient * vector, rounded to bf16."""
     return DEMModel.from_pretrained(base, vectors=vectors, dtype="bfloat16", rounding_seed=seed)
 
 
 def decode_all(vector: DistributionVector, base: Base) -> tuple[float, float, float]:
-    """Decode every tensor; returns the relative error, the projection, and the seconds it took."""
+    """Decode every tensor, and return the relative error, the projection, and the seconds."""
     assert vector.config is not None
     start = time.perf_counter()
     for key, stored in vector.deltas(base).items():
@@ -90,7 +91,7 @@ def decode_all(vector: DistributionVector, base: Base) -> tuple[float, float, fl
 def extract_all(
     base: Path, finetuned: Path, codecs: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> Iterator[tuple[str, Path, float]]:
-    """Yield each codec's label, the folder of its vector, and the seconds that extraction took."""
+    """Yield the label of each codec, the folder of its vector, and the seconds of its extraction."""
     for label, options in codecs.items():
         target = folder / label.replace(" ", "-")
         start = time.perf_counter()
@@ -140,7 +141,7 @@ def sums(
     seeds: int,
     point: Sequence[float] | None,
 ) -> None:
-    """Print what each codec keeps of each distribution inside a sum of all, at coefficients that whole vectors were searched for."""
+    """Print what each codec keeps of each distribution in a sum, at coefficients searched with whole vectors."""
     base = folder / "base"
     data = {name: read_windows(folder, name, "validation", tokens) for name in names}
     first = losses(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), data)
@@ -169,7 +170,7 @@ def sums(
 
 
 def adapters(folder: Path, names: Sequence[str], tokens: int, seeds: int) -> None:
-    """Print what `auto` makes of checkpoints that adapters were merged into, against the adapters' own size."""
+    """Print size and quality of `auto` on checkpoints with merged adapters, compared with the adapters."""
     base = folder / "base"
     print("| fine-tune | bytes / adapter's | kept | chosen |\n|---|---|---|---|", flush=True)
     for name in names:
@@ -194,17 +195,17 @@ def adapters(folder: Path, names: Sequence[str], tokens: int, seeds: int) -> Non
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the three comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("alone", "sums", "adapters"))
-    parser.add_argument("folder", type=Path, help="what benchmarks/finetunes.py made")
-    parser.add_argument("names", nargs="+", help="fine-tunes in it")
-    parser.add_argument("--codecs", nargs="+", choices=[*CODECS, *EXACT], help="some of them (default: all)")
-    parser.add_argument("--tokens", type=int, default=4096, help="to evaluate of each text (default 4096)")
+    parser.add_argument("folder", type=Path, help="folder made by benchmarks/finetunes.py")
+    parser.add_argument("names", nargs="+", help="fine-tunes in that folder")
+    parser.add_argument("--codecs", nargs="+", choices=[*CODECS, *EXACT], help="codecs to measure (default: all)")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of each text to evaluate (default: 4096)")
     parser.add_argument(
-        "--coefficients", nargs="+", type=float, help="sums: those of an earlier run, not searched again"
+        "--coefficients", nargs="+", type=float, help="for sums: use these coefficients instead of a search"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="of the rounding (default 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds of the rounding (default: 1)")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     known = CODECS | EXACT

@@ -1,7 +1,7 @@
-"""How dense the code of a package is: how much there is to hold in mind in a line, in a function, in a docstring.
+"""The density of a package's code: how much a reader must hold in mind in a line, a function, a docstring.
 
-It is a thermometer and not a judge. Nothing fails whatever it says; it says whether a change made the code easier to read by these
-few measures, or harder.
+It is a thermometer, not a judge: nothing fails, whatever it prints. It shows whether a change made the code easier or
+harder to read, by these few measures.
 
     python benchmarks/density.py
     python benchmarks/density.py path/to/a/package
@@ -162,7 +162,7 @@ def report_functions(counts: Counts) -> Iterator[str]:
 
 
 def percent(part: int, whole: int) -> str:
-    """Write a share for people."""
+    """Format a share for display."""
     return f"{part / whole:.0%}" if whole else "none"
 
 

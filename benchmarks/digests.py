@@ -1,18 +1,19 @@
-"""Digests of what dem_hub makes of fixed inputs: the same before and after a change that is to leave every result as it is.
+"""Digests of dem_hub's results on fixed inputs. They stay the same if a change leaves every result as it is.
 
     python benchmarks/digests.py > before.txt
     # change something
     python benchmarks/digests.py > after.txt
     diff before.txt after.txt
 
-Each line is a name and the sha256 of a file, of a tensor's bytes or of a text; a search's coefficients and losses are written out, as
-hexadecimal floats, which are exact. The lines are the same in every run on one machine with the same versions of torch, transformers
-and PEFT. The names that begin with `input` are digests of what the rest is made from: where these differ, nothing else can be compared.
+Each line is a name and the sha256 of a file, of a tensor's bytes or of a text. A search's coefficients and losses are
+written out as hexadecimal floats, which are exact. The lines are the same in every run on one machine with the same
+versions of torch, transformers and PEFT. Names that begin with `input` are digests of the inputs. If these differ, no
+other line can be compared.
 
-Only public names are used: those of `dem_hub.__all__`, and the command line. Everything is made in one folder that always has the same
-name, since configs name the base by its path, and hashes are taken of configs; it is gone at the end. What differs from run to run is left
-out: the seconds that a search took. What dem_hub says in words (the notes of a search) has lines of its own, so that another wording is
-told from another number.
+Only public names are used: those of `dem_hub.__all__`, and the command line. Everything is made in one folder that
+always has the same name, because configs name the base by its path, and hashes are taken of configs. The folder is
+deleted at the end. The seconds that a search took differ from run to run and are left out. Words (the notes of a
+search) have lines of their own, so that a changed wording is not taken for a changed number.
 
     python benchmarks/digests.py --only 'vector/gpt2|search/grid'      # cases by their names, which --list prints
     PYTHONPATH=other/checkout python benchmarks/digests.py             # of another tree than the one that is installed
@@ -377,7 +378,7 @@ def digest_auto_class() -> Lines:
 
 
 def digest_export(family: str, rank: int | None) -> Lines:
-    """Return the digests of the adapter that `dem-hub export` wrote: exact of vectors of low rank, or cut to a rank of any."""
+    """Return the digests of the adapter that `dem-hub export` wrote, exactly or cut to a rank."""
     first, second, third = weighted(family)
     vectors = {second: 0.3, third: 0.7} if rank is None else {first: 0.4, second: 0.3, third: 0.7}
     folder = scratch(f"export-{family}-{rank}")
@@ -403,7 +404,7 @@ def digest_recipe(family: str) -> Lines:
 
 
 def digest_store(family: str) -> Lines:
-    """Return the digests of a store's files, of the comparison of its vectors, and of a model that is made from its members."""
+    """Return the digests of a store's files, the comparison of its vectors, and a model made from its vectors."""
     folder = scratch(f"store-{family}")
     base = tiny.base_of(family)
     store = VectorStore.create(folder, base)

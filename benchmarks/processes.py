@@ -1,7 +1,7 @@
-"""What a command takes: wall time, CPU time, and its highest private memory.
+"""Measurements of a command: wall time, CPU time, and peak private memory.
 
-"Private" is RssAnon of the process and its children, sampled every 10 ms: memory that no file backs, which the system cannot take back.
-Pages of memory-mapped checkpoints are not in it. Linux only.
+"Private" memory is RssAnon of the process and its children, sampled every 10 ms. No file backs it, so the system
+cannot take it back. Pages of memory-mapped checkpoints are not counted. Linux only.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command: seconds of wall and CPU time, bytes of private memory at its peak, and what it wrote to stdout."""
+    """One run of a command: seconds of wall time and CPU time, bytes of peak private memory, and its stdout."""
 
     wall: float
     cpu: float
@@ -24,7 +24,7 @@ class Run:
 
 
 def run(command: Sequence[str | Path], scratch: Path) -> Run:
-    """Run a command, quietly and offline; `scratch` is where it has its temporary files."""
+    """Run a command, quietly and offline, with its temporary files in `scratch`."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -48,13 +48,13 @@ def run(command: Sequence[str | Path], scratch: Path) -> Run:
 
 
 def forget_files() -> None:
-    """Write out what is written, and empty the page cache: what is read next comes from the disk. Root only."""
+    """Flush all writes and empty the page cache, so that the next read comes from the disk. Needs root."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def private_memory(pid: int) -> int:
-    """RssAnon of a process and all its children, in bytes."""
+    """Return RssAnon of a process and all its children, in bytes."""
     total = 0
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -62,6 +62,6 @@ def private_memory(pid: int) -> int:
                 total = 1024 * int(line.split()[1])
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it ended meanwhile
+    except OSError:  # the process has ended
         return total
     return total + sum(private_memory(child) for child in children)

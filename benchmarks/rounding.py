@@ -1,18 +1,18 @@
-"""What rounding to bf16 leaves of a merge: validation loss of real fine-tunes, by dem_hub and by other tools.
+"""The share of a merge that rounding to bf16 keeps: validation loss of real fine-tunes, by dem_hub and by other
+tools.
 
 A base in bf16 and its N fine-tunes are merged with the coefficients 0.1 each, 1/N each and 1 each:
 
 * in float32, the reference;
 * by dem_hub into bf16, rounded to nearest, and stochastically (the default; mean and range of several seeds);
-* where the fine-tunes are models, by mergekit's `task_arithmetic`, with `dtype: bfloat16`, and with
-  `dtype: float32` and `out_dtype: bfloat16`. mergekit wants an environment of its own: `--mergekit-python`;
-* where they are LoRA adapters, by PEFT's `add_weighted_adapter(combination_type="cat")` and
-  `merge_and_unload` on a bf16 model.
+* where the fine-tunes are models, by mergekit's `task_arithmetic`, with `dtype: bfloat16`, and with `dtype: float32`
+  and `out_dtype: bfloat16`. mergekit needs an environment of its own: `--mergekit-python`;
+* where they are LoRA adapters, by PEFT's `add_weighted_adapter(combination_type="cat")` and `merge_and_unload` on a
+  bf16 model.
 
-The loss is the mean over the data files of the mean loss of a token. Every model is evaluated in float32 with
-its merged weights as they are, so that nothing but the rounding of weights shows. "Gain kept" is the share of
-the float32 merge's improvement over the base. The script fails if stochastic rounding keeps under 95 % of it
-at 0.1 each.
+The loss is the mean over the data files of the mean loss per token. Every model is evaluated in float32 with its
+merged weights unchanged, so that only the rounding of weights has an effect. "Gain kept" is the share of the float32
+merge's improvement over the base. The script fails if stochastic rounding keeps less than 95 % of it at 0.1 each.
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python benchmarks/rounding.py --base base --finetuned gsm=gsm-model --finetuned code=code-model
@@ -46,14 +46,14 @@ Merges = Iterator[tuple[str, list[Merge]]]
 
 
 def read_windows(tokenizer: Path, file: Path, tokens: int) -> list[Window]:
-    """Windows of about so many tokens in all, evenly spread over a file."""
+    """Return windows with about so many tokens in all, evenly spread over a file."""
     windows = Reader(lambda: AutoTokenizer.from_pretrained(tokenizer), WINDOW).windows(file)
     count = min(len(windows), max(1, round(tokens * len(windows) / sum(map(len, windows)))))
     return [windows[len(windows) * i // count] for i in range(count)]
 
 
 def ours(base: Path, vectors: list[Path], coefficient: float) -> Merges:
-    """Yield the merges by dem_hub: a label, and one or more merges of that kind."""
+    """Yield a label and one or more merges for each kind of merge by dem_hub."""
 
     def merge(dtype: str, rounding: str, seed: int = 0) -> Merge:
         coefficients = {str(path): coefficient for path in vectors}
@@ -108,7 +108,7 @@ def peft(base: Path, adapters: list[Path], coefficient: float) -> Merges:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line; folders by name, absolute."""
+    """Read the command line. Folders become absolute paths, by name."""
 
     def named(text: str) -> tuple[str, Path]:
         name, _, path = text.partition("=")
@@ -120,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--finetuned", action="append", type=named, required=True, metavar="NAME=FOLDER", help="repeat")
     parser.add_argument("--data", action="append", type=named, required=True, metavar="NAME=FILE.jsonl", help="repeat")
-    parser.add_argument("--tokens", type=int, default=2048, help="to evaluate of each file (default 2048)")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of each file to evaluate (default: 2048)")
     parser.add_argument("--mergekit-python", help="Python of an environment that has mergekit")
     return parser.parse_args()
 
@@ -128,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
 def print_rows(
     coefficient: float, merges: Merges, loss: Callable[[PreTrainedModel], float], base_loss: float
 ) -> dict[str, float]:
-    """Print a row for each kind of merge, the float32 one first; returns the share of its gain that each keeps."""
+    """Print a row for each kind of merge, float32 first. Return the share of the float32 gain that each keeps."""
     kept: dict[str, float] = {}
     full = base_loss
     for label, runs in merges:

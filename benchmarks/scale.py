@@ -1,22 +1,25 @@
-"""How the cost of exporting and loading grows: with the size of the model, the number of vectors, and their rank.
+"""Growth of the cost of exporting and loading with the size of the model, the number of vectors, and their rank.
 
-Llama checkpoints of random bf16 weights are made one size after the other, wider as they grow, and PEFT LoRAs with random factors on all linear
-layers; each is deleted when it was measured. Exporting is the whole process, loading is timed inside (imports not counted, every tensor
-read once in float32, a piece at a time: a copy of a whole tensor is new memory each time where it is larger than 32 MB, and loading would
-not be what is measured); the runs take turns, the first of each warms the page cache, and medians count.
+For each size, the script makes a Llama checkpoint of random bf16 weights (larger ones are wider) and PEFT LoRAs with
+random factors on all linear layers. It deletes them after the measurement. An export is timed as a whole process.
+Loading is timed inside the process, without imports, and every tensor is read once in float32, a piece at a time. (A
+float32 copy of a whole tensor above 32 MB is new memory each time, and would dominate the time.) The runs take turns,
+the first of each warms the page cache, and medians count.
 
     python benchmarks/scale.py                                              # Linux; 21 GB of disk, 24 GB of memory
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
 
-Growth is the slope of log(seconds - what takes no growth) over log(size), or over log(vectors times rank): 1 is linear. What takes no growth
-is measured too: a model of 0.3 MB, and vectors whose coefficients are 0; within 5 % of it nothing can be told. What the system takes to hand
-out the memory that a loaded model lies in is measured beside it, and shown: to a virtual machine, gigabytes that it had not used lately cost
-several times as much as the first. The bars are for all of the seconds. All points together give
+Growth is the slope of log(seconds - constant part) over log(size), or over log(vectors times rank): 1 is linear. The
+constant part is measured too: a model of 0.3 MB, and vectors whose coefficients are 0. Points within 5 % of it are
+left out of the slope. The script also measures how long the system takes to hand out the memory of a loaded model. On
+a virtual machine, gigabytes that were not used lately cost several times as much as the first. The bars are for the
+whole seconds. A fit to all points gives
 
     seconds = a + b * gigabytes + c * gigabytes * vectors * rank
 
-with the smallest relative residuals, and from that what 70B parameters with 8 vectors would take on this machine, had it the disk and memory.
-Bars: no slope above 1.1, and 32 vectors of rank 16 at less than 3 times 3 of them.
+with the smallest relative residuals. From it follows the time for 70B parameters with 8 vectors, if this machine had
+the disk and memory. Bars: no slope is above 1.1, and 32 vectors of rank 16 take less than 3 times as long as 3 of
+them.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from processes import Run, run
 from synthetic import Size, make_adapter, make_checkpoint
 
 STEEPEST = 1.1
-NOISE = 0.05  # what stands out less from what takes no growth is left out of the slope
+NOISE = 0.05  # points closer to the constant part, as a share, are left out of the slope
 TINY = Size(128, 256, 256, 1)
 LARGE = 140.0  # GB of bf16 in 70B parameters
 LOAD = """
@@ -57,9 +60,10 @@ print(time.perf_counter() - start)
 
 @dataclass(frozen=True)
 class Point:
-    """One setting, measured: gigabytes of the base, vectors that count, their rank, and the medians of its runs.
+    """One setting, measured: gigabytes of the base, number of vectors that count, their rank, and the medians of the
+    runs.
 
-    `touch` are the seconds in which as much new memory was written to once; loading takes that much, exporting none.
+    `touch` are the seconds of writing once to as much new memory as the loaded model has; an export needs none.
     """
 
     gigabytes: float
@@ -72,12 +76,14 @@ class Point:
 
     @property
     def directions(self) -> int:
-        """Vectors times rank."""
+        """Number of vectors times rank."""
         return self.vectors * self.rank
 
 
 def shape_of(gigabytes: float) -> Size:
-    """A Llama of about that size in bf16, as wide as models of that size are; an eighth of it are the embeddings, which no LoRA changes."""
+    """Return the shape of a Llama of about this size in bf16, with a usual width. No LoRA changes its embeddings, an
+    eighth of it.
+    """
     width, parameters = 1024 if gigabytes < 0.6 else 2048 if gigabytes < 3 else 4096, gigabytes * 1e9 / 2
     inner, vocabulary = width * 11 // 4, round(parameters / 8 / (2 * width))
     layers = (parameters - 2 * vocabulary * width) / (4 * width**2 + 3 * width * inner)
@@ -85,7 +91,9 @@ def shape_of(gigabytes: float) -> Size:
 
 
 def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repeat: int) -> dict[str, list[Point]]:
-    """Export and load a base of one size with (vectors, rank) of each setting; 0 vectors are one with the coefficient 0."""
+    """Export and load a base of one size in each setting (vectors, rank). 0 vectors means one vector with coefficient
+    0.
+    """
     base, out = make_checkpoint(folder / "base", size), folder / "out"
     gigabytes = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e9
     runs: dict[tuple[str, int, int], list[tuple[float, Run]]] = {}
@@ -121,7 +129,9 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
 
 
 def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, float] | None:
-    """Of log(seconds - floor) over log(size), by least squares, and the largest relative residual; of what stands out from the floor."""
+    """Return the least-squares slope of log(seconds - floor) over log(size), and the largest relative residual, of
+    points above the floor.
+    """
     grown = [(size, seconds - floor) for size, seconds in pairs if seconds - floor > NOISE * floor]
     if len(grown) < 2:
         return None
@@ -132,7 +142,7 @@ def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, fl
 
 
 def fit(points: Sequence[Point]) -> tuple[list[float], float]:
-    """a, b and c of the docstring, and the largest relative residual."""
+    """Return a, b and c of the module's docstring, and the largest relative residual."""
     rows = torch.tensor([(1, p.gigabytes, p.gigabytes * p.directions) for p in points], dtype=torch.float64)
     scale = 1 / torch.tensor([[p.seconds] for p in points], dtype=torch.float64)
     solution = torch.linalg.lstsq(rows * scale, torch.ones_like(scale), driver="gelsd").solution
@@ -140,7 +150,7 @@ def fit(points: Sequence[Point]) -> tuple[list[float], float]:
 
 
 def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point]) -> list[str]:
-    """Print the table and the growth of one kind; returns the bars that are missed."""
+    """Print the table and the growth of one kind, and return the bars that are missed."""
     print(
         f"\n{kind}\n\n| GB | vectors | rank | seconds | first touch of its memory, s | CPU, s | private, MB |\n|---|---|---|---|---|---|---|"
     )
@@ -178,18 +188,18 @@ def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point
 
 
 def main() -> None:
-    """Measure, print tables, and state the growth."""
+    """Measure, and print tables and growth."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where to make checkpoints (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for checkpoints (default: a temporary folder)")
     parser.add_argument(
         "--sizes",
         type=float,
         nargs="+",
         default=[0.3, 1, 4, 8],
-        help="GB of checkpoint, each with 3 vectors of rank 16",
+        help="sizes of checkpoints in GB, each with 3 vectors of rank 16",
     )
     parser.add_argument(
-        "--vectors", type=int, nargs="+", default=[1, 3, 8, 32], help="numbers of vectors, at the second of the sizes"
+        "--vectors", type=int, nargs="+", default=[1, 3, 8, 32], help="numbers of vectors, at the second size"
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64], help="ranks, for each number of vectors")
     parser.add_argument("--repeat", type=int, default=5)

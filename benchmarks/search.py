@@ -1,18 +1,21 @@
-"""The coefficient search on real fine-tunes: what each method finds, for how many forward passes, and what that is worth on test text.
+"""The coefficient search on real fine-tunes: the result of each method, its forward passes, and its loss on test
+text.
 
     python benchmarks/finetunes.py finetunes
     python benchmarks/search.py finetunes gsm code reference                 # 125 points of a grid, and everything else
     python benchmarks/search.py finetunes gsm code reference tasks --grid-best 60
     python benchmarks/search.py finetunes gsm code reference --tokens 1000 --methods gauss_newton group block
 
-Every method is given the same validation tokens and a count of its own, and its best point is scored on test text from other documents.
-`--grid-best` scores only so many grid points, those that are best by the statistics of `gauss_newton`, of a grid too large to be scored
-whole. `group` and `block` are `gauss_newton` with coefficients for groups of tensors after it, accepted on as many validation tokens
-again. What is done is kept in the folder, method by method; a run that is killed goes on. Once there are runs with several `--tokens`, a
-second table says how many validation tokens it takes until `gauss_newton` is better on test text than 1/N and one common coefficient.
+Every method gets the same validation tokens and counts its own passes. Its best point is scored on test text from
+other documents. If a grid is too large, `--grid-best` scores only that many of its points: those that are best by the
+statistics of `gauss_newton`. `group` and `block` run `gauss_newton` and then search coefficients for groups of
+tensors, which are accepted on as many further validation tokens. Finished methods are kept in the folder, and an
+interrupted run continues. After runs with several `--tokens`, a second table says how many validation tokens
+`gauss_newton` needs to be better on test text than 1/N and one common coefficient.
 
-Exits with an error where `gauss_newton` or `quadratic` needs more forward passes than promised, or is worse than the grid's best point, or
-where what `gauss_newton` chose is no better than 1/N and the best common coefficient on test text.
+The script exits with an error if `gauss_newton` or `quadratic` needs more forward passes than promised or is worse
+than the grid's best point, or if the result of `gauss_newton` is not better than 1/N and the best common coefficient
+on test text.
 """
 
 import argparse
@@ -38,7 +41,7 @@ from dem_hub.search.records import to_json
 
 VALUES = (0.0, 0.25, 0.5, 0.75, 1.0)
 WINDOW = 256  # tokens
-N_TRIALS = 40  # of Optuna's samplers
+N_TRIALS = 40  # trials of each of Optuna's samplers
 TEST_TOKENS = (
     2_000  # of each distribution, at the least: with fewer, one cannot tell what few validation tokens are worth
 )
@@ -48,19 +51,19 @@ GROUPS = ("group", "block")
 
 @dataclass(frozen=True)
 class Shortlist:
-    """Some points, scored."""
+    """A method that scores the given points."""
 
     points: tuple[tuple[float, ...], ...]
     name: str = GRID
 
     def search(self, problem: Problem) -> None:
-        """Score them."""
+        """Score the points."""
         for point in self.points:
             problem.evaluate(point)
 
 
 def windows(tokenizer: Any, path: Path, tokens: int) -> list[Window]:
-    """The beginnings of as many documents as it takes."""
+    """Return windows from the beginnings of as many documents as needed."""
     found: list[Window] = []
     for number, line in enumerate(path.read_text("utf-8").splitlines()):
         ids = tuple(tokenizer(json.loads(line)["text"])["input_ids"][:WINDOW])
@@ -72,7 +75,7 @@ def windows(tokenizer: Any, path: Path, tokens: int) -> list[Window]:
 
 
 def after(tokenizer: Any, folder: Path, names: Sequence[str], tokens: int) -> dict[str, list[Window]]:
-    """As many validation tokens again, from the documents after those that are searched on."""
+    """Return as many validation tokens again, from the documents after those of the search."""
     found = {}
     for name in names:
         path = folder / "texts" / f"{name}.validation.jsonl"
@@ -82,7 +85,7 @@ def after(tokenizer: Any, folder: Path, names: Sequence[str], tokens: int) -> di
 
 
 def methods(grid_best: int | None, first: SearchResult | None) -> dict[str, Strategy]:
-    """By name; the grid last."""
+    """Return the methods by name, the grid last."""
     found: dict[str, Strategy] = {
         "gauss_newton": GaussNewton(),
         "quadratic": TrustRegion(),
@@ -100,7 +103,7 @@ def methods(grid_best: int | None, first: SearchResult | None) -> dict[str, Stra
 
 
 def forwards_to(trials: Sequence[dict[str, Any]], target: float, total: float) -> str:
-    """How many forward passes it took to a loss, where every trial is one."""
+    """Return the number of forward passes until a loss was reached, if every trial is one pass."""
     reached = [number for number, trial in enumerate(trials, 1) if trial["value"] <= target]
     return f"{min(reached[0], total):g}" if reached else "never"
 
@@ -108,7 +111,7 @@ def forwards_to(trials: Sequence[dict[str, Any]], target: float, total: float) -
 def run(
     folder: Path, output: Path, names: Sequence[str], tokens: int, wanted: Sequence[str], grid_best: int | None
 ) -> dict[str, Any]:
-    """Everything that is not there yet; returns the records by method."""
+    """Run every method that has no record yet, and return the records by method."""
     base, work = folder / "base", output / f"{'-'.join(names)}-{tokens}"
     vectors = [folder / "vectors" / name for name in names]
     for name, vector in zip(names, vectors, strict=True):
@@ -150,7 +153,7 @@ def run(
 
 
 def record(result: SearchResult, model: Any, test: dict[str, list[Window]], scores: Path) -> dict[str, Any]:
-    """What a method found, and what that and the obvious points are worth on test text, whose losses are kept in a file."""
+    """Return the result of a method, with its test loss and that of the baselines. Test losses are kept in a file."""
     names = list(model.dem.coefficients)
     points = {
         "found": dict(result.coefficients),
@@ -180,7 +183,7 @@ def record(result: SearchResult, model: Any, test: dict[str, list[Window]], scor
 
 
 def report(records: dict[str, Any]) -> list[str]:
-    """Print the table; returns what was promised and did not hold."""
+    """Print the table, and return the promises that did not hold."""
     grid = records.get(GRID)
     target = grid["best"]["value"] if grid else float("nan")
     print(
@@ -217,7 +220,7 @@ def report(records: dict[str, Any]) -> list[str]:
 
 
 def report_groups(records: dict[str, Any]) -> None:
-    """What coefficients by groups find and are worth, kept or not."""
+    """Print the results of coefficients for groups, and whether they were kept."""
     found = {name: entry for name, entry in records.items() if "refinement" in entry}
     if found:
         print(
@@ -237,7 +240,9 @@ def report_groups(records: dict[str, Any]) -> None:
 
 
 def report_tokens(output: Path, names: Sequence[str]) -> None:
-    """From how many validation tokens on `gauss_newton` is better on test text than what takes no search or one coefficient."""
+    """Print how many validation tokens `gauss_newton` needs to be better on test text than 1/N and one common
+    coefficient.
+    """
     runs, stem = {}, f"{'-'.join(names)}-"
     for folder in output.glob(f"{stem}*"):
         paths = {name: folder / f"{name}.json" for name in ("gauss_newton", "uniform")}
@@ -271,9 +276,9 @@ def report_tokens(output: Path, names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Run and report."""
+    """Run the methods, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="what benchmarks/finetunes.py made")
+    parser.add_argument("folder", type=Path, help="folder made by benchmarks/finetunes.py")
     parser.add_argument("names", nargs="+", help="distributions")
     parser.add_argument(
         "--tokens",
@@ -282,10 +287,10 @@ def main() -> None:
         help="of each distribution, for validation and, from 2000 on, for test (default 2000)",
     )
     usual = [name for name in methods(None, None) if name not in GROUPS]
-    parser.add_argument("--methods", nargs="+", default=usual, help="default: all but group and block")
-    parser.add_argument("--output", type=Path, help="where the runs are kept (default: `search` in the folder)")
-    parser.add_argument("--grid-best", type=int, help="score so many points of the grid only")
-    parser.add_argument("--threads", type=int, default=2, help="of the processor (default 2)")
+    parser.add_argument("--methods", nargs="+", default=usual, help="methods to run (default: all but group and block)")
+    parser.add_argument("--output", type=Path, help="folder that keeps the runs (default: `search` in the folder)")
+    parser.add_argument("--grid-best", type=int, help="score only this many points of the grid")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default: 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = options.folder.resolve()

@@ -1,4 +1,6 @@
-"""Synthetic Llama checkpoints and LoRAs of any size, written tensor by tensor: random weights, and changes like those of fine-tunes."""
+"""Synthetic Llama checkpoints and LoRAs of any size, written tensor by tensor: random weights, and changes like those
+of fine-tunes.
+"""
 
 import json
 import sys
@@ -28,14 +30,16 @@ class Size:
 
     @property
     def largest(self) -> int:
-        """Bytes of the largest tensor, an embedding, in float32."""
+        """Return the bytes of the largest tensor, an embedding, in float32."""
         return 4 * self.width * self.vocabulary
 
 
 def make_checkpoint(
     folder: Path, size: Size, change: Change | None = None, base: Path | None = None, seed: int = 0
 ) -> Path:
-    """Write a checkpoint in bf16: random, or a base that is changed in "every" matrix or by a "lora"; one that is there is kept."""
+    """Write a checkpoint in bf16: random, or a base changed in "every" matrix or by a "lora". An existing one is
+    kept.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if folder.is_dir():
@@ -69,7 +73,7 @@ def make_checkpoint(
 
 
 def make_adapter(folder: Path, base: Path, rank: int = RANK, seed: int = 0) -> Path:
-    """Write a PEFT LoRA with random factors on all linear layers; one that is there is kept."""
+    """Write a PEFT LoRA with random factors on all linear layers. An existing one is kept."""
     if folder.is_dir():
         return folder
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """Tiny seeded models, fine-tunes and LoRA adapters, for `digests.py`: the same bits in every run on one machine.
 
-Nothing here uses dem_hub, so that no change of dem_hub changes these inputs. All folders are made below the working directory, each
-when it is first asked for.
+Nothing here uses dem_hub, so that no change of dem_hub changes these inputs. All folders are made below the working
+directory, each when it is first asked for.
 """
 
 import json
@@ -211,7 +211,9 @@ def make_adapter(name: str, folder: Path) -> None:
 
 
 def sort_targets(path: Path) -> None:
-    """Put an adapter's modules in order, which PEFT writes as Python's sets have them: another way in every process."""
+    """Put an adapter's modules in order, which PEFT writes as Python's sets have them: another way in every
+    process.
+    """
     config = json.loads(path.read_text())
     for key in ("target_modules", "target_parameters"):
         if isinstance(config.get(key), list):
