@@ -68,7 +68,7 @@ def test_long_texts_are_cut_into_windows(tokenizer: Any, length: int, sizes: lis
 def test_packing_fills_windows(tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
     found = Reader(lambda: tokenizer, 4, packing=True).windows(
-        ["w1 w2 w3", "w4 w5", {"prompt": "w6", "completion": "w7"}]
+        ["w1 w2 w3", "w4 w5", {"prompt": "w6", "completion": " w7"}]
     )
     assert ids(found) == [[5, 6, 7, end], [8, 9, end, 10], [11, end]]
     assert labels(found) == [[5, 6, 7, end], [8, 9, end, N], [11, end]]
