@@ -129,6 +129,35 @@ class Rows(View):
 
 
 @dataclass(frozen=True)
+class Columns(View):
+    """The columns `start` to `stop` of a matrix.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from dem_hub.checkpoints.lazy import Columns, InMemory
+    >>> columns = Columns(InMemory(torch.arange(8).reshape(2, 4)), 1, 3)
+    >>> columns.get_shape(), columns[...].tolist(), columns[1:2, 1:2].tolist()
+    ([2, 2], [[1, 2], [5, 6]], [[6]])
+
+    ```
+    """
+
+    start: int
+    stop: int
+
+    def get_shape(self) -> list[int]:
+        """Return the shape of the view."""
+        return [self.tensor.get_shape()[0], self.stop - self.start]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Read a slice of these columns."""
+        rows, columns = normalize_index(index, tuple(self.get_shape()))
+        return self.tensor[rows, self.start + columns.start : self.start + columns.stop]
+
+
+@dataclass(frozen=True)
 class EveryNthColumn(View):
     """The columns `first`, `first + step`, `first + 2 * step`, ... of a matrix.
 

@@ -32,13 +32,26 @@ _SHOWN = 3
     help="Write a PEFT adapter. This is the default, and the only format.",
 )
 @option("--rank", type=int, group=OUTPUT, help="Maximum LoRA rank. Default: exact, which requires low-rank vectors.")
-def export(*, model: str, vectors: Sequence[str], output: str, rank: int | None) -> None:
+@option(
+    "--rank-pattern",
+    is_flag=True,
+    group=OUTPUT,
+    help="Let each module have the rank it needs: fewer bytes, but llama.cpp scales it wrongly.",
+)
+@option(
+    "--dtype", group=OUTPUT, help="float32, float16 or bfloat16. Default: that of the vectors' factors, or float32."
+)
+def export(
+    *, model: str, vectors: Sequence[str], output: str, rank: int | None, rank_pattern: bool, dtype: str | None
+) -> None:
     """Export the weighted sum of vectors as one PEFT LoRA adapter."""
     with heavy_imports():
         from dem_hub.models.lora_export import export_adapter
 
-    adapter = export_adapter(open_named(model, vectors), Path(output), rank=rank)
-    print(f"{output}: rank {min(adapter.ranks)} to {max(adapter.ranks)}, relative error {adapter.error:.3g}")
+    opened = open_named(model, vectors)
+    adapter = export_adapter(opened, Path(output), rank=rank, dtype=dtype, rank_pattern=rank_pattern)
+    ranks = f"{min(adapter.ranks)} to {max(adapter.ranks)}"
+    print(f"{output}: rank {ranks}, relative error {adapter.error:.3g}, {adapter.dtype}")
     if adapter.left_out:
         names = ", ".join(adapter.left_out[:_SHOWN])
         if len(adapter.left_out) > _SHOWN:

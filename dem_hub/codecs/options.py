@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Self
 
 from dem_hub.errors import CodecError
 
+# Options by which a user asks for few bytes, rather than for a rank or a dtype.
+_SIZE_OPTIONS = frozenset({"max_bytes", "energy"})
+
 
 @dataclass(frozen=True)
 class Options:
@@ -40,3 +43,8 @@ class Options:
         """Return the options as a file keeps them: those that are `None` are left out."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def is_for_size(self) -> bool:
+        """Whether the user asks for few bytes with these options, so that a vector has no byte more than it needs."""
+        return not _SIZE_OPTIONS.isdisjoint(self.to_dict())

@@ -4,6 +4,9 @@
 
 Concatenating the factors is exact. Summing them (PEFT's `linear` combination) would add cross terms. With a rank the
 adapter is the best approximation of the sum at that rank, and the relative error is returned.
+
+All modules get one rank, because readers other than PEFT take one scale for all of them; see
+[`dem_hub.vectors.lora.writer`].
 """
 
 import math
@@ -14,34 +17,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dem_hub.checkpoints.lazy import CODES
 from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
-from dem_hub.errors import AdapterError, refuse
+from dem_hub.errors import AdapterError, ConfigError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.numerics.norms import squared_norm
+from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.svd import balanced_factors
 from dem_hub.vectors.lora.writer import AdapterWriter
 
 CPU = torch.device("cpu")
 
+_FLOAT32 = "float32"
+
+# Dtypes that an adapter can be written in.
+_DTYPES = {_FLOAT32: torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class ExportedAdapter:
     """The result of an export.
 
-    `ranks` has the rank of each module, `error` is |adapter - sum| / |sum|, and `left_out` names the tensors that no
-    LoRA can change.
+    `ranks` has the rank of each module in the file, `error` is |adapter - sum| / |sum|, rounding to `dtype` included,
+    and `left_out` names the tensors that no LoRA can change.
     """
 
     ranks: tuple[int, ...]
     error: float
     left_out: tuple[str, ...]
+    dtype: str
 
 
-def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = None) -> ExportedAdapter:
+def export_adapter(
+    opened: OpenedRecipe,
+    target: Path,
+    *,
+    rank: int | None = None,
+    dtype: str | None = None,
+    rank_pattern: bool = False,
+) -> ExportedAdapter:
     """Write the weighted sum of a recipe's vectors as a PEFT adapter.
 
     Args:
@@ -49,8 +66,14 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
         target (`Path`): The folder, which appears complete or not at all.
         rank (`int`, *optional*): Largest rank of a module. Without it the adapter is exactly the sum, and every delta
             must be of low rank.
+        dtype (`str`, *optional*): `"float32"`, `"float16"` or `"bfloat16"`. Defaults to the dtype of the vectors'
+            factors, and to float32 if they differ or a vector is not of low rank.
+        rank_pattern (`bool`, *optional*, defaults to `False`): Let each module have the rank that it needs, which
+            takes fewer bytes. PEFT and vLLM read such an adapter rightly, and llama.cpp scales its lower ranks
+            wrongly. Without it all modules have one rank.
 
     Raises:
+        [`~dem_hub.errors.ConfigError`]: If the dtype is unknown.
         [`~dem_hub.errors.AdapterError`]: If a delta cannot be in a LoRA; the message lists all of them. With a
             `rank`: if no delta can.
         [`~dem_hub.errors.ConfigError`]: If the folder is the base or a vector, or holds anything but an adapter.
@@ -60,13 +83,17 @@ def export_adapter(opened: OpenedRecipe, target: Path, *, rank: int | None = Non
     opened.check_target(target, ADAPTER)
     merge = opened.merge(opened.recipe)
     changed = [name for name in merge.base if merge.active(name)]
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(_DTYPES)}.")
     with atomic_folder(target) as folder:
-        export = _Export(merge, AdapterWriter(folder, opened.base.architecture), rank)
+        writer = AdapterWriter(folder, opened.base.architecture)
+        chosen = dtype or _dtype_of_inputs(merge, [name for name in changed if writer.module(name)])
+        export = _Export(merge, writer, rank, _DTYPES[chosen])
         for name in tqdm(changed, desc="Merging", unit="tensor", delay=1):
             export.add(name)
         _refuse(opened, export)
-        export.writer.close(opened.base.record)
-    return ExportedAdapter(tuple(export.ranks), export.error, tuple(export.left_out))
+        writer.close(opened.base.record, most_padding=0.0 if rank_pattern else math.inf)
+    return ExportedAdapter(writer.ranks, export.error, tuple(export.left_out), chosen)
 
 
 @dataclass
@@ -76,7 +103,7 @@ class _Export:
     merge: Merge
     writer: AdapterWriter
     rank: int | None
-    ranks: list[int] = field(default_factory=list)
+    dtype: torch.dtype
     left_out: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     squared_sum: float = 0.0
@@ -104,7 +131,7 @@ class _Export:
             self.left_out.append(name)
             return
         if factors is not None and is_low_rank and (self.rank is None or factors[0].shape[1] <= self.rank):
-            left, right = factors
+            left, right = _without_zeros(*factors)
         else:
             exact = _sum(shape, factors, dense)
             left, right = balanced_factors(exact, rank=self.rank)
@@ -112,8 +139,24 @@ class _Export:
         # |left @ right|^2 from the factors. What is lost is orthogonal to it, so the squares add up to that of the
         # sum.
         self.squared_sum += float(((left.T @ left) * (right @ right.T)).sum(dtype=torch.float64))
-        self.writer.write(module, left, right)
-        self.ranks.append(left.shape[1])
+        rounded_left = self._round(left, name)
+        rounded_right = self._round(right, name)
+        if self.dtype != torch.float32:
+            # |left @ right - rounded|^2, from factors again. In float64 the difference of nearly equal products keeps
+            # enough digits.
+            both_left = torch.cat([left, rounded_left.float()], dim=1).double()
+            both_right = torch.cat([right, -rounded_right.float()]).double()
+            self.squared_error += max(0.0, float(((both_left.T @ both_left) * (both_right @ both_right.T)).sum()))
+        self.writer.write(module, rounded_left, rounded_right)
+
+    def _round(self, factor: Tensor, name: str) -> Tensor:
+        """Return a factor in the adapter's dtype, or refuse one whose numbers are too large for it."""
+        rounded = factor.to(self.dtype)
+        if not is_finite(rounded):
+            self.faults.append(
+                f"'{name}' has factors of up to {float(factor.abs().max()):.3g}, too large for {self.dtype}"
+            )
+        return rounded
 
     def _lose(self, squares: float) -> None:
         """Count a part of the sum that the adapter does not have, by its squared norm."""
@@ -130,11 +173,33 @@ def _refuse(opened: OpenedRecipe, export: _Export) -> None:
             export.faults,
             "Give a rank, and the sum is approximated; or merge it into a model.",
         )
-    if not export.ranks:
+    if not export.writer.ranks:
         raise AdapterError(
             f"Nothing that these vectors change can be in a LoRA of '{opened.base}' (rank {export.rank}). Merge them "
             "into a model."
         )
+
+
+def _dtype_of_inputs(merge: Merge, names: Sequence[str]) -> str:
+    """Return the dtype that the factors of all deltas have, or float32 if they differ or there is another delta."""
+    codes = set()
+    for name in names:
+        for _, stored in merge.active(name):
+            for component in stored.components:
+                if not component.codec.is_factored:
+                    return _FLOAT32
+                codes |= {part.get_dtype() for part in component.parts.values()}
+    for dtype, torch_dtype in _DTYPES.items():
+        if codes == {CODES[torch_dtype]}:
+            return dtype
+    return _FLOAT32
+
+
+def _without_zeros(left: Tensor, right: Tensor) -> Factors:
+    """Return both factors without directions that are zero, such as those that padded an input; at least one stays."""
+    is_used = left.any(dim=0) & right.any(dim=1)
+    is_used[0] |= not is_used.any()
+    return left[:, is_used], right[is_used]
 
 
 def _sum(shape: tuple[int, ...], factors: Factors | None, dense: Sequence[tuple[float, Delta]]) -> Tensor:

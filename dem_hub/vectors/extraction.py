@@ -131,7 +131,7 @@ def extract_tensors(
     for encoded in _encode_all(pairs, sides, tensor_encoder):
         writer.write(encoded)
         del encoded  # otherwise it would stay in memory next to the following tensor
-    files = writer.close(base.record)
+    files = writer.close(base.record, is_for_size=encoder.options.is_for_size)
     nbytes = sum((folder / name).stat().st_size for name in files if name.endswith(SAFETENSORS))
     config = VectorConfig(
         base=base.record,

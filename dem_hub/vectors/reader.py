@@ -8,7 +8,7 @@ can be decoded without further checks of its form.
 from collections.abc import Mapping
 from pathlib import Path
 
-from dem_hub.checkpoints.lazy import LazyTensor, Transposed
+from dem_hub.checkpoints.lazy import Columns, LazyTensor, Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.component import Component, StoredDelta
@@ -165,11 +165,24 @@ def _factor_names(record: TensorRecord) -> tuple[str, ...]:
 
 
 def _factors(adapter: Checkpoint, record: TensorRecord) -> dict[str, LazyTensor]:
-    """Return B and A of an adapter as `left` and `right` of the checkpoint's tensor. A missing factor is left out."""
+    """Return B and A of an adapter as `left` and `right` of the checkpoint's tensor. A missing factor is left out.
+
+    Where the config has the rank of the tensor, what was added to it is left out: an adapter has one rank for all
+    modules, and lower ranks are padded with zeros.
+    """
     factors: dict[str, LazyTensor] = {}
     for part, name in zip(("right", "left"), factor_names(record.module), strict=True):
         if name in adapter:
             factors[part] = adapter.lazy(name)
+    rank = record.options.get("rank")
+    if isinstance(rank, int):
+        rank = min(rank, *record.shape)
+        right = factors.get("right")
+        left = factors.get("left")
+        if right is not None and len(right.get_shape()) == 2 and right.get_shape()[0] > rank:
+            factors["right"] = Rows(right, 0, rank)
+        if left is not None and len(left.get_shape()) == 2 and left.get_shape()[1] > rank:
+            factors["left"] = Columns(left, 0, rank)
     if not record.transposed:
         return factors
     # The checkpoint holds (B @ A)^T = A^T @ B^T: the factors change sides.

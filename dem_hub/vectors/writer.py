@@ -19,6 +19,10 @@ from dem_hub.hub.references import BaseRecord
 from dem_hub.vectors.config import SEPARATOR, TensorRecord
 from dem_hub.vectors.lora.writer import AdapterWriter
 
+# The most that zeros may add to the bytes of an adapter, as a part of them, so that all of its modules have one rank:
+# at most they double it. Chosen by hand.
+_MOST_PADDING = 1.0
+
 
 @dataclass(frozen=True)
 class EncodedTensor:
@@ -56,6 +60,14 @@ class VectorWriter:
             self._rest.write(f"{key}{SEPARATOR}rows", encoded.rows)
         self.tensors[key] = record
 
-    def close(self, base: BaseRecord) -> dict[str, str]:
-        """Finish the files, and return the sha256 of each by its name."""
-        return {path.name: digest(path) for path in self._rest.close() + self._adapter.close(base)}
+    def close(self, base: BaseRecord, *, is_for_size: bool = False) -> dict[str, str]:
+        """Finish the files, and return the sha256 of each by its name.
+
+        Args:
+            base ([`BaseRecord`]): The base of the vector.
+            is_for_size (`bool`, *optional*, defaults to `False`): Whether the user asked for few bytes. Then nothing
+                is padded.
+        """
+        most_padding = 0.0 if is_for_size else _MOST_PADDING
+        files = self._rest.close() + self._adapter.close(base, most_padding=most_padding)
+        return {path.name: digest(path) for path in files}

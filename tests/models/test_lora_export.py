@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli.app import main
-from dem_hub.errors import AdapterError
+from dem_hub.errors import AdapterError, ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter
-from tests.support.tiny_models import Models, Zoo, load_tensors
+from tests.support.other_readers import READERS, read_as
+from tests.support.tiny_models import Models, Zoo, load_tensors, make_adapter
 
 FAMILIES = ["llama-tied", "gpt2"]
 
@@ -113,3 +115,102 @@ def test_from_a_shell(
     assert first.startswith(f"{tmp_path}/sum: rank 4 to 4, relative error 0.")
     assert second.startswith("left out, as no LoRA can change them: ")
     in_peft(llama.base, tmp_path / "sum")
+
+
+MODULES = {
+    "llama-tied": (["q_proj", "v_proj"], ["q_proj", "o_proj", "down_proj"]),
+    "gpt2": (["c_attn"], ["c_attn", "c_proj", "c_fc"]),
+}
+
+
+def two_adapters(zoo: Zoo, family: str, folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """Two adapters of other ranks and alphas, which have some of their modules in common."""
+    base = zoo.models(family, "float32").base
+    for name, rank, modules in zip("ab", (5, 2), MODULES[family], strict=True):
+        options = {"target_modules": modules, "r": rank, "lora_alpha": 3 * rank, "fan_in_fan_out": family == "gpt2"}
+        make_adapter(base, folder / name, **options)
+        tensors = {key: factor.to(dtype) for key, factor in load_tensors(folder / name, "adapter_model").items()}
+        save_file(tensors, folder / name / "adapter_model.safetensors")
+    return {str(folder / "a"): 0.7, str(folder / "b"): -0.4}
+
+
+def expected_deltas(base: Path, vectors: dict[str, float]) -> dict[str, torch.Tensor]:
+    """The sum of what PEFT merges for each adapter alone, in float64."""
+    deltas: dict[str, torch.Tensor] = {}
+    for path, coefficient in vectors.items():
+        for name, delta in read_as("peft", Path(path), base).items():
+            deltas[name] = deltas.get(name, torch.zeros_like(delta)) + coefficient * delta
+    return deltas
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_one_rank_is_right_in_every_reader(
+    zoo: Zoo, tmp_path: Path, family: str, reader: str, rank: int | None
+) -> None:
+    """PEFT, vLLM and llama.cpp take the scale of a module from other places, and must find the same."""
+    base = zoo.models(family, "float32").base
+    vectors = two_adapters(zoo, family, tmp_path)
+    made = export_adapter(opened(base, vectors), tmp_path / "sum", rank=rank)
+    assert set(made.ranks) == {rank or 5 + 2}
+    if rank is None:
+        assert_as_sum(base, vectors, read_as(reader, tmp_path / "sum", base))
+    else:
+        peft = read_as("peft", tmp_path / "sum", base)
+        for name, delta in read_as(reader, tmp_path / "sum", base).items():
+            torch.testing.assert_close(delta, peft[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("reader", ["peft", "vllm"])
+def test_a_rank_pattern_takes_fewer_bytes(zoo: Zoo, tmp_path: Path, reader: str) -> None:
+    base = zoo.models("llama-tied", "float32").base
+    vectors = two_adapters(zoo, "llama-tied", tmp_path)
+    made = export_adapter(opened(base, vectors), tmp_path / "sum", rank_pattern=True)
+    export_adapter(opened(base, vectors), tmp_path / "padded")
+    assert set(made.ranks) == {5, 2, 5 + 2}
+    assert_as_sum(base, vectors, read_as(reader, tmp_path / "sum", base))
+    sizes = [(tmp_path / name / "adapter_model.safetensors").stat().st_size for name in ("sum", "padded")]
+    assert sizes[0] < sizes[1]
+    again = export_adapter(opened(base, {str(tmp_path / "padded"): 1.0}), tmp_path / "again", rank_pattern=True)
+    assert sorted(again.ranks) == sorted(made.ranks)  # zeros of a padded input are left out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_dtype_is_that_of_the_inputs(zoo: Zoo, tmp_path: Path, dtype: torch.dtype) -> None:
+    base = zoo.models("llama-tied", "float32").base
+    vectors = two_adapters(zoo, "llama-tied", tmp_path, dtype)
+    made = export_adapter(opened(base, vectors), tmp_path / "sum")
+    factors = load_tensors(tmp_path / "sum", "adapter_model")
+    assert {factor.dtype for factor in factors.values()} == {dtype}
+    assert f"torch.{made.dtype}" == str(dtype)
+    exact = expected_deltas(base, vectors)
+    squares = errors = 0.0
+    for name, delta in read_as("llama.cpp", tmp_path / "sum", base).items():
+        squares += float(exact[name].square().sum())
+        errors += float((delta - exact[name]).square().sum())
+    assert made.error == pytest.approx((errors / squares) ** 0.5, rel=1e-3, abs=1e-6)
+    assert (made.error > 0) == (dtype != torch.float32)
+
+
+def test_the_dtype_of_a_mixture_is_float32_and_can_be_chosen(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-tied", "float32").base
+    vectors = two_adapters(zoo, "llama-tied", tmp_path)
+    first = next(iter(vectors))
+    tensors = {key: factor.bfloat16() for key, factor in load_tensors(Path(first), "adapter_model").items()}
+    save_file(tensors, Path(first) / "adapter_model.safetensors")
+    assert export_adapter(opened(base, vectors), tmp_path / "sum").dtype == "float32"
+    assert export_adapter(opened(base, vectors), tmp_path / "sum", dtype="bfloat16").dtype == "bfloat16"
+    assert {factor.dtype for factor in load_tensors(tmp_path / "sum", "adapter_model").values()} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="dtype is 'float8'; choose one of float32, float16, bfloat16"):
+        export_adapter(opened(base, vectors), tmp_path / "sum", dtype="float8")
+    with pytest.raises(AdapterError, match=r"has factors of up to .*, too large for torch.float16"):
+        export_adapter(opened(base, {first: 1e9}), tmp_path / "large", dtype="float16")
+    assert not (tmp_path / "large").exists()
+
+
+def assert_as_sum(base: Path, vectors: dict[str, float], deltas: dict[str, torch.Tensor]) -> None:
+    expected = expected_deltas(base, vectors)
+    assert set(deltas) == set(expected)
+    for name, delta in deltas.items():
+        torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,24 +1,36 @@
 """Write low-rank factors as a PEFT LoRA adapter, tensor by tensor.
 
-The factors already contain every scale, so `lora_alpha` equals the rank of each module and PEFT adds exactly B @ A.
-PEFT, transformers (`model.load_adapter`), vLLM and llama.cpp can use the adapter without dem_hub.
+The factors already contain every scale, so `lora_alpha` equals the rank of each module, and a reader adds exactly
+B @ A. Readers differ in what they take for the scale of a module: PEFT takes `alpha_pattern / rank_pattern`, vLLM
+takes `lora_alpha / r`, and llama.cpp takes `lora_alpha` divided by the rank of the tensor. All three are 1 if all
+modules have one rank. So lower ranks are padded with zeros up to the highest one, which changes no product.
 """
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dem_hub.checkpoints.architecture import Architecture, Module
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.checkpoints.writer import UNLIMITED, TensorWriter
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS
 from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.references import BaseRecord
 
+logger = logging.getLogger(__name__)
+
 # PEFT wraps a model twice (`PeftModel.base_model.model`), so the names of its parameters begin with this prefix.
 PEFT_PREFIX = "base_model.model."
+
+# The ends of the names of both factors.
+_A = ".lora_A.weight"
+_B = ".lora_B.weight"
 
 
 # `task_type` of PEFT, by the end of the name of the model's class. PEFT loads an adapter without one too, as a
@@ -40,6 +52,7 @@ class AdapterWriter:
         # PEFT reads an adapter from a single file, so it is never split.
         self._factors = TensorWriter(folder, ADAPTER_WEIGHTS.removesuffix(SAFETENSORS), UNLIMITED)
         self._ranks: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # bytes of both factors of each module
 
     def module(self, key: str) -> Module | None:
         """Return the module whose LoRA can change a tensor of the checkpoint.
@@ -74,12 +87,20 @@ class AdapterWriter:
         self._factors.write(a_name, a)
         self._factors.write(b_name, b)
         self._ranks[module.name] = left.shape[1]
+        self._sizes[module.name] = left.nbytes + right.nbytes
 
-    def close(self, base: BaseRecord) -> list[Path]:
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The rank of each module that was written."""
+        return tuple(self._ranks.values())
+
+    def close(self, base: BaseRecord, *, most_padding: float = math.inf) -> list[Path]:
         """Finish the files.
 
         Args:
             base ([`BaseRecord`]): The base that the adapter's config names.
+            most_padding (`float`, *optional*): The largest part of the factors' bytes that zeros may add to them.
+                Beyond it, each module keeps its rank (`rank_pattern`). Without it all modules get one rank.
 
         Returns:
             `list[Path]`: The files that were written.
@@ -87,11 +108,36 @@ class AdapterWriter:
         files = self._factors.close()
         if self._ranks:
             assert self._architecture is not None
+            highest = max(self._ranks.values())
+            if min(self._ranks.values()) < highest:
+                padded_bytes = sum(size * highest // self._ranks[name] for name, size in self._sizes.items())
+                if padded_bytes <= (1 + most_padding) * sum(self._sizes.values()):
+                    self._pad(highest)
+                else:
+                    logger.warning(
+                        "The adapter has ranks of %d to %d. PEFT and vLLM read it as it is, and llama.cpp scales the "
+                        "lower ranks wrongly. dem-hub export without --rank-pattern writes one rank, for every reader.",
+                        min(self._ranks.values()),
+                        highest,
+                    )
             path = self._folder / ADAPTER_CONFIG
             config = adapter_config(self._architecture, self._ranks, base.repo_id, base.commit)
             write_text(path, dump_json(config))
             files.append(path)
         return files
+
+    def _pad(self, rank: int) -> None:
+        """Write the factors again, with zeros added to the lower ranks."""
+        name = ADAPTER_WEIGHTS
+        unpadded = self._folder / f".unpadded.{name}"
+        (self._folder / name).replace(unpadded)
+        factors = Checkpoint(unpadded)
+        padded = TensorWriter(self._folder, name.removesuffix(SAFETENSORS), UNLIMITED)
+        for factor in factors:
+            padded.write(factor, _padded(factors.read(factor), factor, rank))
+        padded.close()
+        unpadded.unlink()
+        self._ranks = dict.fromkeys(self._ranks, rank)
 
 
 def adapter_config(
@@ -136,6 +182,13 @@ def _task_type(class_name: str) -> str | None:
     return None
 
 
+def _padded(factor: Tensor, name: str, rank: int) -> Tensor:
+    """Return A with zero rows, or B with zero columns, up to a rank."""
+    if name.endswith(_A):
+        return pad(factor, (0, 0, 0, rank - factor.shape[0]))
+    return pad(factor, (0, rank - factor.shape[1]))
+
+
 def factor_names(module: str) -> tuple[str, str]:
     """Return the names of A and B of a module in `adapter_model.safetensors`, as PEFT writes them."""
-    return f"{PEFT_PREFIX}{module}.lora_A.weight", f"{PEFT_PREFIX}{module}.lora_B.weight"
+    return f"{PEFT_PREFIX}{module}{_A}", f"{PEFT_PREFIX}{module}{_B}"

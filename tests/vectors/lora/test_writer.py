@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dem_hub import DEMModel
+from dem_hub import DEMModel, DistributionVector
 from dem_hub.merging.lazy import merged_tensor
 from tests.support.lora_merges import merge_one
-from tests.support.tiny_models import Zoo, build
+from tests.support.other_readers import READERS, read_as
+from tests.support.tiny_models import Zoo, build, load_tensors, make_adapter
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bert"])
@@ -52,3 +53,40 @@ def test_adapter_config_is_what_peft_writes(zoo: Zoo) -> None:
         True,
     )
     assert "transformer.h.0.attn.c_attn" in config["target_modules"]
+
+
+def test_one_rank_for_every_reader(zoo: Zoo, tmp_path: Path) -> None:
+    """A fine-tune that is two LoRAs merged has matrices of two ranks. The adapter of its vector has one."""
+    base = zoo.models("llama-tied", "float32").base
+    finetuned = merged_loras(zoo, tmp_path)
+    DistributionVector.extract(base, finetuned).save_pretrained(tmp_path / "vector")
+    config = json.loads((tmp_path / "vector" / "adapter_config.json").read_text())
+    assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
+    vector = DistributionVector.from_pretrained(tmp_path / "vector")
+    expected = {name: tensor - load_tensors(base)[name] for name, tensor in load_tensors(finetuned).items()}
+    for reader in READERS:
+        for name, delta in read_as(reader, tmp_path / "vector", base).items():
+            torch.testing.assert_close(delta.float(), expected[name], rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(vector.decode(name, base), expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_ranks_that_save_much_stay_and_that_is_said(zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = zoo.models("llama-tied", "float32").base
+    finetuned = merged_loras(zoo, tmp_path)
+    options = {"codec": "lowrank", "energy": 0.6}
+    DistributionVector.extract(base, finetuned, **options).save_pretrained(tmp_path / "vector")
+    config = json.loads((tmp_path / "vector" / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert "llama.cpp scales the lower ranks wrongly. dem-hub export" in caplog.text
+    peft, vllm = (read_as(reader, tmp_path / "vector", base) for reader in ("peft", "vllm"))
+    for name, delta in peft.items():
+        torch.testing.assert_close(vllm[name], delta, rtol=1e-5, atol=1e-7)
+
+
+def merged_loras(zoo: Zoo, folder: Path) -> Path:
+    base = zoo.models("llama-tied", "float32").base
+    for name, rank, modules in (("a", 3, ["q_proj", "down_proj"]), ("b", 2, ["down_proj", "up_proj", "o_proj"])):
+        make_adapter(base, folder / name, target_modules=modules, r=rank, lora_alpha=rank)
+    vectors = {str(folder / name): 1.0 for name in "ab"}
+    DEMModel.from_pretrained(base, vectors=vectors, dtype="float32").save_pretrained(folder / "finetuned")
+    return folder / "finetuned"
