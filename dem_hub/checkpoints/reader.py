@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
 from dem_hub.errors import CheckpointError, NotFoundError, refuse
+from dem_hub.files.links import check_paths
 from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
 from dem_hub.files.strict_json import check_inside
 from dem_hub.numerics.slices import Index
@@ -91,11 +92,16 @@ class Checkpoint(Mapping[str, TensorInfo]):
             [`~dem_hub.errors.NotFoundError`]: If nothing is there.
             [`~dem_hub.errors.CheckpointError`]: If there are only pickled weights, a truncated file, or an index
                 that names a missing file or tensor.
-            [`~dem_hub.errors.ConfigError`]: If an index names a file outside its folder.
+            [`~dem_hub.errors.ConfigError`]: If an index names a file outside its folder, or a file of the folder is
+                a link that leads out of it.
         """
         self.path = Path(path)
         self._index = index
-        self.files = [self.path] if self.path.is_file() else _find_files(self.path, index)
+        if self.path.is_file():
+            self.files = [self.path]
+        else:
+            self.files = _find_files(self.path, index)
+            check_paths(self.files, self.path)
         self._tensors: dict[str, TensorInfo] = {}
         for file in self.files:
             self._tensors |= _read_header(file)

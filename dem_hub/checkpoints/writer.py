@@ -160,6 +160,11 @@ class Shard:
             position += outline.nbytes
         return encode_header(entries)
 
+    @property
+    def file_size(self) -> int:
+        """The size of the file in bytes."""
+        return len(self.header) + self.nbytes
+
     def holds(self, file: Path, nbytes: int) -> bool:
         """Check whether a file is long enough for the header and the first `nbytes` bytes of the tensors."""
         if nbytes <= 0:

@@ -4,6 +4,8 @@ A name that ends up on a user's disk or on the Hub is written down here and nowh
 the file formats: a folder that was written under one of them must still be found, so none of them may change.
 """
 
+import re
+
 # Weights of any kind.
 
 SAFETENSORS = ".safetensors"
@@ -20,6 +22,8 @@ MODEL_WEIGHT_FILES = "model*.safetensors*"  # a pattern: the single file, or all
 # Patterns of the files that are downloaded from a model's repository: safetensors, JSON, what a tokenizer needs,
 # and remote code (which runs only with `trust_remote_code`). Pickles are never downloaded.
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+
+MODEL_CODE = "*.py"  # a pattern: remote code, in a model's folder
 
 # Patterns of second copies of the same weights: in another precision (`model.fp16.safetensors`), or in the format
 # of another library (Mistral's `consolidated.safetensors`). They match `MODEL_FILES` and are left out.
@@ -44,6 +48,13 @@ VECTOR_CONFIG = "vector_config.json"
 VECTOR_STEM = "vector_model"  # of `vector_model.safetensors`, or of its shards and their index
 VECTOR_FILES = (VECTOR_CONFIG, f"{VECTOR_STEM}*", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
+# What the config of a vector may name: files of tensors, their index, and the config of the adapter. A config from a
+# stranger could name any other file of the folder, and a push would publish it.
+VECTOR_FILE = re.compile(
+    rf"{VECTOR_STEM}(-\d{{5}}-of-\d{{5}})?\.safetensors|{VECTOR_STEM}\.safetensors\.index\.json"
+    r"|adapter_config\.json|adapter_model\.safetensors"
+)
+
 # Sidecars of a vector: files next to it that are no part of its sha256.
 
 TRAINING_FACTS = "dem_training.json"  # how a PEFT adapter was trained; its own config has no place for that
@@ -55,6 +66,7 @@ SIDECARS = (NORMS_PLOT, TRAINING_FACTS)
 STORE_CONFIG = "vector_store.json"
 RECIPE_CONFIG = MODEL_CONFIG  # with `model_type: "dem"`, so that the Auto classes of transformers load a recipe
 PROVENANCE_CONFIG = "dem_config.json"  # the recipe that a merged model was made from, in the model's folder
+MERGED_FILES = "dem_files.json"  # the manifest of a merged model's folder: what the merge wrote
 PERPLEXITY_PLOT = "perplexity.png"
 CARD = "README.md"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dem_hub.errors import CheckpointError, NotFoundError
+from dem_hub.files.links import check_links
 from dem_hub.files.names import PICKLES, SAFETENSORS, SIDE_FILES, WEIGHT_COPIES
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
@@ -56,15 +57,18 @@ def resolve(
     Raises:
         [`~dem_hub.errors.NotFoundError`]: If there is no such folder and the name cannot be a Hub id, or the folder
             has no such subfolder.
+        [`~dem_hub.errors.ConfigError`]: If a file that is wanted from a folder is a link that leads out of it.
         [`~dem_hub.errors.CheckpointError`]: If files were damaged during the download, or all weights are pickled.
         [`~dem_hub.errors.HubError`]: If the connection or the Hub failed.
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
     options = options or HubOptions()
     if source.is_local:
-        folder = Path(source.repo_id) / source.subfolder
+        root = Path(source.repo_id)
+        folder = root / source.subfolder
         if not folder.is_dir():
             raise NotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
+        check_links(folder, files, root)
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):
         raise NotFoundError(
@@ -87,6 +91,7 @@ def wanted_names(
 def copy_side_files(source: VectorSource | Path, target: Path, options: HubOptions | None = None) -> None:
     """Copy a model's tokenizer, chat template and generation config into a folder."""
     folder = source if isinstance(source, Path) else resolve(source, SIDE_FILES, options).folder
+    check_links(folder, SIDE_FILES)
     for name in SIDE_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)

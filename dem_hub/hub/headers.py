@@ -90,21 +90,22 @@ def _weights_on_hub(source: VectorSource, options: HubOptions) -> Mapping[str, R
 
 
 def _make_stand_ins(remote: RemoteWeights, small_files: Path, scratch: Path) -> Path:
-    """Make a folder with links to the small files and a stand-in of each file of weights."""
+    """Make a folder with the small files and a stand-in of each file of weights."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     for path in small_files.glob("*"):
         if path.is_file():
-            _link(path.resolve(), folder / path.name)
+            _put(path.resolve(), folder / path.name)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda path: _make_stand_in(remote, path, folder), remote.files))
     return folder
 
 
-def _link(file: Path, link: Path) -> None:
+def _put(file: Path, name: Path) -> None:
+    """Give a file a second name. It is a hard link, as no reader follows a symbolic link out of a folder."""
     try:
-        link.symlink_to(file)
-    except OSError:  # Windows lets only administrators and developers make symbolic links
-        shutil.copyfile(file, link)
+        name.hardlink_to(file)
+    except OSError:  # the cache is on another file system, or on one without links
+        shutil.copyfile(file, name)
 
 
 def _make_stand_in(remote: RemoteWeights, path: str, folder: Path) -> None:

@@ -17,9 +17,10 @@ from dem_hub.files.names import CARD, PERPLEXITY_PLOT, RECIPE_CONFIG
 from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
-from dem_hub.hub.commits import Change, Content, Head, PushOptions, push
+from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import copy_side_files
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.preview import announce
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.coefficients import Coefficient
@@ -41,7 +42,7 @@ class _PublicVectors:
     """The records of a recipe's vectors as others can follow them, and the files of vectors that come along."""
 
     records: tuple[VectorRecord, ...]
-    files: Mapping[str, Content]
+    files: Mapping[str, Path | str]
 
 
 def push_recipe(
@@ -60,6 +61,7 @@ def push_recipe(
         copy_side_files(recipe.base.source, folder, HubOptions(token))
         _draw(recipe.search, folder)
         files = {**vectors.files, **{path.name: path for path in folder.iterdir()}}
+        announce(repo_id, {**files, RECIPE_CONFIG: dump_json(public.to_dict())})
 
         def compose(head: Head) -> Change:
             card = recipe_card(
@@ -81,7 +83,7 @@ def _public_vectors(
             the same name.
     """
     records: list[VectorRecord] = []
-    files: dict[str, Content] = {}
+    files: dict[str, Path | str] = {}
     faults = []
     for record in vectors:
         if not record.source.is_local:

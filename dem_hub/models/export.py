@@ -1,7 +1,8 @@
 """Export: a merged model is written as an ordinary transformers folder, which loads without dem_hub.
 
 Base and vectors are streamed block by block into sharded safetensors files, so memory is that of a few blocks of
-rows; no model is built and transformers is not imported. The recipe is kept beside the weights as `dem_config.json`.
+rows; no model is built and transformers is not imported. The recipe is kept beside the weights as `dem_config.json`,
+and the names of all files as `dem_files.json`: a later export replaces these, and a push takes these, and no others.
 Nothing in the folder loads as a model before the last byte is written, and an export that was interrupted goes on
 where it stopped.
 """
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED
-from dem_hub.files.names import MODEL_WEIGHT_FILES
+from dem_hub.files.names import MERGED_FILES
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.models.estimate import Estimate, check_room, estimate
+from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
 
 
@@ -34,6 +36,7 @@ def export(model: PlannedModel, target: Path) -> None:
         [`~dem_hub.errors.CheckpointError`]: If the base or the merged weights have NaN or inf.
     """
     model.opened.check_target(target, MERGED)
+    check_strange_weights(target)
     check_room(model, target, model.nbytes)
     with resumable_folder(target, model.purpose, model.nbytes, model.last_file) as work:
         for name, file in model.copies.items():
@@ -45,9 +48,21 @@ def export(model: PlannedModel, target: Path) -> None:
         _write_weights(model, work)
         for name, text in model.index.items():
             write_text(work.folder / name, text)
-        # Weights of an older export: if files of both stayed, another model would load.
-        for path in target.glob(MODEL_WEIGHT_FILES):
-            path.unlink()
+        write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose).text)
+        # Files of an older export: if weights of both stayed, another model would load. What is not in its manifest
+        # belongs to the user, and stays.
+        for name in owned_files(target):
+            (target / name).unlink()
+
+
+def is_exported(model: PlannedModel, target: Path) -> bool:
+    """Check whether a folder has the whole of this model already, from an earlier export with the same arguments.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the manifest of the folder is damaged.
+    """
+    manifest = Manifest.read(target)
+    return manifest is not None and manifest.purpose == model.purpose and manifest.is_complete(target)
 
 
 def estimate_export(model: PlannedModel, target: Path) -> Estimate:

@@ -23,7 +23,8 @@ from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import ConfigError
-from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
+from dem_hub.files.links import check_paths
+from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
 from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
@@ -109,7 +110,8 @@ class PlannedModel:
         Code is copied and not run. Whoever loads the model decides that with `trust_remote_code`.
         """
         folder = self.opened.base.folder
-        paths = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob("*.py"))]
+        paths = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob(MODEL_CODE))]
+        check_paths(paths, folder)
         return {path.name: path for path in paths if path.is_file()}
 
     @cached_property

@@ -5,7 +5,7 @@ next one. Uploaded files become visible with the commit, so the repository never
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,36 +17,47 @@ from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.preview import announce
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.cards import recipe_card
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.estimate import Estimate, estimate
+from dem_hub.models.manifest import is_code, merged_files, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 
-def push_export(folder: Path, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
-    """Push the folder of an exported model with a card, as one commit. An older model's weights are replaced.
+def push_export(
+    folder: Path, repo_id: str, *, include_code: bool = False, **options: Unpack[PushOptions]
+) -> "CommitInfo":
+    """Push an exported model with a card, as one commit. An older model's weights are replaced.
+
+    What else is in the folder stays on this machine.
 
     Args:
         folder (`Path`): What [`export`] wrote.
         repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
+        include_code (`bool`, *optional*, defaults to `False`): Also push the base's own code (`*.py`). It runs on the
+            machine of everybody who loads the model with `trust_remote_code=True`.
         options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
         [`~dem_hub.errors.NotFoundError`]: If the folder has no model that dem_hub merged.
+        [`~dem_hub.errors.CheckpointError`]: If files of the model are missing, or weights have another size.
+        [`~dem_hub.errors.ConfigError`]: If a file of the model is a link that leads out of the folder.
         [`~dem_hub.errors.PushConflictError`]: If another commit changed the same files in the meantime.
     """
     if not (folder / PROVENANCE_CONFIG).is_file():
         raise NotFoundError(
             f"'{folder}' has no {PROVENANCE_CONFIG}: it is no model that dem_hub merged. Check the path."
         )
-    files: dict[str, Content] = {
-        path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD
-    }
-    return _push(DEMConfig.from_pretrained(folder), lambda _: files, repo_id, options)
+    if not include_code:
+        _warn_of_code(name for name in owned_files(folder) if is_code(name))
+    found = merged_files(folder, include_code=include_code)
+    files: dict[str, Content] = dict(found)
+    return _push(DEMConfig.from_pretrained(folder), lambda _: files, found, repo_id, options)
 
 
 def estimate_push(model: PlannedModel) -> Estimate:
@@ -59,7 +70,9 @@ def estimate_push(model: PlannedModel) -> Estimate:
     return estimate(model, Path(gettempdir()), largest)
 
 
-def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions]) -> "CommitInfo":
+def push_merged(
+    model: PlannedModel, repo_id: str, *, include_code: bool = False, **options: Unpack[PushOptions]
+) -> "CommitInfo":
     """Merge a model and push it file by file: each file is written, uploaded and removed before the next one.
 
     One commit makes all files visible. A push that failed leaves no commit. The next one merges everything again, and
@@ -68,6 +81,7 @@ def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions
     Args:
         model ([`PlannedModel`]): The model.
         repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
+        include_code (`bool`, *optional*, defaults to `False`): Also push the base's own code; see [`push_export`].
         options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
@@ -75,7 +89,7 @@ def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions
         [`~dem_hub.errors.PushConflictError`]: If another commit changed the same files in the meantime.
         [`~dem_hub.errors.HubError`]: If the network or the Hub failed.
     """
-    small_files: dict[str, Content] = {**model.copies, **model.texts(), **model.index}
+    small_files = _small_files(model, include_code=include_code)
     weights: dict[str, Content] = {}
 
     def gather(head: Head) -> Mapping[str, Content]:
@@ -84,7 +98,18 @@ def push_merged(model: PlannedModel, repo_id: str, **options: Unpack[PushOptions
             weights.update(_upload_weights(model, head, options))
         return {**small_files, **weights}
 
-    return _push(replace(model.opened.recipe, dtype=model.dtype), gather, repo_id, options)
+    listed = {**small_files, **{shard.name: shard.file_size for shard in model.shards}}
+    return _push(replace(model.opened.recipe, dtype=model.dtype), gather, listed, repo_id, options)
+
+
+def _small_files(model: PlannedModel, *, include_code: bool) -> dict[str, Path | str]:
+    """Return all files of a planned model but its weights."""
+    copies = model.copies
+    if not include_code:
+        code = [name for name in copies if is_code(name)]
+        _warn_of_code(code)
+        copies = {name: path for name, path in copies.items() if name not in code}
+    return {**copies, **model.texts(), **model.index}
 
 
 def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> dict[str, Content]:
@@ -123,24 +148,39 @@ class _PublicNames:
 
 
 def _push(
-    recipe: DEMConfig, gather: Callable[[Head], Mapping[str, Content]], repo_id: str, options: PushOptions
+    recipe: DEMConfig,
+    gather: Callable[[Head], Mapping[str, Content]],
+    listed: Mapping[str, Path | str | int],
+    repo_id: str,
+    options: PushOptions,
 ) -> "CommitInfo":
     """Push the files of a merged model with a card, in place of an older model's weights."""
     names = _PublicNames.of(recipe)
+    kept_here = set()
     if names.local:
         _warn_of_folders(names.local)
+        kept_here.add(PROVENANCE_CONFIG)
+    announce(repo_id, {name: content for name, content in listed.items() if name not in kept_here})
     stated_licenses = licenses(names.repositories, token=options.get("token"))
     coefficients = dict(zip(names.vectors, recipe.coefficients.values(), strict=True))
 
     def compose(head: Head) -> Change:
-        files = dict(gather(head))
-        if names.local:
-            files.pop(PROVENANCE_CONFIG, None)
+        files = {name: content for name, content in gather(head).items() if name not in kept_here}
         card = recipe_card(head.repo_id, names.base, coefficients, recipe.search, stated_licenses, merged=True)
         old_weights = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in files}
         return Change({**files, CARD: render(card, head.read(CARD))}, frozenset(old_weights))
 
     return push(repo_id, compose, options, "Push the merged model")
+
+
+def _warn_of_code(names: Iterable[str]) -> None:
+    code = ", ".join(sorted(names))
+    if code:
+        warnings.warn(
+            f"The base's own code ({code}) is not pushed. If the model needs it, and you trust it: --include-code, in "
+            "Python include_code=True.",
+            stacklevel=4,
+        )
 
 
 def _warn_of_folders(folders: Sequence[VectorSource]) -> None:

@@ -131,7 +131,8 @@ def _snapshot(folder: Path) -> Path:
     """
     parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
     try:
-        shutil.copytree(folder, parent / folder.name, copy_function=_link)
+        # A link stays a link: what it points at, maybe outside of the folder, is no file of the vector.
+        shutil.copytree(folder, parent / folder.name, symlinks=True, copy_function=_link)
     except OSError:  # a full disk
         shutil.rmtree(parent, ignore_errors=True)
         raise

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dem_hub.errors import ConfigError
+from dem_hub.files.names import VECTOR_FILE
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     as_mapping,
@@ -149,6 +150,10 @@ class VectorConfig:
         config = read_record(cls, {**written, "base": base, "tensors": tensors}, where)
         for name, value in as_mapping(config.files, f"{where}: files").items():
             check_inside(name, f"file named in {where}")
+            if not VECTOR_FILE.fullmatch(name):
+                raise ConfigError(
+                    f"{where} names the file '{name}', and no vector has a file of that name. Do not use this folder."
+                )
             if not isinstance(value, str):
                 raise ConfigError(f"{where} has {value!r} for the sha256 of '{name}'.")
         as_mapping(config.codec_options, f"{where}: codec_options")

@@ -31,7 +31,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         yield folder
         new_names = {path.name for path in folder.iterdir()}
     for path in list(target.iterdir()):
-        if path.name not in new_names and _is_vector_file(path.name):
+        if path.name not in new_names and is_vector_file(path.name):
             path.unlink()
 
 
@@ -65,10 +65,11 @@ def stale_files(head: Head, prefix: str, files: Mapping[str, Path | str]) -> fro
     for path in head.files:
         name = path.removeprefix(prefix)
         is_beside = path.startswith(prefix) and "/" not in name
-        if is_beside and path not in files and _is_vector_file(name):
+        if is_beside and path not in files and is_vector_file(name):
             stale.add(path)
     return frozenset(stale)
 
 
-def _is_vector_file(name: str) -> bool:
+def is_vector_file(name: str) -> bool:
+    """Check whether a name is that of a file of some vector."""
     return any(fnmatch(name, pattern) for pattern in VECTOR_FILES)

@@ -6,20 +6,32 @@ stays in the config, so every load still checks that the base is the same.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, NORMS_PLOT, SAFETENSORS, SIDECARS, VECTOR_CONFIG
+from dem_hub.files.links import check_links
+from dem_hub.files.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    NORMS_PLOT,
+    SAFETENSORS,
+    SIDECARS,
+    VECTOR_CONFIG,
+    VECTOR_FILES,
+)
 from dem_hub.files.strict_json import check_inside, dump_json, parse_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.failures import hub_errors
-from dem_hub.hub.hashes import digest
+from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.preview import announce
 from dem_hub.hub.references import REPO_ID, BaseRecord
 from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
@@ -28,6 +40,10 @@ from dem_hub.vectors.sidecars import read_training, sidecars_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+
+
+# A repository of the Hub, maybe at a revision and with a subfolder, as `finetuned` of a vector names it.
+_NAME = re.compile(rf"{REPO_ID.pattern}(@[\w][\w./-]*)?(//[\w][\w./-]*)?")
 
 
 @dataclass(frozen=True)
@@ -75,11 +91,13 @@ def push_vector(
         `PushConflictError`: If the same files were changed on the Hub in the meantime.
     """
     token = options.get("token")
+    check_links(folder, SIDECARS)
     vector = public_vector(folder, base_model, token=token)
     source_licenses = licenses([vector.base] if vector.base else [], token=token)
     check_inside(subfolder, f"subfolder of '{repo_id}'")
     prefix = f"{subfolder}/" if subfolder else ""
     sidecars = sidecars_of(folder)
+    announce(repo_id, {prefix + name: file for name, file in {**vector.files, **sidecars}.items()})
     picture = NORMS_PLOT if NORMS_PLOT in sidecars else ""
     training = read_training(folder)
 
@@ -106,9 +124,12 @@ def public_vector(folder: Path, base_model: str | None = None, *, token: str | b
         [`PublicVector`]: What to push.
 
     Raises:
-        `ConfigError`: If the base is a local folder and `base_model` is not given.
+        `ConfigError`: If the base is a local folder and `base_model` is not given, or a file of the vector is a
+            link that leads out of its folder.
+        `CheckpointError`: If files are missing, or are not those that the config names.
         `VectorNotFoundError`: If the folder has no vector.
     """
+    check_links(folder, VECTOR_FILES)
     if (folder / VECTOR_CONFIG).is_file():
         return _public_extracted(folder, base_model, token=token)
     if (folder / ADAPTER_CONFIG).is_file():
@@ -150,14 +171,15 @@ def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool
     """Prepare a vector that has a config of its own."""
     path = folder / VECTOR_CONFIG
     config = VectorConfig.from_json(path.read_bytes(), str(path))
+    verify_files(folder, config.files)
     base = public_base(config.base, base_model, f"vector '{folder}'", token=token)
     finetuned = config.finetuned
-    if finetuned and not REPO_ID.fullmatch(finetuned.partition("@")[0]):
-        finetuned = None  # a local path
+    if finetuned and not _NAME.fullmatch(finetuned):
+        finetuned = None  # a local path, or a text that names nothing
     changed: dict[str, str] = {}
     hashes = dict(config.files)
     adapter = folder / ADAPTER_CONFIG
-    if adapter.is_file() and base.repo_id is not None:
+    if ADAPTER_CONFIG in hashes and base.repo_id is not None:
         changed[ADAPTER_CONFIG] = _with_base(adapter, base.repo_id)
         hashes[ADAPTER_CONFIG] = _text_sha256(changed[ADAPTER_CONFIG])
     config = replace(config, base=base, finetuned=finetuned or None, files=hashes)

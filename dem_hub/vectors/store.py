@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.errors import BaseMismatchError, ConfigError
+from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
+from dem_hub.files.links import check_links
 from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CONFIG
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
@@ -22,6 +23,7 @@ from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import Resolved, copy_side_files, resolve
 from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.listing import licenses
+from dem_hub.hub.preview import announce
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
@@ -240,11 +242,15 @@ class VectorStore(Mapping[str, DistributionVector]):
 
         Raises:
             `BaseMismatchError`: If the repository has vectors of another base.
+            `CheckpointError`: If a vector is not the one that the index names, or its files were altered. All of
+                these vectors are listed.
             `ConfigError`, `PushConflictError`: As [`DistributionVector.push_to_hub`] raises them.
         """
         token = options.get("token")
         base = public_base(self.base, base_model, f"store '{self.source}'", token=token)
         source_licenses = licenses([str(base.repo_id)], token=token)
+        self._verify()
+        check_links(self.folder, (STORE_CONFIG, *SIDE_FILES))
         members: dict[str, Member] = {}
         pushed: dict[str, Path | str] = {}
         for name in self:
@@ -252,6 +258,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
             pushed |= {f"{name}/{file}": content for file, content in vector.files.items()}
         pushed |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
+        announce(repo_id, {**pushed, STORE_CONFIG: StoreIndex(base, members).to_json()})
 
         def compose(head: Head) -> Change:
             index = StoreIndex(base, {**_members_of(head, base), **members})
@@ -279,6 +286,22 @@ class VectorStore(Mapping[str, DistributionVector]):
         opened = Base(resolve(source, MODEL_FILES, self._options))
         return compare([self[name] for name in self], opened, names=list(self))
 
+    def _verify(self) -> None:
+        """Refuse members whose files are not those that their configs and the index name, all in one error."""
+        faults = []
+        for name in self:
+            try:
+                self[name]
+            except DemHubError as error:
+                faults.append(f"'{name}': {error}")
+        if faults:
+            refuse(
+                CheckpointError,
+                f"Vectors of '{self.source}' are not what its index says.",
+                faults,
+                "Nothing was pushed.",
+            )
+
     def _writable(self, name: str) -> Path:
         """Return the folder for a vector, after a check that it can be written."""
         if self.commit is not None:
@@ -287,7 +310,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             )
         folder = self.folder / name
         is_one_name = bool(name) and not any(sign in name for sign in "/\\:")
-        if not is_one_name or name.startswith(".") or folder.is_file():
+        if not is_one_name or name.startswith(".") or folder.is_file() or folder.is_symlink():
             raise ConfigError(
                 f"A vector in a store cannot be called '{name}': it is the name of a folder in '{self.folder}'."
             )

@@ -26,6 +26,7 @@ from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import AdapterError
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
+from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
@@ -253,6 +254,7 @@ class DistributionVector:
         """
         if target.is_dir() and target.resolve() == self.folder.resolve():
             return
+        check_paths([self.folder / name for name in self.file_names], self.folder)
         may_link = self._owns_files
         self._owns_files = False  # a linked file is the target's too, so a second target needs a copy
         with replaced_folder(target) as folder:

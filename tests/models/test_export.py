@@ -83,7 +83,7 @@ def test_side_files_come_along(zoo: Zoo, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert names == {
         "model.safetensors", "config.json", "dem_config.json", "generation_config.json",
-        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "dem_files.json",
     }  # fmt: skip
 
 

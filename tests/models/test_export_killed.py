@@ -77,7 +77,7 @@ OVER = {  # into a folder that has an older model
     "at the ninth block": (*MERGING, 9),
     "while the old goes": ("pathlib", "Path.unlink", 2),
     "before its name": ("dem_hub.files.resumable", "_move_into_place", 1),
-    "at the eighth move": ("pathlib", "Path.replace", 30),  # after three texts and 19 notes
+    "at the eighth move": ("pathlib", "Path.replace", 31),  # after four texts and 19 notes
 }
 SIZE = "8KB"
 

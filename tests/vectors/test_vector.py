@@ -141,10 +141,11 @@ def test_save_where_it_is(zoo: Zoo, tmp_path: Path) -> None:
 def test_save_from_a_cache_of_links(zoo: Zoo, tmp_path: Path) -> None:
     # The Hub's cache keeps links to blobs; what is saved must stand alone.
     blobs = copy_of(zoo.vector("llama-tied", "bfloat16", "lossy"), tmp_path / "blobs")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for path in blobs.iterdir():
-        (snapshot / path.name).symlink_to(Path("..") / "blobs" / path.name)
+    snapshot = tmp_path / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    for path in list(blobs.iterdir()):
+        blob = path.rename(blobs / digest(path))
+        (snapshot / path.name).symlink_to(Path("..") / ".." / "blobs" / blob.name)
     (tmp_path / "elsewhere").mkdir()
     DistributionVector.from_pretrained(snapshot).save_pretrained(tmp_path / "elsewhere" / "saved")
     saved = tmp_path / "elsewhere" / "saved"

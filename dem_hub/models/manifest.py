@@ -1,0 +1,158 @@
+"""`dem_files.json`: what a merge wrote into a folder, so that nothing else is pushed or replaced.
+
+A merged model's folder is the user's own: keys, notes and code may lie in it. The manifest names the files that the
+merge made. It may come from somebody else, with the folder, so a name in it counts only if a merge makes files of
+that name.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from dem_hub.errors import CheckpointError, ConfigError, refuse
+from dem_hub.files.links import check_link, check_paths
+from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, parse_json, read_record
+
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_OTHERS = frozenset([PROVENANCE_CONFIG, RECIPE_CONFIG, *SIDE_FILES])
+
+
+def is_code(name: str) -> bool:
+    """Check whether a file of a model's folder is remote code."""
+    return fnmatch(name, MODEL_CODE)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a merged model by name, and the purpose of the merge.
+
+    `files` has the size in bytes of each file of weights, and `None` for each other file, which a person may edit.
+    `purpose` is that of [`PlannedModel`]: two merges with the same purpose write the same bytes.
+    """
+
+    purpose: str
+    files: Mapping[str, int | None]
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Refuse a name that no merge writes, and a size that no file has."""
+        if not isinstance(self.purpose, str) or not isinstance(self.files, Mapping):
+            raise ConfigError("purpose must be a text, and files a JSON object.")
+        for name, size in self.files.items():
+            if not _is_ours(name):
+                raise ConfigError(f"'{name}' is no file that a merge writes.")
+            is_size = type(size) is int and size >= 0
+            if not is_size and size is not None:
+                raise ConfigError(f"'{name}' has the size {size!r}, which must be a number of bytes, or null.")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """Return the manifest of a folder; `None` if it has none.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If it is damaged, or names a file that no merge writes.
+        """
+        path = folder / MERGED_FILES
+        if not path.is_file():
+            return None
+        check_link(path)
+        data = parse_json(path.read_bytes(), str(path))
+        check_version(data, str(path))
+        return read_record(cls, data, str(path))
+
+    @property
+    def text(self) -> str:
+        """The text of the file."""
+        data = {"format_version": self.format_version, "purpose": self.purpose, "files": dict(self.files)}
+        return dump_json(data)
+
+    @classmethod
+    def of(cls, folder: Path, purpose: str) -> "Manifest":
+        """Return the manifest of a folder that a merge has just written."""
+        files: dict[str, int | None] = {}
+        for path in folder.iterdir():
+            if _is_ours(path.name):
+                files[path.name] = path.stat().st_size if _WEIGHTS.fullmatch(path.name) else None
+        return cls(purpose, files)
+
+    def is_complete(self, folder: Path) -> bool:
+        """Check whether a folder has every file of the manifest, in its size."""
+        return not self.faults(folder)
+
+    def faults(self, folder: Path) -> list[str]:
+        """Return a line for each file that a folder lacks, or whose size is not that of the manifest."""
+        faults = []
+        for name, expected in sorted(self.files.items()):
+            path = folder / name
+            if not path.is_file():
+                faults.append(f"'{name}' is missing")
+            elif expected is not None and path.stat().st_size != expected:
+                faults.append(f"'{name}' has {path.stat().st_size} bytes, and was written with {expected}")
+        return faults
+
+
+def owned_files(folder: Path) -> set[str]:
+    """Return the names of the files that an earlier merge wrote into a folder, as far as they are still there.
+
+    A folder without a manifest was written by another version, or was cloned. Then the files count that have the
+    names of a model, and no code does.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the manifest is damaged.
+    """
+    if not folder.is_dir():
+        return set()
+    manifest = Manifest.read(folder)
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    if manifest is not None:
+        return there & {*manifest.files, MERGED_FILES}
+    return {name for name in there if _is_ours(name) and not is_code(name)}
+
+
+def check_strange_weights(folder: Path) -> None:
+    """Refuse a merged model's folder with weights that no merge wrote, which could load in place of the model.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If there are any. All of them are listed.
+    """
+    if not (folder / MERGED_FILES).is_file():
+        return
+    ours = owned_files(folder)
+    strange = [
+        path.name for path in sorted(folder.iterdir()) if _WEIGHTS.fullmatch(path.name) and path.name not in ours
+    ]
+    if strange:
+        refuse(
+            ConfigError,
+            f"'{folder}' has weights that no merge wrote, and that could load in place of the merged model.",
+            [f"'{name}' is not named in {MERGED_FILES}" for name in strange],
+            "Move them away, or choose another folder.",
+        )
+
+
+def merged_files(folder: Path, *, include_code: bool = False) -> dict[str, Path]:
+    """Return the files of a merged model's folder that belong to the model, by name.
+
+    Args:
+        folder (`Path`): The folder.
+        include_code (`bool`, *optional*, defaults to `False`): Also the base's own code, as far as the merge wrote it.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If one of the files is a link that leads out of the folder.
+        [`~dem_hub.errors.CheckpointError`]: If files that the merge wrote are missing, or weights have another size.
+    """
+    manifest = Manifest.read(folder)
+    faults = [] if manifest is None else manifest.faults(folder)
+    if faults:
+        refuse(CheckpointError, f"The merged model '{folder}' is not whole.", faults, "Merge it again.")
+    names = sorted(owned_files(folder) - {MERGED_FILES})
+    check_paths([folder / name for name in names], folder)
+    return {name: folder / name for name in names if include_code or not is_code(name)}
+
+
+def _is_ours(name: str) -> bool:
+    is_plain = "/" not in name and "\\" not in name and not name.startswith(".")
+    return name in _OTHERS or bool(_WEIGHTS.fullmatch(name)) or (is_plain and is_code(name))
