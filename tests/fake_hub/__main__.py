@@ -1,4 +1,6 @@
-"""`python -m tests.fake_hub [--port 8080]`: the tests' Hub by hand, to try pushing and pulling on one's own machine."""
+"""`python -m tests.fake_hub [--port 8080]`: start the tests' Hub by hand, to try pushing and pulling on this
+machine.
+"""
 
 import argparse
 import sys
@@ -8,7 +10,7 @@ from tests.fake_hub.server import Hub
 
 
 def main() -> None:
-    """Serve until Ctrl-C. Everything is in memory, and gone afterwards."""
+    """Serve until Ctrl-C. All contents are in memory, and are lost at the end."""
     parser = argparse.ArgumentParser(prog="python -m tests.fake_hub", description=main.__doc__)
     parser.add_argument(
         "--port", type=int, default=8080, help="of the Hub; 0 for any that is free (default: %(default)s)"

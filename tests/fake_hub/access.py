@@ -1,7 +1,7 @@
-"""Who may do what, with the status and the code that the Hub answers.
+"""Permissions: who may do what, with the status and the error code that the Hub answers.
 
-A private repository is not admitted to exist: 401 for nobody in particular, 404 for somebody. A gated one shows everything but its
-files. A token that nobody has is refused everywhere, on public repositories too.
+A private repository looks as if it did not exist: 401 without a token, 404 with one. A gated repository shows
+everything except its files. An unknown token is refused everywhere, on public repositories too.
 """
 
 from urllib.parse import quote
@@ -11,7 +11,7 @@ from tests.fake_hub.wire import Refusal, Request
 
 
 def identify(store: Store, request: Request) -> User | None:
-    """Whose token it is; `None` for a request without one."""
+    """Return the user of the request's token, or `None` for a request without one."""
     if "authorization" not in request.headers:
         return None
     user = next((user for user in store.users.values() if user.token == request.token), None)
@@ -28,7 +28,7 @@ def require_user(store: Store, request: Request) -> User:
 
 
 def require_writer(store: Store, request: Request) -> User:
-    """A user whose token may write somewhere."""
+    """Return the user of a token that may write."""
     user = require_user(store, request)
     if user.role != "write":
         raise Refusal(403, "Forbidden: you must use a write token to upload to a repository.")
@@ -40,7 +40,7 @@ def owns(user: User | None, namespace: str) -> bool:
 
 
 def readable(store: Store, request: Request) -> Repo:
-    """The repository that the path names, if the sender may see it."""
+    """Return the repository that the path names, if the sender may see it."""
     kind, repo_id = request.params.get("kind", "models"), request.params["id"]
     user = identify(store, request)
     repo = store.repos.get((kind, repo_id))
@@ -55,7 +55,7 @@ def readable(store: Store, request: Request) -> Repo:
 
 
 def open_files(store: Store, request: Request) -> Repo:
-    """The repository that the path names, if the sender may read its files."""
+    """Return the repository that the path names, if the sender may read its files."""
     repo = readable(store, request)
     user = identify(store, request)
     if repo.gated and not owns(user, repo.owner) and (user is None or user.name not in repo.readers):
@@ -68,7 +68,9 @@ def open_files(store: Store, request: Request) -> Repo:
 
 
 def writable(store: Store, request: Request, *, by_request: bool = False) -> tuple[Repo, User]:
-    """The repository that the path names, if the sender may change it. `by_request`: a pull request will do, and anybody may open one."""
+    """Return the repository that the path names, if the sender may change it. With `by_request`, every user may: a
+    pull request is enough.
+    """
     repo = readable(store, request)
     user = require_writer(store, request)
     if not by_request and not owns(user, repo.owner):

@@ -1,6 +1,7 @@
-"""What the Hub makes of a README: metadata, the tags that searches find, and what it refuses.
+"""The Hub's reading of a README: its metadata, the tags that searches find, and faults that it refuses.
 
-The rules are the Hub's documented ones as far as models need them; licences are checked by form, not against the Hub's list.
+The rules are the Hub's documented ones as far as models need them; licenses are checked by form, not against the
+Hub's list.
 """
 
 import re
@@ -16,7 +17,7 @@ DOCS = "https://huggingface.co/docs/hub/model-cards#model-card-metadata"
 
 
 def metadata(text: str) -> dict[str, Any]:
-    """The front matter; empty where there is none, or none that can be read."""
+    """Return the front matter. It is empty if there is none, or none that can be read."""
     block = FRONT.match(text)
     try:
         found = yaml.safe_load(block[1]) if block else None
@@ -26,12 +27,12 @@ def metadata(text: str) -> dict[str, Any]:
 
 
 def listed(value: Any) -> list[Any]:
-    """One or several, as a list."""
+    """Return one value or several as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def problems(text: str) -> tuple[list[str], list[str]]:
-    """What the Hub refuses in a README, and what it only warns of."""
+    """Return the faults that the Hub refuses in a README, and those that it only warns about."""
     block = FRONT.match(text)
     if not block or not block[1].strip():
         return [], [f"empty or missing yaml metadata in repo card ({DOCS})"]
@@ -73,7 +74,7 @@ def _wrong_ids(card: Mapping[str, Any], key: str, noun: str) -> list[str]:
 
 
 def _wrong_results(card: Mapping[str, Any]) -> list[str]:
-    """What is missing from `model-index`."""
+    """Return the keys that are missing in `model-index`."""
     errors = []
     for i, model in enumerate(listed(card.get("model-index"))):
         if not isinstance(model, dict) or not model.get("name"):
@@ -101,7 +102,7 @@ def _wrong_results(card: Mapping[str, Any]) -> list[str]:
 
 
 def relation(card: Mapping[str, Any], files: Mapping[str, Any]) -> str:
-    """How a model is related to its base: as the card says, or as the Hub infers."""
+    """Return the relation of a model to its base: as the card says, or as the Hub infers."""
     if card.get("base_model_relation") in RELATIONS:
         return str(card["base_model_relation"])
     if card.get("library_name") == "peft" or "adapter_config.json" in files:
@@ -112,7 +113,7 @@ def relation(card: Mapping[str, Any], files: Mapping[str, Any]) -> str:
 
 
 def tags(card: Mapping[str, Any], files: Mapping[str, Any]) -> list[str]:
-    """What `list_models(filter=...)` finds a model by."""
+    """Return the tags by which `list_models(filter=...)` finds a model."""
     bases = [str(base) for base in listed(card.get("base_model"))]
     found = [
         *listed(card.get("library_name")),

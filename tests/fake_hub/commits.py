@@ -1,4 +1,4 @@
-"""Short ways to commit, for the tests of the Hub."""
+"""Short helpers for commits, for the tests of the Hub."""
 
 from typing import Any
 
@@ -21,5 +21,5 @@ def add(path: str, data: bytes | str) -> CommitOperationAdd:
 
 
 def commit(api: HfApi, *operations: CommitOperationAdd | CommitOperationDelete, **options: Any) -> str:
-    """Commit to ann/x; the new commit's id."""
+    """Commit to ann/x, and return the new commit's id."""
     return str(api.create_commit("ann/x", list(operations), commit_message="Change", **options).oid)

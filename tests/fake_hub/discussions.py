@@ -1,4 +1,6 @@
-"""Pull requests: open, list, show, merge, close. A merge takes what the request changed since it forked, or names the conflicts."""
+"""Pull requests: open, list, show, merge, close. A merge takes what the request changed since it forked, or names the
+conflicts.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +24,7 @@ def open_request(
 
 
 def numbered(repo: Repo, request: Request) -> Discussion:
-    """The discussion that the path names."""
+    """Return the discussion that the path names."""
     found = repo.discussions.get(int(request.params["number"]))
     if found is None:
         raise Refusal(404, f"No discussion {request.params['number']} in {repo.id}")
@@ -37,13 +39,13 @@ def pull_request(repo: Repo, number: int) -> Discussion:
 
 
 def changes(before: Commit, after: Commit) -> dict[str, Blob | None]:
-    """What became of each file that is not the same."""
+    """Return the change of every file that differs."""
     paths = before.files.keys() | after.files.keys()
     return {path: after.files.get(path) for path in paths if before.files.get(path) != after.files.get(path)}
 
 
 def conflicts(repo: Repo, discussion: Discussion) -> list[str]:
-    """Files that the request and main both changed, differently."""
+    """Return the files that the request and main changed in different ways."""
     fork = repo.commit(discussion.fork or "main")
     theirs, ours = changes(fork, repo.commit(f"refs/pr/{discussion.number}")), changes(fork, repo.commit("main"))
     return sorted(path for path in theirs.keys() & ours.keys() if theirs[path] != ours[path])

@@ -1,7 +1,7 @@
-"""What a test can make go wrong, request by request.
+"""Faults that a test can cause, request by request.
 
-A fault with a status answers in place of the handler, so nothing happens on the server. The others let the handler work and spoil the
-bytes of its answer, as a bad line does; they wait for an answer that has bytes.
+A fault with a status answers instead of the handler, so nothing happens on the server. The others let the handler
+work and spoil the bytes of its answer, as a bad connection does. They wait for an answer that has bytes.
 """
 
 import re
@@ -21,7 +21,7 @@ MESSAGES = {
 
 @dataclass
 class Fault:
-    """One thing that goes wrong.
+    """One fault.
 
     Args:
         method (`str`): of the requests that it spoils; "*" for any.
@@ -61,7 +61,7 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """For the record of requests."""
+        """Name of the fault in the record of requests."""
         kinds = {
             "cut": self.cut is not None,
             "truncate": self.truncate is not None,
@@ -72,7 +72,7 @@ class Fault:
         return str(self.status) if self.status else "+".join(kind for kind, there in kinds.items() if there)
 
     def meets(self, request: Request) -> bool:
-        """Whether the request is one to spoil."""
+        """Tell whether the fault applies to the request."""
         return (
             self.method in {"*", request.method}
             and self.origin in {None, request.origin}
@@ -81,12 +81,14 @@ class Fault:
         )
 
     def strike(self) -> bool:
-        """Count a matching request; false for those let through."""
+        """Count a matching request. Return `False` if it is let through."""
         self.hits += 1
         return self.hits > self.after
 
     def refusal(self, request: Request) -> Response | None:
-        """The answer in place of the handler's, where there is a status. A 404 always has a code on the Hub."""
+        """Return the answer that replaces the handler's, if the fault has a status. On the Hub a 404 always has a
+        code.
+        """
         if self.status is None:
             return None
         missing = "EntryNotFound" if "/resolve/" in request.path else "RepoNotFound"
@@ -95,13 +97,13 @@ class Fault:
         return Refusal(self.status, MESSAGES.get(self.status, "Internal error"), code, headers).response()
 
     def spoils(self, request: Request, response: Response) -> bool:
-        """Whether there is anything to spoil."""
+        """Tell whether the fault spoils an answer."""
         if self.delay or self.lost:
             return True
         return request.method != "HEAD" and response.status in {200, 206} and len(response.body) > 1
 
     def spoil(self, response: Response) -> Response:
-        """The answer with what can be spoilt before it is sent."""
+        """Return the answer, with those faults in it that come before sending."""
         body = response.body
         if self.truncate is not None:
             body = body[: self.truncate]

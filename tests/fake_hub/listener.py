@@ -1,6 +1,6 @@
-"""An origin: a listening socket, and what reads requests from it, spoils answers as told, and keeps the record.
+"""An origin: a listening socket with a handler that reads requests, spoils answers as told, and keeps the record.
 
-A body is always read whole before anything is answered: what is left unread would be taken for the next request.
+A body is always read whole before the answer. Unread bytes would be taken for the next request.
 """
 
 import socket
@@ -15,7 +15,7 @@ from tests.fake_hub.wire import Request, Response, Seen
 
 
 class Journal:
-    """What happened and what shall go wrong, shared by the origins."""
+    """The record of requests and the faults to come, shared by the origins."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -25,7 +25,9 @@ class Journal:
         self.released = threading.Event()  # ends every delay
 
     def strike(self, request: Request, response: Response | None = None) -> Fault | None:
-        """The fault that a request meets: before it is handled one with a status, after that one of the others."""
+        """Return the fault that applies to a request: before it is handled one with a status, afterwards one of the
+        others.
+        """
         with self.lock:
             for fault in self.faults:
                 early = fault.status is not None
@@ -69,7 +71,7 @@ class Origin(ThreadingHTTPServer):
         self.server_close()
 
     def server_bind(self) -> None:
-        """Without the base class's reverse look-up of the host's name."""
+        """Bind without the base class's reverse look-up of the host's name."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -112,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 
     def answer(self, request: Request) -> Response:
-        """What the handler says. A mistake of the server is a 500, and kept for the test to fail by."""
+        """Return the handler's answer. An error of the server is a 500, and is kept so that the test fails."""
         try:
             return answer(self.server.store, request)
         except Exception as error:  # noqa: BLE001
@@ -121,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
             return Response(500, repr(error).encode())
 
     def body(self) -> bytes:
-        """The whole body, chunked or not."""
+        """Read the whole body, chunked or not."""
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -149,10 +151,10 @@ class Handler(BaseHTTPRequestHandler):
         return None if cut is None else self.hang_up()
 
     def hang_up(self) -> None:
-        """Close the connection, whatever was promised."""
+        """Close the connection, whatever the headers promise."""
         self.close_connection = True
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing to stderr: the journal has it."""
+        """Write nothing to stderr: the journal has the requests."""

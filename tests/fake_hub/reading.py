@@ -12,7 +12,7 @@ from tests.fake_hub.wire import Refusal, Request, Response, json_response, range
 
 
 def entry(store: Store, path: str, blob: Blob) -> dict[str, Any]:
-    """A file, as trees show it."""
+    """Return a file as trees show it."""
     found: dict[str, Any] = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
     if blob.lfs:
         found["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": blob.pointer_size}
@@ -22,12 +22,12 @@ def entry(store: Store, path: str, blob: Blob) -> dict[str, Any]:
 
 
 def folders(commit: Commit) -> set[str]:
-    """Every folder of a commit."""
+    """Return every folder of a commit."""
     return {"/".join(path.split("/")[:depth]) for path in commit.files for depth in range(1, path.count("/") + 1)}
 
 
 def listing(store: Store, commit: Commit) -> list[dict[str, Any]]:
-    """All entries, sorted by path."""
+    """Return all entries, sorted by path."""
     directories = [
         {"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path} for path in folders(commit)
     ]
@@ -37,7 +37,7 @@ def listing(store: Store, commit: Commit) -> list[dict[str, Any]]:
 
 
 def expanded(found: list[dict[str, Any]], commit: Commit, request: Request) -> list[dict[str, Any]]:
-    """With the commit, where it is asked for. (The newest, not each file's own.)"""
+    """Return entries with the commit, if it is asked for. (It is the newest commit, not each file's own.)"""
     wanted = request.flag("expand") or b"expand=true" in request.body.lower()
     last = {"id": commit.id, "title": commit.title, "date": stamp(commit.date)}
     return [{**one, "lastCommit": last} for one in found] if wanted else found
@@ -100,7 +100,7 @@ def commits(store: Store, request: Request) -> Response:
 
 @route("GET", "/{page}/resolve/{rev}/{path}")
 def resolve(store: Store, request: Request) -> Response:
-    """A file; for one in LFS, the way to its bytes."""
+    """Return a file, or for a file in LFS the address of its bytes."""
     repo = open_files(store, request)
     commit = repo.commit(request.params["rev"])
     path = request.params["path"]
@@ -122,7 +122,7 @@ def resolve(store: Store, request: Request) -> Response:
 
 @route("GET", "/{page}/resolve/{rev}/{path}", origin="cdn")
 def content(store: Store, request: Request) -> Response:
-    """The bytes of a large file. The address is all that is needed, as with a signed one."""
+    """Return the bytes of a large file. The address alone is enough, like a signed one."""
     oid = request.query.get("oid", [""])[0]
     if oid not in store.contents:
         raise Refusal(404, f"No such object: {oid}")

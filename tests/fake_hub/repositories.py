@@ -127,7 +127,7 @@ def info(store: Store, request: Request) -> Response:
 
 
 def describe(store: Store, repo: Repo, commit: Commit) -> dict[str, Any]:
-    """All that the Hub says of a repository, in its words."""
+    """Return all that the Hub says about a repository, with its keys."""
     readme = commit.files.get("README.md")
     card = cards.metadata(store.contents[readme.sha256].decode("utf-8", "replace")) if readme else {}
     return {
@@ -158,7 +158,7 @@ def _sizes(blob: Blob) -> dict[str, Any]:
 
 @route("GET", "/api/(?P<kind>models|datasets|spaces)")
 def search(store: Store, request: Request) -> Response:
-    """The repositories that have every filter among their tags."""
+    """Return the repositories that have every filter among their tags."""
     if unknown := request.query.keys() - SEARCHES:
         raise Refusal(400, f"The tests' Hub cannot search by {', '.join(sorted(unknown))}")
     found = [
@@ -179,7 +179,7 @@ def search(store: Store, request: Request) -> Response:
 
 
 def _visible(store: Store, request: Request) -> list[Repo]:
-    """What the sender may see, narrowed by author and name."""
+    """Return the repositories that the sender may see, filtered by author and name."""
     user = identify(store, request)
     author, words = request.query.get("author", [None])[0], request.query.get("search", [""])[0].lower()
     return [
@@ -193,7 +193,7 @@ def _visible(store: Store, request: Request) -> list[Repo]:
 
 
 def paged(store: Store, request: Request, items: list[Any]) -> Response:
-    """One page, and the address of the next in `Link`."""
+    """Return one page, with the address of the next one in `Link`."""
     size = min(int(request.query.get("limit", [store.page_size])[0]), store.page_size)
     start = int(request.query.get("cursor", ["0"])[0])
     query = urlencode({**request.query, "cursor": [start + size]}, doseq=True)

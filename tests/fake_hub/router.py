@@ -1,4 +1,4 @@
-"""The routing table: which function answers which address. Handlers enter themselves with `@route`."""
+"""The routing table: which function answers which address. Handlers register themselves with `@route`."""
 
 import re
 from collections.abc import Callable
@@ -32,7 +32,9 @@ ROUTES: list[Route] = []
 
 
 def route(method: str, template: str, origin: str = "hub") -> Callable[[Handler], Handler]:
-    """Enter a handler. `{repo}` is kind and id in the API, `{page}` outside of it; parts match the path as it is quoted."""
+    """Register a handler. `{repo}` is kind and id in the API, `{page}` outside of it; parts match the path as it is
+    quoted.
+    """
     pattern = template
     for name, expression in PARTS.items():
         pattern = pattern.replace(name, expression)
@@ -45,7 +47,7 @@ def route(method: str, template: str, origin: str = "hub") -> Callable[[Handler]
 
 
 def answer(store: Store, request: Request) -> Response:
-    """Find the handler and run it. HEAD is answered wherever GET is."""
+    """Find the handler and run it. A HEAD request is answered like a GET request."""
     method = "GET" if request.method == "HEAD" else request.method
     found = [
         (entry, match)

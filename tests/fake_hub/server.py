@@ -1,7 +1,7 @@
-"""`Hub`: the two origins, their accounts, and what tests ask of them.
+"""`Hub`: the two origins, their accounts, and the methods that tests use.
 
-The first origin is the Hub; the second, on another port, stands for the storage that it redirects large files to. No credential has any
-business there.
+The first origin is the Hub; the second, on another port, stands for the storage that it redirects large files to. It
+must never receive a credential.
 """
 
 import os
@@ -47,7 +47,7 @@ class Hub:
 
     @property
     def addresses(self) -> set[tuple[str, int]]:
-        """Where a test may connect to."""
+        """Addresses to which a test may connect."""
         return {("127.0.0.1", origin.server_port) for origin in (self._hub, self._cdn)}
 
     @property
@@ -64,30 +64,33 @@ class Hub:
             origin.stop()
 
     def reset(self) -> None:
-        """Forget everything; `ann`, who may write, is there again."""
+        """Delete all contents, and create the user `ann`, who may write."""
         self.store.clear()
         self.user = self.add_user("ann")
         for kept in (self.journal.seen, self.journal.faults, self.journal.failures):
             kept.clear()
 
     def add_user(self, name: str, *, token: str | None = None, role: str = "write", orgs: tuple[str, ...] = ()) -> User:
-        """An account. `role` is the token's: "read" or "write". Members of an organisation may write to it."""
+        """Create an account. `role` is the token's: "read" or "write". Members of an organisation may write to it."""
         user = self.store.users[name] = User(name, token or f"hf_secretOf{name.capitalize()}", role, orgs)
         return user
 
     def grant(self, repo_id: str, name: str) -> None:
-        """Let somebody through a repository's gate."""
+        """Give a user access to a gated repository."""
         self.store.repos["models", repo_id].readers.add(name)
 
     def use_xet(self, folder: Path) -> None:
-        """Have large files kept by the client's own Xet store in a folder, until the reset.
+        """Keep large files in the client's own Xet store in a folder, until the reset.
 
-        For processes started with `environment`, one at a time: the store takes a lock, and the client remembers where it was.
+        Use it with one process at a time, started with `environment`: the store takes a lock, and the client keeps
+        its address.
         """
         self.store.cas = folder
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """What a model's repository has, whatever the client says; without the Hub's own `.gitattributes`. (Not for Xet: no bytes here.)"""
+        """Return the files of a model's repository as the server has them, without the Hub's own `.gitattributes`.
+        (Not for Xet, whose bytes are not on the server.)
+        """
         commit = self.store.repos["models", repo_id].commit(revision)
         return {
             path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"
@@ -95,7 +98,7 @@ class Hub:
 
     @contextmanager
     def fault(self, method: str, pattern: str, **what: Any) -> Iterator[Fault]:
-        """Make something go wrong within the block: see [`Fault`] for what can. `hits` of the yielded fault counts."""
+        """Cause a [`Fault`] while the block runs. `hits` of the yielded fault counts the requests that it met."""
         fault = Fault(method, pattern, **what)
         with self.journal.lock:
             self.journal.faults.append(fault)
@@ -106,7 +109,7 @@ class Hub:
                 self.journal.faults.remove(fault)
 
     def requests(self, method: str | None = None, pattern: str = "", *, origin: str | None = None) -> list[Seen]:
-        """The requests so far, in order, of one kind or of all."""
+        """Return the requests so far, in order, of one kind or of all."""
         with self.journal.lock:
             seen = list(self.journal.seen)
         return [
@@ -116,12 +119,12 @@ class Hub:
         ]
 
     def forget_requests(self) -> None:
-        """Count from here."""
+        """Empty the record of requests."""
         with self.journal.lock:
             self.journal.seen.clear()
 
     def environment(self, home: Path, *, user: User | None = None, **more: str) -> dict[str, str]:
-        """The environment of a process that shall use this Hub, with an empty home (cache, token) of its own."""
+        """Return the environment of a process that uses this Hub, with an empty home (cache, token) of its own."""
         inherited = {
             name: value
             for name, value in os.environ.items()

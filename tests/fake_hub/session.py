@@ -1,4 +1,4 @@
-"""The one Hub of a test process. It has its ports once this is imported, and answers once a test asks for it."""
+"""The one Hub of a test process. It has its ports when this module is imported, and answers when a test uses it."""
 
 from tests.fake_hub.server import Hub
 

@@ -1,6 +1,7 @@
-"""What the server knows: users, repositories, commits and contents, all in memory.
+"""The data of the server: users, repositories, commits and contents, all in memory.
 
-Commits and blobs are frozen, as in git; only refs move. A push moves one ref at its end: it is there whole or not at all.
+Commits and blobs are frozen, as in git; only refs move. A push moves one ref at its end, so it appears whole or not
+at all.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """All files at one point, and where that came from."""
+    """All files at one point, and the parent commit."""
 
     id: str
     parent: str | None
@@ -72,7 +73,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Discussion:
-    """A discussion, or a pull request: then `fork` is the commit of main that it set out from."""
+    """A discussion, or a pull request: then `fork` is the commit of main from which it started."""
 
     number: int
     title: str
@@ -103,17 +104,17 @@ class Repo:
 
     @property
     def prefix(self) -> str:
-        """What precedes the id in addresses outside the API."""
+        """Return the part before the id in addresses outside the API."""
         return "" if self.kind == "models" else f"{self.kind}/"
 
     def ref(self, revision: str) -> str | None:
-        """The full name of a ref, tried as the Hub does: branch, tag, full name."""
+        """Return the full name of a ref. Like the Hub, try branch, tag, and full name."""
         return next(
             (name for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision) if name in self.refs), None
         )
 
     def commit(self, revision: str) -> Commit:
-        """The commit of a branch, a tag, a pull request or a full commit id."""
+        """Return the commit of a branch, a tag, a pull request or a full commit id."""
         ref = self.ref(revision)
         found = self.commits.get(self.refs[ref] if ref else revision)
         if found is None:
@@ -128,7 +129,7 @@ class Repo:
 
 
 class Store:
-    """Everything, behind one lock that the server holds while a handler runs."""
+    """All data, behind one lock that the server holds while a handler runs."""
 
     def __init__(self, endpoint: str, cdn: str) -> None:
         self.endpoint, self.cdn = endpoint, cdn
@@ -136,7 +137,7 @@ class Store:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everybody and everything."""
+        """Delete all users and contents."""
         self.users: dict[str, User] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.moved: dict[tuple[str, str], str] = {}
@@ -148,13 +149,13 @@ class Store:
         self._counter = itertools.count()
 
     def put(self, data: bytes, *, lfs: bool) -> Blob:
-        """Keep bytes."""
+        """Store bytes."""
         sha256 = hashlib.sha256(data).hexdigest()
         self.contents[sha256] = data
         return pointer(sha256, len(data)) if lfs else Blob(git_oid(data), sha256, len(data), lfs=False)
 
     def create(self, kind: str, repo_id: str, author: str, *, private: bool = False) -> Repo:
-        """A new repository with the first commit that the Hub gives it."""
+        """Create a repository with the first commit that the Hub makes."""
         repo = self.repos[kind, repo_id] = Repo(kind, repo_id, datetime.now(UTC), private)
         self.moved.pop((kind, repo_id), None)
         self.record(
@@ -196,17 +197,17 @@ class Store:
 
 
 def git_oid(data: bytes) -> str:
-    """Git's name for a file's bytes."""
+    """Return git's id of a file's bytes."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def pointer(sha256: str, size: int) -> Blob:
-    """A file of which git has only the pointer."""
+    """Return the blob of a file of which git has only the pointer."""
     return Blob(git_oid(POINTER.format(sha256, size).encode()), sha256, size, lfs=True)
 
 
 def belongs_to_lfs(path: str, size: int) -> bool:
-    """Whether the Hub keeps a file in LFS: by its suffix, or because it is large. Never an empty one."""
+    """Tell whether the Hub keeps a file in LFS: because of its suffix or its size. An empty file is never in LFS."""
     return size > 0 and (path.endswith(LFS_SUFFIXES) or size > REGULAR_LIMIT)
 
 

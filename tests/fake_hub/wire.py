@@ -1,4 +1,4 @@
-"""What goes over the wire, as records: requests, responses and refusals. No sockets here, so every handler is a plain function."""
+"""Requests, responses and refusals as records. There are no sockets here, so every handler is a plain function."""
 
 import json
 from dataclasses import dataclass, field
@@ -36,18 +36,18 @@ class Request:
 
     @property
     def token(self) -> str | None:
-        """The bearer token, where one came along."""
+        """Bearer token, if the request has one."""
         return bearer(self.headers)
 
     def json(self) -> Any:
-        """The body as JSON; an empty body is an empty object."""
+        """Return the body as JSON. An empty body is an empty object."""
         try:
             return json.loads(self.body or b"{}")
         except ValueError as error:
             raise Refusal(400, f"The body is not JSON: {error}") from error
 
     def flag(self, name: str) -> bool:
-        """Whether the query asks for something, in any of the client's spellings."""
+        """Tell whether the query asks for something, in any of the client's spellings."""
         return self.query.get(name, [""])[0].lower() in {"1", "true"}
 
 
@@ -62,7 +62,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request that was answered, for tests to count. `fault` says how the answer was spoilt, where it was."""
+    """A request that was answered, for tests to count. `fault` names the fault of the answer, if any."""
 
     origin: str
     method: str
@@ -74,18 +74,18 @@ class Seen:
 
     @property
     def token(self) -> str | None:
-        """The bearer token, where one came along."""
+        """Bearer token, if the request has one."""
         return bearer(self.headers)
 
 
 def bearer(headers: dict[str, str]) -> str | None:
-    """The token of an `Authorization` header."""
+    """Return the token of an `Authorization` header."""
     kind, _, token = headers.get("authorization", "").partition(" ")
     return token if kind.lower() == "bearer" and token else None
 
 
 def stamp(date: datetime) -> str:
-    """A date in the one form that the client reads."""
+    """Return a date in the only form that the client reads."""
     return f"{date:%Y-%m-%dT%H:%M:%S}.{date.microsecond // 1000:03}Z"
 
 
@@ -96,7 +96,7 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
 
 
 def ranged(body: bytes, wanted: str | None, headers: dict[str, str]) -> Response:
-    """The bytes asked for by a `Range` header (one range, as the client sends), or all of them."""
+    """Return the bytes that a `Range` header asks for (one range, as the client sends), or all bytes."""
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
     if not wanted:
         return Response(200, body, headers)

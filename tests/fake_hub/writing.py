@@ -65,7 +65,7 @@ def squash(store: Store, request: Request) -> Response:
 
 @route("POST", "/api/{repo}/preupload/{rev}")
 def preupload(store: Store, request: Request) -> Response:
-    """How each file is to come up, and which version of it is here already."""
+    """Say how to upload each file, and which version of it the server has."""
     repo, _ = writable(
         store, request, by_request=request.flag("create_pr") or request.params["rev"].startswith("refs/pr/")
     )
@@ -90,7 +90,9 @@ def _upload_mode(path: str, size: int, there: Blob | None) -> dict[str, Any]:
 
 @route("POST", r"/{page}\.git/info/lfs/objects/batch")
 def batch(store: Store, request: Request) -> Response:
-    """Where to put large files; nowhere for those that are here. Without a ref it is for a pull request."""
+    """Return the upload addresses of large files, and none for known files. Without a ref it is for a pull
+    request.
+    """
     asked = request.json()
     ref = asked.get("ref", {}).get("name")
     repo, _ = writable(store, request, by_request=ref is None or ref.startswith("refs/pr/"))
@@ -147,7 +149,7 @@ def verify(store: Store, request: Request) -> Response:
 
 @route("POST", "/api/{repo}/commit/{rev}")
 def commit(store: Store, request: Request) -> Response:
-    """New files, removed files and a new head, or a pull request with them."""
+    """Commit new and removed files to a branch, or as a pull request."""
     revision, by_request = request.params["rev"], request.flag("create_pr")
     repo, user = writable(store, request, by_request=by_request or revision.startswith("refs/pr/"))
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
@@ -176,7 +178,7 @@ def commit(store: Store, request: Request) -> Response:
 
 
 def _parent(repo: Repo, revision: str, wanted: str | None, *, by_request: bool) -> Commit:
-    """The commit to build on. Another one than the head is refused, except for a pull request, which may start anywhere."""
+    """Return the parent of a new commit. It must be the head, except for a pull request, which may start anywhere."""
     head = repo.commit(revision)
     if wanted is None or head.id.startswith(wanted):
         return head
@@ -197,7 +199,7 @@ def _target(repo: Repo, revision: str, user: str) -> str:
 
 
 def _changed(store: Store, before: Mapping[str, Blob], lines: list[dict[str, Any]]) -> dict[str, Blob]:
-    """All files after a commit."""
+    """Return all files after a commit."""
     files = dict(before)
     for line in lines:
         key, value = line["key"], line["value"]

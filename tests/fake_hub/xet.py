@@ -1,7 +1,8 @@
-"""Xet on this machine: the client's own store, in a folder, in place of a storage service.
+"""Xet on this machine: the client's own store, in a folder, instead of a storage service.
 
-`hf_xet` takes `local:///folder` for the address of its storage, and then keeps and reads chunks there itself. The server has no bytes of
-such files; what it must know (which Xet file has which sha256 and how many bytes) it reads from the shards that the client leaves there.
+`hf_xet` takes `local:///folder` for the address of its storage, and then keeps and reads chunks there itself. The
+server has no bytes of such files; what it must know (which Xet file has which sha256 and how many bytes) it reads
+from the shards that the client leaves there.
 """
 
 import struct
@@ -21,7 +22,7 @@ END = b"\xff" * 32  # of the list of files
 
 @dataclass(frozen=True)
 class XetFile:
-    """A file in Xet's store: its name there, and what it is to git."""
+    """A file in Xet's store: its name there, and its sha256 and size in git."""
 
     name: str
     sha256: str
@@ -29,7 +30,9 @@ class XetFile:
 
 
 def parse(shard: bytes) -> Iterator[XetFile]:
-    """The files of a shard: a header record, then for each file its own record, its segments, and what the flags announce."""
+    """Return the files of a shard: a header record, then for each file its record, its segments, and the parts that
+    its flags announce.
+    """
     place = RECORD
     while place + RECORD <= len(shard) and shard[place : place + 32] != END:
         name, flags, segments = shard[place : place + 32], *struct.unpack_from("<II", shard, place + 32)
@@ -42,12 +45,12 @@ def parse(shard: bytes) -> Iterator[XetFile]:
 
 
 def spelt(hash_: bytes) -> str:
-    """A hash as Xet writes it: four little-endian numbers."""
+    """Return a hash as Xet writes it: four little-endian numbers."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", hash_))
 
 
 def find(store: Store, sha256: str) -> XetFile | None:
-    """The file in Xet's store that has a sha256."""
+    """Return the file in Xet's store that has a sha256."""
     if store.cas is None:
         return None
     found = (file for path in sorted(store.cas.rglob("*.mdb")) for file in parse(path.read_bytes()))
@@ -55,7 +58,7 @@ def find(store: Store, sha256: str) -> XetFile | None:
 
 
 def headers(store: Store, repo: Repo, commit: Commit, blob: Blob) -> dict[str, str]:
-    """What tells the client to fetch a file from Xet, for a file that is there."""
+    """Return the headers that tell the client to fetch a file from Xet."""
     file = find(store, blob.sha256)
     if file is None:
         return {}

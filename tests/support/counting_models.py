@@ -1,4 +1,4 @@
-"""Real, if tiny, fine-tunes for the search: a Llama taught to count up, to count down, or by threes, and their vectors."""
+"""Tiny real fine-tunes for tests of the search: a Llama taught to count up, down, or by threes, and their vectors."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ LENGTH = 20
 
 
 def counting(step: int, rows: int, seed: int) -> list[list[int]]:
-    """Token ids that go up or down by `step`, with every fifth one wrong."""
+    """Return rows of token ids that go up or down by `step`; every fifth one is wrong."""
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(VOCABULARY, (rows, 1), generator=generator)
     ids = (starts + step * torch.arange(LENGTH)) % VOCABULARY
@@ -42,7 +42,7 @@ def teach(model: Any, rows: list[list[int]], steps: int, learning_rate: float) -
 
 
 def make_counters(root: Path, steps: int = 24, learning_rate: float = 1e-3) -> Counters:
-    """Train them; a few seconds on one thread. The shorter, the more nearly their effects add up."""
+    """Train the models, in a few seconds on one thread. The shorter the training, the better their effects add up."""
     from dem_hub import DistributionVector
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Adapters that PEFT made, merged by us and compared with PEFT's own merge."""
+"""Adapters made by PEFT: dem_hub's merge of them, compared with PEFT's own merge."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ LINEAR = ["q_proj", "v_proj", "down_proj"]
 
 
 def train_all(adapted: Any) -> None:
-    """What training would do to the parameters that are not a LoRA's."""
+    """Change the trained parameters that do not belong to a LoRA, as training would."""
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and "lora_" not in name:
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -33,7 +33,7 @@ def merge_one(base: Path, adapter: Path, coefficient: float = 1.0) -> Merge:
 
 
 def assert_as_peft(base: Path, adapter: Path, adapted: Any, size: int | None = None) -> None:
-    """Our merge at coefficient 1 in float32 is what `merge_and_unload` leaves in the model."""
+    """Check that our merge at coefficient 1 in float32 equals the result of `merge_and_unload`."""
     merge = merge_one(base, adapter)
     assert any(merge.active(name) for name in merge.base)
     expected = adapted.merge_and_unload().state_dict()

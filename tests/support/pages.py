@@ -1,8 +1,8 @@
-"""The code of a page of Markdown, and how it is run: as its reader would type it, from the first block to the last, in one folder.
+"""The code blocks of a Markdown page, run in one folder from the first to the last, as a reader would type them.
 
-Python blocks share one namespace, lines of a shell are `dem-hub` commands of this process, JSON and YAML must parse. What cannot run
-here has a comment before it that says why: `<!-- no-test: reason -->`. The names of the Hub are the same on every page: a base, fine-tunes,
-adapters and a vector.
+Python blocks share one namespace, shell lines are `dem-hub` commands of this process, and JSON and YAML must parse. A
+block that cannot run here has a comment before it that says why: `<!-- no-test: reason -->`. All pages use the same
+names on the Hub: a base, fine-tunes, adapters and a vector.
 """
 
 import copy
@@ -39,7 +39,7 @@ _made: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Block:
-    """One block: where it begins, its language and its text; `skipped` says why it does not run."""
+    """One block: the line where it begins, its language and its text. `skipped` is the reason why it does not run."""
 
     line: int
     language: str
@@ -48,7 +48,7 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The blocks of a page, in order. Every fence belongs to one."""
+    """Return the blocks of a page, in order. Every fence belongs to one."""
     text = page.read_text("utf-8")
     found = list(_BLOCK.finditer(text))
     assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.MULTILINE)), (
@@ -64,7 +64,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def run(page: Path, names: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Run a page; returns what its Python blocks have defined."""
+    """Run a page, and return the names that its Python blocks define."""
     namespace = dict(names or {})
     for block in blocks_of(page):
         if block.skipped:
@@ -98,7 +98,9 @@ _RUNNERS = {"python": _python, "bash": _shell, "json": _json, "yaml": _yaml}
 
 
 def set_the_stage(hub: Hub, zoo: Zoo, folder: Path) -> str:
-    """Put the cast on an empty Hub, and validation texts into a folder; returns the token of `me`."""
+    """Put the repositories of the pages on an empty Hub, and validation texts into a folder. Return the token of
+    `me`.
+    """
     token: str = hub.add_user("me", orgs=("org", "other")).token
     if not _made:
         _publish(zoo, token, zoo.root / "cast")

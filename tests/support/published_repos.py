@@ -1,4 +1,4 @@
-"""A base, a vector, a store and recipes as they lie on the tests' Hub: made once by real pushes, then put back for each test."""
+"""A base, a vector, a store and recipes on the tests' Hub: made once by real pushes, then put back for each test."""
 
 import copy
 import tempfile
@@ -19,7 +19,9 @@ _made: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Published:
-    """What the repositories were made from: `vector` is `ann/maths`, `store` is `ann/vectors` (`maths`, `code`), `recipe` is `ann/dem`."""
+    """Sources of the repositories: `vector` is `ann/maths`, `store` is `ann/vectors` (`maths`, `code`), `recipe` is
+    `ann/dem`.
+    """
 
     vector: Path
     store: Path
@@ -27,7 +29,7 @@ class Published:
 
 
 def publish(hub: Hub, models: Models) -> Published:
-    """Fill an empty Hub; its record of requests stays empty."""
+    """Fill an empty Hub, and keep its record of requests empty."""
     hub.add_user("ann", orgs=("org",))
     if not _made:
         _made["sources"] = _push(models, Path(tempfile.mkdtemp(dir=models.base.parent)))
@@ -55,7 +57,7 @@ def _push(models: Models, folder: Path) -> Published:
 
 
 def keep_only(hub: Hub, repo_id: str) -> None:
-    """Take everything else from the Hub, which does not ask for large files that it has."""
+    """Remove all other contents from the Hub, which does not ask again for large files that it has."""
     hub.store.repos = {key: repo for key, repo in hub.store.repos.items() if key == ("models", repo_id)}
     kept = {
         blob.sha256

@@ -1,6 +1,6 @@
-"""What every process of `test_parallel.py` does: load a DEM in parts, and run it. Started by torchrun with a JSON object.
+"""The program of every process of `test_tensor_parallel.py`: load a DEM in parts, and run it.
 
-It writes what it holds: the shapes of its own shards, and the logits of the whole model, into files.
+torchrun starts it with a JSON object. It writes into files the shapes of its own shards and the logits of the model.
 """
 
 import json
@@ -15,7 +15,7 @@ from dem_hub import DEMModel
 
 
 def main() -> None:
-    """Load, run, and write what this rank saw."""
+    """Load and run the model, and write the results of this rank."""
     task = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

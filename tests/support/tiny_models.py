@@ -1,7 +1,7 @@
 """Tiny seeded models, fine-tunes and vectors for the tests, and the dense references that expected values come from.
 
-`Zoo` makes each of them once, when it is first asked for, as real transformers folders. The references never use the package:
-they read safetensors and add in float64.
+`Zoo` makes each of them once, when it is first asked for, as real transformers folders. The references never use the
+package: they read safetensors and add in float64.
 """
 
 import json
@@ -22,7 +22,7 @@ RANK = 4
 
 
 def build(family: str) -> Any:
-    """A tiny model in float32, seeded by its family."""
+    """Build a tiny model in float32, seeded by its family."""
     import transformers as t
 
     torch.manual_seed(sum(map(ord, family)))
@@ -51,7 +51,9 @@ def build(family: str) -> Any:
 
 
 def shake(model: Any, seed: int, rank: int | None = None) -> None:
-    """Fine-tune in place: noise on every parameter, or of low rank on the weights of linear modules alone."""
+    """Change a model in place: noise on every parameter, or low-rank changes of the weights of linear modules
+    only.
+    """
     from transformers.pytorch_utils import Conv1D
 
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +70,7 @@ def shake(model: Any, seed: int, rank: int | None = None) -> None:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer of the words w0 to w59, with a chat template."""
+    """Save a word-level tokenizer of the words w0 to w59, with a chat template."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -86,7 +88,9 @@ def save_tokenizer(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Models:
-    """The folders of one family in one dtype: its base, a fine-tune of all parameters, and one of low rank on the linears."""
+    """The folders of one family in one dtype: its base, a fine-tune of all parameters, and one of low rank on the
+    linears.
+    """
 
     base: Path
     full: Path
@@ -95,7 +99,7 @@ class Models:
 
 @dataclass
 class Zoo:
-    """Makes models and vectors under one folder, each once."""
+    """A factory of models and vectors in one folder, each made once."""
 
     root: Path
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -105,11 +109,13 @@ class Zoo:
         return self._once((family, dtype), lambda: self._models(family, dtype))  # type: ignore[no-any-return]
 
     def vector(self, family: str, dtype: str = "bfloat16", kind: str = "dense") -> Path:
-        """A saved vector: `dense` and `short` (bfloat16) of the full fine-tune, `lowrank` of the low one, `lossy` of the full one."""
+        """Return a saved vector: `dense` and `short` (bfloat16) of the full fine-tune, `lowrank` of the low one,
+        `lossy` of the full one.
+        """
         return self._once((family, dtype, kind), lambda: self._vector(family, dtype, kind))  # type: ignore[no-any-return]
 
     def adapter(self, family: str, dtype: str = "float32") -> Path:
-        """A PEFT LoRA of all linears, rank 3, scale 2, as `save_pretrained` leaves it."""
+        """Return a PEFT LoRA of all linears, rank 3, scale 2, as `save_pretrained` writes it."""
         return self._once((family, dtype, "adapter"), lambda: self._adapter(family, dtype))  # type: ignore[no-any-return]
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -168,7 +174,7 @@ def make_adapter(
     resize: int | None = None,
     **options: Any,
 ) -> Any:
-    """Save a LoRA made by PEFT with random factors; returns the PEFT model, in float32."""
+    """Save a LoRA made by PEFT with random factors, and return the PEFT model in float32."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -191,7 +197,7 @@ def make_adapter(
 def reshard(
     source: Path, target: Path, shards: int = 1, change: Callable[[dict[str, Tensor]], None] | None = None
 ) -> Path:
-    """Copy a model folder with its tensors in so many files, after changing them."""
+    """Copy a model folder with its tensors changed and divided among several files."""
     tensors = load_tensors(source)
     if change is not None:
         change(tensors)
@@ -219,7 +225,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def edit_vector(folder: Path, **changes: Any) -> None:
-    """Set keys of a vector's config and sign it again, as somebody who means harm would."""
+    """Set keys of a vector's config and update its checksum, as an attacker would."""
     from dem_hub.vectors.config import _checksum
 
     path = folder / "vector_config.json"
@@ -229,7 +235,7 @@ def edit_vector(folder: Path, **changes: Any) -> None:
 
 
 def load_tensors(folder: Path, stem: str = "*") -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files."""
+    """Return all tensors of a folder's safetensors files."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob(f"{stem}.safetensors")):
         tensors |= load_file(file)
@@ -237,7 +243,7 @@ def load_tensors(folder: Path, stem: str = "*") -> dict[str, Tensor]:
 
 
 def read_deltas(vector: Path) -> dict[str, Tensor]:
-    """The float64 deltas of a vector, multiplied out from its files."""
+    """Return the deltas of a vector in float64, computed from its files."""
     records = json.loads((vector / "vector_config.json").read_text())["tensors"]
     parts, factors = load_tensors(vector, "vector_model*"), load_tensors(vector, "adapter_model")
     deltas = {}
@@ -259,7 +265,7 @@ def read_deltas(vector: Path) -> dict[str, Tensor]:
 def adapter_deltas(
     adapter: Path, base: Mapping[str, Tensor], scale: float, key: Callable[[str], str] = lambda name: name
 ) -> dict[str, Tensor]:
-    """The float64 deltas of a plain PEFT LoRA of one scale, by the base's keys."""
+    """Return the deltas of a plain PEFT LoRA in float64, by the base's keys. It has one scale."""
     factors = load_tensors(adapter, "adapter_model")
     modules = {name.split(".lora_")[0] for name in factors}
     deltas = {}
@@ -272,7 +278,7 @@ def adapter_deltas(
 
 
 def reference(base: Path, terms: Iterable[tuple[Mapping[str, Tensor], float]]) -> dict[str, Tensor]:
-    """base + sum of coefficient * delta, in float64."""
+    """Return base + sum of coefficient * delta, in float64."""
     merged = {name: tensor.double() for name, tensor in load_tensors(base).items()}
     for deltas, coefficient in terms:
         for name, delta in deltas.items():
@@ -281,7 +287,9 @@ def reference(base: Path, terms: Iterable[tuple[Mapping[str, Tensor], float]]) -
 
 
 def neighbors(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The values of `dtype` just below and just above float64 values; both are the value itself where `dtype` has it."""
+    """Return the values of `dtype` just below and just above float64 values. Both are the value itself if `dtype` has
+    it.
+    """
     near = values.to(dtype)
     towards_low, towards_high = (_step(near, up) for up in (False, True))
     low = torch.where(near.double() <= values, near, towards_low)
@@ -290,7 +298,7 @@ def neighbors(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _step(values: Tensor, up: bool) -> Tensor:
-    """The next value of the same dtype in one direction, by counting in its bits."""
+    """Return the next value of the same dtype in one direction, by counting in its bits."""
     integer = torch.int16 if values.dtype.itemsize == 2 else torch.int32
     bits = values.contiguous().view(integer)
     stepped = torch.where((bits > 0) == up, bits + 1, bits - 1)  # sign and magnitude: counting up leads away from zero
@@ -299,9 +307,10 @@ def _step(values: Tensor, up: bool) -> Tensor:
 
 
 def assert_around(merged: Tensor, exact: Tensor) -> None:
-    """Every element is one of the two values of its dtype around the float64 result; float32: within two units in the last place.
+    """Check that every element is one of the two values of its dtype around the float64 result (float32: within 2
+    ulp).
 
-    The reference has an error of its own, of a few units in float64's last place, which shows where a sum cancels to almost nothing.
+    The reference itself has an error of a few float64 ulp, which is visible where a sum cancels to almost nothing.
     """
     assert merged.shape == exact.shape
     error = 4 * torch.finfo(torch.float64).eps * exact.abs().max()

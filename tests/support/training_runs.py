@@ -1,4 +1,4 @@
-"""Short runs of transformers' Trainer on tiny models, and the comparison of what they leave."""
+"""Short runs of transformers' Trainer on tiny models, and the comparison of their vectors."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "task_t
 
 
 def rows(seed: int = 0, count: int = 48) -> list[dict[str, list[int]]]:
-    """Token ids at random, eight in a row."""
+    """Return rows of eight random token ids."""
     drawn = torch.randint(4, 60, (count, 8), generator=torch.Generator().manual_seed(seed)).tolist()
     return [{"input_ids": ids, "labels": ids} for ids in drawn]
 
 
 def arguments(folder: Path, kind: type[Any] = TrainingArguments, **changes: Any) -> Any:
-    """Four steps, a save after each two."""
+    """Return arguments for four steps, with a save after every second step."""
     settings = {
         "output_dir": str(folder), "max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "report_to": "none",
         "disable_tqdm": True, "use_cpu": True, "dataloader_pin_memory": False, "per_device_train_batch_size": 4, "save_only_model": True,
@@ -41,7 +41,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def assert_same_files(vector: DistributionVector, expected: DistributionVector) -> None:
-    """Tensors and records alike, byte for byte; the rest of the config says where it comes from."""
+    """Check that tensors and records are equal byte for byte. The rest of the config says where they come from."""
     assert vector.config is not None and expected.config is not None
     assert vector.config.files == expected.config.files
     assert vector.sha256 == expected.sha256
