@@ -1,7 +1,7 @@
-"""Take the vector of a fine-tune, put it back on its base, and change how much of it there is.
+"""Extract the vector of a fine-tune, add it to its base again, and change its coefficient.
 
-You will see: a vector extracted from two checkpoints without building a model, the fine-tune rebuilt from it bit for bit, and the
-coefficient changed in place. Runs in a few seconds on a CPU; the models are tiny and made here.
+You will see: a vector extracted from two checkpoints without building a model, the fine-tune rebuilt from it bit for
+bit, and the coefficient changed in place. The models are tiny and made here. Runs in a few seconds on a CPU.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ with torch.no_grad():
         parameter.add_(torch.randn_like(parameter) * 0.003)
 model.save_pretrained(folder / "finetuned")
 
-# theta_i - theta_0, whole and in float32. For a small file use codec="lowrank", rank=16.
+# theta_i - theta_0, complete and in float32. For a small file use codec="lowrank", rank=16.
 vector = DistributionVector.extract(folder / "base", folder / "finetuned", codec="dense", dtype="float32")
 vector.save_pretrained(folder / "vector")
 print(f"vector: {vector.nbytes:,} bytes, {len(vector.config.tensors)} tensors")
@@ -38,10 +38,10 @@ finetuned = LlamaForCausalLM.from_pretrained(folder / "finetuned")
 same = all(torch.equal(ours, theirs) for ours, theirs in zip(merged.parameters(), finetuned.parameters(), strict=True))
 print(f"{type(merged).__name__} in {merged.dtype}, the fine-tune bit for bit: {same}")
 
-# Another coefficient, in place, exactly as a fresh load would have it.
+# Change the coefficient in place. The result has the same bits as a fresh load.
 merged.dem.set_coefficients({name: 0.4})
 fresh = DEMModel.from_pretrained(folder / "base", vectors={name: 0.4})
 exact = all(torch.equal(ours, theirs) for ours, theirs in zip(merged.parameters(), fresh.parameters(), strict=True))
-print(f"after set_coefficients: {merged.dem.coefficients}, as loaded afresh: {exact}")
+print(f"after set_coefficients: {merged.dem.coefficients}, same as a fresh load: {exact}")
 
 assert same and exact

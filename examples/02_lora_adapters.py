@@ -1,7 +1,7 @@
-"""Every LoRA adapter is a distribution vector: two adapters made with PEFT, summed exactly, with no SVD and no conversion.
+"""Sum two LoRA adapters exactly, without SVD or conversion: every LoRA adapter is a distribution vector.
 
-You will see: two adapters of different rank as PEFT saves them, one model that is their weighted sum, and how far the sum is from what
-PEFT's own `add_weighted_adapter(combination_type="linear")` makes when it adds the factors. Runs in seconds on a CPU.
+You will see: two adapters as PEFT saves them, one model that is their weighted sum, and the error of PEFT's own
+`add_weighted_adapter(combination_type="linear")`, which adds the factors. Runs in seconds on a CPU.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ torch.manual_seed(0)
 config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
 LlamaForCausalLM(config).save_pretrained(folder / "base")
 
-# Two adapters of rank 4, as training would leave them (their B is drawn here).
+# Two adapters of rank 4, as after training. (Their B is random here.)
 for seed, name in enumerate(("maths", "chat")):
     torch.manual_seed(seed)
     base = LlamaForCausalLM.from_pretrained(folder / "base")
@@ -30,11 +30,11 @@ for seed, name in enumerate(("maths", "chat")):
             torch.nn.init.normal_(parameter, std=0.02)
     adapted.save_pretrained(folder / name)
 
-# base + 0.5 * maths + 0.3 * chat, with the adapters as they are.
+# base + 0.5 * maths + 0.3 * chat, with unchanged adapters.
 coefficients = {str(folder / "maths"): 0.5, str(folder / "chat"): 0.3}
 model = DEMModel.from_pretrained(folder / "base", vectors=coefficients)
 
-# The same by hand in float64, and what PEFT makes of it.
+# Compute the same sum by hand in float64, and with PEFT.
 peft = PeftModel.from_pretrained(
     LlamaForCausalLM.from_pretrained(folder / "base"), folder / "maths", adapter_name="maths"
 )
@@ -42,10 +42,9 @@ peft.load_adapter(folder / "chat", adapter_name="chat")
 layer = peft.base_model.model.model.layers[0].self_attn.q_proj
 exact = layer.base_layer.weight.double()
 for name, coefficient in (("maths", 0.5), ("chat", 0.3)):
-    exact = (
-        exact
-        + coefficient * layer.scaling[name] * layer.lora_B[name].weight.double() @ layer.lora_A[name].weight.double()
-    )
+    left = layer.lora_B[name].weight.double()
+    right = layer.lora_A[name].weight.double()
+    exact = exact + coefficient * layer.scaling[name] * left @ right
 peft.add_weighted_adapter(["maths", "chat"], [0.5, 0.3], "sum", combination_type="linear")
 linear = layer.base_layer.weight.double() + layer.get_delta_weight("sum").double()
 

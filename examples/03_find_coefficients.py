@@ -1,8 +1,8 @@
-"""Train one model per distribution, then find the coefficients by validation perplexity instead of guessing them.
+"""Train one model per distribution, then search for the coefficients by validation perplexity.
 
-You will see: two tiny fine-tunes made with transformers' Trainer on two kinds of sequences (counting up, counting down), their vectors,
-and a search of a dozen forward passes whose result beats the base, the uniform average and the best common coefficient on sequences that
-it did not see. Takes about 20 seconds on a CPU.
+You will see: two tiny fine-tunes made with transformers' Trainer on two kinds of sequences (counting up, counting
+down), their vectors, and a search of a dozen forward passes. Its result beats the base, the uniform average and the
+best common coefficient on sequences that the search did not use. Takes about 20 seconds on a CPU.
 """
 
 import tempfile
@@ -18,14 +18,16 @@ WORDS, LENGTH = 64, 32
 
 
 def sequences(step: int, count: int, seed: int) -> list[dict[str, list[int]]]:
-    """Token ids that go up or down by `step`, from a random start."""
+    """Return rows of token ids that go up or down by `step`, from a random start."""
     starts = torch.randint(WORDS, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [
-        {"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts
-    ]
+    rows = []
+    for start in starts:
+        ids = [(start + step * place) % WORDS for place in range(LENGTH)]
+        rows.append({"input_ids": ids, "labels": ids})
+    return rows
 
 
-distributions = {"up": (1, 60), "down": (-1, 30)}  # by how much it goes up, and training steps
+distributions = {"up": (1, 60), "down": (-1, 30)}  # the step of the sequences, and the number of training steps
 torch.manual_seed(0)
 config = LlamaConfig(
     vocab_size=WORDS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
@@ -46,22 +48,19 @@ for name, (step, max_steps) in distributions.items():
     vector = DistributionVector.extract(folder / "base", folder / name, codec="lowrank", rank=16)
     vector.save_pretrained(folder / f"{name}-vector")
 
-# Nothing is trained any more: the search runs the model over the validation data a few times, and keeps a quarter of it to judge itself.
+# The search trains nothing. It runs the model over the validation data a few times, and holds out a quarter of it.
 vectors = [str(folder / f"{name}-vector") for name in distributions]
 validation = {name: sequences(step, 64, seed=2) for name, (step, _) in distributions.items()}
 result = search_coefficients(folder / "base", vectors, validation)
 result.save_pretrained(folder / "recipe")
 
-print(
-    f"{result.num_forward:g} forward passes; coefficients {', '.join(f'{value:.3f}' for value in result.coefficients.values())}"
-)
+coefficients = [round(value, 3) for value in result.coefficients.values()]
+print(f"{result.num_forward:g} forward passes; coefficients {coefficients}")
 for label, loss in {"found": result.held_out_loss, **result.baselines}.items():
     print(f"{label.replace(str(folder), ''):16} held-out loss {loss:.4f}")
 
-# Another wish is a small calculation, and no forward pass: what if counting up mattered three times as much?
-print(
-    "counting up three times as important:",
-    [round(value, 3) for value in result.reweight(weights={"up": 3.0}).coefficients.values()],
-)
+# Another objective needs a small calculation and no forward pass: here counting up is three times as important.
+reweighted = result.reweight(weights={"up": 3.0})
+print("counting up three times as important:", [round(value, 3) for value in reweighted.coefficients.values()])
 
 assert result.held_out_loss < min(result.baselines.values())

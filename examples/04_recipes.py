@@ -1,7 +1,7 @@
-"""A recipe: base, vectors and coefficients in a file of a few kB, which loads like any model; and the merged model, for others.
+"""Save a recipe, a file of a few kB that loads like any model, and export the merged model for others.
 
-You will see: a recipe saved, loaded by transformers' own Auto class, and the same model exported as an ordinary folder with
-`dem-hub merge`, equal bit for bit. Runs in a few seconds on a CPU.
+You will see: a recipe (base, vectors and coefficients) that transformers' own Auto class loads, and the same model
+exported as an ordinary folder with `dem-hub merge`, equal bit for bit. Runs in a few seconds on a CPU.
 """
 
 import tempfile
@@ -26,19 +26,17 @@ for name in ("maths", "chat"):
         for parameter in finetuned.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.003)
     finetuned.save_pretrained(folder / "finetuned")
-    DistributionVector.extract(folder / "base", folder / "finetuned", codec="lowrank", rank=8).save_pretrained(
-        folder / name
-    )
+    vector = DistributionVector.extract(folder / "base", folder / "finetuned", codec="lowrank", rank=8)
+    vector.save_pretrained(folder / name)
 
 # The recipe of a loaded model.
 model = DEMModel.from_pretrained(folder / "base", vectors={str(folder / "maths"): 0.4, str(folder / "chat"): 0.3})
 model.dem.save_pretrained(folder / "recipe")
 recipe = DEMConfig.from_pretrained(folder / "recipe")
-print(
-    f"recipe: {sum(path.stat().st_size for path in (folder / 'recipe').iterdir()):,} bytes, {list(recipe.coefficients.values())}"
-)
+size = sum(path.stat().st_size for path in (folder / "recipe").iterdir())
+print(f"recipe: {size:,} bytes, {list(recipe.coefficients.values())}")
 
-# transformers loads it, now that dem_hub is imported; and so does anyone, once it is merged.
+# transformers loads the recipe, because dem_hub is imported. The merged model loads without dem_hub.
 loaded = AutoModelForCausalLM.from_pretrained(folder / "recipe")
 status = main(["merge", str(folder / "recipe"), "-o", str(folder / "merged")])
 merged = AutoModelForCausalLM.from_pretrained(folder / "merged")

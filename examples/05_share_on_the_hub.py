@@ -1,8 +1,8 @@
-"""The whole way, on the Hub: train, push three vectors, search, push the recipe; then load it in a fresh process with an empty cache.
+"""Share everything on the Hub: train, push three vectors, search, push the recipe, and load it with an empty cache.
 
-You will see: three small repositories of vectors, the coefficients that were found, and the same model loaded by somebody who knows
-nothing but the recipe's name. Needs a login (`hf auth login`), or `python -m tests.fake_hub` in a checkout, which prints how to use a Hub on
-your own machine. Runs in half a minute on a CPU.
+You will see: three small repositories of vectors, the coefficients that were found, and the same model loaded in a
+fresh process that knows only the name of the recipe. Needs a login (`hf auth login`). Without one, `python -m
+tests.fake_hub` in a checkout starts a Hub on your own machine and prints how to use it. Runs in half a minute on a CPU.
 """
 
 import os
@@ -31,12 +31,12 @@ sources = {
 
 
 def rows(name: str, count: int) -> list[list[int]]:
-    """Token ids (bytes) of texts of one kind."""
+    """Return the token ids (bytes) of texts of one kind."""
     return [list(sources[name]().encode())[:64] for _ in range(count)]
 
 
 def train(model: LlamaForCausalLM, data: list[list[int]], steps: int) -> LlamaForCausalLM:
-    """A few steps of AdamW, one text each."""
+    """Train a model for a few steps of AdamW, one text each."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         ids = torch.tensor([data[step % len(data)]])
@@ -46,7 +46,7 @@ def train(model: LlamaForCausalLM, data: list[list[int]], steps: int) -> LlamaFo
     return model
 
 
-# A base that has seen a little of everything, on the Hub; and a fine-tune on each kind of text, of which only the vector goes there.
+# Push a base that was trained a little on all texts. Then fine-tune it on each kind of text, and push only the vector.
 config = LlamaConfig(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
 base = train(LlamaForCausalLM(config), [row for name in sources for row in rows(name, 10)], 60)
 base.push_to_hub(f"{me}/tiny-base")
@@ -56,13 +56,13 @@ for name in sources:
         vector = DistributionVector.extract(f"{me}/tiny-base", folder, codec="lrsign")
         print(name, vector.push_to_hub(f"{me}/tiny-{name}").commit_url)
 
-# The coefficients, by perplexity on texts that nothing was trained on; and the recipe.
+# Search for the coefficients by perplexity on texts that nothing was trained on, and push the recipe.
 validation = {name: [{"input_ids": row} for row in rows(name, 20)] for name in sources}
 result = search_coefficients(f"{me}/tiny-base", [f"{me}/tiny-{name}" for name in sources], validation)
 print({name: round(value, 2) for name, value in result.config.coefficients.items()})
 print(result.config.push_to_hub(f"{me}/tiny-dem").commit_url)
 
-# Somebody else, on another machine.
+# Load the recipe as another user would, on another machine.
 program = (
     "from dem_hub import DEMModel\nfrom transformers import AutoModelForCausalLM\n"
     f"one, two = DEMModel.from_pretrained('{me}/tiny-dem'), AutoModelForCausalLM.from_pretrained('{me}/tiny-dem')\n"

@@ -1,8 +1,9 @@
-"""Train with the Trainer that you have, and find a vector beside the checkpoints: one callback, and no step after training.
+"""Train with your own Trainer and one callback, which saves a vector next to the checkpoints.
 
-You will see: a full fine-tune and a LoRA of the same tiny base, each with `DEMCallback`; the norm of the vector in the Trainer's logs as it
-grows; that the vector is the one that extraction takes from the saved checkpoint, bit for bit; and both loaded together. Takes about 15
-seconds on a CPU. With `push_to_hub=True, hub_model_id="me/up-vector"` each save is pushed as well, in the background.
+You will see: a full fine-tune and a LoRA of the same tiny base, each with `DEMCallback`; the growing norm of the vector
+in the Trainer's logs; a vector that equals the one extracted from the saved checkpoint, bit for bit; and both vectors
+loaded together. With `push_to_hub=True, hub_model_id="me/up-vector"` each save is also pushed, in the background.
+Takes about 15 seconds on a CPU.
 """
 
 import tempfile
@@ -19,11 +20,13 @@ WORDS, LENGTH = 64, 32
 
 
 def sequences(step: int, count: int) -> list[dict[str, list[int]]]:
-    """Token ids that go up or down by `step`, from a random start."""
+    """Return rows of token ids that go up or down by `step`, from a random start."""
     starts = torch.randint(WORDS, (count,), generator=torch.Generator().manual_seed(1)).tolist()
-    return [
-        {"input_ids": (ids := [(start + step * i) % WORDS for i in range(LENGTH)]), "labels": ids} for start in starts
-    ]
+    rows = []
+    for start in starts:
+        ids = [(start + step * place) % WORDS for place in range(LENGTH)]
+        rows.append({"input_ids": ids, "labels": ids})
+    return rows
 
 
 def train(
@@ -35,9 +38,8 @@ def train(
         lr_scheduler_type="constant", save_only_model=True, report_to="none", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=sequences(step, 512))
-    callback.attach(
-        trainer
-    )  # or trainer.add_callback(callback); attached, TensorBoard, W&B and trackio show its numbers too
+    # trainer.add_callback(callback) works too. Attached, TensorBoard, W&B and trackio also show the callback's numbers.
+    callback.attach(trainer)
     trainer.train()
     return [entry for entry in trainer.state.log_history if "dem/norm" in entry]
 
@@ -48,12 +50,12 @@ config = LlamaConfig(
 )
 LlamaForCausalLM(config).save_pretrained(folder / "base")
 
-# All weights: the vector is their difference to the base's, which is read from its checkpoint.
+# Train all weights. The vector is their difference to the base's weights, which are read from the checkpoint.
 full = DEMCallback(folder / "base", when="save", codec="dense", dtype="float32", datasets=["counting up"])
 for entry in train(LlamaForCausalLM.from_pretrained(folder / "base"), "up", 1, full, 2e-3):
     print(f"up    step {entry['step']:2}   norm {entry['dem/norm']:.3f}   {entry['dem/bytes'] / 1000:.0f} kB")
 
-# A LoRA: the vector is the adapter itself, as PEFT saves it.
+# Train a LoRA. The vector is the adapter itself, as PEFT saves it.
 lora = DEMCallback(folder / "base", when="save", datasets=["counting down"])
 adapted = get_peft_model(
     LlamaForCausalLM.from_pretrained(folder / "base"), LoraConfig(r=8, target_modules="all-linear")
