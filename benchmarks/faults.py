@@ -12,7 +12,7 @@ Afterwards three things are checked:
 * What the operation was to replace is whole: the old files or the new ones, and no mixture.
 * The process ended well, by the signal, or with an error that names its cause: `DemHubError`, `OSError` or an error
   of the Hub.
-* A second run completes. It leaves the same files as a run that nothing disturbed, and no partial files beside them.
+* A second run completes. It leaves the same files as a run that nothing disturbed, and no partial files next to them.
 
 Needs Linux. The Hub is the one of the tests, on this machine.
 """

@@ -1,10 +1,10 @@
-"""The whole method from one config: one model per distribution, one after the other, each into its vector; then a recipe.
+"""The whole method from one config: train one model per distribution, save its vector, and search for a recipe.
 
     python examples/training/train_dem.py config.json
     accelerate launch examples/training/train_dem.py config.json        # several devices, the same config
 
-What is done is skipped, so that a run that was interrupted goes on where it was: a distribution at its last checkpoint, the others not at
-all. Another distribution is another entry in the config: it is trained, and the coefficients are looked for anew. A config:
+A second run skips finished distributions and resumes an interrupted one at its last checkpoint. To add a distribution,
+add an entry to the config and run again: it is trained, and the coefficients are searched again. A config:
 
     {"base": "org/base", "output_dir": "my-dem",
      "training": {"max_steps": 200, "save_steps": 50, "learning_rate": 1e-5, "lr_scheduler_type": "constant"},
@@ -14,9 +14,9 @@ all. Another distribution is another entry in the config: it is trained, and the
                  "training": {"max_steps": 100, "learning_rate": 2e-4}}},
      "callback": {"push_to_hub": false}, "search": {"max_forward": 20}, "max_length": 512}
 
-`train` and `validation` are Hub ids of datasets (with `split` for training and `validation_split`), or JSONL or text files; `template` makes a
-text of a row, whose `text` it is otherwise. `training` are TrainingArguments, for all or for one. docs/training.md says why a constant
-learning rate and few steps.
+`train` and `validation` are Hub ids of datasets (with `split` for training and `validation_split`), or JSONL or text
+files. `template` makes a text from a row; without it, the text is the row's `text`. `training` are TrainingArguments,
+for all distributions or for one. docs/training.md gives the reasons for a constant learning rate and few steps.
 """
 
 import json

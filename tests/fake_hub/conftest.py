@@ -8,7 +8,7 @@ from tests.fake_hub.server import Hub
 
 @pytest.fixture
 def api(hub: Hub) -> HfApi:
-    """Ann's client, with the repository ann/x."""
+    """Return Ann's client, with the repository ann/x."""
     api = HfApi(library_name="dem-hub", library_version="1.2.3")
     api.create_repo("ann/x")
     return api
@@ -16,5 +16,5 @@ def api(hub: Hub) -> HfApi:
 
 @pytest.fixture
 def bob(hub: Hub) -> HfApi:
-    """Somebody else."""
+    """Return the client of another user, Bob."""
     return HfApi(token=hub.add_user("bob").token)
