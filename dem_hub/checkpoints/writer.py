@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.lazy import CODES, DTYPES
 from dem_hub.defaults import MAX_SHARD_SIZE
+from dem_hub.files.atomic import atomic_file
 from dem_hub.files.names import INDEX_SUFFIX, SAFETENSORS
 from dem_hub.files.sizes import parse_size
 from dem_hub.numerics.threads import in_order
@@ -292,9 +294,20 @@ def encode_header(header: Mapping[str, Any]) -> bytes:
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Write one safetensors file whose bytes depend on the tensors alone, complete or not at all."""
-    target = Path(path)
-    writer = TensorWriter(target.parent, f".{target.name}.partial", UNLIMITED)
-    for name in sorted(tensors):
-        writer.write(name, tensors[name])
-    for file in writer.close():
-        file.replace(target)
+    outlines = [Outline(name, CODES[tensors[name].dtype], tuple(tensors[name].shape)) for name in sorted(tensors)]
+    shard = Shard(Path(path).name, tuple(outlines))
+    with atomic_file(Path(path)) as partial, partial.open("wb") as stream:
+        stream.write(shard.header)
+        for outline in outlines:
+            stream.write(_as_bytes(tensors[outline.name]).numpy().data)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn the error of safetensors' own writer (a full disk, no permission) into an `OSError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

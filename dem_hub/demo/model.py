@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
+from dem_hub.checkpoints.writer import system_errors
 from dem_hub.errors import MissingDependencyError
 from dem_hub.files.atomic import atomic_folder
 
@@ -90,7 +91,7 @@ def prepare_base(folder: Path) -> Path:
     for mark in _QUANTIZATION_MARKS:
         vars(model).pop(mark, None)
     vars(model.config).pop("quantization_config", None)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, system_errors():
         model.bfloat16().save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     logger.info("Base model: saved in %s", folder)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dem_hub.checkpoints.writer import system_errors
 from dem_hub.errors import MissingDependencyError
 from dem_hub.files.atomic import atomic_folder
 
@@ -141,7 +142,7 @@ def _run(
     base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = base_model if adapt is None else adapt(base_model)
     bar = tqdm(total=steps, desc=f"Training {output_dir.name}", unit="step")
-    with bar, atomic_folder(output_dir) as temporary:
+    with bar, atomic_folder(output_dir) as temporary, system_errors():
         trainer = Trainer(
             model=model,
             args=_arguments(temporary, steps=steps, learning_rate=learning_rate, seed=seed),

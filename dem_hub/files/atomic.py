@@ -1,25 +1,64 @@
-"""Files and folders that appear complete or not at all: they are written under another name, and then renamed."""
+"""Files and folders that appear complete or not at all: they are written under another name, and then renamed.
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+One writer of a target at a time gives it its name, under the lock of the target ([`locked`]); several may write their
+partial files at once. What killed writers left beside the target is deleted by the next one.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+
+from dem_hub.files.locks import locked
+from dem_hub.files.partial import Partial, new_name, remove_leftovers
+from dem_hub.files.replacing import finish, is_journaled, put_in_place
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a name under which a small file is written; it gets the name `path` if the block ends without an error.
+
+    The lock of `path` is held meanwhile, so the block should be short.
+    """
+    place = path.parent.resolve() / path.name
+    with locked(place):
+        remove_leftovers(place)
+        partial = new_name(place)
+        try:
+            yield partial
+            partial.replace(place)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file, complete or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        partial.write_text(text, "utf-8")
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(
+    target: Path,
+    is_stale: Callable[[str], bool] | None = None,
+    *,
+    last: str = "",
+    around: AbstractContextManager[object] | None = None,
+) -> Iterator[Path]:
     """Yield a new folder that takes the name `target` when the block ends without an error, and is deleted otherwise.
 
-    If `target` exists, its files are replaced one by one, and those that are not written again stay. If it does
-    not, it appears complete at once.
+    If `target` exists, the new folder takes its place in one step, with the files of `target` that it does not have
+    itself. See [`put_in_place`] for the folders that cannot be replaced in one step.
+
+    Args:
+        target (`Path`): The folder.
+        is_stale (`Callable[[str], bool]`, *optional*): Tells by its name which file of an older folder does not stay.
+        last (`str`, *optional*): Name of the file that makes the others complete.
+        around (`AbstractContextManager`, *optional*): Entered before the new folder takes its place, and left
+            afterwards.
+
+    Raises:
+        [`~dem_hub.errors.BusyError`]: If another process is replacing the folder, and does not come to an end.
 
     Example:
 
@@ -35,17 +74,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     ```
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    place = target.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # A rename must stay on one file system, and beside a mount point is another one.
+    home = place if os.path.ismount(place) else place.parent
+    with locked(place):
+        finish(place)
+        remove_leftovers(place, home)
+        partial = Partial(place, home)
     try:
-        # `mkdtemp` makes a folder that only its owner can read. The result should be readable by others, as with
-        # `mkdir`.
-        partial.chmod(0o755)
-        yield partial
-        if target.is_dir():
-            for path in sorted(partial.iterdir()):
-                path.replace(target / path.name)
-        else:
-            partial.replace(target)
+        yield partial.folder
+        with around or nullcontext(), locked(place):
+            finish(place)
+            partial.release()
+            put_in_place(partial.folder, place, is_stale, last)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if is_journaled(partial.folder, place):
+            # The moves stopped half way. Whoever opens the folder next finishes them.
+            partial.release()
+        else:
+            partial.remove()

@@ -64,6 +64,7 @@ SIDECARS = (NORMS_PLOT, TRAINING_FACTS)
 # A store of vectors, a recipe, and a merged model.
 
 STORE_CONFIG = "vector_store.json"
+STORE_CHANGE = ".vector_store.change.json"  # the change of a store that is being made, until its index has it
 RECIPE_CONFIG = MODEL_CONFIG  # with `model_type: "dem"`, so that the Auto classes of transformers load a recipe
 PROVENANCE_CONFIG = "dem_config.json"  # the recipe that a merged model was made from, in the model's folder
 MERGED_FILES = "dem_files.json"  # the manifest of a merged model's folder: what the merge wrote

@@ -9,13 +9,16 @@ writer for each target.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dem_hub.errors import BusyError, DemHubError
+from dem_hub.errors import DemHubError
 from dem_hub.files.atomic import write_text
+from dem_hub.files.locks import locked
+from dem_hub.files.partial import remove_leftovers
+from dem_hub.files.replacing import finish, is_journaled, put_in_place
 
 # Bytes between two records in the journal, and so about what is written twice after an interruption: a second or
 # two of a disk. Chosen by hand, not measured.
@@ -88,19 +91,22 @@ def recorded_bytes(folder: Path, purpose: str) -> int:
 
 
 @contextmanager
-def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Iterator[PartialFolder]:
+def resumable_folder(
+    target: Path, purpose: str, total: int, last: str, is_stale: Callable[[str], bool] | None = None
+) -> Iterator[PartialFolder]:
     """Yield a partial folder that becomes `target` when the block ends without an error.
 
     A refusal of dem_hub deletes the partial folder, since the next run would be refused too. Anything else (a kill,
     an interrupt, a full disk) leaves the partial folder, and the next call with the same purpose continues in it.
-    Files that are in `target` already and are not written again stay.
+    A `target` that exists is replaced as [`put_in_place`] does it, and is whole until then.
 
     Args:
         target (`Path`): The folder.
         purpose (`str`): Everything that decides the bytes, for instance as a hash.
         total (`int`): The number of bytes in the end.
-        last (`str`): The name of the file that makes the others complete. It is moved last into a `target` that
-            exists.
+        last (`str`): The name of the file that makes the others complete.
+        is_stale (`Callable[[str], bool]`, *optional*): Tells by its name which file of an older `target` does not
+            stay.
 
     Raises:
         [`~dem_hub.errors.BusyError`]: If another process writes to this target.
@@ -108,8 +114,11 @@ def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Itera
     place = target.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = partial_path(target)
-    with _only_writer(target, folder.with_suffix(".lock")):
+    # One try: an export takes minutes, and a second one to the same place is a mistake.
+    with locked(place, seconds=0):
         try:
+            finish(place)
+            remove_leftovers(place)
             if recorded_bytes(folder, purpose) == 0:
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(exist_ok=True)
@@ -119,7 +128,7 @@ def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Itera
                 partial.wait()
             finally:
                 partial.close()
-            _move_into_place(folder, place, last)
+            _move_into_place(folder, place, is_stale, last)
         except DemHubError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -128,31 +137,9 @@ def resumable_folder(target: Path, purpose: str, total: int, last: str) -> Itera
             raise
 
 
-@contextmanager
-def _only_writer(target: Path, lock_file: Path) -> Iterator[None]:
-    """Hold the lock of a target, or refuse at once if another process holds it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise BusyError(
-            f"Another process is writing '{target}' ('{lock_file}' is locked). Wait for it, or name another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        # Deleted before it is released: afterwards another process may hold it.
-        lock_file.unlink(missing_ok=True)
-        lock.release()
-
-
-def _move_into_place(folder: Path, target: Path, last: str) -> None:
+def _move_into_place(folder: Path, target: Path, is_stale: Callable[[str], bool] | None, last: str) -> None:
     (folder / _JOURNAL).unlink(missing_ok=True)
-    if not target.is_dir():
-        folder.replace(target)
-        return
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
-        path.replace(target / path.name)
-    folder.rmdir()
+    put_in_place(folder, target, is_stale, last)
+    if not is_journaled(folder, target):
+        # What is left in it is the older folder.
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from dem_hub.errors import CheckpointError, NotFoundError
 from dem_hub.files.links import check_links
 from dem_hub.files.names import PICKLES, SAFETENSORS, SIDE_FILES, WEIGHT_COPIES
+from dem_hub.files.replacing import settle
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.hashes import verify_downloads
@@ -68,6 +69,7 @@ def resolve(
         folder = root / source.subfolder
         if not folder.is_dir():
             raise NotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
+        settle(folder)
         check_links(folder, files, root)
         return Resolved(source, folder, None)
     if not REPO_ID.fullmatch(source.repo_id):

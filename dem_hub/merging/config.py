@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
-from dem_hub.files.atomic import atomic_folder, write_text
+from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import RECIPE, check_target
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, parse_json, read_record
@@ -176,10 +176,14 @@ class DEMConfig:
         """
         folder = Path(save_directory)
         check_target(folder, RECIPE)
-        with atomic_folder(folder) as partial:
-            if self.base.repo_id is not None:
-                copy_side_files(self.base.source, partial)
-            write_text(partial / RECIPE_CONFIG, dump_json(self.to_dict(folder)))
+        with atomic_folder(folder, last=RECIPE_CONFIG) as partial:
+            self.write(partial, folder)
+
+    def write(self, partial: Path, folder: Path) -> None:
+        """Write the recipe and the base's side files into a folder that will take the name `folder`."""
+        if self.base.repo_id is not None:
+            copy_side_files(self.base.source, partial)
+        (partial / RECIPE_CONFIG).write_text(dump_json(self.to_dict(folder)), "utf-8")
 
     def push_to_hub(
         self,

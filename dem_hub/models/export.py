@@ -38,7 +38,10 @@ def export(model: PlannedModel, target: Path) -> None:
     model.opened.check_target(target, MERGED)
     check_strange_weights(target)
     check_room(model, target, model.nbytes)
-    with resumable_folder(target, model.purpose, model.nbytes, model.last_file) as work:
+    # Files of an older export go: if weights of both stayed, another model would load. What is not in its manifest
+    # belongs to the user, and stays.
+    owned = frozenset(owned_files(target))
+    with resumable_folder(target, model.purpose, model.nbytes, model.last_file, owned.__contains__) as work:
         for name, file in model.copies.items():
             shutil.copyfile(file, work.folder / name)
         for name, text in model.texts(target).items():
@@ -49,10 +52,6 @@ def export(model: PlannedModel, target: Path) -> None:
         for name, text in model.index.items():
             write_text(work.folder / name, text)
         write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose).text)
-        # Files of an older export: if weights of both stayed, another model would load. What is not in its manifest
-        # belongs to the user, and stays.
-        for name in owned_files(target):
-            (target / name).unlink()
 
 
 def is_exported(model: PlannedModel, target: Path) -> bool:

@@ -12,12 +12,16 @@ Words: R rows and C columns of a tensor, K rank of the product left (R, K) @ rig
 columns of the result.
 """
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
 import numpy as np
 from numba import float32, float64, int64, uint16, uint32, void
+
+logger = logging.getLogger(__name__)
 
 # Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place.
 # Without the clamp, such an error could round past a neighbour of the exact result, or move a sum that the target can
@@ -45,12 +49,17 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     """Compile for these types, or load what was compiled before. If nothing can be kept, compile in each process."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        compile_cached = numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})
         try:
-            compile_cached = numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})
             return compile_cached(function)  # type: ignore[no-any-return]
-        except (RuntimeError, OSError, EOFError):
-            # No folder that can be written to, a full disk, or a file of the cache that was cut off.
-            return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
+        except Exception:
+            logger.debug("No compiled code of '%s' could be loaded or kept.", function.__name__, exc_info=True)
+        # If a file of the cache was damaged or cut off (a power cut), the cache is emptied and filled again.
+        with suppress(Exception):
+            numba.njit(cache=True)(function)._cache.flush()
+            return compile_cached(function)  # type: ignore[no-any-return]
+        # No folder that can be written to, or a full disk. An error of the code itself is raised here.
+        return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
 
     return decorate
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
-from dem_hub.files.atomic import write_text
-from dem_hub.files.names import SEARCH_CACHE, SEARCH_RESULT
+from dem_hub.files.atomic import atomic_folder
+from dem_hub.files.folders import RECIPE, check_target
+from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
+from dem_hub.files.replacing import settle
 from dem_hub.files.strict_json import FORMAT_VERSION, check_version, parse_json
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.records import canonical_name
@@ -225,9 +227,13 @@ class SearchResult:
                 vector costs one forward pass.
         """
         folder = Path(save_directory)
-        self.config.save_pretrained(folder)
-        write_text(folder / SEARCH_RESULT, json.dumps(_to_file(self), indent=1) + "\n")
+        check_target(folder, RECIPE)
+        # The measurements come first: each is a line or a file of its own, and true whatever comes after it. The
+        # recipe and the result take their place together.
         self.cache.save(folder / SEARCH_CACHE, with_logits=with_logits)
+        with atomic_folder(folder, last=RECIPE_CONFIG) as partial:
+            self.config.write(partial, folder)
+            (partial / SEARCH_RESULT).write_text(json.dumps(_to_file(self), indent=1) + "\n", "utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "SearchResult":
@@ -240,6 +246,7 @@ class SearchResult:
             `NotFoundError`: The folder has no result.
             `ConfigError`: The result was written by a newer version, or is damaged.
         """
+        settle(Path(folder))
         path = Path(folder) / SEARCH_RESULT
         if not path.is_file():
             raise NotFoundError(f"'{folder}' has no {SEARCH_RESULT}: it is no folder of SearchResult.save_pretrained.")

@@ -18,6 +18,7 @@ import torch
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.writer import system_errors
 from dem_hub.codecs.encoder import Encoder
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
@@ -177,9 +178,11 @@ def save_adapter(gathering: Gathering, folder: Path) -> Path:
         state = {name: gathering.read(name) for name, tensor in gathering.tensors.items() if tensor.requires_grad}
     if not _is_peft_model(model):
         # transformers' own `load_adapter` and `add_adapter`: `save_pretrained` writes the active adapter.
-        model.save_pretrained(str(folder), state_dict=state)
+        with system_errors():
+            model.save_pretrained(str(folder), state_dict=state)
         return folder
-    model.save_pretrained(str(folder), selected_adapters=[adapter], state_dict=state)
+    with system_errors():
+        model.save_pretrained(str(folder), selected_adapters=[adapter], state_dict=state)
     if adapter == "default":
         return folder
     return folder / adapter

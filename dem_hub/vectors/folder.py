@@ -8,31 +8,27 @@ the user's own notes.
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.files.atomic import atomic_folder
-from dem_hub.files.names import VECTOR_FILES
+from dem_hub.files.names import VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.hub.commits import Head
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
+def replaced_folder(target: Path, around: AbstractContextManager[object] | None = None) -> Iterator[Path]:
     """Give a temporary folder for the files of a new vector. When the block ends well, they replace those in `target`.
 
-    Files of an older vector are removed after the new ones are in place. A process that is killed in between leaves
-    the new vector complete. If a file of the older one would be read with it, the vector is refused when it is used.
+    Files of an older vector go in the same step.
 
     Args:
         target (`Path`): The folder of the vector. It is created if it does not exist.
+        around (`AbstractContextManager`, *optional*): Entered before the files take their place, and left afterwards.
     """
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, is_vector_file, last=VECTOR_CONFIG, around=around) as folder:
         yield folder
-        new_names = {path.name for path in folder.iterdir()}
-    for path in list(target.iterdir()):
-        if path.name not in new_names and is_vector_file(path.name):
-            path.unlink()
 
 
 def place_file(source: Path, target: Path, *, link: bool) -> None:

@@ -1,13 +1,14 @@
 """`VectorStore`: many vectors of one base in one folder or repository.
 
 Each member is an ordinary vector folder. Everything that takes a vector takes it as a `subfolder`, with or without
-the store. What the members share is kept once: the record of the base, and its tokenizer. The index is written last
-when a vector is added and first when one is removed, so it never names a vector that is not there.
+the store. What the members share is kept once: the record of the base, and its tokenizer. Any number of processes may
+change a store and read it: one changes it at a time, and what a killed one began is finished by the next that opens
+the store.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -16,7 +17,9 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
-from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CONFIG
+from dem_hub.files.locks import locked
+from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.partial import new_name, remove_leftovers
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -29,7 +32,7 @@ from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.folder import stale_files
 from dem_hub.vectors.publishing import public_base, public_vector
-from dem_hub.vectors.store_index import Member, StoreIndex
+from dem_hub.vectors.store_index import Member, StoreChange, StoreIndex
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ class VectorStore(Mapping[str, DistributionVector]):
         self.folder = resolved.folder
         self.commit = resolved.commit
         self._options = options
-        self._index = StoreIndex.read(self.folder)
+        self._index = self._latest()
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], base: str | os.PathLike[str] | VectorSource) -> "VectorStore":
@@ -92,15 +95,16 @@ class VectorStore(Mapping[str, DistributionVector]):
             `ConfigError`: If the folder has a store already, or holds something else.
         """
         target = Path(folder)
-        if (target / STORE_CONFIG).is_file():
-            raise ConfigError(
-                f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}')."
-            )
-        check_target(target, STORE)
         opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
         target.mkdir(parents=True, exist_ok=True)
-        copy_side_files(opened.folder, target)
-        StoreIndex(opened.record).write(target)
+        with locked(target.resolve()):
+            if (target / STORE_CONFIG).is_file():
+                raise ConfigError(
+                    f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}')."
+                )
+            check_target(target, STORE)
+            copy_side_files(opened.folder, target)
+            StoreIndex(opened.record).write(target)
         return cls.from_pretrained(target)
 
     @classmethod
@@ -145,7 +149,17 @@ class VectorStore(Mapping[str, DistributionVector]):
             `KeyError`: If the store has no vector of that name.
             `ConfigError`: If the vector is not the one that the index names.
         """
-        member = self._index.members[name]
+        while True:
+            member = self._index.members[name]
+            try:
+                return self._open(name, member)
+            except (DemHubError, OSError):
+                # Another process may have replaced or removed the vector since the index was read.
+                self._index = self._latest()
+                if self._index.members.get(name) == member:
+                    raise
+
+    def _open(self, name: str, member: Member) -> DistributionVector:
         vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
         if vector.sha256 != member.sha256:
             raise ConfigError(
@@ -195,6 +209,7 @@ class VectorStore(Mapping[str, DistributionVector]):
         Raises:
             `BaseMismatchError`: If the vector was made from another base.
             `ConfigError`: If the name cannot be a folder's, or the store is on the Hub.
+            `BusyError`: If another process changes the store, and does not come to an end.
         """
         folder = self._writable(name)
         if vector.base.fingerprint not in (None, self.base.fingerprint):
@@ -204,10 +219,9 @@ class VectorStore(Mapping[str, DistributionVector]):
                 f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a "
                 "store for its base."
             )
-        vector.put(folder)
-        members = self._current_members()
-        members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
-        self._update(members)
+        member = Member(vector.sha256, vector.codec, vector.nbytes)
+        # The files are copied first, which takes long, and the store is locked for the rest.
+        vector.put(folder, self._changing(StoreChange(name, member)))
 
     def remove(self, name: str) -> None:
         """Remove a vector from the store's folder.
@@ -218,12 +232,11 @@ class VectorStore(Mapping[str, DistributionVector]):
         Raises:
             `KeyError`: If the store has no vector of that name.
             `ConfigError`: If the store is on the Hub.
+            `BusyError`: If another process changes the store, and does not come to an end.
         """
-        folder = self._writable(name)
-        members = self._current_members()
-        del members[name]
-        self._update(members)
-        shutil.rmtree(folder)
+        self._writable(name)
+        with self._changing(StoreChange(name, None)):
+            pass
 
     def push_to_hub(
         self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]
@@ -316,14 +329,57 @@ class VectorStore(Mapping[str, DistributionVector]):
             )
         return folder
 
-    def _current_members(self) -> dict[str, Member]:
-        """Read the index again: another process may have added to it."""
-        return dict(StoreIndex.read(self.folder).members)
+    def _latest(self) -> StoreIndex:
+        """Read the index. If a change is being made, wait for it; if its process was killed, finish it."""
+        if self.commit is None and (self.folder / STORE_CHANGE).is_file():
+            with suppress(PermissionError), locked(self.folder.resolve()):  # a store that may only be read
+                return _finish(self.folder)
+        return StoreIndex.read(self.folder)
 
-    def _update(self, members: Mapping[str, Member]) -> None:
-        index = replace(self._index, members=members)
-        index.write(self.folder)
-        self._index = index
+    @contextmanager
+    def _changing(self, change: StoreChange) -> Iterator[None]:
+        """Lock the store, and write a change into the index once the block has moved the vector's files."""
+        with locked(self.folder.resolve()):
+            self._index = _finish(self.folder)
+            if change.member is None and change.name not in self._index.members:
+                raise KeyError(change.name)
+            change.write(self.folder)
+            yield
+            self._index = _finish(self.folder)
+
+
+def _finish(folder: Path) -> StoreIndex:
+    """Finish the change that is being made to a store, and return its index. The caller holds the store's lock."""
+    index = StoreIndex.read(folder)
+    change = StoreChange.read(folder)
+    if change is None:
+        return index
+    members = dict(index.members)
+    place = folder / change.name
+    if change.member is None:
+        members.pop(change.name, None)
+    elif _identity(place) == change.member.sha256:
+        members[change.name] = change.member
+    # Otherwise the process was killed before the vector's files took their place.
+    if members != index.members:
+        index = replace(index, members=members)
+        index.write(folder)
+    if change.member is None:
+        with locked(place):
+            if place.is_dir():
+                # In one step, so that whoever looks sees all of the vector or nothing.
+                place.replace(new_name(place))
+            remove_leftovers(place)
+    (folder / STORE_CHANGE).unlink()
+    return index
+
+
+def _identity(folder: Path) -> str:
+    """Return the sha256 of the vector in a folder; empty if there is none."""
+    try:
+        return DistributionVector(Resolved.local(folder), verify=False).sha256
+    except (DemHubError, OSError):
+        return ""
 
 
 def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:

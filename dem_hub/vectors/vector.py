@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from dem_hub.errors import AdapterError
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
+from dem_hub.files.replacing import read_steadily
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, resolve
@@ -102,12 +104,17 @@ class DistributionVector:
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
         self._owns_files = False  # the files are this object's own, so they may be linked instead of copied
+        read_steadily(self.folder, lambda: self._read(verify=verify))
+
+    def _read(self, *, verify: bool) -> None:
+        """Read the config, and compare the files with it."""
         path = self.folder / VECTOR_CONFIG
         if path.is_file():
             self.config = VectorConfig.from_json(path.read_bytes(), str(path))
             if verify:
                 verify_files(self.folder, self.config.files, self._remote_hashes)
         else:
+            self.config = None
             self._adapter_config = read_adapter_config(self.folder)
             Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
 
@@ -241,23 +248,19 @@ class DistributionVector:
         check_target(target, VECTOR if self.config is not None else ADAPTER)
         self.put(target)
 
-    def put(self, target: Path) -> None:
-        """Write the vector into a folder, in place of the vector or adapter that is there.
+    def put(self, target: Path, around: AbstractContextManager[object] | None = None) -> None:
+        """Write the vector into a folder, in place of the vector or adapter that is there, in one step.
 
-        Unlike [`DistributionVector.save_pretrained`], this does not check what else the folder holds.
-
-        Args:
-            target (`Path`): The folder. The vector in it is complete at any time: the old one, or the new one.
-
-        Raises:
-            `OSError`: If the folder cannot be written.
+        Unlike [`DistributionVector.save_pretrained`], this does not check what else the folder holds. `around` is
+        entered before the files take their place, and left afterwards.
         """
         if target.is_dir() and target.resolve() == self.folder.resolve():
-            return
+            with around or nullcontext():
+                return
         check_paths([self.folder / name for name in self.file_names], self.folder)
         may_link = self._owns_files
         self._owns_files = False  # a linked file is the target's too, so a second target needs a copy
-        with replaced_folder(target) as folder:
+        with replaced_folder(target, around) as folder:
             for name in self.file_names:
                 source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
                 place_file(source, folder / name, link=may_link)

@@ -1,9 +1,12 @@
 """How the compiled passes are compiled; what they compute is tested with `rounding`, which uses them."""
 
+from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
+from numba import float64, void
 
 from dem_hub.numerics.kernels import _compiled
 
@@ -16,3 +19,33 @@ def test_compiles_where_nothing_can_be_kept() -> None:
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(signature, cache=True)(namespace["twice"])
     assert _compiled(signature)(namespace["twice"])(21) == 42
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 300, bytes(range(250, 6, -1)), b"\x80\x05\x95"])
+def test_a_damaged_cache_is_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, damage: bytes
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def compile_again() -> float:
+        total = np.zeros(3)
+        _compiled(signature)(add_one)(total)
+        return float(total.sum())
+
+    signature = void(float64[::1])
+    assert compile_again() == 3.0
+    files = list(tmp_path.rglob(f"*{suffix}"))
+    assert files
+    for file in files:
+        file.write_bytes(damage)
+    assert compile_again() == 3.0
+    # What was filled again is used: nothing is written any more.
+    whole = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")}
+    assert compile_again() == 3.0
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")} == whole
+
+
+def add_one(total):  # type: ignore[no-untyped-def]
+    for place in range(len(total)):
+        total[place] += 1.0

@@ -1,6 +1,7 @@
 """A store of vectors: what goes in comes out, the index is never ahead of what is there, and another base's vector stays out."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 from dem_hub import DEMModel, DistributionVector, VectorStore
 from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
+from dem_hub.vectors.store_index import Member
+from tests.support.killing import KILLED, fork, run_and_die, status_of
 from tests.support.tiny_models import Models, Zoo, edit_json, load_tensors
 
 
@@ -154,3 +157,83 @@ def test_index_of_another_version(store: VectorStore) -> None:
     edit_json(store.folder / "vector_store.json", vectors=index["vectors"])
     with pytest.raises(ConfigError):
         VectorStore.from_pretrained(store.folder)
+
+
+@pytest.mark.parametrize("rounds", [8])
+def test_several_processes_add_while_others_read(zoo: Zoo, llama: Models, tmp_path: Path, rounds: int) -> None:
+    """No update is lost, and nobody reads half a vector: each adds its own, and all of them replace one."""
+    folder = tmp_path / "store"
+    VectorStore.create(folder, llama.base)
+    kinds = [zoo.vector("llama-tied", "bfloat16", kind) for kind in ("dense", "lowrank", "short", "dense")]
+    done = tmp_path / "done"
+
+    def write(number: int) -> None:
+        store = VectorStore.from_pretrained(folder)
+        vector = DistributionVector.from_pretrained(kinds[number])
+        for step in range(rounds):
+            store.add(f"own-{number}-{step}", vector)
+            store.add("shared", vector)
+            if step:
+                store.remove(f"own-{number}-{step - 1}")
+                store.add(f"own-{number}-{step - 1}", vector)
+
+    def read() -> None:
+        while not done.exists():
+            store = VectorStore.from_pretrained(folder)
+            for name in store:
+                with suppress(KeyError):  # removed meanwhile
+                    assert store[name].sha256
+
+    reader = fork(read)
+    writers = [fork(lambda number=number: write(number)) for number in range(4)]  # type: ignore[misc]
+    statuses = [status_of(writer) for writer in writers]
+    done.touch()
+    assert [*statuses, status_of(reader)] == [0] * 5
+    store = VectorStore.from_pretrained(folder)
+    assert set(store) == {"shared", *(f"own-{number}-{step}" for number in range(4) for step in range(rounds))}
+    assert all(store[name].sha256 == store.members[name].sha256 for name in store)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(store)
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.parametrize("change", ["add", "replace", "remove"])
+def test_a_change_that_is_killed_is_finished_or_undone(store: VectorStore, zoo: Zoo, change: str) -> None:
+    """Killed at each of its changes of files in turn, it leaves the store as it was, or as it is to be."""
+    name = "third" if change == "add" else "whole"
+    vector = DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "short"))
+    old = DistributionVector.from_pretrained(zoo.vector("llama-tied", "bfloat16", "dense"))
+    before = dict(store.members)
+    after = {**before, name: Member(vector.sha256, vector.codec, vector.nbytes)}
+    if change == "remove":
+        del after[name]
+
+    def run() -> None:
+        opened = VectorStore.from_pretrained(store.folder)
+        if change == "remove":
+            opened.remove(name)
+        else:
+            opened.add(name, vector)
+
+    for count in range(1, 100):
+        status = run_and_die(run, count)
+        check_store(store.folder, (before, after))
+        if change != "remove" or name in VectorStore.from_pretrained(store.folder):
+            run()
+        found = check_store(store.folder, (after,))
+        assert {path.name for path in store.folder.iterdir() if path.is_dir()} == set(after)
+        if status == 0:
+            break
+        assert status == KILLED
+        if change == "add":
+            found.remove(name)
+        else:
+            found.add(name, old)
+    assert 5 < count < 99
+
+
+def check_store(folder: Path, allowed: tuple[dict[str, Member], ...]) -> VectorStore:
+    """Return a store that is in one of the states allowed, with vectors that are those of its index."""
+    store = VectorStore.from_pretrained(folder)
+    assert store.members in allowed
+    assert all(store[name].sha256 == store.members[name].sha256 for name in store)
+    return store

@@ -8,17 +8,23 @@ logits are safetensors files. Without one, the cache is in memory.
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dem_hub.checkpoints.writer import write_file
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.processes import rank, world_size
+from dem_hub.files.locks import locked
 from dem_hub.files.names import MEASUREMENTS, SAFETENSORS
 from dem_hub.search.measure.logits import Block
+
+logger = logging.getLogger(__name__)
 
 _LOGITS_FOLDER = "logits"
 
@@ -78,15 +84,14 @@ class MeasurementCache:
         self._numbers[key] = value
         if self.folder is not None and rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / MEASUREMENTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, value]) + "\n")
+            _append(self.folder / MEASUREMENTS, json.dumps([key, value]) + "\n")
 
     def block(self, key: str) -> Block | None:
         """Return the logits that this process has kept under a key, or `None`."""
         if key not in self._blocks and self.folder is not None:
-            path = self._path(key)
-            if path.is_file():
-                self._blocks[key] = _read_block(path)
+            found = _read_block(self._path(key))
+            if found is not None:
+                self._blocks[key] = found
         if key not in self._blocks and self._known is not None:
             known_block = self._known.block(key)
             if known_block is not None:
@@ -129,13 +134,25 @@ class MeasurementCache:
         return self.folder / _LOGITS_FOLDER / f"{name}{suffix}{SAFETENSORS}"
 
 
+def _append(path: Path, line: str) -> None:
+    """Append a line to a file that other searches may append to as well.
+
+    Half a line at the end, which a killed process or a full disk left, is cut off first.
+    """
+    with locked(path.parent.resolve() / path.name), path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode())
+
+
 def _read_numbers(path: Path) -> dict[str, Any]:
-    """Read all complete lines. A killed process can leave half of its last line, which is cut off the file."""
+    """Read all complete lines. Half a line at the end is of a process that was killed, or is writing."""
     content = path.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]
-    if len(complete) < len(content) and rank() == 0:
-        with path.open("r+b") as file:
-            file.truncate(len(complete))
     numbers = {}
     for number, line in enumerate(complete.splitlines(), 1):
         try:
@@ -149,17 +166,21 @@ def _read_numbers(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name and rename it, so that a killed process leaves no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    write_file(path, tensors)
 
 
-def _read_block(path: Path) -> Block:
-    tensors = load_file(path)
-    moves = {}
-    for file in sorted(path.parent.glob(f"{path.stem}-*{SAFETENSORS}")):
-        name = file.stem.partition("-")[2]
-        moves[name] = load_file(file)["move"]
-    return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)
+def _read_block(path: Path) -> Block | None:
+    """Read a block and its moves; `None` if it is not there, or damaged, and has to be measured again."""
+    try:
+        tensors = load_file(path)
+        moves = {}
+        for file in sorted(path.parent.glob(f"{path.stem}-*{SAFETENSORS}")):
+            name = file.stem.partition("-")[2]
+            moves[name] = load_file(file)["move"]
+        return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, KeyError) as error:
+        logger.warning("The logits in '%s' are damaged (%s), and are measured again.", path, error)
+        return None

@@ -1,5 +1,8 @@
 """What was measured is found again, also after a kill."""
 
+import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,60 @@ def test_save(tmp_path: Path, with_logits: bool) -> None:
     cache.save(tmp_path, with_logits=with_logits)
     assert MeasurementCache(tmp_path)["score"] == 1.0
     assert MeasurementCache(tmp_path).has_logits is with_logits
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """What could not be written whole is an error of the system, and the next run goes on from what there is."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        cache = MeasurementCache(tmp_path)
+        cache.put("first", 1.0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
+        refused = 0
+        try:
+            cache.put("second", [0.1] * 100)
+        except OSError:
+            refused += 1
+        try:
+            cache.put_block("key", block())
+        except OSError:
+            refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    again = MeasurementCache(tmp_path)
+    assert ("first" in again, "second" in again, again.block("key")) == (True, False, None)
+    again.put("second", 2.0)
+    again.put_block("key", block())
+    assert MeasurementCache(tmp_path)["second"] == 2.0
+    assert same(MeasurementCache(tmp_path).block("key"), block())  # type: ignore[arg-type]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+def test_searches_share_a_cache(tmp_path: Path) -> None:
+    """Each line is whole, however long, and a reader never cuts off what another writes."""
+    children = []
+    for number in range(3):
+        child = os.fork()
+        if child == 0:
+            cache = MeasurementCache(tmp_path)
+            for step in range(10):
+                cache.put(f"{number} {step}", [number + 0.1] * 3000)
+                MeasurementCache(tmp_path)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 3
+    cache = MeasurementCache(tmp_path)
+    assert len(cache) == 30
+    assert all(cache[f"{number} {step}"] == [number + 0.1] * 3000 for number in range(3) for step in range(10))
+
+
+def test_damaged_logits_are_measured_again(tmp_path: Path) -> None:
+    cache = MeasurementCache(tmp_path)
+    cache.put_block("key", block())
+    file = next(path for path in (tmp_path / "logits").iterdir() if "-" not in path.name)
+    file.write_bytes(file.read_bytes()[:-3])
+    again = MeasurementCache(tmp_path)
+    assert again.block("key") is None
+    again.put_block("key", block())
+    assert same(MeasurementCache(tmp_path).block("key"), block())  # type: ignore[arg-type]
