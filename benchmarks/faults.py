@@ -19,12 +19,14 @@ Needs Linux. The Hub is the one of the tests, on this machine.
 
 import argparse
 import errno
+import functools
 import hashlib
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -53,9 +55,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from tiny import COUNTING, counting_base, counting_model, counting_rows
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+import dem_hub
 from dem_hub import DEMCallback, DistributionVector, VectorStore, search_coefficients
 from dem_hub.cli import main
 from dem_hub.errors import DemHubError
+
+# The code of dem_hub.
+PACKAGE = Path(dem_hub.__file__).parent
 
 # Exit statuses of a trial's process.
 SUCCEEDED = 0
@@ -168,20 +174,44 @@ def in_process(action: Callable[[], Any], log: Path) -> int:
         return number
     status = CRASHED
     try:
-        with log.open("a") as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
+        stream = into(log).stdin
+        assert stream is not None
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
         try:
             action()
             status = SUCCEEDED
         except (DemHubError, HfHubHTTPError, OSError) as error:
             print(f"{type(error).__name__}: {error}", flush=True)
             status = REFUSED
-        except Exception:  # noqa: BLE001  (any other error is what this looks for)
+        except Exception as error:  # noqa: BLE001  (any other error of dem_hub is what this looks for)
             traceback.print_exc()
+            if not is_ours(error):
+                status = REFUSED
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+@functools.cache
+def into(log: Path) -> "subprocess.Popen[bytes]":
+    """Return a process that writes into the log: what is printed must not fail where files have a limit of size."""
+    with log.open("a") as stream:
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=stream)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Tell whether dem_hub was at work when an error was raised, and not the Trainer, which saves its own state."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None:
+            continue
+        frames = traceback.extract_tb(current.__traceback__)
+        if any(Path(frame.filename).is_relative_to(PACKAGE) for frame in frames):
+            return True
+        pending += [current.__cause__, current.__context__]
+    return False
 
 
 def wait_for(number: int) -> int:
@@ -416,6 +446,7 @@ def main_script() -> int:
     options = parser.parse_args()
     log = options.log.resolve()
     log.write_text("")
+    into(log)
     # The forked processes need the one thread that a fork leaves them.
     torch.set_num_threads(1)
     HUB.start()

@@ -39,7 +39,9 @@ class Base:
     @cached_property
     def digests(self) -> dict[str, str]:
         """The digest of each tensor, by name."""
-        return tensor_digests(self.checkpoint)
+        digests = tensor_digests(self.checkpoint)
+        self.checkpoint.check_unchanged()
+        return digests
 
     @cached_property
     def twins(self) -> dict[str, str]:

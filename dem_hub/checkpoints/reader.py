@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
+from dem_hub.checkpoints.lazy import DTYPES, LazyTensor, View
 from dem_hub.errors import CheckpointError, NotFoundError, refuse
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
+from dem_hub.files.states import FileState, check_unchanged
 from dem_hub.files.strict_json import check_inside
 from dem_hub.numerics.slices import Index
 
@@ -102,6 +103,7 @@ class Checkpoint(Mapping[str, TensorInfo]):
         else:
             self.files = _find_files(self.path, index)
             check_paths(self.files, self.path)
+        self._states = {file: FileState.of(file) for file in self.files}
         self._tensors: dict[str, TensorInfo] = {}
         for file in self.files:
             self._tensors |= _read_header(file)
@@ -121,11 +123,24 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     @cached_property
     def _handles(self) -> dict[Path, Any]:
-        return {file: safe_open(file, framework="pt") for file in self.files}
+        handles = {file: safe_open(file, framework="pt") for file in self.files}
+        self.check_unchanged()
+        return handles
+
+    def check_unchanged(self) -> None:
+        """Check that the files are still those whose headers were read.
+
+        What reads a checkpoint calls this at its end. Each slice is preceded by the same check of its own file.
+
+        Raises:
+            [`~dem_hub.errors.CheckpointError`]: If files were replaced or written to.
+        """
+        check_unchanged(self._states)
 
     def lazy(self, name: str) -> LazyTensor:
         """Return the tensor as a safetensors slice: nothing is read until it is indexed."""
-        return self._handles[self._tensors[name].file].get_slice(name)  # type: ignore[no-any-return]
+        file = self._tensors[name].file
+        return _FileSlice(self._handles[file].get_slice(name), file, self._states[file])
 
     def read(self, name: str, index: Index | None = None) -> Tensor:
         """Return the tensor or a slice of it, on the CPU in its own dtype.
@@ -149,6 +164,22 @@ class Checkpoint(Mapping[str, TensorInfo]):
             return False
         values = self.read(name)
         return torch.equal(values, self.read(other)) and not torch.equal(*torch.aminmax(values))
+
+
+@dataclass(frozen=True)
+class _FileSlice(View):
+    """A slice of a file, which is checked to be unchanged before each read.
+
+    A read beyond the end of a mapped file that has become shorter would end the process.
+    """
+
+    file: Path
+    state: FileState
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Check the file, and read a slice."""
+        check_unchanged({self.file: self.state})
+        return self.tensor[index]
 
 
 def _reopen(path: Path, index: str | None) -> Checkpoint:

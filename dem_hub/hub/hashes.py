@@ -204,7 +204,14 @@ def _hash_once(path: Path, kind: HashKind) -> str:
     if memory is None:
         return kind.of_file(path)
     status = path.stat()
-    state = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+    # The ctime too: no program can set it back.
+    state = {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "device": status.st_dev,
+        "inode": status.st_ino,
+    }
     with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
         remembered = json.loads(memory.read_text("utf-8"))
         if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:

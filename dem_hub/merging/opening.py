@@ -67,6 +67,16 @@ class OpenedRecipe:
             allow_base_mismatch=allow_base_mismatch,
         )
 
+    def check_unchanged(self) -> None:
+        """Check that all files are still those that were opened; whoever has read the sum calls this at the end.
+
+        Raises:
+            [`~dem_hub.errors.CheckpointError`]: If files of the base or of a vector were replaced or written to.
+        """
+        self.base.checkpoint.check_unchanged()
+        for vector in self.vectors:
+            vector.check_unchanged()
+
     def check_target(self, target: Path, kind: str) -> None:
         """Refuse to write a result over the base, a vector, or something of another kind than `kind`."""
         inputs = {"the base": self.base.folder}

@@ -177,6 +177,7 @@ class AttachedRecipe:
         _check_shapes(old, new, names)
         try:
             _copy(self._model, new, names)
+            opened.check_unchanged()
         except BaseException:
             _copy(self._model, old, names)
             raise

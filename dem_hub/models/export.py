@@ -49,6 +49,7 @@ def export(model: PlannedModel, target: Path) -> None:
         # A single file of weights is complete with its last byte. Several files are complete with their index, so
         # that is written last.
         _write_weights(model, work)
+        model.opened.check_unchanged()
         for name, text in model.index.items():
             write_text(work.folder / name, text)
         write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose).text)

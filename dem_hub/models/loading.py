@@ -153,6 +153,7 @@ def load(
     recipe = replace(opened.recipe, **given)
     merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
     loaded = _from_merge(auto_class, opened, recipe, merge, arguments)
+    opened.check_unchanged()
     model = loaded.model
     model.dem = AttachedRecipe(model, loaded.recipe, arguments.hub, allow_base_mismatch=allow_base_mismatch)
     if loaded.info is not None:

@@ -122,6 +122,7 @@ def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> di
                 bar.update(offset + written - bar.n)
             uploaded[shard.name] = upload(head, shard.name, file, options)
             file.unlink()
+    model.opened.check_unchanged()
     return uploaded
 
 

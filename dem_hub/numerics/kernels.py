@@ -56,7 +56,7 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
             logger.debug("No compiled code of '%s' could be loaded or kept.", function.__name__, exc_info=True)
         # If a file of the cache was damaged or cut off (a power cut), the cache is emptied and filled again.
         with suppress(Exception):
-            numba.njit(cache=True)(function)._cache.flush()
+            numba.njit(cache=True)(function)._cache.flush()  # type: ignore[attr-defined]
             return compile_cached(function)  # type: ignore[no-any-return]
         # No folder that can be written to, or a full disk. An error of the code itself is raised here.
         return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]

@@ -6,15 +6,16 @@ change a store and read it: one changes it at a time, and what a killed one bega
 the store.
 """
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
+from dem_hub.errors import BaseMismatchError, BusyError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
@@ -149,15 +150,16 @@ class VectorStore(Mapping[str, DistributionVector]):
             `KeyError`: If the store has no vector of that name.
             `ConfigError`: If the vector is not the one that the index names.
         """
-        while True:
-            member = self._index.members[name]
-            try:
-                return self._open(name, member)
-            except (DemHubError, OSError):
-                # Another process may have replaced or removed the vector since the index was read.
-                self._index = self._latest()
-                if self._index.members.get(name) == member:
-                    raise
+        member = self._index.members[name]
+        try:
+            return self._open(name, member)
+        except (DemHubError, OSError):
+            if self.commit is not None:
+                raise
+        # Another process may have replaced or removed the vector since the index was read.
+        with self._at_rest() as index:
+            self._index = index
+            return self._open(name, index.members[name])
 
     def _open(self, name: str, member: Member) -> DistributionVector:
         vector = DistributionVector.from_pretrained(self.member_source(name), **vars(self._options))
@@ -332,9 +334,24 @@ class VectorStore(Mapping[str, DistributionVector]):
     def _latest(self) -> StoreIndex:
         """Read the index. If a change is being made, wait for it; if its process was killed, finish it."""
         if self.commit is None and (self.folder / STORE_CHANGE).is_file():
-            with suppress(PermissionError), locked(self.folder.resolve()):  # a store that may only be read
-                return _finish(self.folder)
+            with self._at_rest() as index:
+                return index
         return StoreIndex.read(self.folder)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[StoreIndex]:
+        """Give the index while nobody changes the store. A store that may only be read is given as it is."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder.resolve()))
+                index = _finish(self.folder)
+            except BusyError:
+                raise
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                index = StoreIndex.read(self.folder)
+            yield index
 
     @contextmanager
     def _changing(self, change: StoreChange) -> Iterator[None]:

@@ -30,6 +30,7 @@ from dem_hub.files.folders import ADAPTER, VECTOR, check_target
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
+from dem_hub.files.states import check_unchanged, states_of
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, resolve
@@ -40,7 +41,7 @@ from dem_hub.numerics.slices import full_index
 from dem_hub.vectors.compatibility import check_base
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.extraction import extract
-from dem_hub.vectors.folder import place_file, replaced_folder
+from dem_hub.vectors.folder import is_vector_file, place_file, replaced_folder
 from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.reader import read_adapter
 from dem_hub.vectors.publishing import push_vector
@@ -93,10 +94,7 @@ class DistributionVector:
     """
 
     def __init__(self, resolved: Resolved, *, verify: bool) -> None:
-        """Open a folder that was found, and with `verify` compare its files with the hashes in the config.
-
-        Call [`DistributionVector.from_pretrained`] instead.
-        """
+        """Open a folder, and compare its files with the hashes if `verify`. Call `from_pretrained` instead."""
         self.source = resolved.source
         self.folder = resolved.folder
         self.commit = resolved.commit
@@ -108,8 +106,8 @@ class DistributionVector:
 
     def _read(self, *, verify: bool) -> None:
         """Read the config, and compare the files with it."""
-        path = self.folder / VECTOR_CONFIG
-        if path.is_file():
+        self._states = states_of([file for file in self.folder.glob("*") if is_vector_file(file.name)])
+        if (path := self.folder / VECTOR_CONFIG).is_file():
             self.config = VectorConfig.from_json(path.read_bytes(), str(path))
             if verify:
                 verify_files(self.folder, self.config.files, self._remote_hashes)
@@ -320,14 +318,9 @@ class DistributionVector:
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(SAFETENSORS))
 
     def tensor_bytes(self) -> dict[str, int]:
-        """Return the size of each tensor's parts in bytes, without headers.
+        """Return the size of each tensor's parts in bytes, without headers, by the base's checkpoint key.
 
-        Returns:
-            `dict[str, int]`: Sizes by the base's checkpoint key; empty for a plain adapter.
-
-        Raises:
-            `CodecError`: If this version does not have a codec, or an option of one.
-            `CheckpointError`: If the files lack tensors, have others, or have them in another shape or dtype.
+        A plain adapter has none. Raises what [`DistributionVector.deltas`] raises for files that are not whole.
         """
         if self.config is None:
             return {}
@@ -343,6 +336,7 @@ class DistributionVector:
         hashes = {}
         for name in self.file_names:
             hashes[name] = self._remote_hashes.get(name) or digest(self.folder / name)
+        self.check_unchanged()
         return contents_sha256(hashes)
 
     @property
@@ -371,19 +365,25 @@ class DistributionVector:
         """
         if self.config is not None:
             check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
-            return read_contents(self.folder, self.config)
+            deltas = read_contents(self.folder, self.config)
+            self.check_unchanged()
+            return deltas
         if base.architecture is None:
             raise AdapterError(
                 f"The architecture of '{base}' is not known (no config.json with architectures that transformers "
                 f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract "
                 "the vector."
             )
-        return read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
+        deltas = read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
+        self.check_unchanged()
+        return deltas
+
+    def check_unchanged(self) -> None:
+        """Refuse files that changed since they were opened (`CheckpointError`); a reader of deltas calls it at its end."""
+        check_unchanged(self._states)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:
         """Return the delta of one tensor, to look at it.
-
-        A merge adds deltas block by block and never makes a whole one.
 
         Args:
             name (`str`): The tensor's key in the base's checkpoint.
