@@ -6,21 +6,18 @@ change a store and read it: one changes it at a time, and what a killed one bega
 the store.
 """
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.errors import BaseMismatchError, BusyError, CheckpointError, ConfigError, DemHubError, refuse
+from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
 from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CHANGE, STORE_CONFIG
-from dem_hub.files.partial import new_name, remove_leftovers
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -33,7 +30,8 @@ from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.folder import stale_files
 from dem_hub.vectors.publishing import public_base, public_vector
-from dem_hub.vectors.store_index import Member, StoreChange, StoreIndex
+from dem_hub.vectors.store_change import StoreChange, finish_change, store_at_rest
+from dem_hub.vectors.store_index import Member, StoreIndex
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
@@ -157,7 +155,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             if self.commit is not None:
                 raise
         # Another process may have replaced or removed the vector since the index was read.
-        with self._at_rest() as index:
+        with store_at_rest(self.folder) as index:
             self._index = index
             return self._open(name, index.members[name])
 
@@ -334,69 +332,20 @@ class VectorStore(Mapping[str, DistributionVector]):
     def _latest(self) -> StoreIndex:
         """Read the index. If a change is being made, wait for it; if its process was killed, finish it."""
         if self.commit is None and (self.folder / STORE_CHANGE).is_file():
-            with self._at_rest() as index:
+            with store_at_rest(self.folder) as index:
                 return index
         return StoreIndex.read(self.folder)
-
-    @contextmanager
-    def _at_rest(self) -> Iterator[StoreIndex]:
-        """Give the index while nobody changes the store. A store that may only be read is given as it is."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(self.folder.resolve()))
-                index = _finish(self.folder)
-            except BusyError:
-                raise
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-                index = StoreIndex.read(self.folder)
-            yield index
 
     @contextmanager
     def _changing(self, change: StoreChange) -> Iterator[None]:
         """Lock the store, and write a change into the index once the block has moved the vector's files."""
         with locked(self.folder.resolve()):
-            self._index = _finish(self.folder)
+            self._index = finish_change(self.folder)
             if change.member is None and change.name not in self._index.members:
                 raise KeyError(change.name)
             change.write(self.folder)
             yield
-            self._index = _finish(self.folder)
-
-
-def _finish(folder: Path) -> StoreIndex:
-    """Finish the change that is being made to a store, and return its index. The caller holds the store's lock."""
-    index = StoreIndex.read(folder)
-    change = StoreChange.read(folder)
-    if change is None:
-        return index
-    members = dict(index.members)
-    place = folder / change.name
-    if change.member is None:
-        members.pop(change.name, None)
-    elif _identity(place) == change.member.sha256:
-        members[change.name] = change.member
-    # Otherwise the process was killed before the vector's files took their place.
-    if members != index.members:
-        index = replace(index, members=members)
-        index.write(folder)
-    if change.member is None:
-        with locked(place):
-            if place.is_dir():
-                # In one step, so that whoever looks sees all of the vector or nothing.
-                place.replace(new_name(place))
-            remove_leftovers(place)
-    (folder / STORE_CHANGE).unlink()
-    return index
-
-
-def _identity(folder: Path) -> str:
-    """Return the sha256 of the vector in a folder; empty if there is none."""
-    try:
-        return DistributionVector(Resolved.local(folder), verify=False).sha256
-    except (DemHubError, OSError):
-        return ""
+            self._index = finish_change(self.folder)
 
 
 def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.names import STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.names import STORE_CONFIG
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     as_mapping,
@@ -89,37 +89,3 @@ class StoreIndex:
     def write(self, folder: Path) -> None:
         """Write the index into a store's folder. The file is replaced in one step."""
         write_text(folder / STORE_CONFIG, self.to_json())
-
-
-@dataclass(frozen=True)
-class StoreChange:
-    """A change of a store that is being made: the vector's name, and its new entry; `None` if it is removed.
-
-    It is written down before the first file of the vector changes, and deleted once the index has it. So what a
-    killed process began is finished by whoever opens the store next.
-    """
-
-    name: str
-    member: Member | None
-
-    @classmethod
-    def read(cls, folder: Path) -> "StoreChange | None":
-        """Read the change that is being made to a store; `None` if there is none.
-
-        Raises:
-            `ConfigError`: If the file is damaged.
-        """
-        path = folder / STORE_CHANGE
-        try:
-            data = parse_json(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            return None
-        change = read_record(cls, data, str(path))
-        check_inside(change.name, f"vector named in {path}")
-        if change.member is None:
-            return change
-        return cls(change.name, read_record(Member, change.member, str(path)))
-
-    def write(self, folder: Path) -> None:
-        """Write the change down."""
-        write_text(folder / STORE_CHANGE, dump_json(asdict(self)))
