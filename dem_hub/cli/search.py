@@ -245,6 +245,7 @@ def result_tables(result: "SearchResult") -> list[_Table]:
 
 
 def _cross_loss_table(cross_loss: "CrossLoss", names: tuple[str, ...]) -> _Table:
+    """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
     rows: _Rows = []
     for model, cells in cross_loss.cells.items():
         rows.append((_short(model), *(_with_error(cells[name]) for name in names)))

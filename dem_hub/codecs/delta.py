@@ -46,8 +46,8 @@ def combine_factors(deltas: Sequence[Scaled], dtype: torch.dtype) -> tuple[Facto
 
     Args:
         deltas (`Sequence[tuple[float, Delta]]`): coefficients and deltas.
-        dtype (`torch.dtype`): the dtype of the factors. The left factor, which has most of the numbers, stays float32
-            if no delta's left factor has more precision.
+        dtype (`torch.dtype`): the dtype of the right factor, into which the coefficients are multiplied. The left
+            factor is only copied: it is float32, or of this dtype too if a delta's left factor is float64.
 
     Returns:
         `tuple[Factors | None, list[tuple[float, Delta]]]`: both factors, or `None` if no delta has any, and what is

@@ -228,11 +228,16 @@ def _decompress_frame(decompressor: Any, frame: bytes, count: int, expected: int
 
 
 def _read_base_rows(base: LazyTensor, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
-    """Return rows of the base's tensor, on the CPU, with all dimensions but the last flattened into rows."""
+    """Return rows `start` to `stop` of the base's tensor, on the CPU, with all dimensions but the last flattened into
+    rows.
+    """
     *lead, width = shape
-    if not lead or not base.get_shape():
+    if not lead or not base.get_shape():  # one dimension or a scalar, which is one row
         return base[...].reshape(-1, width).cpu()
-    rows_per_entry = math.prod(lead[1:])  # of the first dimension
-    first = start // rows_per_entry
-    part = base[first : -(-stop // rows_per_entry)].reshape(-1, width).cpu()
-    return part[start - first * rows_per_entry : stop - first * rows_per_entry]
+    # Only whole entries of the first dimension can be read, and an entry may have many rows. So the entries that the
+    # rows lie in are read, and what is around the rows is cut off.
+    rows_per_entry = math.prod(lead[1:])
+    first_entry = start // rows_per_entry
+    past_last_entry = -(-stop // rows_per_entry)  # rounded up
+    entries = base[first_entry:past_last_entry].reshape(-1, width).cpu()
+    return entries[start - first_entry * rows_per_entry : stop - first_entry * rows_per_entry]

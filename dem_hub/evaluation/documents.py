@@ -95,8 +95,13 @@ def _advice(row: Mapping[str, Any]) -> str:
 
 
 def _refuse_what_is_no_text(row: Mapping[str, Any]) -> None:
+    """Refuse a row with an image, a sound or a video, and one whose completion was rejected."""
     for name in _MEDIA:
-        if name in row and not (is_messages(row[name]) and not len(list(row[name]))):
+        if name not in row:
+            continue
+        # An empty list is no image: a row has one where other rows of its dataset have images.
+        is_empty_list = is_messages(row[name]) and not len(list(row[name]))
+        if not is_empty_list:
             raise ConfigError(
                 f"it has '{name}', and only text is scored. Leave the column out to score its text alone."
             )

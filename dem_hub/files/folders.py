@@ -69,6 +69,7 @@ def kind_of(folder: Path) -> str:
 def lone_vector(folder: Path) -> str:
     """Return `VECTOR` or `ADAPTER` if a folder holds that and no model; else an empty text."""
     kind = kind_of(folder)
+    # A model's config has the same name as a recipe's: with such a file, transformers loads the folder as a model.
     if kind not in (VECTOR, ADAPTER) or (folder / RECIPE_CONFIG).is_file():
         return ""
     return kind

@@ -141,6 +141,7 @@ def _link(kept: Iterable[Path], new: Path) -> bool:
 
 
 def _unlink(kept: Iterable[Path], new: Path) -> None:
+    """Take away the second names that [`_link`] gave. The files stay under their first names."""
     for path in kept:
         (new / path.name).unlink(missing_ok=True)
 

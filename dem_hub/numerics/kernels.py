@@ -353,8 +353,9 @@ def merge_bfloat16(base, left, right, rows, low, high, start, result):
     `base` and `result` are bits of bfloat16. `rows`, `low` and `high` are those of a `Noise`; `start` is the number
     of the first column.
 
-    Returns the largest magnitude that the error of the product leaves possible, or NaN. If the factors are too large
-    for float32, it returns infinity and leaves `result` undefined.
+    Returns an upper bound of the magnitude of every sum before rounding, because a sum is known only within the error
+    of its float32 product; NaN if a sum is NaN. If the factors are too large for float32, it returns infinity and
+    leaves `result` undefined.
     """
     return _merge(_load_bfloat16, _to_bfloat16, base, left, right, rows, low, high, start, result)
 

@@ -102,17 +102,17 @@ def changed_groups(model: "MergedModel", granularity: Granularity) -> list[tuple
 def refine(
     problem: Problem, held_out: LossEvaluator, found: Trial, granularity: Granularity
 ) -> tuple[Refinement | None, list[str]]:
-    """Search by groups, from what was found for whole vectors.
+    """Search by groups, beginning with every group at the coefficient that was found for its vector.
 
     Args:
         problem ([`Problem`]): The search for whole vectors. Its bounds hold for every group of a vector.
-        held_out ([`LossEvaluator`]): LossEvaluator of the held-out data.
-        found ([`Trial`]): One coefficient a vector.
+        held_out ([`LossEvaluator`]): Measures losses on the held-out data.
+        found ([`Trial`]): The best trial of the search for whole vectors: one coefficient a vector.
         granularity (`str`): `block` or `group`.
 
     Returns:
-        `tuple`: The [`Refinement`], and notes for the user. It is `None` if `max_forward` leaves no room for a
-            step, or no vector changes two groups.
+        `tuple`: The [`Refinement`], and notes for the user. The refinement is `None` if `max_forward` leaves no
+            room for a step, or no vector changes two groups.
     """
     model = problem.loss_evaluator.coordinates.model
     coordinates = Coordinates(model, changed_groups(model, granularity))

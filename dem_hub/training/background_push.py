@@ -117,6 +117,8 @@ def _may_pass(error: Exception) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return is_transient(status)
+    # A `HubError` is a failure of the connection or of the Hub. All other errors of dem_hub, and wrong arguments,
+    # would come again. What is left may pass, such as an `OSError` of the network.
     return isinstance(error, HubError) or not isinstance(error, DemHubError | ValueError | TypeError)
 
 

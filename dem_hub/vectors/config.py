@@ -81,7 +81,9 @@ class TensorRecord:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the files hold a delta. They hold none if only new rows were learned."""
+        """Whether the files hold a delta of the base's rows. They hold none if fine-tuning added rows to this tensor
+        and changed none of the base's.
+        """
         return self.norm > 0 or not self.rows
 
 

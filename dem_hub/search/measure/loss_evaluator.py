@@ -74,10 +74,12 @@ class LossEvaluator:
         self.logit_bytes = logit_bytes
         self.coordinates = Coordinates(model)
         self.hashes = {name: hash_windows(windows) for name, windows in self.data.items()}
+        # The tokens of each window that are scored: those that a mean loss is divided by.
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
         self.tokens_run = 0  # through the model so far; a backward pass counts as two forward passes
         self._gradient: CoefficientGradient | None = None
-        self._paid: set[str] = set()
+        self._paid: set[str] = set()  # keys of measurements whose cost is not to be counted again
+        # All tokens that one forward pass over a distribution runs, scored or not: what it costs.
         self._sizes = {name: _count_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
 
     @property

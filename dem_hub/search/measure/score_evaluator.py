@@ -36,7 +36,9 @@ class ScoreEvaluator:
 
     @property
     def num_forward(self) -> float:
-        """The number of calls of the score, with those before this search was killed, and none of an earlier search."""
+        """The number of calls of the score. If this search was killed and goes on, the calls before that count, too;
+        calls of an earlier search, whose result this one resumes from, do not.
+        """
         return float(len(self._paid))
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:

@@ -69,5 +69,6 @@ class SummedStatistics:
 
 
 def _count_coefficients(length: int) -> int:
-    """Return N, of which `length` is 2 + N + N * N."""
+    """Return the N for which 2 + N + N * N is `length`."""
+    # (N + 1/2)^2 = length - 2 + 1/4.
     return round(math.sqrt(length - 2 + 0.25) - 0.5)

@@ -123,7 +123,10 @@ def _point_between(values: dict[float, float], points: list[float], best: float)
 
 
 def _gain_of_cubic(values: dict[float, float], points: list[float], nearest: list[float], bend: float) -> float:
-    """Return how much more than the parabola a cubic through one more point may promise; 0 without such a point."""
+    """Return about how much lower a cubic through one more point may lead than the parabola; 0 without such a point.
+
+    `nearest` are the three points of the parabola, and `bend` is its factor of x^2.
+    """
     others = [point for point in points if point not in nearest]
     if not others:
         return 0.0
@@ -131,7 +134,10 @@ def _gain_of_cubic(values: dict[float, float], points: list[float], nearest: lis
     best = min(nearest, key=values.__getitem__)
     fourth = min(others, key=lambda point: abs(point - best))
     third_difference = _divided_difference(values, [*nearest, fourth])
-    return (third_difference * (middle - left) * (right - middle)) ** 2 / (4 * bend)
+    # The cubic is the parabola + third_difference * (x - left) * (x - middle) * (x - right). At the middle point this
+    # adds a slope (here without its sign), and with it bend * x^2 falls by slope^2 / (4 * bend).
+    slope = third_difference * (middle - left) * (right - middle)
+    return slope**2 / (4 * bend)
 
 
 def _divided_difference(values: dict[float, float], points: list[float]) -> float:

@@ -171,6 +171,10 @@ def best_point(
     penalty = prior or Prior()
 
     def objective_at(temperature: float | None) -> Smooth:
+        """Return the function to minimize: the sum of the losses times their factors, or their soft maximum at a
+        temperature, plus the prior's penalty.
+        """
+
         def function(point: Tensor) -> tuple[float, Tensor, Tensor]:
             step = point - center
             values = factors * torch.stack([part.value(step) for part in parts])

@@ -30,7 +30,9 @@ class Prior:
     center_strengths: Tensor | None = None
 
     def combined_with(self, center: Tensor, strengths: Tensor) -> "Prior":
-        """Return the product of this prior and one around another center: two quadratics in one, apart from a constant.
+        """Return a prior whose penalty is that of this one plus a pull towards another center, apart from a constant.
+
+        Two quadratics around two centers are one around a center between them.
 
         Args:
             center (`Tensor`): (N,), float64.

@@ -166,8 +166,8 @@ def _find_better(problem: Problem, model: LocalModel, trial: Trial, budget: floa
     """
     point = torch.tensor(model.point, dtype=torch.float64)
     curvature = torch.stack([part.curvature.diagonal() for part in model.parts.values()]).mean(0)
-    # Levenberg and Marquardt: the curvature is added to itself, 1 times after the first failure, then 10 times, 100
-    # times, ...
+    # Levenberg and Marquardt: a pull back to the point, of `damping` times the curvature's diagonal, makes the step
+    # shorter. The damping is 0 at first, and after each failure 1, 10, 100, ...
     damping = 0.0
     while problem.can_afford(1, budget):
         prior = problem.prior().combined_with(point, damping * curvature)

@@ -111,7 +111,9 @@ class TrustRegion:
 
 
 def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
-    """Return quadratics around a point, one for each distribution, by weighted least squares of smallest norm.
+    """Return quadratics around a point, one for each distribution, by weighted least squares.
+
+    Where few trials leave several quadratics possible, the one with the smallest numbers is taken.
 
     Args:
         problem ([`Problem`]): Its finite trials are fitted.
@@ -163,7 +165,10 @@ def _corners(count: int) -> list[Point]:
 
 
 def _best_on_diagonal(problem: Problem) -> Tensor:
-    """Return the minimum, between the ends, of a parabola through none, half and all of everything."""
+    """Return the most promising point with one coefficient from 0 to 1 for all vectors.
+
+    It is where the parabola through the objective at 0, 0.5 and 1 is lowest.
+    """
     values = [problem.evaluate(problem.inside(all_at(level, problem.count))).value for level in (0.0, 0.5, 1.0)]
     level = min(max(_lowest_level(values), 0.0), 1.0)
     return problem.inside(all_at(level, problem.count))

@@ -39,7 +39,11 @@ def find_fused(
 
 
 def _fits(parts: Fused, base: Mapping[str, TensorInfo], a_shape: list[int], b_shape: list[int]) -> bool:
-    """Check whether A (E * K, C) and B (R, K * E) have the shapes of a LoRA on this fused parameter."""
+    """Check whether A (E * K, C) and B (R, K * E) have the shapes of a LoRA on this fused parameter: E experts with
+    R rows and C columns each, and rank K.
+    """
+    # `parts` has the keys on disk by part (such as gate and up), and within a part by expert. The parts of an expert
+    # lie one below the other, so their rows add up.
     experts = len(parts[0])
     rows = sum(base[keys[0]].shape[0] for keys in parts)
     columns = base[parts[0][0]].shape[1]
