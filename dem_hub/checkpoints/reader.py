@@ -123,6 +123,8 @@ class Checkpoint(Mapping[str, TensorInfo]):
 
     @cached_property
     def _handles(self) -> dict[Path, Any]:
+        # Before and after: what is mapped is what was checked.
+        self.check_unchanged()
         handles = {file: safe_open(file, framework="pt") for file in self.files}
         self.check_unchanged()
         return handles

@@ -296,7 +296,7 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> N
     """Write one safetensors file whose bytes depend on the tensors alone, complete or not at all."""
     outlines = [Outline(name, CODES[tensors[name].dtype], tuple(tensors[name].shape)) for name in sorted(tensors)]
     shard = Shard(Path(path).name, tuple(outlines))
-    with atomic_file(Path(path)) as partial, partial.open("wb") as stream:
+    with atomic_file(Path(path), shared=True) as partial, partial.open("wb") as stream:
         stream.write(shard.header)
         for outline in outlines:
             stream.write(_as_bytes(tensors[outline.name]).numpy().data)

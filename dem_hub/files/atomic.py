@@ -15,13 +15,16 @@ from dem_hub.files.replacing import finish, is_journaled, put_in_place
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a name under which a small file is written; it gets the name `path` if the block ends without an error.
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield a name under which a file is written; it gets the name `path` if the block ends without an error.
 
-    The lock of `path` is held meanwhile, so the block should be short.
+    Args:
+        path (`Path`): The file.
+        shared (`bool`, *optional*, defaults to `False`): Others may write the same file at the same time, so its lock
+            is held meanwhile. Not needed in a partial folder, or in one whose own lock is held.
     """
     place = path.parent.resolve() / path.name
-    with locked(place):
+    with locked(place) if shared else nullcontext():
         remove_leftovers(place)
         partial = new_name(place)
         try:
@@ -31,9 +34,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, complete or not at all."""
-    with atomic_file(path) as partial:
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write a small file, complete or not at all; see [`atomic_file`]."""
+    with atomic_file(path, shared=shared) as partial:
         partial.write_text(text, "utf-8")
 
 

@@ -5,12 +5,14 @@ so a killed process leaves a file that nobody holds.
 """
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dem_hub.errors import BusyError
+from dem_hub.files.names import STORE_CONFIG
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -23,14 +25,23 @@ PATIENCE = 60.0
 _INTERVAL = 0.005
 
 
+# The locks that each thread holds.
+_held = threading.local()
+
+
 def lock_path(target: Path) -> Path:
-    """Return the file that is locked while `target` is changed."""
+    """Return the file that is locked while `target` is changed.
+
+    A vector in a store is locked with the store, so that no lock is left in a store's folder.
+    """
+    if (target.parent / STORE_CONFIG).is_file():
+        target = target.parent
     return target.with_name(f".{target.name}.lock")
 
 
 @contextmanager
 def locked(target: Path, seconds: float = PATIENCE) -> Iterator[None]:
-    """Hold the lock of a file or folder. It cannot be taken twice by one caller.
+    """Hold the lock of a file or folder. A thread that holds it already goes on, unless it does not wait.
 
     Args:
         target (`Path`): The file or folder. Its own folder must exist, and links to that must have been resolved by
@@ -43,6 +54,10 @@ def locked(target: Path, seconds: float = PATIENCE) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock_file = lock_path(target)
+    own: set[Path] = _held.__dict__.setdefault("locks", set())
+    if seconds > 0 and lock_file in own:
+        yield
+        return
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=seconds, poll_interval=_INTERVAL)
@@ -50,9 +65,11 @@ def locked(target: Path, seconds: float = PATIENCE) -> Iterator[None]:
         raise BusyError(
             f"Another process is writing '{target}' ('{lock_file}' is locked). Wait for it, or name another folder."
         ) from None
+    own.add(lock_file)
     try:
         yield
     finally:
+        own.discard(lock_file)
         release(lock)
 
 

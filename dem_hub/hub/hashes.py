@@ -219,7 +219,7 @@ def _hash_once(path: Path, kind: HashKind) -> str:
     actual = kind.of_file(path)
     with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps({**state, "hash": actual}))
+        write_text(memory, json.dumps({**state, "hash": actual}), shared=True)
     return actual
 
 

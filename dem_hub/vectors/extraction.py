@@ -132,6 +132,9 @@ def extract_tensors(
         writer.write(encoded)
         del encoded  # otherwise it would stay in memory next to the following tensor
     files = writer.close(base.record, is_for_size=encoder.options.is_for_size)
+    base.checkpoint.check_unchanged()
+    if isinstance(tensors, Checkpoint):
+        tensors.check_unchanged()
     nbytes = sum((folder / name).stat().st_size for name in files if name.endswith(SAFETENSORS))
     config = VectorConfig(
         base=base.record,
