@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import MissingDependencyError
+from dem_hub.hub.foreign_text import printable
 
 # Colors of what is compared with (gray) and of what dem_hub made (teal).
 _BASELINE_COLOR = "#9aa5b1"
@@ -48,7 +49,7 @@ def plot_perplexities(table: Mapping[str, Mapping[str, float]], path: str | Path
         values = [table[model][distribution] for model in models]
         bars = axes.barh(models, values, color=colors, height=_BAR_HEIGHT)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        axes.set_title(distribution, fontsize=10)
+        axes.set_title(_plain(distribution), fontsize=10)
         axes.set_xlim(0, max(values) * 1.22)  # room for the number at the end of the longest bar
         axes.set_xlabel("perplexity (lower is better)", fontsize=8)
         _style(axes)
@@ -111,7 +112,7 @@ def _draw_before_and_after(axes: Any, before: Mapping[str, float] | None, after:
     if before is not None:
         _draw_perplexities(axes, -half_bar / 2, [before[name] for name in after], _BASELINE_COLOR, "base")
     _draw_perplexities(axes, half_bar / 2, list(after.values()), _RESULT_COLOR, "merged model")
-    axes.set_yticks(range(len(after)), list(after))
+    axes.set_yticks(range(len(after)), [_plain(name) for name in after])
     axes.invert_yaxis()
     axes.margins(x=0.15)  # room for the number at the end of the longest bar
     axes.legend(fontsize=8, frameon=False)
@@ -148,6 +149,11 @@ def plot_norms(norms: Mapping[str, float], path: str | Path, title: str) -> Path
     axes.set_ylim(len(norms) - 0.4, -0.6)  # the first layer at the top, and no empty space beyond the last bar
     _style(axes, label_size=6)
     return _save(pyplot, figure, path)
+
+
+def _plain(name: str) -> str:
+    """Return a name as a label that shows it. matplotlib reads what stands between dollar signs as a formula."""
+    return printable(name).replace("$", r"\$")
 
 
 def _style(axes: Any, label_size: int = 8) -> None:

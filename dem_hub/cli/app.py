@@ -6,7 +6,9 @@ Data goes to stdout; progress, notes and errors go to stderr. A user's mistake i
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -23,6 +25,7 @@ from dem_hub.cli.push import push
 from dem_hub.cli.search import search
 from dem_hub.cli.startup import leave
 from dem_hub.errors import DemHubError
+from dem_hub.hub.foreign_text import printable
 
 NAME = "dem-hub"
 
@@ -56,6 +59,7 @@ def run() -> None:
     """Run the command line as a process of its own: the entry point `dem-hub`."""
     if _COMPLETE_VARIABLE in os.environ:
         app(prog_name=NAME)  # answers the shell and exits
+    _make_warnings_printable()
     leave(main())
 
 
@@ -85,9 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if context is None or not _is_expected(error):
             raise
         notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        print(f"{NAME} {context.invoked_subcommand}: {str(error).strip()}{notes}", file=sys.stderr)
+        # The message may quote a file, a name or an answer of somebody else.
+        message = printable(f"{str(error).strip()}{notes}", keep="\n")
+        print(f"{NAME} {context.invoked_subcommand}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _make_warnings_printable() -> None:
+    """Have warnings of this process, which may quote a file of somebody else, printed without control characters."""
+    original = warnings.formatwarning
+
+    def format_warning(*arguments: Any, **options: Any) -> str:
+        return printable(original(*arguments, **options), keep="\n")
+
+    warnings.formatwarning = format_warning
 
 
 def _is_expected(error: Exception) -> bool:

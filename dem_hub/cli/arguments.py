@@ -15,6 +15,12 @@ OUTPUT = "Output"
 HUB = "Hub"
 
 json_option = option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print JSON.")
+overwrite_option = option(
+    "--overwrite",
+    is_flag=True,
+    group=OUTPUT,
+    help="Replace an earlier result in the folder. Files that no earlier run wrote stay.",
+)
 private_option = option(
     "--private", is_flag=True, group=HUB, help="Create the repository as private. Ignored if it exists."
 )

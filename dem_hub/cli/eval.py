@@ -19,6 +19,7 @@ from dem_hub.cli.arguments import (
 )
 from dem_hub.cli.command import PATH, Command, argument, command, option
 from dem_hub.errors import ConfigError
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.evaluation.likelihood import Likelihood
@@ -122,7 +123,7 @@ def eval_command(
     if found_tasks is not None:
         scores = score_tasks(loaded, tokenizer(), found_tasks, limit=limit, batch_size=batch_size)
     likelihoods = evaluate(loaded, windows, batch_size)
-    print(json.dumps(_data(likelihoods, scores)) if as_json else _text(likelihoods, scores))
+    print(json.dumps(_data(likelihoods, scores)) if as_json else printable(_text(likelihoods, scores), keep="\n"))
 
 
 def _refuse_one_name_for_two(names: set[str]) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dem_hub.cli.arguments import OUTPUT
+from dem_hub.cli.arguments import OUTPUT, overwrite_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
+from dem_hub.hub.foreign_text import printable
 
 # Names of tensors in the note on what was left out.
 _SHOWN = 3
@@ -22,6 +23,7 @@ _SHOWN = 3
 @model_argument
 @vector_option
 @option("-o", "--output", type=PATH, required=True, group=OUTPUT, metavar="FOLDER", help="Folder for the adapter.")
+@overwrite_option
 @option(
     "--peft",
     is_flag=True,
@@ -42,13 +44,23 @@ _SHOWN = 3
     "--dtype", group=OUTPUT, help="float32, float16 or bfloat16. Default: that of the vectors' factors, or float32."
 )
 def export(
-    *, model: str, vectors: Sequence[str], output: str, rank: int | None, rank_pattern: bool, dtype: str | None
+    *,
+    model: str,
+    vectors: Sequence[str],
+    output: str,
+    overwrite: bool,
+    rank: int | None,
+    rank_pattern: bool,
+    dtype: str | None,
 ) -> None:
     """Export the weighted sum of vectors as one PEFT LoRA adapter."""
     with heavy_imports():
+        from dem_hub.files.folders import ADAPTER, check_output
         from dem_hub.models.lora_export import export_adapter
 
     opened = open_named(model, vectors)
+    opened.check_target(Path(output), ADAPTER)
+    check_output(Path(output), ADAPTER, overwrite=overwrite)
     adapter = export_adapter(opened, Path(output), rank=rank, dtype=dtype, rank_pattern=rank_pattern)
     ranks = f"{min(adapter.ranks)} to {max(adapter.ranks)}"
     print(f"{output}: rank {ranks}, relative error {adapter.error:.3g}, {adapter.dtype}")
@@ -56,4 +68,4 @@ def export(
         names = ", ".join(adapter.left_out[:_SHOWN])
         if len(adapter.left_out) > _SHOWN:
             names += " ..."
-        print(f"left out, as no LoRA can change them: {len(adapter.left_out)} tensors ({names})")
+        print(printable(f"left out, as no LoRA can change them: {len(adapter.left_out)} tensors ({names})"))

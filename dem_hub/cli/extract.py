@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dem_hub.cli.arguments import OUTPUT
+from dem_hub.cli.arguments import OUTPUT, overwrite_option
 from dem_hub.cli.command import PATH, Command, Option, argument, command, option
 from dem_hub.cli.startup import heavy_imports
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.codecs.listing import OptionInfo
@@ -55,12 +56,17 @@ class ExtractCommand(Command):
 @argument("base", type=PATH, help="Hub id or folder of the base.")
 @argument("finetuned", type=PATH, help="Hub id or folder of the fine-tune.")
 @option("-o", "--output", type=PATH, required=True, group=OUTPUT, metavar="FOLDER", help="Folder for the vector.")
+@overwrite_option
 @option("--codec", default="auto", group=CODEC, metavar="NAME", help="How to store the vector; see Codecs below.")
-def extract(*, base: str, finetuned: str, output: str, codec: str, **codec_options: Any) -> None:
-    """Extract a distribution vector: fine-tune minus base."""
-    from dem_hub.files.folders import VECTOR, check_target
+def extract(*, base: str, finetuned: str, output: str, overwrite: bool, codec: str, **codec_options: Any) -> None:
+    """Extract a distribution vector: fine-tune minus base.
 
-    check_target(Path(output), VECTOR)  # before hours of work
+    A vector of the same fine-tune in the folder is replaced, any other only with --overwrite.
+    """
+    from dem_hub.files.folders import VECTOR, check_output
+
+    is_again = _has_vector_of(Path(output), finetuned)
+    check_output(Path(output), VECTOR, overwrite=overwrite or is_again)  # before hours of work
 
     with heavy_imports():
         from dem_hub.cli.output import summary
@@ -72,7 +78,23 @@ def extract(*, base: str, finetuned: str, output: str, codec: str, **codec_optio
     assert vector.config is not None
     print(f"{output}: {summary(vector.config, vector.nbytes)}")
     if vector.config.choice:
-        print(f"auto: {vector.config.choice}")
+        print(printable(f"auto: {vector.config.choice}"))
+
+
+def _has_vector_of(folder: Path, finetuned: str) -> bool:
+    """Check whether a folder has a vector of this fine-tune: to extract that again loses nothing."""
+    from dem_hub.errors import ConfigError
+    from dem_hub.files.names import VECTOR_CONFIG
+    from dem_hub.hub.references import VectorSource
+    from dem_hub.vectors.config import VectorConfig
+
+    path = folder / VECTOR_CONFIG
+    if not path.is_file():
+        return False
+    try:
+        return VectorConfig.from_json(path.read_bytes(), str(path)).finetuned == str(VectorSource.parse(finetuned))
+    except ConfigError:  # damaged, or of a newer version: not known to be the same
+        return False
 
 
 def _codec_options() -> list[Option]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.cli.arguments import OUTPUT, json_option
 from dem_hub.cli.command import PATH, argument, command, option
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.merging.config import DEMConfig
@@ -116,7 +117,7 @@ def _vector_text(path: str, vector: "DistributionVector", *, each_tensor: bool) 
     lines = [path, f"  base   {vector.base}"]
     if vector.config is None:
         lines.append(f"  codec  lora (a PEFT adapter, read as it is), {format_size(vector.nbytes)}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
     lines.append(f"  vector {summary(vector.config, vector.nbytes)}")
     if vector.config.choice:
         lines.append(f"  auto   {vector.config.choice}")
@@ -130,7 +131,7 @@ def _vector_text(path: str, vector: "DistributionVector", *, each_tensor: bool) 
         nbytes = sum(sizes[name] for name in names)
         rows.append((label, *_cells(records, nbytes, each_tensor=each_tensor)))
     head = ("tensor" if each_tensor else "layer", "codec", "size", "norm", "relative error", "projection")
-    return "\n".join([*lines, table(head, rows)])
+    return "\n".join([*map(printable, lines), table(head, rows)])
 
 
 def _cells(records: "Sequence[TensorRecord]", nbytes: int, *, each_tensor: bool) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ def _recipe_text(path: str, recipe: "DEMConfig") -> str:
     lines.append(f"  dtype    {dtype}, {recipe.rounding} rounding, seed {recipe.rounding_seed}")
     if recipe.search:
         lines.append(f"  search   {json.dumps(recipe.search, sort_keys=True)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _comparison_text(comparison: "Comparison") -> str:

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, private_option
+from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, overwrite_option, private_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
+from dem_hub.cli.uploads import include_code_option, shown_push
 from dem_hub.defaults import MAX_SHARD_SIZE, Rounding
 from dem_hub.errors import ConfigError
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.hub.commits import PushOptions
     from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.models.planned import PlannedModel
 
 
 @command(
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 @option(
     "--max-shard-size", default=MAX_SHARD_SIZE, group=OUTPUT, metavar="SIZE", help="Maximum size of one weights file."
 )
+@overwrite_option
 @option("--dry-run", is_flag=True, group=OUTPUT, help="Check everything from file headers, print the cost, and exit.")
 @option(
     "--push-to-hub",
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     metavar="REPO_ID",
     help="Push the merged model to this repository. Without -o, files are merged and uploaded one at a time.",
 )
+@include_code_option
 @private_option
 def merge(
     *,
@@ -66,6 +71,8 @@ def merge(
     output: str | None,
     repo_id: str | None,
     private: bool,
+    include_code: bool,
+    overwrite: bool,
     dry_run: bool,
     **plan_options: Any,
 ) -> None:
@@ -90,8 +97,13 @@ def merge(
     opened = _open(model, vectors, recipe_changes, check_base=check_base, headers_only=True)
     planned = PlannedModel.of(opened, **plan_options)
     cost = estimate_push(planned) if target is None else estimate_export(planned, target)
+    if target is not None and not opened.remotes:  # else it is looked at when the weights are here
+        _is_needed(planned, target, overwrite=overwrite)
     print(cost, file=sys.stderr)
     if dry_run:
+        if repo_id is not None:
+            with shown_push(dry_run=True):
+                push_merged(planned, repo_id, include_code=include_code)
         return
 
     if opened.remotes:  # only headers are here
@@ -100,12 +112,29 @@ def merge(
     # Without the option, the Hub decides: an organization may have a default of its own.
     push_options: PushOptions = {"private": True} if private else {}
     if target is not None:
-        export(planned, target)
+        if _is_needed(planned, target, overwrite=overwrite):
+            export(planned, target)
+        else:
+            print(f"'{target}' has this model already.", file=sys.stderr)
         print(target)
-        if repo_id is not None:
-            print(push_export(target, repo_id, **push_options).commit_url)
-    elif repo_id is not None:
-        print(push_merged(planned, repo_id, **push_options).commit_url)
+    if repo_id is not None:
+        with shown_push(dry_run=False):
+            if target is not None:
+                commit = push_export(target, repo_id, include_code=include_code, **push_options)
+            else:
+                commit = push_merged(planned, repo_id, include_code=include_code, **push_options)
+            print(printable(commit.commit_url))
+
+
+def _is_needed(planned: "PlannedModel", target: Path, *, overwrite: bool) -> bool:
+    """Check whether a folder lacks the model, and refuse one in which it may not be written."""
+    from dem_hub.files.folders import MERGED, check_output
+    from dem_hub.models.export import is_exported, is_interrupted
+
+    if not overwrite and is_exported(planned, target):
+        return False
+    check_output(target, MERGED, overwrite=overwrite or is_interrupted(target))
+    return True
 
 
 def _open(

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from dem_hub.files.sizes import format_size
+from dem_hub.hub.foreign_text import printable
 from dem_hub.vectors.config import TensorRecord, VectorConfig
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return columns under their heads. The first column is aligned to the left, the others to the right."""
-    lines = [head, *rows]
+    """Return columns under their heads, without control characters of others. The first column is aligned to the left, the others to the right."""
+    lines = [[printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
     for line in lines:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.cli.arguments import HUB, private_option
 from dem_hub.cli.command import PATH, argument, command, option
+from dem_hub.cli.uploads import include_code_option, shown_push
 from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -33,15 +35,21 @@ CONTENTS = "Contents"
 @option(
     "--include-vectors", is_flag=True, group=CONTENTS, help="For a recipe: push its local vectors in the same commit."
 )
+@include_code_option
+@option("--dry-run", is_flag=True, group=CONTENTS, help="Print the files that would be pushed, and exit.")
 @private_option
 @option("--revision", group=HUB, metavar="BRANCH", help="Branch to push to. Default: main.")
 @option("--create-pr", is_flag=True, group=HUB, help="Open a pull request instead of pushing to the branch.")
 @option("--commit-message", group=HUB, metavar="TEXT", help="Title of the commit.")
-def push(*, folder: str, repo_id: str, **options: Any) -> None:
-    """Push a vector, a store, a recipe or a merged model to the Hub."""
+def push(*, folder: str, repo_id: str, dry_run: bool, **options: Any) -> None:
+    """Push a vector, a store, a recipe or a merged model to the Hub.
+
+    The files are printed on stderr before any is sent. What dem_hub did not write is never pushed.
+    """
     given = {name: value for name, value in options.items() if value}
-    commit = push_folder(Path(folder), repo_id, **given)
-    print(commit.pr_url or commit.commit_url)
+    with shown_push(dry_run=dry_run):
+        commit = push_folder(Path(folder), repo_id, **given)
+        print(printable(commit.pr_url or commit.commit_url))
 
 
 def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
@@ -77,7 +85,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
         _check_options(folder, "vector", options, {"base_model", "subfolder"})
         return vector.push_to_hub(repo_id, **options)
     if (folder / PROVENANCE_CONFIG).is_file():
-        _check_options(folder, "merged model", options, set())
+        _check_options(folder, "merged model", options, {"include_code"})
         return push_export(folder, repo_id, **options)
     if is_recipe(folder):
         recipe = DEMConfig.from_pretrained(folder)
@@ -88,6 +96,6 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
 
 def _check_options(folder: Path, kind: str, options: dict[str, Any], allowed: set[str]) -> None:
     """Refuse options that are for another kind of content."""
-    wrong = sorted({"base_model", "subfolder", "include_vectors"} & options.keys() - allowed)
+    wrong = sorted({"base_model", "subfolder", "include_vectors", "include_code"} & options.keys() - allowed)
     if wrong:
         raise ConfigError(f"'{folder}' is a {kind}, for which {', '.join(wrong)} means nothing. Leave it out.")

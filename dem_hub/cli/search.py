@@ -35,6 +35,7 @@ from dem_hub.defaults import (
     ObjectiveKind,
 )
 from dem_hub.errors import ConfigError
+from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.search import SearchResult
@@ -221,7 +222,7 @@ def search(
     if as_json:
         print(json.dumps(_result_data(result)))
     else:
-        print(_result_text(result))
+        print(printable(_result_text(result), keep="\n"))
         print(f"{output}: the recipe and all that was measured")
 
 

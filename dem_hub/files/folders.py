@@ -4,6 +4,7 @@ Everything that dem_hub writes includes a marker file. Weights without a marker 
 written over them or next to them, because a folder with two artifacts would load as only one of them.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from dem_hub.files.names import (
     PROVENANCE_CONFIG,
     RECIPE_CONFIG,
     SAFETENSORS,
+    SIDE_FILES,
+    SIDECARS,
     STORE_CONFIG,
     VECTOR_CONFIG,
 )
@@ -31,6 +34,12 @@ WEIGHTS = "a model's weights"  # that dem_hub did not write
 # The marker file of each kind, in the order in which they are looked for. A vector may hold an adapter too, so it
 # comes first.
 _MARKERS = {VECTOR_CONFIG: VECTOR, STORE_CONFIG: STORE, PROVENANCE_CONFIG: MERGED, ADAPTER_CONFIG: ADAPTER}
+
+# What a new repository has when it is cloned. `dem-hub ... -o` may write beside it.
+_OF_A_CLONE = re.compile(r"\.git|\.gitattributes|\.gitignore|\.cache|\.DS_Store|README\.md|LICENSE(\.\w+)?")
+
+# Names of files in a message that lists some of them.
+_SHOWN = 3
 
 _WEIGHTS_SUFFIXES = (SAFETENSORS, ".gguf", *PICKLES)
 
@@ -109,4 +118,34 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
         raise ConfigError(
             f"'{target}' holds {present}, and {kind} is to be written there. Choose another folder, or empty this one "
             "first."
+        )
+
+
+def check_output(target: Path, kind: str, *, overwrite: bool) -> None:
+    """Refuse the folder of a command's `-o` if it holds a finished result, or files that dem_hub did not write.
+
+    Args:
+        target (`Path`): The folder to write to.
+        kind (`str`): What will be written: `VECTOR`, `MERGED`, ...
+        overwrite (`bool`): The user said so: a result of the same kind is replaced, and other files stay.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the folder holds something else than `kind`; without `overwrite` also if
+            it holds anything at all, but what comes with an empty repository (`.git`, a README, a license).
+    """
+    check_target(target, kind)
+    if overwrite or not target.is_dir():
+        return
+    if kind_of(target) == kind:
+        raise ConfigError(f"'{target}' holds {kind} already. Choose another folder, or replace it: --overwrite.")
+    # A run that was killed while its files got their names may have left some of the small ones.
+    known = {*SIDE_FILES, *SIDECARS}
+    names = sorted(path.name for path in target.iterdir())
+    others = [name for name in names if name not in known and not _OF_A_CLONE.fullmatch(name)]
+    if others:
+        more = ", ..." if len(others) > _SHOWN else ""
+        raise ConfigError(
+            f"'{target}' holds files that dem_hub did not write ({', '.join(map(repr, others[:_SHOWN]))}{more}), and "
+            f"{kind} is to be written there. Choose an empty folder; or give --overwrite, and they stay beside it and "
+            "are not pushed."
         )

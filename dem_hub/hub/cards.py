@@ -5,16 +5,26 @@ metadata, the keys that say what the repository is are ours. Lists (such as tags
 that a person set stays.
 """
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dem_hub.hub.foreign_text import Markdown, code_span, code_string, markdown, printable
+
 # The marks are in the READMEs of published repositories, and are how our text is found there. They must not change.
 BEGIN = "<!-- dem-hub: from here to the next mark the text is written anew with each push -->"
 END = "<!-- dem-hub: end -->"
 
+# Our part of a README, from the last mark that begins one before a mark that ends one: a lone mark is a person's text.
+_PART = re.compile(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", re.DOTALL)
+
 TAGS = ("dem", "distribution-edited-model")
+
+_PART_OF_ID = r"\w[\w.-]*"
+# What becomes a link: a repository in a namespace, maybe at a revision, and a subfolder of it.
+_LINKED = re.compile(rf"(?P<repo_id>{_PART_OF_ID}/{_PART_OF_ID})(@[\w][\w./-]*)?(//[\w][\w./-]*)?")
 
 # Metadata that says what the repository is; ours replaces what is there.
 _OUR_KEYS = ("library_name", "base_model", "base_model_relation", "model-index")
@@ -66,11 +76,11 @@ def render(card: Card, existing: str | None = None) -> str:
 def _insert(card: Card, text: str) -> str:
     """Return a README's text with our part in it: in the place of an earlier one, or at the end."""
     ours = f"{BEGIN}\n\n{card.text.strip()}\n\n{END}"
-    start = text.find(BEGIN)
-    end = text.find(END)
-    if 0 <= start < end:
-        return text[:start] + ours + text[end + len(END) :]
-    theirs = text or f"# {card.title}"
+    # A second part of ours would stay as it is for ever, so it goes.
+    first, *others = _PART.split(text)
+    if others:
+        return first + ours + "".join(others)
+    theirs = text or f"# {markdown(card.title)}"
     return f"{theirs}\n\n{ours}"
 
 
@@ -94,7 +104,7 @@ def base_models(relation: str, names: Sequence[str | None]) -> dict[str, Any]:
         relation (`str`): The Hub's word for it: `adapter` or `merge`.
         names (`Sequence[str]`): Hub ids; names that are empty or `None` are left out.
     """
-    named = list(dict.fromkeys(name for name in names if name))
+    named = list(dict.fromkeys(str(name) for name in names if name))
     if not named:
         return {}
     return {"base_model": named, "base_model_relation": relation}
@@ -114,7 +124,7 @@ def shared_license(licenses: Mapping[str, str]) -> dict[str, str]:
         )
     if len(different) != 1:
         return {}
-    return {"license": different[0]}
+    return {"license": printable(different[0])}
 
 
 def provenance(licenses: Mapping[str, str]) -> str:
@@ -128,7 +138,7 @@ def provenance(licenses: Mapping[str, str]) -> str:
 
 
 def _by_repository(licenses: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} has {license}" for name, license in licenses.items())
+    return ", ".join(f"{markdown(name)} has {markdown(license)}" for name, license in licenses.items())
 
 
 def loading_code(arguments: str, *, transformers: bool = False) -> str:
@@ -154,7 +164,7 @@ def plain_loading_code(repo_id: str) -> str:
         [
             "from transformers import AutoModelForCausalLM",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{repo_id}")',
+            f"model = AutoModelForCausalLM.from_pretrained({code_string(repo_id)})",
         ]
     )
 
@@ -163,24 +173,27 @@ def _code_block(lines: Sequence[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def markdown_link(name: str | None) -> str:
+def markdown_link(name: str | None) -> Markdown:
     """Return a link to a repository of the Hub, named as in [`VectorSource`].
 
-    A local path is shown as code, and `None` is an empty text.
+    What cannot be the name of such a repository (a local path, or a text of somebody) is shown as code, and `None` is
+    an empty text.
     """
     if not name:
-        return ""
-    repo_id = name.partition("//")[0].partition("@")[0]
-    is_path = repo_id.startswith((".", "/")) or repo_id.count("/") != 1
-    if is_path:
-        return f"`{name}`"
-    return f"[{name}](https://huggingface.co/{repo_id})"
+        return Markdown()
+    match = _LINKED.fullmatch(name)
+    if match is None:
+        return code_span(name)
+    return Markdown(f"[{name}](https://huggingface.co/{match['repo_id']})")
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown. A `|` in a cell would end the cell, so it becomes a `/`."""
+    """Return a table in Markdown. A cell that is not [`Markdown`] is shown as the text that it is.
+
+    A `|` in a cell would end the cell, so it becomes a `/`.
+    """
     lines = []
     for cells in (head, ["---"] * len(head), *rows):
-        escaped = [cell.replace("|", "/") for cell in cells]
+        escaped = [markdown(cell).replace("|", "/") for cell in cells]
         lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dem_hub.files.links import check_link
 from dem_hub.files.sizes import format_size
+from dem_hub.hub.foreign_text import printable
 
 
 class PushStoppedError(Exception):
@@ -35,7 +36,7 @@ class Preview:
         total = format_size(sum(self.sizes.values()))
         lines = [f"{len(self.sizes)} files ({total}) and a card go to '{self.repo_id}':"]
         for path, size in sorted(self.sizes.items()):
-            lines.append(f"  {path}  {format_size(size)}")
+            lines.append(f"  {printable(path)}  {format_size(size)}")
         return "\n".join(lines)
 
 

@@ -23,6 +23,16 @@ def short_commit(commit: str) -> str:
     return commit[:_SHORT_COMMIT]
 
 
+class HubId(str):
+    """The id of a repository where only a repository can be meant, whatever folders this machine has.
+
+    A recipe or a vector that came from the Hub, or that names a commit, has such ids: a folder `org/base` in the
+    working directory must not take the place of the repository `org/base`.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class VectorSource:
     """Where a vector, a base or a recipe is: a Hub id or a folder, at one revision, in one subfolder.
@@ -82,6 +92,8 @@ class VectorSource:
     @property
     def is_local(self) -> bool:
         """Whether this is a folder of this machine, and not a repository of the Hub."""
+        if isinstance(self.repo_id, HubId):
+            return False
         return bool(self.repo_id) and Path(self.repo_id).is_dir()
 
 
@@ -105,6 +117,15 @@ class BaseRecord:
             raise ConfigError(
                 f"Base '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."
             )
+        if self.commit is not None and self.repo_id is not None:
+            object.__setattr__(self, "repo_id", HubId(self.repo_id))  # no folder has a commit
+
+    @property
+    def on_hub(self) -> "BaseRecord":
+        """The same record, whose name can only be that of a repository."""
+        if self.repo_id is None:
+            return self
+        return replace(self, repo_id=HubId(self.repo_id))
 
     def __str__(self) -> str:
         name = self.repo_id or "unknown base"

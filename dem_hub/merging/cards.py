@@ -16,6 +16,7 @@ from dem_hub.hub.cards import (
     provenance,
     shared_license,
 )
+from dem_hub.hub.foreign_text import code_string, printable
 from dem_hub.hub.listing import RECIPE_TAG
 from dem_hub.merging.coefficients import Coefficient, coefficient_text
 
@@ -59,7 +60,7 @@ def recipe_card(
     if merged:
         text.append(plain_loading_code(repo_id))
     else:
-        text.append(loading_code(f'"{repo_id}"', transformers=True))
+        text.append(loading_code(code_string(repo_id), transformers=True))
     text.append(provenance(licenses))
     metadata = {
         "library_name": "transformers" if merged else "dem-hub",
@@ -90,7 +91,7 @@ def _formula(coefficients: Mapping[str, Coefficient]) -> str:
 
 
 def _terms(base: str, coefficients: Mapping[str, Coefficient]) -> list[tuple[str, str]]:
-    rows = [(markdown_link(base), "base")]
+    rows: list[tuple[str, str]] = [(markdown_link(base), "base")]
     for name, coefficient in coefficients.items():
         rows.append((markdown_link(name), coefficient_text(coefficient)))
     return rows
@@ -110,4 +111,5 @@ def _perplexities(losses: Mapping[str, float], base_losses: Mapping[str, float])
 def _result(name: str, loss: float) -> dict[str, Any]:
     """Return one entry of the metadata's `model-index`, in the Hub's format."""
     metric = {"type": "perplexity", "value": round(math.exp(loss), 4), "name": "validation perplexity"}
-    return {"task": {"type": "text-generation"}, "dataset": {"type": name, "name": name}, "metrics": [metric]}
+    data = printable(name)
+    return {"task": {"type": "text-generation"}, "dataset": {"type": data, "name": data}, "metrics": [metric]}

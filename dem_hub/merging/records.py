@@ -12,7 +12,7 @@ from typing import Any
 
 from dem_hub.errors import ConfigError
 from dem_hub.files.strict_json import as_mapping, check_inside
-from dem_hub.hub.references import COMMIT, REPO_ID, VectorSource
+from dem_hub.hub.references import COMMIT, REPO_ID, HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, check_coefficient
 
 # The `repo_id` of a vector that is kept in the recipe's own folder or repository.
@@ -54,6 +54,8 @@ class VectorRecord:
             raise ConfigError(
                 f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."
             )
+        if self.commit is not None:
+            object.__setattr__(self, "repo_id", HubId(self.repo_id))  # no folder has a commit
 
     @property
     def source(self) -> VectorSource:
@@ -83,7 +85,7 @@ def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, 
             absolute.
     """
     name = entry["repo_id"]
-    if name in (None, HERE) or not Path(name).is_dir():
+    if name in (None, HERE) or isinstance(name, HubId) or not Path(name).is_dir():
         return dict(entry)
     path = str(Path(name).resolve())
     if folder is not None:
@@ -115,7 +117,7 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
                 f"{where} comes from the Hub and names the local path '{reference}'. A shared recipe names Hub ids "
                 "only."
             )
-        return entry
+        return {**entry, "repo_id": HubId(reference)}
     if "path" in entry:
         entry["repo_id"] = str((home / entry.pop("path")).resolve())
     return entry

@@ -12,8 +12,8 @@ from itertools import accumulate
 from pathlib import Path
 
 from dem_hub.files.atomic import write_text
-from dem_hub.files.folders import MERGED
-from dem_hub.files.names import MERGED_FILES
+from dem_hub.files.folders import MERGED, kind_of
+from dem_hub.files.names import MERGED_FILES, SAFETENSORS
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
@@ -63,6 +63,20 @@ def is_exported(model: PlannedModel, target: Path) -> bool:
     """
     manifest = Manifest.read(target)
     return manifest is not None and manifest.purpose == model.purpose and manifest.is_complete(target)
+
+
+def is_interrupted(target: Path) -> bool:
+    """Check whether a folder has a merged model without all of its files, as a killed export leaves it.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the manifest of the folder is damaged.
+    """
+    if kind_of(target) != MERGED:
+        return False
+    manifest = Manifest.read(target)
+    if manifest is None:
+        return not any(name.endswith(SAFETENSORS) for name in owned_files(target))
+    return not manifest.is_complete(target)
 
 
 def estimate_export(model: PlannedModel, target: Path) -> Estimate:

@@ -196,7 +196,7 @@ def _from_merge(
     if isinstance(loaded, tuple):  # with `output_loading_info=True`
         loaded, info = loaded
     # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.
-    name = opened.base.source.repo_id
+    name = str(opened.base.source.repo_id)
     loaded.name_or_path = name
     loaded.config.name_or_path = name
     recipe = replace(recipe, dtype=str(dtype).removeprefix("torch."), architectures=tuple(config.architectures or ()))

@@ -19,6 +19,7 @@ from dem_hub.hub.cards import (
     provenance,
     shared_license,
 )
+from dem_hub.hub.foreign_text import code_span, code_string
 from dem_hub.hub.listing import STORE_TAG, VECTOR_TAG
 from dem_hub.hub.references import REPO_ID
 from dem_hub.vectors.config import VectorConfig
@@ -46,21 +47,22 @@ def vector_card(
     """
     name = f"{repo_id}//{subfolder}" if subfolder else repo_id
     library = "peft"
-    facts = {"base": markdown_link(base)}
+    facts: dict[str, str] = {"base": markdown_link(base)}
     if config is not None:
         library = "dem-hub"
         training = config.training
         facts |= _vector_facts(config)
     training = training or {}
     for key, value in training.items():
-        facts[key.replace("_", " ")] = ", ".join(value) if isinstance(value, list) else str(value)
+        facts[key.replace("_", " ")] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     metadata = {
         "library_name": library,
         **base_models("adapter", [base]),
         "tags": [*TAGS, VECTOR_TAG],
         **shared_license(licenses),
     }
-    datasets = [dataset for dataset in training.get("datasets") or () if REPO_ID.fullmatch(str(dataset))]
+    named = training.get("datasets")
+    datasets = [name for name in named if REPO_ID.fullmatch(str(name))] if isinstance(named, list) else []
     if datasets:
         metadata["datasets"] = datasets
     text = [
@@ -71,7 +73,7 @@ def vector_card(
     if picture:
         text.append(f"![The norm of the delta in each layer]({picture})")
     if base:
-        text.append(loading_code(f'"{base}", vectors={{"{name}": 1.0}}'))
+        text.append(loading_code(f"{code_string(base)}, vectors={{{code_string(name)}: 1.0}}"))
     text.append(provenance(licenses))
     return Card(name.rpartition("/")[2], metadata, "\n\n".join(text))
 
@@ -87,15 +89,17 @@ def store_card(
         members (`Mapping[str, tuple[str, int]]`): The codec and the size in bytes of each vector, by name.
         licenses (`Mapping[str, str]`): The license of each repository that the vectors were made from.
     """
-    rows = [(f"`{name}`", codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
+    rows = [(code_span(name), codec, format_size(nbytes)) for name, (codec, nbytes) in sorted(members.items())]
     text = [
         f"These are distribution vectors of {markdown_link(base)}. Each is the difference between a fine-tune and this "
         "base model. Add them to the base with coefficients.",
         markdown_table(("vector", "codec", "size"), rows),
     ]
     if members:
-        coefficients = ", ".join(f'"{repo_id}//{name}": {1 / len(members):.2g}' for name in sorted(members))
-        text.append(loading_code(f'"{base}", vectors={{{coefficients}}}'))
+        coefficients = ", ".join(
+            f"{code_string(f'{repo_id}//{name}')}: {1 / len(members):.2g}" for name in sorted(members)
+        )
+        text.append(loading_code(f"{code_string(str(base))}, vectors={{{coefficients}}}"))
     text.append(provenance(licenses))
     metadata = {
         "library_name": "dem-hub",

@@ -25,7 +25,7 @@ from dem_hub.hub.download import Resolved, copy_side_files, resolve
 from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
-from dem_hub.hub.references import BaseRecord, VectorSource
+from dem_hub.hub.references import BaseRecord, HubId, VectorSource
 from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.folder import stale_files
@@ -183,7 +183,7 @@ class VectorStore(Mapping[str, DistributionVector]):
     @property
     def base(self) -> BaseRecord:
         """The base of all vectors, with its fingerprint."""
-        return self._index.base
+        return self._index.base if self.commit is None else self._index.base.on_hub
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -197,7 +197,8 @@ class VectorStore(Mapping[str, DistributionVector]):
             name (`str`): Name of the member.
         """
         subfolder = "/".join(part for part in (self.source.subfolder, name) if part)
-        return VectorSource(self.source.repo_id, self.commit, subfolder)
+        repo_id = self.source.repo_id if self.commit is None else HubId(self.source.repo_id)
+        return VectorSource(repo_id, self.commit, subfolder)
 
     def add(self, name: str, vector: DistributionVector) -> None:
         """Copy a vector or a PEFT adapter into the store's folder. A vector of the same name is replaced.

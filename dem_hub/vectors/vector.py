@@ -302,8 +302,10 @@ class DistributionVector:
     def base(self) -> BaseRecord:
         """The base it was taken from, as far as its files say. An adapter has no fingerprint of its base."""
         if self.config is not None:
-            return self.config.base
-        return BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
+            record = self.config.base
+        else:
+            record = BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
+        return record if self.commit is None else record.on_hub
 
     @property
     def file_names(self) -> list[str]:

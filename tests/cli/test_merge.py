@@ -85,3 +85,72 @@ def test_merge_onto_the_hub(
 
     found = AutoModelForCausalLM.from_pretrained("ann/merged").state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_earlier_result_is_replaced_on_request_alone(
+    zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "merged"
+    vector = zoo.vector("llama-tied", "bfloat16", "lowrank")
+
+    def merge(coefficient: float, *more: str) -> int:
+        return main(["merge", str(llama.base), "--vector", f"{vector}={coefficient}", "-o", str(target), *more])
+
+    (target / ".git").mkdir(parents=True)
+    (target / "README.md").write_text("mine")
+    assert merge(0.5) == 0
+    first = (target / "model.safetensors").read_bytes()
+    (target / "generation_config.json").write_text("{}")
+    assert merge(0.5) == 0, "the same command again"
+    assert "has this model already" in capsys.readouterr().err
+    assert (target / "generation_config.json").read_text() == "{}"
+    for more in ([], ["--dry-run"]):
+        assert merge(0.25, *more) == 2
+        assert (
+            "holds a merged model already. Choose another folder, or replace it: --overwrite" in capsys.readouterr().err
+        )
+    assert (target / "model.safetensors").read_bytes() == first
+    assert merge(0.25, "--overwrite") == 0
+    assert (target / "model.safetensors").read_bytes() != first
+    assert (target / "README.md").read_text() == "mine"
+    (target / "model.safetensors").unlink()
+    assert merge(0.5) == 0, "what a killed run left"
+    assert (target / "model.safetensors").read_bytes() == first
+
+
+@pytest.mark.parametrize("command", ["merge", "extract", "export"])
+def test_a_folder_with_other_files(
+    zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    target = tmp_path / "mine"
+    target.mkdir()
+    (target / ".env").write_text("a key")
+    vector = f"{zoo.vector('llama-tied', 'bfloat16', 'lowrank')}=0.5"
+    arguments = [
+        command,
+        str(llama.base),
+        *([str(llama.full)] if command == "extract" else ["--vector", vector]),
+        "-o",
+        str(target),
+    ]
+    assert main(arguments) == 2
+    assert "holds files that dem_hub did not write ('.env'), and a" in capsys.readouterr().err
+    assert [path.name for path in target.iterdir()] == [".env"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (target / ".env").read_text() == "a key"
+    assert main(arguments) == (2 if command == "export" else 0)
+
+
+def test_a_vector_of_another_fine_tune_is_replaced_on_request_alone(
+    llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def extract(finetuned: Path, *more: str) -> int:
+        return main(["extract", str(llama.base), str(finetuned), "-o", str(tmp_path / "v"), "--codec", "dense", *more])
+
+    assert extract(llama.full) == extract(llama.full) == 0
+    first = (tmp_path / "v" / "vector_config.json").read_bytes()
+    assert extract(llama.low) == 2
+    assert "holds a vector already" in capsys.readouterr().err
+    assert (tmp_path / "v" / "vector_config.json").read_bytes() == first
+    assert extract(llama.low, "--overwrite") == 0
+    assert (tmp_path / "v" / "vector_config.json").read_bytes() != first
