@@ -104,7 +104,11 @@ def test_messages(
     with hub.fault("*", "/resolve/" if operation == "load" else "/commit/", status=status):
         assert main(arguments) == 2
     output = "".join(capfd.readouterr())
-    assert output.startswith(f"dem-hub {arguments[0]}: ")
+    if operation == "push":  # what goes is shown before it goes
+        listed, _, error = output.partition("dem-hub push: ")
+        assert listed.startswith("2 files (") and error
+    else:
+        assert output.startswith("dem-hub info: ")
     assert "Traceback" not in output
     assert token not in output + caplog.text
 
