@@ -219,8 +219,7 @@ class DistributionVector:
                 `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
-            [`DistributionVector`]: A vector to look at. If it is on the Hub, its tensors cannot be read. No hash is
-                checked.
+            [`DistributionVector`]: A vector to look at. On the Hub its tensors cannot be read. No hash is checked.
 
         Raises:
             `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As
@@ -301,10 +300,9 @@ class DistributionVector:
     @property
     def base(self) -> BaseRecord:
         """The base it was taken from, as far as its files say. An adapter has no fingerprint of its base."""
+        record = BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
         if self.config is not None:
             record = self.config.base
-        else:
-            record = BaseRecord(self._adapter_config.get("base_model_name_or_path") or None)
         return record if self.commit is None else record.on_hub
 
     @property
