@@ -8,14 +8,16 @@ logged at once and tried again. Nothing is raised into the training run.
 
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import DemHubError, HubError
+from dem_hub.files.locks import locked
+from dem_hub.files.partial import Partial
 from dem_hub.hub.failures import is_transient
 from dem_hub.vectors.folder import place_file
 
@@ -41,7 +43,7 @@ class Uploader:
         self._target = target
         self._lock = threading.Lock()
         self._newer = threading.Event()  # a newer snapshot waits, so the current one need not be tried again
-        self._waiting: Path | None = None
+        self._waiting: _Snapshot | None = None
         self._running: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "dem_hub-push")
 
@@ -63,7 +65,7 @@ class Uploader:
             if self._running is None:
                 self._running = self._thread.submit(self._run)
         if older is not None:
-            shutil.rmtree(older.parent, ignore_errors=True)
+            older.partial.remove()
 
     def finish(self) -> Exception | None:
         """Wait for all pushes.
@@ -88,9 +90,9 @@ class Uploader:
                     self._running = None
                     return
             try:
-                self.failure = self._push_with_patience(snapshot)
+                self.failure = self._push_with_patience(snapshot.folder)
             finally:
-                shutil.rmtree(snapshot.parent, ignore_errors=True)
+                snapshot.partial.remove()
 
     def _push_with_patience(self, snapshot: Path) -> Exception | None:
         """Push, and try again after each delay while it may help. Return the last error, or `None` after a success."""
@@ -126,19 +128,31 @@ def _summary(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 
-def _snapshot(folder: Path) -> Path:
+@dataclass(frozen=True)
+class _Snapshot:
+    """A folder with the files of a vector, in a partial folder beside the vector's.
+
+    If the process is killed, the partial folder is deleted when the next vector is written.
+    """
+
+    partial: Partial
+    folder: Path
+
+
+def _snapshot(folder: Path) -> _Snapshot:
     """Return a folder with the same files, as hard links.
 
     A newer vector replaces files and never writes into them, so links are safe.
     """
-    parent = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".push", dir=folder.parent))
-    try:
-        # A link stays a link: what it points at, maybe outside of the folder, is no file of the vector.
-        shutil.copytree(folder, parent / folder.name, symlinks=True, copy_function=_link)
-    except OSError:  # a full disk
-        shutil.rmtree(parent, ignore_errors=True)
-        raise
-    return parent / folder.name
+    place = folder.resolve()
+    with locked(place):
+        partial = Partial(place)
+        try:
+            shutil.copytree(place, partial.folder / folder.name, copy_function=_link)
+        except OSError:  # a full disk
+            partial.remove()
+            raise
+    return _Snapshot(partial, partial.folder / folder.name)
 
 
 def _link(source: str, target: str) -> None:
