@@ -25,6 +25,9 @@ from dem_hub.files.names import INDEX_SUFFIX, SAFETENSORS
 from dem_hub.files.sizes import parse_size
 from dem_hub.numerics.threads import in_order
 
+# The dtypes, by name, in which a merged model or an adapter can be written.
+FLOAT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 # A limit on the size of a shard that no shard reaches.
 UNLIMITED = 1 << 62
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import CODES
+from dem_hub.checkpoints.writer import FLOAT_DTYPES
 from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
 from dem_hub.errors import AdapterError, ConfigError, refuse
 from dem_hub.files.atomic import atomic_folder
@@ -32,9 +33,6 @@ from dem_hub.vectors.lora.writer import AdapterWriter
 CPU = torch.device("cpu")
 
 _FLOAT32 = "float32"
-
-# Dtypes that an adapter can be written in.
-_DTYPES = {_FLOAT32: torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,12 @@ def export_adapter(
     opened.check_target(target, ADAPTER)
     merge = opened.merge(opened.recipe)
     changed = [name for name in merge.base if merge.active(name)]
-    if dtype is not None and dtype not in _DTYPES:
-        raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(_DTYPES)}.")
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")
     with atomic_folder(target) as folder:
         writer = AdapterWriter(folder, opened.base.architecture)
         chosen = dtype or _dtype_of_inputs(merge, [name for name in changed if writer.module(name)])
-        export = _Export(merge, writer, rank, _DTYPES[chosen])
+        export = _Export(merge, writer, rank, FLOAT_DTYPES[chosen])
         for name in tqdm(changed, desc="Merging", unit="tensor", delay=1):
             export.add(name)
         _refuse(opened, export)
@@ -189,7 +187,7 @@ def _dtype_of_inputs(merge: Merge, names: Sequence[str]) -> str:
                 if not component.codec.is_factored:
                     return _FLOAT32
                 codes |= {part.get_dtype() for part in component.parts.values()}
-    for dtype, torch_dtype in _DTYPES.items():
+    for dtype, torch_dtype in FLOAT_DTYPES.items():
         if codes == {CODES[torch_dtype]}:
             return dtype
     return _FLOAT32

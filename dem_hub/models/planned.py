@@ -20,7 +20,7 @@ import torch
 from dem_hub._version import __version__
 from dem_hub.checkpoints.lazy import CODES, DTYPES
 from dem_hub.checkpoints.model_config import read_config
-from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
+from dem_hub.checkpoints.writer import FLOAT_DTYPES, Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import ConfigError
 from dem_hub.files.links import check_paths
@@ -34,8 +34,6 @@ from dem_hub.numerics.slices import full_index, index_shape
 if TYPE_CHECKING:
     from huggingface_hub.utils import tqdm
 
-# Dtypes that a merged model can be written in.
-_TARGETS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _CPU = torch.device("cpu")
 
@@ -74,10 +72,10 @@ class PlannedModel:
             [`~dem_hub.errors.DemHubError`]: What [`Merge.of`] raises.
         """
         dtype = dtype or opened.recipe.dtype
-        if dtype is not None and dtype not in _TARGETS:
-            raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(_TARGETS)}.")
+        if dtype is not None and dtype not in FLOAT_DTYPES:
+            raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")
         merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
-        torch_dtype = None if dtype is None else _TARGETS[dtype]
+        torch_dtype = None if dtype is None else FLOAT_DTYPES[dtype]
         outlines = [
             Outline(name, CODES[merge.dtype(name, torch_dtype)], merge.shape(name)) for name in sorted(merge.base)
         ]
@@ -86,7 +84,7 @@ class PlannedModel:
     @property
     def torch_dtype(self) -> torch.dtype | None:
         """The dtype as an object of torch."""
-        return None if self.dtype is None else _TARGETS[self.dtype]
+        return None if self.dtype is None else FLOAT_DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 The groups that a vector changes become coordinates, like vectors. They start at the vector's one coefficient, and a
 prior draws them to it, the more strongly the fewer tokens there are. They are kept only if they are better on
-held-out data than one coefficient a vector, by more than two standard errors of the difference: more numbers fit
+held-out data than one coefficient a vector, by more than `ERRORS` standard errors of the difference: more numbers fit
 more noise, so they need more evidence.
 """
 
@@ -28,7 +28,7 @@ ONE = "one coefficient a vector"
 
 # Standard errors that the gain on held-out data must exceed. With one error, 12 coefficients found on 250 tokens a
 # distribution of SmolLM2-135M were kept for a gain of 0.0009 nats (standard error 0.0006), and lost 0.0018 nats on
-# test text.
+# test text. docs/coefficients.md and the tests of this module say the number, too.
 ERRORS = 2.0
 
 
@@ -63,7 +63,7 @@ class Refinement:
 
     @property
     def is_kept(self) -> bool:
-        """Whether groups gain more than two standard errors on held-out data; never without a standard error."""
+        """Whether groups gain more than `ERRORS` standard errors on held-out data; never without a standard error."""
         return self.one.difference > ERRORS * self.one.error > 0
 
     def note(self) -> str:
@@ -71,7 +71,7 @@ class Refinement:
         if self.is_kept:
             verdict = "kept"
         elif self.one.error:
-            verdict = "not kept, as that is not more than two errors"
+            verdict = f"not kept, as that is not more than {ERRORS:g} standard errors"
         else:
             verdict = "not kept, as one window of held-out text has no standard error"
         return (

@@ -28,6 +28,8 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         `BaseMismatchError`: If shapes differ (all of them are listed), or if it is another base or another revision
             (the first tensor that differs is named).
     """
+    # The base that a recipe or a store was made for is checked where those are opened: merging/opening.py,
+    # models/attached.py (`switch`) and vectors/store.py.
     remedy = f"Put it on the base it was made from: '{config.base}'."
     faults = _misfits(config, base)
     if faults:

@@ -190,15 +190,15 @@ def test_what_does_not_hold_is_not_kept(search: Callable[..., SearchResult], cou
     assert not refined.is_kept
     assert found.loss == found.best.value
     assert tuple(found.coefficients.values()) == found.best.coefficients
-    assert any(note.endswith("not kept, as that is not more than two errors.") for note in found.notes)
+    assert any(note.endswith("not kept, as that is not more than 2 standard errors.") for note in found.notes)
 
 
 @pytest.mark.parametrize(
     ("gain", "error", "said"),
     [
         (0.021, 0.01, "kept."),
-        (0.019, 0.01, "not kept, as that is not more than two errors."),
-        (-0.1, 0.01, "not kept, as that is not more than two errors."),
+        (0.019, 0.01, "not kept, as that is not more than 2 standard errors."),
+        (-0.1, 0.01, "not kept, as that is not more than 2 standard errors."),
         (0.1, 0.0, "not kept, as one window of held-out text has no standard error."),
     ],
 )
