@@ -4,14 +4,15 @@ Each is worked out once, and only when it is asked for: a merge that needs no ar
 transformers.
 """
 
+from dataclasses import replace
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
 from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.hub.download import Resolved
+from dem_hub.hub.download import Resolved, side_files
 from dem_hub.hub.references import BaseRecord, short_commit
 from dem_hub.hub.remote import RangeReader
 
@@ -29,6 +30,7 @@ class Base:
         self.folder = resolved.folder
         self.commit = resolved.commit
         self.remote = resolved.remote
+        self._options = resolved.options
         self.checkpoint = Checkpoint(resolved.folder)
 
     def __str__(self) -> str:
@@ -84,6 +86,14 @@ class Base:
         if not config.get("architectures") or config.get("auto_map"):
             return None
         return describe_plain(config, self.checkpoint) or describe(self.folder, self.checkpoint)
+
+    @cached_property
+    def side_files(self) -> dict[str, Path]:
+        """The files beside its weights that come along into what is made from it, by their paths; see [`side_files`]."""
+        if self.commit is None:
+            return side_files(self.source, self._options)
+        options = replace(self._options, force_download=False)
+        return side_files(replace(self.source, revision=self.commit), options)
 
     @property
     def record(self) -> BaseRecord:

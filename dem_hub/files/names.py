@@ -29,11 +29,43 @@ MODEL_CODE = "*.py"  # a pattern: remote code, in a model's folder
 # of another library (Mistral's `consolidated.safetensors`). They match `MODEL_FILES` and are left out.
 WEIGHT_COPIES = ("model.*.safetensors", "consolidated*.safetensors")
 
-# What `AutoTokenizer`, `AutoProcessor` and `pipeline` need in a folder, in addition to the config and the weights.
+# Side files: what stands beside a model's config and weights. These patterns are of the names that transformers,
+# tokenizers, processors and sentence-transformers read in a folder; `tests/files/test_side_files.py` compares them with
+# what the installed versions read and write. A `*` matches no slash.
+MODULES = "modules.json"  # of sentence-transformers: the folder and the class of each module
 SIDE_FILES = (
-    GENERATION_CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja",
-    "chat_template.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    GENERATION_CONFIG,
+    # Tokenizers, of all kinds.
+    "tokenizer.json", "tokenizer.*.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "*.model", "tokenizer.model.v*", "*.spm", "*.tiktoken", "tekken.json",
+    "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "bpe.codes", "dict.txt", "entity_vocab.json",
+    "word_shape.json", "word_pronunciation.json", "normalizer.json", "emoji.json", "byte_maps.json",
+    # Chat templates.
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    # Processors of images, videos and sound.
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "image_processor_config.json", "audio_tokenizer_config.json", "speaker_embeddings_path.json",
+    # sentence-transformers.
+    MODULES, "config_sentence_transformers.json", "sentence_*_config.json", "router_config.json",
+)  # fmt: skip
+
+# Patterns of the names in the folder of a module of sentence-transformers, without its weights.
+MODULE_FILES = (
+    "config.json", "*_config.json", "config_*.json", "idf.json", "tokenizer.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template.jinja",
+)  # fmt: skip
+
+# Patterns of what is no side file in a repository of the Hub, from where all others come along: what a merge writes
+# itself, weights of any library, archives that may hold them, code, and hidden files. A `*` matches slashes too.
+NO_SIDE_FILES = (
+    MODEL_CONFIG, "README.md", "modelcard.json", "adapter_*", "vector_*", "dem_*.json", "trainer_state.json",
+    f"*{SAFETENSORS}", f"*{INDEX_SUFFIX}", *(f"*{suffix}" for suffix in PICKLES),
+    "*.gguf", "*.ggml", "*.onnx", "*.onnx_data", "*.onnx.data", "*.h5", "*.keras", "*.msgpack", "*.ot", "*.tflite", "*.pb", "*.npz", "*.npy",
+    "*.mlmodel", "*.mlpackage/*", "*.mlmodelc/*", "*.nemo", "*.engine", "*.llamafile", "*.joblib", "*.pickle", "*.weights", "*.params", "*.xml",
+    "*.zip", "*.tar", "*.gz", "*.tgz", "*.bz2", "*.xz", "*.7z", "*.rar", "*.zst", "*.parquet", "*.arrow", "*tfevents*",
+    "*.py", "*.pyc", "*.ipynb", "*.sh", "*.bat", "*.ps1", "*.so", "*.dll", "*.dylib", "*.exe", "*.js", "*.ts", "*.c", "*.cc", "*.cpp",
+    "*.cu", "*.cuh", "*.h", "*.hpp", "*.rs", "*.go", "*.java", "*.pl", "*.rb", "*.lua",
+    ".*", "*/.*",
 )  # fmt: skip
 
 # A PEFT adapter.

@@ -50,7 +50,9 @@ def put_in_place(new: Path, target: Path, is_stale: Callable[[str], bool] | None
     if is_stale is not None:
         stale = sorted(path.name for path in others if is_stale(path.name))
     kept = [path for path in others if path.name not in stale]
-    if not _must_keep_place(target, kept) and _link(kept, new):
+    # Of a folder that is in both, files that the new one lacks stay.
+    is_in_both = any(path.is_dir() and (target / path.name).is_dir() for path in new.iterdir())
+    if not is_in_both and not _must_keep_place(target, kept) and _link(kept, new):
         shutil.copystat(target, new)
         if exchange(new, target):
             _rescue(new, target, {path.name for path in others})
@@ -155,6 +157,11 @@ def _rescue(old: Path, target: Path, known: set[str]) -> None:
 
 
 def _move(path: Path, place: Path) -> None:
+    if place.is_dir() and not place.is_symlink() and path.is_dir():
+        for inner in sorted(path.iterdir()):
+            _move(inner, place / inner.name)
+        path.rmdir()
+        return
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     path.replace(place)

@@ -67,9 +67,9 @@ class PartialFolder:
         self._recorder.shutdown()
 
     def _record(self, written: int) -> None:
-        for path in self.folder.iterdir():
+        for path in self.folder.rglob("*"):
             # A small file is written under another name and renamed, so a name may be gone by now.
-            with suppress(FileNotFoundError), path.open("r+b") as stream:
+            with suppress(FileNotFoundError, IsADirectoryError), path.open("r+b") as stream:
                 os.fsync(stream.fileno())
         write_text(self.folder / _JOURNAL, json.dumps({"purpose": self._purpose, "written": written}))
 

@@ -5,27 +5,34 @@ from there: two reads of a branch can meet two commits. Downloads are checked ag
 them.
 """
 
+import logging
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dem_hub.errors import CheckpointError, NotFoundError
 from dem_hub.files.links import check_links
-from dem_hub.files.names import PICKLES, SAFETENSORS, SIDE_FILES, WEIGHT_COPIES
+from dem_hub.files.names import NO_SIDE_FILES, PICKLES, SAFETENSORS, WEIGHT_COPIES
 from dem_hub.files.replacing import settle
+from dem_hub.files.side_files import module_folders, modules_with_weights, side_files_of
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.hashes import verify_downloads
 from dem_hub.hub.references import REPO_ID, VectorSource
 from dem_hub.hub.remote import RemoteWeights
 
+logger = logging.getLogger(__name__)
+
+# A `*` of a pattern matches slashes too. Folders inside a source are other sources, so they are not wanted.
+_NOT_WANTED = ("*/*", *WEIGHT_COPIES)
+
 
 @dataclass(frozen=True)
 class Resolved:
     """A source that was found: its folder on this machine, and its commit on the Hub (`None` for a local folder).
 
-    `remote` is set if weights are still on the Hub. The folder then has stand-ins of them (see
+    `options` are those by which it was found. `remote` is set if weights are still on the Hub. The folder then has stand-ins of them (see
     [`dem_hub.hub.headers`]).
     """
 
@@ -33,6 +40,7 @@ class Resolved:
     folder: Path
     commit: str | None
     remote: RemoteWeights | None = None
+    options: HubOptions = field(default_factory=HubOptions, repr=False)
 
     @classmethod
     def local(cls, folder: Path) -> "Resolved":
@@ -76,8 +84,14 @@ def resolve(
         raise NotFoundError(
             f"'{source.repo_id}' is not a local folder, and not a Hub id (namespace/name). Check the path."
         )
-    snapshot = _download(source, tuple(files), without, options)
-    return Resolved(source, snapshot / source.subfolder, snapshot.name)
+    wanted = tuple(files)
+    snapshot = _download(source, wanted, (*_NOT_WANTED, *without), options)
+    folder = snapshot / source.subfolder
+    weights_wanted = not without and _any_safetensors(wanted)
+    has_weights = _any_safetensors(path.name for path in folder.glob("*"))
+    if weights_wanted and not has_weights and not options.local_files_only:
+        _refuse_pickles(source, snapshot.name, options)
+    return Resolved(source, folder, snapshot.name, options=options)
 
 
 def wanted_names(
@@ -86,30 +100,53 @@ def wanted_names(
     """Return the names of a repository's files that match `files` and are in the source's subfolder itself."""
     from huggingface_hub.utils import filter_repo_objects
 
-    allowed, ignored = _patterns(source, files, without)
+    prefix = f"{source.subfolder}/" if source.subfolder else ""
+    allowed = [prefix + pattern for pattern in files]
+    ignored = [prefix + pattern for pattern in (*_NOT_WANTED, *without)]
     return list(filter_repo_objects(names, allow_patterns=allowed, ignore_patterns=ignored))
 
 
-def copy_side_files(source: VectorSource | Path, target: Path, options: HubOptions | None = None) -> None:
-    """Copy a model's tokenizer, chat template and generation config into a folder."""
-    folder = source if isinstance(source, Path) else resolve(source, SIDE_FILES, options).folder
-    check_links(folder, SIDE_FILES)
-    for name in SIDE_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, target / name)
+def side_files(source: VectorSource, options: HubOptions | None = None) -> dict[str, Path]:
+    """Return a model's side files, by their paths beside its weights; those on the Hub are downloaded.
+
+    See [`dem_hub.files.side_files`] for what they are.
+
+    Raises:
+        The errors of [`resolve`].
+    """
+    options = options or HubOptions()
+    if source.is_local:
+        return side_files_of(resolve(source, (), options).folder)
+    snapshot = _download(source, ("*",), NO_SIDE_FILES, options)
+    folder = snapshot / source.subfolder
+    weights = tuple(f"{module}/*{SAFETENSORS}" for module in modules_with_weights(folder))
+    if weights:
+        _download(replace(source, revision=snapshot.name), weights, (), options)
+    files = side_files_of(folder, is_published=True)
+    for module in module_folders(folder):
+        if not (folder / module).is_dir():
+            logger.warning("'%s' lacks its module '%s', so what is made from it lacks it too.", source, module)
+    return files
 
 
-def _patterns(source: VectorSource, files: Iterable[str], without: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the patterns to allow and to ignore, for the names of the whole repository."""
-    prefix = f"{source.subfolder}/" if source.subfolder else ""
-    # A `*` of these patterns matches slashes too. Folders inside the source are other sources, so they are ignored.
-    ignored = ("*/*", *WEIGHT_COPIES, *without)
-    return [prefix + pattern for pattern in files], [prefix + pattern for pattern in ignored]
+def copy_side_files(files: Mapping[str, Path], target: Path) -> None:
+    """Copy side files into a folder, each to its path there."""
+    for name, file in files.items():
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, ...], options: HubOptions) -> Path:
-    """Return the snapshot of a repository with the files that are wanted, downloaded and checked."""
-    allowed, ignored = _patterns(source, files, without)
+    """Return the snapshot of a repository with the files that are wanted, downloaded and checked.
+
+    `files` and `without` are patterns of paths in the source's subfolder, and a `*` of them matches slashes too.
+    """
+    from huggingface_hub.utils import filter_repo_objects
+
+    prefix = f"{source.subfolder}/" if source.subfolder else ""
+    allowed = [prefix + pattern for pattern in files]
+    ignored = [prefix + pattern for pattern in without]
     with download_errors(source):
         snapshot = Path(
             hub_api().snapshot_download(
@@ -125,11 +162,9 @@ def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, 
         )
     # The snapshot of the cache may have more files, from earlier downloads.
     folder = snapshot / source.subfolder
-    present = [path.relative_to(snapshot).as_posix() for path in sorted(folder.glob("*")) if path.is_file()]
-    verify_downloads(source.repo_id, [snapshot / name for name in wanted_names(source, present, files, without)])
-    weights_wanted = not without and _any_safetensors(files)
-    if weights_wanted and not _any_safetensors(present) and not options.local_files_only:
-        _refuse_pickles(source, snapshot.name, options)
+    present = [path.relative_to(snapshot).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    wanted = filter_repo_objects(present, allow_patterns=allowed, ignore_patterns=ignored)
+    verify_downloads(source.repo_id, [snapshot / name for name in wanted])
     return snapshot
 
 

@@ -63,7 +63,7 @@ def resolve_headers(
         return resolve(source, files, options)
     remote = RemoteWeights(pinned, options, missing)
     folder = _make_stand_ins(remote, small_files.folder, scratch)
-    return Resolved(source, folder, small_files.commit, remote)
+    return Resolved(source, folder, small_files.commit, remote, options)
 
 
 def _is_on_this_machine(source: VectorSource, files: Iterable[str], options: HubOptions) -> bool:

@@ -18,7 +18,7 @@ from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, parse_json, read_record
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
-from dem_hub.hub.download import copy_side_files, resolve
+from dem_hub.hub.download import copy_side_files, resolve, side_files
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
@@ -182,7 +182,7 @@ class DEMConfig:
     def write(self, partial: Path, folder: Path) -> None:
         """Write the recipe and the base's side files into a folder that will take the name `folder`."""
         if self.base.repo_id is not None:
-            copy_side_files(self.base.source, partial)
+            copy_side_files(side_files(self.base.source), partial)
         (partial / RECIPE_CONFIG).write_text(dump_json(self.to_dict(folder)), "utf-8")
 
     def push_to_hub(

@@ -18,7 +18,7 @@ from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
-from dem_hub.hub.download import copy_side_files
+from dem_hub.hub.download import side_files
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.hub.references import VectorSource
@@ -58,9 +58,9 @@ def push_recipe(
     stated_licenses = licenses(dict.fromkeys(repositories), token=token)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        copy_side_files(recipe.base.source, folder, HubOptions(token))
         _draw(recipe.search, folder)
-        files = {**vectors.files, **{path.name: path for path in folder.iterdir()}}
+        drawn = {path.name: path for path in folder.iterdir()}
+        files = {**vectors.files, **side_files(recipe.base.source, HubOptions(token)), **drawn}
         announce(repo_id, {**files, RECIPE_CONFIG: dump_json(public.to_dict())})
 
         def compose(head: Head) -> Change:

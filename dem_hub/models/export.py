@@ -7,7 +7,6 @@ Nothing in the folder loads as a model before the last byte is written, and an e
 where it stopped.
 """
 
-import shutil
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dem_hub.files.atomic import write_text
 from dem_hub.files.folders import MERGED, kind_of
 from dem_hub.files.names import MERGED_FILES, SAFETENSORS
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
+from dem_hub.hub.download import copy_side_files
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
@@ -42,8 +42,7 @@ def export(model: PlannedModel, target: Path) -> None:
     # belongs to the user, and stays.
     owned = frozenset(owned_files(target))
     with resumable_folder(target, model.purpose, model.nbytes, model.last_file, owned.__contains__) as work:
-        for name, file in model.copies.items():
-            shutil.copyfile(file, work.folder / name)
+        copy_side_files(model.copies, work.folder)
         for name, text in model.texts(target).items():
             write_text(work.folder / name, text)
         # A single file of weights is complete with its last byte. Several files are complete with their index, so

@@ -2,22 +2,25 @@
 
 A merged model's folder is the user's own: keys, notes and code may lie in it. The manifest names the files that the
 merge made. It may come from somebody else, with the folder, so a name in it counts only if a merge makes files of
-that name.
+that name. Files of other names, which a base on the Hub may have, count only while their contents are those that the
+merge wrote: nobody can name the hash of a secret.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.errors import CheckpointError, ConfigError, refuse
 from dem_hub.files.links import check_link, check_paths
-from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, parse_json, read_record
+from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.files.side_files import is_module_file, is_side_file, side_files_of
+from dem_hub.files.strict_json import FORMAT_VERSION, check_inside, check_version, dump_json, parse_json, read_record
+from dem_hub.hub.hashes import digest
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
-_OTHERS = frozenset([PROVENANCE_CONFIG, RECIPE_CONFIG, *SIDE_FILES])
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_code(name: str) -> bool:
@@ -30,23 +33,30 @@ class Manifest:
     """The files of a merged model by name, and the purpose of the merge.
 
     `files` has the size in bytes of each file of weights, and `None` for each other file, which a person may edit.
+    `others` has the sha256 of each file whose name is none that a model's files have, such as a license.
     `purpose` is that of [`PlannedModel`]: two merges with the same purpose write the same bytes.
     """
 
     purpose: str
     files: Mapping[str, int | None]
+    others: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Refuse a name that no merge writes, and a size that no file has."""
-        if not isinstance(self.purpose, str) or not isinstance(self.files, Mapping):
-            raise ConfigError("purpose must be a text, and files a JSON object.")
+        are_objects = isinstance(self.files, Mapping) and isinstance(self.others, Mapping)
+        if not isinstance(self.purpose, str) or not are_objects:
+            raise ConfigError("purpose must be a text, and files and others JSON objects.")
         for name, size in self.files.items():
             if not _is_ours(name):
                 raise ConfigError(f"'{name}' is no file that a merge writes.")
             is_size = type(size) is int and size >= 0
             if not is_size and size is not None:
                 raise ConfigError(f"'{name}' has the size {size!r}, which must be a number of bytes, or null.")
+        for name, sha256 in self.others.items():
+            check_inside(name, "file of a merge")
+            if not _SHA256.fullmatch(str(sha256)):
+                raise ConfigError(f"'{name}' has the sha256 {sha256!r}, which must be 64 hex digits.")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
@@ -67,16 +77,20 @@ class Manifest:
     def text(self) -> str:
         """The text of the file."""
         data = {"format_version": self.format_version, "purpose": self.purpose, "files": dict(self.files)}
-        return dump_json(data)
+        return dump_json({**data, "others": dict(self.others)})
 
     @classmethod
     def of(cls, folder: Path, purpose: str) -> "Manifest":
         """Return the manifest of a folder that a merge has just written."""
         files: dict[str, int | None] = {}
-        for path in folder.iterdir():
-            if _is_ours(path.name):
-                files[path.name] = path.stat().st_size if _WEIGHTS.fullmatch(path.name) else None
-        return cls(purpose, files)
+        others = {}
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if _is_ours(name):
+                files[name] = path.stat().st_size if _WEIGHTS.fullmatch(name) else None
+            elif path.is_file() and not name.startswith("."):  # the journal of the merge is hidden
+                others[name] = digest(path)
+        return cls(purpose, files, others)
 
     def is_complete(self, folder: Path) -> bool:
         """Check whether a folder has every file of the manifest, in its size."""
@@ -91,7 +105,21 @@ class Manifest:
                 faults.append(f"'{name}' is missing")
             elif expected is not None and path.stat().st_size != expected:
                 faults.append(f"'{name}' has {path.stat().st_size} bytes, and was written with {expected}")
+        changed = sorted(set(self.others) - self._others_there(folder))
+        faults += [f"'{name}' is missing, or was changed" for name in changed]
         return faults
+
+    def names_there(self, folder: Path) -> set[str]:
+        """Return the names of the files in a folder that are the merge's own, and its manifest's."""
+        there = {name for name in (*self.files, MERGED_FILES) if (folder / name).is_file()}
+        return there | self._others_there(folder)
+
+    def _others_there(self, folder: Path) -> set[str]:
+        return {
+            name
+            for name, sha256 in self.others.items()
+            if (folder / name).is_file() and digest(folder / name) == sha256
+        }
 
 
 def owned_files(folder: Path) -> set[str]:
@@ -106,9 +134,9 @@ def owned_files(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     manifest = Manifest.read(folder)
-    there = {path.name for path in folder.iterdir() if path.is_file()}
     if manifest is not None:
-        return there & {*manifest.files, MERGED_FILES}
+        return manifest.names_there(folder)
+    there = {path.name for path in folder.iterdir() if path.is_file()} | set(side_files_of(folder))
     return {name for name in there if _is_ours(name) and not is_code(name)}
 
 
@@ -155,4 +183,6 @@ def merged_files(folder: Path, *, include_code: bool = False) -> dict[str, Path]
 
 def _is_ours(name: str) -> bool:
     is_plain = "/" not in name and "\\" not in name and not name.startswith(".")
-    return name in _OTHERS or bool(_WEIGHTS.fullmatch(name)) or (is_plain and is_code(name))
+    if name in (PROVENANCE_CONFIG, RECIPE_CONFIG) or _WEIGHTS.fullmatch(name):
+        return True
+    return is_side_file(name) or is_module_file(name) or (is_plain and is_code(name))

@@ -24,7 +24,7 @@ from dem_hub.checkpoints.writer import FLOAT_DTYPES, Block, Outline, Shard, plan
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import ConfigError
 from dem_hub.files.links import check_paths
-from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG, SIDE_FILES
+from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
@@ -101,16 +101,16 @@ class PlannedModel:
         """The file without which nothing loads as a model: the index of the weights, or their only file."""
         return next(iter(self.index), self.shards[0].name)
 
-    @property
+    @cached_property
     def copies(self) -> dict[str, Path]:
-        """The base's files that are copied: tokenizer, generation config and so on, and its own code if it has some.
+        """The base's files that are copied, by path: its side files, and its own code if it has some.
 
         Code is copied and not run. Whoever loads the model decides that with `trust_remote_code`.
         """
-        folder = self.opened.base.folder
-        paths = [*(folder / name for name in SIDE_FILES), *sorted(folder.glob(MODEL_CODE))]
-        check_paths(paths, folder)
-        return {path.name: path for path in paths if path.is_file()}
+        base = self.opened.base
+        code = {path.name: path for path in sorted(base.folder.glob(MODEL_CODE)) if path.is_file()}
+        check_paths(code.values(), base.folder)
+        return {**base.side_files, **code}
 
     @cached_property
     def purpose(self) -> str:

@@ -17,7 +17,8 @@ from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemH
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
-from dem_hub.files.names import CARD, MODEL_FILES, SIDE_FILES, STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.names import CARD, MODEL_FILES, STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.side_files import side_files_of
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -102,7 +103,7 @@ class VectorStore(Mapping[str, DistributionVector]):
                     f"'{target}' is a store of vectors already. Open it: VectorStore.from_pretrained('{target}')."
                 )
             check_target(target, STORE)
-            copy_side_files(opened.folder, target)
+            copy_side_files(opened.side_files, target)
             StoreIndex(opened.record).write(target)
         return cls.from_pretrained(target)
 
@@ -264,14 +265,14 @@ class VectorStore(Mapping[str, DistributionVector]):
         base = public_base(self.base, base_model, f"store '{self.source}'", token=token)
         source_licenses = licenses([str(base.repo_id)], token=token)
         self._verify()
-        check_links(self.folder, (STORE_CONFIG, *SIDE_FILES))
+        check_links(self.folder, (STORE_CONFIG,))
         members: dict[str, Member] = {}
         pushed: dict[str, Path | str] = {}
         for name in self:
             vector = public_vector(self.folder / name, base.repo_id, token=token)
             members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
             pushed |= {f"{name}/{file}": content for file, content in vector.files.items()}
-        pushed |= {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}
+        pushed |= side_files_of(self.folder)
         announce(repo_id, {**pushed, STORE_CONFIG: StoreIndex(base, members).to_json()})
 
         def compose(head: Head) -> Change:

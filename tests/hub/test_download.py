@@ -8,7 +8,7 @@ from dem_hub import VectorSource
 from dem_hub.errors import NotFoundError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.client import HubOptions, hub_api
-from dem_hub.hub.download import copy_side_files, resolve
+from dem_hub.hub.download import copy_side_files, resolve, side_files
 from tests.support.tiny_models import Models
 
 
@@ -57,7 +57,7 @@ def test_the_client_says_who_it_is() -> None:
 
 
 def test_side_files(llama: Models, tmp_path: Path) -> None:
-    copy_side_files(llama.base, tmp_path)
+    copy_side_files(side_files(VectorSource(str(llama.base))), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "generation_config.json",
         "tokenizer.json",
