@@ -40,6 +40,7 @@ SIDE_FILES = (
     "vocab.json", "vocab.txt", "merges.txt", "*.model", "tokenizer.model.v*", "*.spm", "*.tiktoken", "tekken.json",
     "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "bpe.codes", "dict.txt", "entity_vocab.json",
     "word_shape.json", "word_pronunciation.json", "normalizer.json", "emoji.json", "byte_maps.json",
+    "prophetnet.tokenizer",
     # Chat templates.
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
     # Processors of images, videos and sound.

@@ -88,7 +88,7 @@ class Manifest:
             name = path.relative_to(folder).as_posix()
             if _is_ours(name):
                 files[name] = path.stat().st_size if _WEIGHTS.fullmatch(name) else None
-            elif path.is_file() and not name.startswith("."):  # the journal of the merge is hidden
+            elif path.is_file() and name != MERGED_FILES and not name.startswith("."):  # the merge's journal is hidden
                 others[name] = digest(path)
         return cls(purpose, files, others)
 
