@@ -6,6 +6,7 @@ Data goes to stdout; progress, notes and errors go to stderr. A user's mistake i
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,12 @@ NAME = "dem-hub"
 
 # What a shell sets to ask for completions. The name is click's: that of the command in capitals.
 _COMPLETE_VARIABLE = "_DEM_HUB_COMPLETE"
+
+# Set to anything, the traceback of every error is printed before its message.
+_TRACEBACK_VARIABLE = "DEM_HUB_TRACEBACK"
+
+# The exit status of a process that Ctrl-C has ended: 128 + the number of the signal SIGINT.
+_INTERRUPTED = 130
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -70,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): what was typed after `dem-hub`; that of this process by default.
 
     Returns:
-        `int`: the exit status: 0, or 2 after a mistake that the message on stderr explains.
+        `int`: the exit status: 0; 2 after a mistake that the message on stderr explains; 1 after an error that nobody
+            expected, 130 after Ctrl-C.
 
     Raises:
         `SystemExit`: after `--help` and `--version`, and after a command line that cannot be parsed (status 2).
@@ -85,15 +93,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         error.show()
         sys.exit(error.exit_code)
-    except Exception as error:
-        if context is None or not _is_expected(error):
-            raise
-        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        # The message may quote a file, a name or an answer of somebody else.
-        message = printable(f"{str(error).strip()}{notes}", keep="\n")
-        print(f"{NAME} {context.invoked_subcommand}: {message}", file=sys.stderr)
-        return 2
+    except (KeyboardInterrupt, click.Abort):
+        # What was not finished has another name until it is, so nothing of it is in the way of the next run.
+        _say(context, "stopped by Ctrl-C.")
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001
+        return _fail(context, error)
     return 0
+
+
+def _fail(context: click.Context | None, error: Exception) -> int:
+    """Say in one line what is wrong, and return the exit status.
+
+    An error without a message for the user, such as one from inside another library, is said to be one, with the way
+    to see more of it.
+    """
+    if os.environ.get(_TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    message = str(error).strip()
+    if _is_expected(error):
+        _say(context, message + "".join(f" {note}" for note in getattr(error, "__notes__", ())))
+        return 2
+    kind = type(error).__name__
+    first_line = message.partition("\n")[0]
+    told = f"{kind}: {first_line}" if first_line else kind
+    _say(context, f"{told} (unexpected; {_TRACEBACK_VARIABLE}=1 in the environment shows where it happened)")
+    return 1
+
+
+def _say(context: click.Context | None, message: str) -> None:
+    """Print one message to stderr, after the name of the command. It may quote a file, a name or an answer of others."""
+    message = printable(message, keep="\n")
+    command = context.invoked_subcommand if context is not None else None
+    print(f"{NAME} {command}: {message}" if command else f"{NAME}: {message}", file=sys.stderr)
 
 
 def _make_warnings_printable() -> None:

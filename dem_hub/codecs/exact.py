@@ -62,7 +62,7 @@ class Exact(Codec):
             steps = _to_ordered(finetuned_rows[start:stop]) - _to_ordered(block)
             for run in torch.split(steps.reshape(-1)[_sort_by_exponent(block)].cpu(), _RUN):
                 frames += [compressor.compress(plane.numpy().tobytes()) for plane in _to_planes(run)]
-        ends = torch.tensor([len(frame) for frame in frames], dtype=torch.int64).cumsum(0)
+        ends = torch.tensor([len(frame) for frame in frames], dtype=torch.int64, device="cpu").cumsum(0)
         return {"zstd": _bytes_to_tensor(b"".join(frames)), "ends": ends, "like": finetuned.new_zeros(0)}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
@@ -85,7 +85,7 @@ def _decode_rows(
 ) -> Tensor:
     """Return some rows and columns of the fine-tune, in its dtype."""
     dtype = DTYPES[parts["like"].get_dtype()]
-    finetuned = torch.empty(len(rows), columns.stop - columns.start, dtype=dtype)
+    finetuned = torch.empty(len(rows), columns.stop - columns.start, dtype=dtype, device="cpu")
     blocks = list(pairwise(_block_rows(shape)))
     ends = [0, *parts["ends"][...].tolist()]
     frames_before = [0, *accumulate(_count_frames((stop - start) * shape[-1], dtype) for start, stop in blocks)]
@@ -124,7 +124,7 @@ def _make_compressor() -> Any:
 def _bytes_to_tensor(content: bytes) -> Tensor:
     """Return bytes as a uint8 tensor. torch refuses an empty buffer."""
     if not content:
-        return torch.zeros(0, dtype=torch.uint8)
+        return torch.zeros(0, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
@@ -183,7 +183,7 @@ def _from_planes(planes: list[bytes], count: int, dtype: torch.dtype) -> Tensor:
             "A run of the codec 'exact' does not have as many steps as its bitmap says. Fetch the vector again."
         )
     zigzag = torch.stack(byte_planes, dim=1).view(dtype).reshape(-1)
-    steps = torch.zeros(count, dtype=dtype)
+    steps = torch.zeros(count, dtype=dtype, device="cpu")
     # The mask turns the arithmetic shift into a logical one.
     steps[moved] = ((zigzag >> 1) & torch.iinfo(dtype).max) ^ -(zigzag & 1)
     return steps
@@ -205,7 +205,7 @@ def _decompress(frames: list[bytes], elements: int, dtype: torch.dtype) -> Tenso
         planes = [_decompress_frame(decompressor, bitmap, count, expected=packed_size(count, 1))]
         planes += [_decompress_frame(decompressor, plane, count) for plane in byte_planes]
         runs.append(_from_planes(planes, count, integer))
-    return torch.cat(runs) if runs else torch.zeros(0, dtype=integer)
+    return torch.cat(runs) if runs else torch.zeros(0, dtype=integer, device="cpu")
 
 
 def _decompress_frame(decompressor: Any, frame: bytes, count: int, expected: int | None = None) -> bytes:

@@ -62,7 +62,7 @@ class NF4(Codec):
         width = shape[-1]
         rows, columns = rows_and_columns(index, shape)
         if not len(rows) or columns.start == columns.stop:
-            return Delta(dense=torch.zeros(index_shape(index), device=parts["nf4"][:0].device))
+            return Delta(dense=torch.zeros(index_shape(index), dtype=torch.float32, device=parts["nf4"][:0].device))
         # Elements from the first row to the last, and the same widened to whole groups.
         first_row = int(rows[0])
         start = first_row * width

@@ -135,7 +135,7 @@ def noise(group: int) -> float:
 
     ```
     """
-    places = torch.linspace(0, 12, 12_001, dtype=torch.float64)
+    places = torch.linspace(0, 12, 12_001, dtype=torch.float64, device="cpu")
     below = torch.special.erf(places / math.sqrt(2))  # P(|z| < place)
     return group / float(torch.trapezoid(1 - below**group, places)) ** 2 - 1
 

@@ -117,7 +117,7 @@ def as_inputs(windows: Sequence[Window], device: torch.device) -> dict[str, Tens
 
 def totals(model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE) -> Tensor:
     """Return the negative log-likelihood of each window, in nats, (windows,) in float64."""
-    window_totals = torch.zeros(len(windows), dtype=torch.float64)
+    window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
     with torch.inference_mode():
         for scored in scored_logits(model, windows, batch_size):
             window_totals[scored.window] += negative_log_likelihood(scored)

@@ -38,7 +38,7 @@ def split(windows: Sequence[Window], share: float, seed: int = 0) -> tuple[list[
     if len(documents) < 2:
         first_count = len(windows) - _second_count(len(windows), share)
         return list(windows[:first_count]), list(windows[first_count:])
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(documents), generator=torch.Generator("cpu").manual_seed(seed), device="cpu").tolist()
     chosen = {documents[place] for place in order[: _second_count(len(documents), share)]}
     first = [window for window in windows if window.document not in chosen]
     second = [window for window in windows if window.document in chosen]

@@ -17,7 +17,7 @@ def token_ids(values: Any) -> Tokens:
         [`~dem_hub.errors.ConfigError`]: If it is nothing of these, or has more than one dimension.
     """
     try:
-        ids = torch.as_tensor(values)
+        ids = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"a {type(values).__name__} is no list of token ids ({error}).") from error
     # An empty list becomes a float tensor, and is a valid list of no ids.

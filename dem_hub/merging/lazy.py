@@ -17,10 +17,14 @@ from dem_hub.numerics.slices import Index, full_index, normalize_index
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One merged tensor that nothing has been read of yet, with the methods of a slice of a safetensors file."""
+    """One merged tensor that nothing has been read of yet, with the methods of a slice of a safetensors file.
+
+    `read` collects the names of the tensors that were computed.
+    """
 
     merge: Merge
     name: str
+    read: set[str]
 
     def get_shape(self) -> list[int]:
         """Return the merged shape."""
@@ -31,7 +35,7 @@ class MergedTensor:
         return self.merge.base[self.name].dtype
 
     def __getitem__(self, index: Any) -> "MergedSlice":
-        return MergedSlice(self.merge, self.name, normalize_index(index, self.merge.shape(self.name)))
+        return MergedSlice(self.merge, self.name, normalize_index(index, self.merge.shape(self.name)), self.read)
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,25 @@ class MergedSlice:
     merge: Merge
     name: str
     index: Index
+    read: set[str]
 
     def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Merge the slice on a device (by default the CPU), rounded once to a dtype (by default the base's own)."""
         if device is None:
             device = "cpu"
+        self.read.add(self.name)
         return self.merge.tensor(self.name, self.index, torch.device(device), dtype)
 
 
-def lazy_state_dict(merge: Merge) -> dict[str, MergedTensor]:
-    """Return the merged model as a state dict, by the names in the base's checkpoint."""
-    return {name: MergedTensor(merge, name) for name in merge.base}
+def lazy_state_dict(merge: Merge, read: set[str] | None = None) -> dict[str, MergedTensor]:
+    """Return the merged model as a state dict, by the names in the base's checkpoint.
+
+    Args:
+        merge ([`Merge`]): The merge.
+        read (`set[str]`, *optional*): Gets the name of each tensor that the loader computes.
+    """
+    names: set[str] = set() if read is None else read
+    return {name: MergedTensor(merge, name, names) for name in merge.base}
 
 
 def merged_tensor(merge: Merge, name: str, dtype: torch.dtype | None = None) -> Tensor:

@@ -262,8 +262,8 @@ class Merge:
         base_rows = self.base[name].shape[0]
         rows = slice(index[0].start - base_rows, index[0].stop - base_rows)
         columns = index[1:]
-        total = torch.zeros(index_shape((rows, *columns)), dtype=torch.float64)
-        weight = torch.zeros(total.shape[0], dtype=torch.float64)
+        total = torch.zeros(index_shape((rows, *columns)), dtype=torch.float64, device="cpu")
+        weight = torch.zeros(total.shape[0], dtype=torch.float64, device="cpu")
         for coefficient, stored in self.active(name):
             if stored.rows is None:
                 continue

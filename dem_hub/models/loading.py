@@ -7,6 +7,7 @@ and has the recipe as `model.dem`.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
 from dem_hub.models.arguments import LoadArguments
 from dem_hub.models.attached import AttachedRecipe
+from dem_hub.models.places import Places
 from dem_hub.models.vocabulary import set_vocabulary
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ if TYPE_CHECKING:
         """A model of the base's own class with its recipe attached; for type checkers only."""
 
         dem: AttachedRecipe
+
+
+# transformers sets torch's default dtype, and more that belongs to the whole process, while it builds a model. Two
+# loads at a time would each see the other's.
+_LOADING = threading.RLock()
 
 
 class DEMModel:
@@ -155,19 +162,22 @@ def load(
     loaded = _from_merge(auto_class, opened, recipe, merge, arguments)
     opened.check_unchanged()
     model = loaded.model
-    model.dem = AttachedRecipe(model, loaded.recipe, arguments.hub, allow_base_mismatch=allow_base_mismatch)
-    if loaded.info is not None:
+    model.dem = AttachedRecipe(
+        model, loaded.recipe, arguments.hub, loaded.places, allow_base_mismatch=allow_base_mismatch
+    )
+    if kwargs.get("output_loading_info"):
         return model, loaded.info
     return model
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A loaded model, transformers' loading info if it was asked for, and the recipe with the dtype that was chosen."""
+    """A loaded model, transformers' loading info, the recipe with the dtype that was chosen, and where tensors lie."""
 
     model: "MergedModel"
-    info: dict[str, Any] | None
+    info: dict[str, Any]
     recipe: DEMConfig
+    places: Places
 
 
 def _from_merge(
@@ -189,18 +199,23 @@ def _from_merge(
     dtype = _choose_dtype(arguments.dtype, recipe, config, merge)
     if "generation_config" not in others and (folder / GENERATION_CONFIG).is_file():
         others["generation_config"] = GenerationConfig.from_pretrained(folder)
-    loaded: Any = _class_of(auto_class, config, arguments).from_pretrained(
-        None, config=config, state_dict=lazy_state_dict(merge), dtype=dtype, **arguments.for_model, **others
-    )
-    info = None
-    if isinstance(loaded, tuple):  # with `output_loading_info=True`
-        loaded, info = loaded
+    read: set[str] = set()
+    with _LOADING:
+        loaded, info = _class_of(auto_class, config, arguments).from_pretrained(
+            None,
+            config=config,
+            state_dict=lazy_state_dict(merge, read),
+            dtype=dtype,
+            **{**arguments.for_model, **others, "output_loading_info": True},
+        )
+    left_out = {name for name, *_ in info.get("mismatched_keys", ())}
+    places = Places.of(loaded, merge.base, read, key_mapping=others.get("key_mapping"), left_out=left_out)
     # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.
     name = str(opened.base.source.repo_id)
     loaded.name_or_path = name
     loaded.config.name_or_path = name
     recipe = replace(recipe, dtype=str(dtype).removeprefix("torch."), architectures=tuple(config.architectures or ()))
-    return _Loaded(loaded, info, recipe)
+    return _Loaded(loaded, info, recipe, places)
 
 
 def _class_of(

@@ -202,7 +202,7 @@ def _without_zeros(left: Tensor, right: Tensor) -> Factors:
 
 def _sum(shape: tuple[int, ...], factors: Factors | None, dense: Sequence[tuple[float, Delta]]) -> Tensor:
     """Return the sum of the deltas of one tensor, in full."""
-    total = torch.zeros(shape, dtype=torch.float32)
+    total = torch.zeros(shape, dtype=torch.float32, device="cpu")
     if factors is not None:
         total.addmm_(*factors)
     return add_deltas(total, dense)

@@ -122,7 +122,7 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = _COMPILED[total.dtype, result.dtype]
     if factors is None:
-        nothing = torch.empty(0, device="cpu")
+        nothing = torch.empty(0, dtype=torch.float32, device="cpu")
         factors = (nothing.view(rows, 0), nothing.view(0, width))
     left, right = factors
     arrays = [
@@ -180,5 +180,5 @@ def _to_float16(total: Tensor, bits: Tensor) -> Tensor:
     bits.bitwise_right_shift_(3).clamp_(MARGIN, 0x1FFF - MARGIN)
     steps = total.abs().mul_(2.0**24)
     small = steps < 2.0**10
-    steps.add_(bits * 2.0**-13).floor_().mul_(2.0**-24).copysign_(total)
+    steps.add_(bits.float() * 2.0**-13).floor_().mul_(2.0**-24).copysign_(total)
     return torch.where(small, steps, bits.add_(total.view(torch.int32)).bitwise_and_(-0x2000).view(torch.float32))

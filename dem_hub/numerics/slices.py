@@ -69,10 +69,10 @@ def rows_and_columns(index: Index, shape: tuple[int, ...]) -> tuple[Tensor, slic
     flattened into rows.
     """
     if not shape:
-        return torch.zeros(1, dtype=torch.int64), slice(0, 1)
-    rows = torch.zeros(1, dtype=torch.int64)
+        return torch.zeros(1, dtype=torch.int64, device="cpu"), slice(0, 1)
+    rows = torch.zeros(1, dtype=torch.int64, device="cpu")
     for part, size in zip(index[:-1], shape[:-1], strict=True):
-        rows = (rows[:, None] * size + torch.arange(part.start, part.stop)[None, :]).reshape(-1)
+        rows = (rows[:, None] * size + torch.arange(part.start, part.stop, device="cpu")[None, :]).reshape(-1)
     return rows, index[-1]
 
 

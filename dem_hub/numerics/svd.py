@@ -200,7 +200,9 @@ def _krylov_svd(matrix: Tensor, rank: int, size: int, width: int) -> tuple[Tenso
         right, values, left = _krylov_svd(matrix.T, rank, size, width)
         return left.T, values, right.T
     forth, back = _multipliers(matrix, size // width)
-    start = torch.randn(width, rows, generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    start = torch.randn(
+        width, rows, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(matrix.device)
     # Vectors are rows, and image = forth(basis).
     basis = matrix.new_empty(size, columns)
     image = matrix.new_empty(size, rows)

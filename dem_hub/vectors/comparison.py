@@ -55,7 +55,7 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
 
     deltas = [vector.deltas(base) for vector in vectors]
     count = len(vectors)
-    products = torch.zeros(count, count, dtype=torch.float64)
+    products = torch.zeros(count, count, dtype=torch.float64, device="cpu")
     for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1):
         products += _inner_products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
     norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
@@ -125,7 +125,7 @@ def _elements(names: set[str], base: Base) -> int:
 
 def _inner_products(stored: Sequence[StoredDelta], base: Base, name: str) -> Tensor:
     """Return the matrix (vectors, vectors), float64, of the inner products of one tensor's deltas."""
-    products = torch.zeros(len(stored), len(stored), dtype=torch.float64)
+    products = torch.zeros(len(stored), len(stored), dtype=torch.float64, device="cpu")
     for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
         decoded: list[list[tuple[float, Delta]]] = []
         for delta in stored:

@@ -397,4 +397,4 @@ class DistributionVector:
         shape = opened.checkpoint[name].shape
         stored = self.deltas(opened).get(name, StoredDelta())
         summands = stored.decode(opened.checkpoint.lazy(name), full_index(shape))
-        return add_deltas(torch.zeros(shape, dtype=torch.float32), summands)
+        return add_deltas(torch.zeros(shape, dtype=torch.float32, device="cpu"), summands)

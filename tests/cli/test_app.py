@@ -167,3 +167,39 @@ def test_a_process_without_a_stream_ends_well(llama: Models, tmp_path: Path, clo
     script = f'exec "$0" -m dem_hub.cli extract "$@" --codec dense {closed}'
     command = ["sh", "-c", script, sys.executable, str(llama.base), str(llama.full), "-o", str(tmp_path / "vector")]
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("mat1 and mat2\nshapes"), "dem-hub info: RuntimeError: mat1 and mat2 (unexpected; "),
+        (MemoryError(), "dem-hub info: MemoryError (unexpected; "),
+        (KeyError("a"), "dem-hub info: KeyError: 'a' (unexpected; "),
+        (RecursionError("too deep"), "dem-hub info: RecursionError: too deep (unexpected; "),
+    ],
+    ids=["RuntimeError", "MemoryError", "KeyError", "RecursionError"],
+)
+def test_an_error_that_nobody_expected_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app.commands["info"], "callback", fail)
+    assert main(["info", "folder"]) == 1
+    told = capsys.readouterr().err
+    assert told == f"{said}DEM_HUB_TRACEBACK=1 in the environment shows where it happened)\n"
+    monkeypatch.setenv("DEM_HUB_TRACEBACK", "1")
+    assert main(["info", "folder"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback (most recent call last)")
+    assert f"line {fail.__code__.co_firstlineno + 1}, in fail" in told
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.commands["info"], "callback", stop)
+    assert main(["info", "folder"]) == 130
+    assert capsys.readouterr().err == "dem-hub info: stopped by Ctrl-C.\n"
