@@ -101,29 +101,51 @@ class Architecture:
         return keys
 
 
-def model_class(config: "PretrainedConfig", *, trust_remote_code: bool = False) -> "type[PreTrainedModel]":
+def model_class(
+    config: "PretrainedConfig", *, folder: Path | None = None, trust_remote_code: bool = False
+) -> "type[PreTrainedModel]":
     """Return the model class that a config names in `architectures`.
 
+    Args:
+        config (`PretrainedConfig`): The config.
+        folder (`Path`, *optional*): Where the model's own code lies. Defaults to where the config was read from.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether that code may be run.
+
     Raises:
-        [`~dem_hub.errors.CheckpointError`]: If it names none that transformers has.
+        [`~dem_hub.errors.CheckpointError`]: If it names none that transformers, or the model's own code, has.
     """
     import transformers
 
-    if trust_remote_code and getattr(config, "auto_map", None):
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        for auto_class, reference in config.auto_map.items():
-            if auto_class.startswith("AutoModel"):
-                return get_class_from_dynamic_module(reference, str(config.name_or_path))
     names = getattr(config, "architectures", None) or []
+    home = str(folder or config.name_or_path)
+    if trust_remote_code and getattr(config, "auto_map", None):
+        remote = _remote_class(config.auto_map, names, home)
+        if remote is not None:
+            return remote
     concrete_class = getattr(transformers, names[0], None) if names else None
     if concrete_class is None:
         raise CheckpointError(
-            f"config.json of '{config.name_or_path}' names the architectures {names}, and transformers "
+            f"config.json of '{home}' names the architectures {names}, and transformers "
             f"{transformers.__version__} has no such class. Load through the AutoModel class of your task, "
             "or pass trust_remote_code=True if you trust its code."
         )
     return concrete_class  # type: ignore[no-any-return]
+
+
+def _remote_class(auto_map: Mapping[str, Any], names: list[str], home: str) -> "type[PreTrainedModel] | None":
+    """Return the class of a model's own code that `architectures` names; `None` if it is none of those.
+
+    Without a name there is no choice to make only if the code has a single model.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    references = [str(reference) for auto_class, reference in auto_map.items() if auto_class.startswith("AutoModel")]
+    for reference in references:
+        if names and reference.rpartition(".")[2] == names[0]:
+            return get_class_from_dynamic_module(reference, home)
+    if not names and len(set(references)) == 1:
+        return get_class_from_dynamic_module(references[0], home)
+    return None
 
 
 def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architecture | None:

@@ -52,7 +52,9 @@ class MergedSlice:
         if device is None:
             device = "cpu"
         self.read.add(self.name)
-        return self.merge.tensor(self.name, self.index, torch.device(device), dtype)
+        # safetensors reads to the default device, which may be any at a caller's.
+        with torch.device("cpu"):
+            return self.merge.tensor(self.name, self.index, torch.device(device), dtype)
 
 
 def lazy_state_dict(merge: Merge, read: set[str] | None = None) -> dict[str, MergedTensor]:

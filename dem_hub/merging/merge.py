@@ -258,12 +258,17 @@ class Merge:
         return Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
 
     def _new_rows(self, name: str, index: Index) -> Tensor:
-        """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients."""
+        """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients.
+
+        The weights are magnitudes. With weights of both signs, whose sum can be almost 0, the mean would not lie
+        between the rows, but anywhere. A vector's own rows are not negated by its coefficient, either.
+        """
         base_rows = self.base[name].shape[0]
         rows = slice(index[0].start - base_rows, index[0].stop - base_rows)
         columns = index[1:]
         total = torch.zeros(index_shape((rows, *columns)), dtype=torch.float64, device="cpu")
         weight = torch.zeros(total.shape[0], dtype=torch.float64, device="cpu")
+        signed = torch.zeros(total.shape[0], dtype=torch.float64, device="cpu")
         for coefficient, stored in self.active(name):
             if stored.rows is None:
                 continue
@@ -272,9 +277,10 @@ class Merge:
             if count <= 0:
                 continue
             values = stored.rows[(slice(rows.start, stop), *columns)].double()
-            total[:count] += coefficient * values
-            weight[:count] += coefficient
-        if not weight.all():
+            total[:count] += abs(coefficient) * values
+            weight[:count] += abs(coefficient)
+            signed[:count] += coefficient
+        if not signed.all():
             raise CoefficientError(
                 f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. "
                 "Change one."

@@ -3,6 +3,7 @@
 Some are for dem_hub and the Hub, some for transformers' config, the rest for the model's own `from_pretrained`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ _OTHER_WEIGHTS = ("variant", "gguf_file", "state_dict")
 class LoadArguments:
     """What a caller of `from_pretrained` gave beside the name, checked before anything is read.
 
-    `config` is `None` if the base's own config is to be read. `for_model` are the arguments that only the model's
+    `config` is `None` if the base's own config is to be read, and a text if it is to be read from another place. `for_model` are the arguments that only the model's
     `from_pretrained` knows and that a config must not see; `others` are for the config, and what the config does not
     know is for the model.
     """
@@ -36,7 +37,7 @@ class LoadArguments:
     hub: HubOptions
     dtype: str | torch.dtype | None
     trust_remote_code: bool
-    config: PretrainedConfig | None
+    config: PretrainedConfig | str | None
     for_model: Mapping[str, Any]
     others: Mapping[str, Any]
 
@@ -51,9 +52,13 @@ class LoadArguments:
         others = dict(arguments)
         _check_device(others.get("device_map"))
         _refuse_other_weights(others)
+        for name in _OTHER_WEIGHTS:
+            others.pop(name, None)  # `None` stands for the base's own
         hub = HubOptions(**{name: others.pop(name) for name in _HUB_ARGUMENTS if name in others})
         config = others.pop("config", None)
-        if config is not None and config.model_type == "dem":
+        if isinstance(config, os.PathLike):
+            config = os.fspath(config)
+        if isinstance(config, PretrainedConfig) and config.model_type == "dem":
             # An Auto class has read the recipe's `config.json` already, which says nothing about the base's
             # architecture.
             config = None
@@ -76,7 +81,13 @@ class LoadArguments:
 
 
 def _check_device(device_map: Any) -> None:
-    """Refuse a device that this machine does not have, before anything is read."""
+    """Refuse a device that this machine does not have, or that holds no values, before anything is read."""
+    if torch.get_default_device().type == "meta":
+        raise ConfigError(
+            "The default device is 'meta' (torch.device(\"meta\") or torch.set_default_device), where tensors have no "
+            "values, and a merge consists of values. Load outside of it. An empty model is "
+            "made from a config: AutoModelForCausalLM.from_config(...)."
+        )
     if not isinstance(device_map, str) or device_map in _DEVICE_MAPS:
         return
     try:

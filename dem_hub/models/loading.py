@@ -9,16 +9,20 @@ and has the recipe as `model.dem`.
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from dem_hub.checkpoints.architecture import model_class
+from dem_hub.checkpoints.architecture import model_class as architecture_class
 from dem_hub.defaults import Rounding
 from dem_hub.errors import ConfigError
-from dem_hub.files.names import GENERATION_CONFIG
+from dem_hub.files.names import GENERATION_CONFIG, PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig
@@ -124,7 +128,7 @@ class DEMModel:
 
 
 def load(
-    auto_class: "type[_BaseAutoModelClass] | None",
+    wanted: "type[_BaseAutoModelClass] | type[PreTrainedModel] | None",
     name_or_path: str | os.PathLike[str],
     kwargs: Mapping[str, Any],
     *,
@@ -132,11 +136,11 @@ def load(
     changes: Mapping[str, Any] | None = None,
     allow_base_mismatch: bool = False,
 ) -> Any:
-    """Load a model as [`DEMModel.from_pretrained`] does, with the head of any Auto class.
+    """Load a model as [`DEMModel.from_pretrained`] does, with the head of any Auto class, or of any class.
 
     Args:
-        auto_class (`type`, *optional*): For instance `AutoModelForCausalLM`. `None` stands for the base's own
-            architecture.
+        wanted (`type`, *optional*): For instance `AutoModelForCausalLM`, or `LlamaForSequenceClassification`. `None`
+            stands for the base's own architecture.
         name_or_path (`str` or `os.PathLike`): As in [`DEMModel.from_pretrained`].
         kwargs (`Mapping[str, Any]`): The arguments of transformers' `from_pretrained`.
         vectors (`Mapping[str, float]`, *optional*): As in [`DEMModel.from_pretrained`].
@@ -152,14 +156,18 @@ def load(
     arguments = LoadArguments.split(kwargs)
     source = VectorSource.parse(name_or_path, revision=arguments.revision, subfolder=arguments.subfolder)
     check_base = not allow_base_mismatch
-    if vectors is None:
-        opened = open_recipe(source, arguments.hub, check_base=check_base)
-    else:
-        opened = open_base_and_vectors(source, vectors, arguments.hub, check_base=check_base)
     given = {name: value for name, value in (changes or {}).items() if value is not None}
-    recipe = replace(opened.recipe, **given)
-    merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
-    loaded = _from_merge(auto_class, opened, recipe, merge, arguments)
+    with torch.device("cpu"):  # safetensors reads to the default device, which may be any at a caller's
+        if vectors is None:
+            opened = open_recipe(source, arguments.hub, check_base=check_base)
+        else:
+            opened = open_base_and_vectors(source, vectors, arguments.hub, check_base=check_base)
+        recipe = replace(opened.recipe, **given)
+        merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
+    generation_config = None
+    if vectors is None:
+        generation_config = _generation_config(source, arguments)
+    loaded = _from_merge(wanted, opened, recipe, merge, arguments, generation_config)
     opened.check_unchanged()
     model = loaded.model
     model.dem = AttachedRecipe(
@@ -180,28 +188,53 @@ class _Loaded:
     places: Places
 
 
+def _generation_config(source: VectorSource, arguments: LoadArguments) -> GenerationConfig | None:
+    """Return the generation config that lies beside a recipe; `None` if there is none."""
+    folder = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG, GENERATION_CONFIG), arguments.hub).folder
+    if not (folder / GENERATION_CONFIG).is_file():
+        return None
+    return GenerationConfig.from_pretrained(folder)
+
+
 def _from_merge(
-    auto_class: "type[_BaseAutoModelClass] | None",
+    wanted: "type[_BaseAutoModelClass] | type[PreTrainedModel] | None",
     opened: OpenedRecipe,
     recipe: DEMConfig,
     merge: Merge,
     arguments: LoadArguments,
+    generation_config: GenerationConfig | None,
 ) -> _Loaded:
     """Hand the lazy state dict to transformers' loader."""
     folder = opened.base.folder
     config = arguments.config
     others = dict(arguments.others)
-    if config is None:
+    if not isinstance(config, PretrainedConfig):
+        hub = {}
+        if config is not None:
+            hub = {key: value for key, value in asdict(arguments.hub).items() if value is not None}
         config, others = AutoConfig.from_pretrained(
-            folder, return_unused_kwargs=True, trust_remote_code=arguments.trust_remote_code, **others
+            folder if config is None else config,
+            return_unused_kwargs=True,
+            trust_remote_code=arguments.trust_remote_code,
+            **hub,
+            **others,
         )
+    config = deepcopy(config)  # what follows must not change the caller's
+    model_class = _class_of(wanted, config, folder, arguments)
+    text_config = config.sub_configs.get("text_config")
+    if text_config is not None and model_class.config_class == text_config:
+        # The language model alone of a model that also reads images, as the Auto classes load it.
+        config = config.get_text_config()
     set_vocabulary(config, merge)
-    dtype = _choose_dtype(arguments.dtype, recipe, config, merge)
-    if "generation_config" not in others and (folder / GENERATION_CONFIG).is_file():
-        others["generation_config"] = GenerationConfig.from_pretrained(folder)
+    dtype = _choose_dtype(arguments, recipe, config, merge)
+    if "generation_config" not in others:
+        if generation_config is None and (folder / GENERATION_CONFIG).is_file():
+            generation_config = GenerationConfig.from_pretrained(folder)
+        if generation_config is not None:
+            others["generation_config"] = generation_config
     read: set[str] = set()
     with _LOADING:
-        loaded, info = _class_of(auto_class, config, arguments).from_pretrained(
+        loaded, info = model_class.from_pretrained(
             None,
             config=config,
             state_dict=lazy_state_dict(merge, read),
@@ -219,19 +252,38 @@ def _from_merge(
 
 
 def _class_of(
-    auto_class: "type[_BaseAutoModelClass] | None", config: PretrainedConfig, arguments: LoadArguments
+    wanted: "type[_BaseAutoModelClass] | type[PreTrainedModel] | None",
+    config: PretrainedConfig,
+    folder: Path,
+    arguments: LoadArguments,
 ) -> Any:
-    """Return the class of the model: the Auto class's for this config, or the one that the config names."""
-    if auto_class is None:
-        return model_class(config, trust_remote_code=arguments.trust_remote_code)
-    heads: Any = auto_class._model_mapping
-    return heads[type(config)]
+    """Return the class of the model: the Auto class's for this config, the one that is wanted, or the config's own."""
+    if wanted is None:
+        return architecture_class(config, folder=folder, trust_remote_code=arguments.trust_remote_code)
+    if issubclass(wanted, PreTrainedModel):
+        return wanted
+    reference = (getattr(config, "auto_map", None) or {}).get(wanted.__name__)
+    if reference is not None and arguments.trust_remote_code:
+        return get_class_from_dynamic_module(reference, str(folder))
+    heads: Any = wanted._model_mapping
+    if type(config) not in heads:
+        raise ConfigError(
+            f"{wanted.__name__} has no model for '{config.model_type}', the base of this recipe. Load it through "
+            "another Auto class, or pass trust_remote_code=True if the base has code of its own that you trust."
+        )
+    head = heads[type(config)]
+    if isinstance(head, tuple):  # transformers takes the one that `architectures` names, else the first
+        named = [one for one in head if one.__name__ in (config.architectures or ())]
+        return (named or head)[0]
+    return head
 
 
-def _choose_dtype(
-    dtype: str | torch.dtype | None, recipe: DEMConfig, config: PretrainedConfig, merge: Merge
-) -> torch.dtype:
+def _choose_dtype(arguments: LoadArguments, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:
     """Return the caller's dtype, else the recipe's, else the config's, else that of the first float tensor."""
+    dtype = arguments.dtype
+    if dtype in (None, "auto") and isinstance(arguments.config, PretrainedConfig):
+        # A config that was given for a recipe has the recipe's dtype, or one that the caller has put there.
+        dtype = config.dtype
     if dtype in (None, "auto"):
         dtype = recipe.dtype or config.dtype
     if dtype is None:

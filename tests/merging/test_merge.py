@@ -235,14 +235,27 @@ def test_grown_vocabulary_is_the_weighted_mean(zoo: Zoo, tmp_path: Path, coeffic
     sums, weights = torch.zeros(count, 32, dtype=torch.float64), torch.zeros(count, 1, dtype=torch.float64)
     for new, coefficient in zip(rows, coefficients, strict=True):
         if coefficient:
-            sums[: len(new)] += coefficient * new.double()
-            weights[: len(new)] += coefficient
+            sums[: len(new)] += abs(coefficient) * new.double()
+            weights[: len(new)] += abs(coefficient)
     found = merged_tensor(merge, key)
     assert merge.vocabulary == 64 + count == found.shape[0]
     torch.testing.assert_close(found[64:], (sums / weights).float())
     # a slice across the border, and one beyond it
     for part in (slice(60, 66), slice(65, 64 + count)):
         assert torch.equal(merge.tensor(key, (part, slice(3, 20)), CPU), found[part, 3:20])
+
+
+@pytest.mark.parametrize("coefficients", [(0.5, -0.3), (0.5, -0.49), (0.5, -0.4999999), (-0.7, 0.7001)], ids=str)
+def test_new_rows_lie_between_those_of_the_vectors(zoo: Zoo, tmp_path: Path, coefficients: tuple[float, float]) -> None:
+    """Coefficients of both signs almost cancel, and do not blow up the mean."""
+    key = "model.embed_tokens.weight"
+    torch.manual_seed(0)
+    rows = torch.randn(2, 32), torch.randn(2, 32)
+    vectors = [grown(zoo, tmp_path, "llama-tied", {key: new}, str(number))[1] for number, new in enumerate(rows)]
+    merge = merge_of(zoo.models("llama-tied", "float32").base, *zip(vectors, coefficients, strict=True))
+    found = merged_tensor(merge, key)[64:]
+    assert bool((found >= torch.minimum(*rows) - 1e-6).all())
+    assert bool((found <= torch.maximum(*rows) + 1e-6).all())
 
 
 def test_new_rows_whose_coefficients_cancel(zoo: Zoo, tmp_path: Path) -> None:

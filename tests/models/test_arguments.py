@@ -108,3 +108,28 @@ def test_quantized_model(zoo: Zoo) -> None:
         match=r"is quantised \(.*bitsandbytes.*cannot be merged again in place. Load it anew with the new coefficients",
     ):
         model.dem.set_coefficients({first: 0.2})
+
+
+@pytest.mark.parametrize("form", [str, Path, None], ids=["text", "path", "object"])
+def test_config_of_another_place(llama: Models, zoo: Zoo, tmp_path: Path, form: Any) -> None:
+    """As in transformers, `config` is a folder or a config."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig.from_pretrained(llama.base)
+    config.rope_parameters = {**config.rope_parameters, "rope_theta": 77.0}
+    config.save_pretrained(tmp_path / "other")
+    given = config if form is None else form(tmp_path / "other")
+    model = DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.5}, config=given)
+    assert model.config.rope_parameters["rope_theta"] == 77.0
+
+
+def test_no_state_dict_is_the_bases_own(llama: Models, zoo: Zoo) -> None:
+    vectors = {str(zoo.vector("llama-tied")): 0.5}
+    model = DEMModel.from_pretrained(llama.base, vectors=vectors, state_dict=None, variant=None, gguf_file=None)
+    assert same_tensors(state_of(model), state_of(DEMModel.from_pretrained(llama.base, vectors=vectors)))
+
+
+def test_the_meta_device_is_refused(llama: Models, zoo: Zoo) -> None:
+    vectors = {str(zoo.vector("llama-tied")): 0.5}
+    with torch.device("meta"), pytest.raises(ConfigError, match="The default device is 'meta'.*Load outside of it"):
+        DEMModel.from_pretrained(llama.base, vectors=vectors)

@@ -1,9 +1,11 @@
 """Recipes through transformers' Auto classes, its tokenizer and its pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +51,7 @@ def test_auto_classes(zoo: Zoo, tmp_path: Path, imports: str) -> None:
     results = json.loads(done.stdout.splitlines()[-1])
     causal = DEMModel.from_pretrained(recipe, dtype="float32").model.embed_tokens.weight.detach()
     bert = DEMModel.from_pretrained(masked, dtype="float32").bert.embeddings.word_embeddings.weight.detach()
-    assert results["config"] == "dem"
+    assert results["config"] == "llama"
     assert results["AutoModelForCausalLM"] == [
         "LlamaForCausalLM",
         "torch.float32",
@@ -72,6 +74,118 @@ def test_recipes_hold_no_remote_code(zoo: Zoo, tmp_path: Path) -> None:
     (tmp_path / "recipe" / "code.py").write_text("raise SystemExit('this code ran')")
     with pytest.raises(ConfigError, match="unknown key 'auto_map'"):
         DEMModel.from_pretrained(tmp_path / "recipe", trust_remote_code=True)
+
+
+ARGUMENTS = {
+    "labels": ("AutoModelForSequenceClassification", {"num_labels": 5, "problem_type": "multi_label_classification"}),
+    "names of labels": ("AutoModelForSequenceClassification", {"id2label": {0: "x", 1: "y", 2: "z"}}),
+    "attention": ("AutoModelForCausalLM", {"attn_implementation": "eager", "output_attentions": True}),
+    "outputs": ("AutoModel", {"output_hidden_states": True, "use_cache": False}),
+    "dtype": ("AutoModelForCausalLM", {"dtype": "float32"}),
+    "native class": ("LlamaForSequenceClassification", {"num_labels": 4}),
+    "native class as it is": ("LlamaForCausalLM", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "arguments"), ARGUMENTS.values(), ids=ARGUMENTS)
+@pytest.mark.parametrize("given", ["to the model", "to the config"])
+def test_arguments_mean_what_they_mean_on_the_base(
+    zoo: Zoo, tmp_path: Path, name: str, arguments: dict[str, Any], given: str
+) -> None:
+    """The model is of the same class and has the same config as that of the base, but for the base's name."""
+    import transformers
+
+    model_class = getattr(transformers, name)
+    models = []
+    for folder in (zoo.models("llama-tied").base, save_recipe(zoo, tmp_path / "recipe")):
+        if given == "to the model":
+            models.append(model_class.from_pretrained(folder, **arguments))
+        else:
+            config = transformers.AutoConfig.from_pretrained(folder, **arguments)
+            models.append(model_class.from_pretrained(folder, config=config))
+    base, merged = models
+    assert type(merged) is type(base)
+    assert merged.config.to_dict() == base.config.to_dict()
+    assert merged.config._attn_implementation == base.config._attn_implementation
+    assert merged.dtype == base.dtype
+    assert list(merged.dem.coefficients.values()) == [0.3, 0.6]
+
+
+def test_the_recipes_own_generation_config(zoo: Zoo, tmp_path: Path) -> None:
+    recipe = save_recipe(zoo, tmp_path / "recipe")
+    edit_json(recipe / "generation_config.json", max_length=55)
+    assert DEMModel.from_pretrained(recipe).generation_config.max_length == 55
+    (recipe / "generation_config.json").unlink()
+    assert DEMModel.from_pretrained(recipe).generation_config.max_length == 37
+
+
+def test_a_tokenizer_that_names_no_class_is_that_of_the_base(zoo: Zoo, tmp_path: Path) -> None:
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(zoo.models("bert").base, base)
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(59))]
+    (base / "vocab.txt").write_text("\n".join(words))
+    BertWordPieceTokenizer(str(base / "vocab.txt")).save(str(base / "tokenizer.json"))
+    (base / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    recipe = tmp_path / "recipe"
+    DEMModel.from_pretrained(base, vectors={str(zoo.vector("bert")): 0.5}).dem.save_pretrained(recipe)
+    ours, theirs = AutoTokenizer.from_pretrained(recipe), AutoTokenizer.from_pretrained(base)
+    assert type(ours) is type(theirs)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.mask_token == "[MASK]"
+    assert ours("w1 w2")["input_ids"] == theirs("w1 w2")["input_ids"]
+
+
+TOY_CONFIG = """from transformers import LlamaConfig
+class ToyConfig(LlamaConfig):
+    model_type = "toy"
+"""
+TOY_MODEL = """from transformers import LlamaForCausalLM, LlamaModel
+from .configuration_toy import ToyConfig
+class ToyModel(LlamaModel):
+    config_class = ToyConfig
+class ToyForCausalLM(LlamaForCausalLM):
+    config_class = ToyConfig
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_remote_code_takes_the_class_of_the_architecture(zoo: Zoo, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    shutil.copytree(zoo.models("llama-tied").base, base)
+    (base / "configuration_toy.py").write_text(TOY_CONFIG)
+    (base / "modeling_toy.py").write_text(TOY_MODEL)
+    auto_map = {
+        "AutoConfig": "configuration_toy.ToyConfig",
+        "AutoModel": "modeling_toy.ToyModel",
+        "AutoModelForCausalLM": "modeling_toy.ToyForCausalLM",
+    }
+    edit_json(base / "config.json", model_type="toy", architectures=["ToyForCausalLM"], auto_map=auto_map)
+    vectors = {str(zoo.vector("llama-tied")): 0.5}
+    model = DEMModel.from_pretrained(base, vectors=vectors, trust_remote_code=True)
+    assert type(model).__name__ == "ToyForCausalLM"
+    model.dem.save_pretrained(tmp_path / "recipe")
+    for auto_class, name in ((AutoModel, "ToyModel"), (AutoModelForCausalLM, "ToyForCausalLM")):
+        loaded = auto_class.from_pretrained(tmp_path / "recipe", trust_remote_code=True)
+        assert type(loaded).__name__ == name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_of_trl_takes_a_recipe(zoo: Zoo, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    recipe = save_recipe(zoo, tmp_path / "recipe")
+    config = SFTConfig(str(tmp_path / "run"), report_to="none", use_cpu=True, bf16=False)
+    trainer = SFTTrainer(str(recipe), config, train_dataset=Dataset.from_list([{"text": "w1 w2"}]))
+    assert list(trainer.model.dem.coefficients.values()) == [0.3, 0.6]
 
 
 def test_recipe_is_the_config_class(zoo: Zoo, tmp_path: Path) -> None:
