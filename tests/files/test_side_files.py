@@ -87,6 +87,8 @@ def test_a_tokenizer_of_each_kind_comes_along(vocabularies: Path, tmp_path: Path
     assert again.chat_template == tokenizer.chat_template
 
 
+# transformers leaves the files of named templates open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_a_processor_of_each_kind_comes_along(tmp_path: Path, kind: str) -> None:
     processor = PROCESSORS[kind]()
