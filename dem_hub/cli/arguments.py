@@ -3,6 +3,7 @@ numbers in them.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 from dem_hub.cli.command import option
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
@@ -33,6 +34,21 @@ batch_size_option = option(
     default=BATCH_SIZE,
     group=MODEL,
     help="Windows per forward pass. Does not change the result.",
+)
+data_option = partial(
+    option,
+    "--data",
+    multiple=True,
+    group=DATA,
+    metavar="NAME=DATA",
+)
+columns_option = option(
+    "--columns",
+    multiple=True,
+    group=DATA,
+    metavar="NAME=COLUMN[,COLUMN]",
+    help="Columns of the prompt and the completion of data, or of its texts, if they have other names. "
+    "Can be repeated.",
 )
 max_length_option = option("--max-length", type=int, default=MAX_LENGTH, group=DATA, help="Tokens per window.")
 
@@ -71,6 +87,15 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
             raise ConfigError(f"{option} has '{name}' named twice: {values[name]} and {value}. Name each once.")
         values[name] = value
     return values
+
+
+def split_columns(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Return the columns of `--columns`, by the name of the data.
+
+    Raises:
+        `ConfigError`: a name or a column is missing, or a name is given twice.
+    """
+    return {name: value.split(",") for name, value in split_pairs(texts, "--columns").items()}
 
 
 def number(text: str, meaning: str) -> float:

@@ -12,16 +12,21 @@ from dem_hub.cli.arguments import (
     DATA,
     MODEL,
     batch_size_option,
+    columns_option,
+    data_option,
     device_map_option,
     json_option,
     max_length_option,
+    split_columns,
     split_pairs,
 )
 from dem_hub.cli.command import PATH, Command, argument, command, option
-from dem_hub.errors import ConfigError
+from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from dem_hub.evaluation.likelihood import Likelihood
     from dem_hub.evaluation.tasks import TaskScore
 
@@ -56,13 +61,11 @@ class EvalCommand(Command):
     ],
 )
 @argument("model", type=PATH, help="Hub id or folder of a model or a recipe.")
-@option(
-    "--data",
-    multiple=True,
-    group=DATA,
-    metavar="NAME=FILE",
-    help="Evaluation data: a text file, or JSONL with a text a line. Can be repeated.",
+@data_option(
+    help="Evaluation data: a text file, rows in a .jsonl, .json, .csv or .parquet file, or a data set's Hub id or "
+    "folder with its split (openai/gsm8k:main:test). Can be repeated.",
 )
+@columns_option
 @option(
     "--tasks",
     multiple=True,
@@ -83,6 +86,7 @@ def eval_command(
     *,
     model: str,
     data: Sequence[str],
+    columns: Sequence[str],
     tasks: Sequence[str],
     include_path: str | None,
     limit: int | None,
@@ -94,8 +98,9 @@ def eval_command(
 ) -> None:
     """Evaluate perplexity on texts and scores on lm-eval tasks."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    from dem_hub.evaluation.columns import select_columns
     from dem_hub.evaluation.likelihood import evaluate
     from dem_hub.evaluation.reader import Reader
     from dem_hub.evaluation.rows import check_files
@@ -108,17 +113,22 @@ def eval_command(
         raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")
     if kind_of(Path(model)) == VECTOR:
         raise ConfigError(f"'{model}' is a vector, and no model without its base. {_MERGE_FIRST}")
-    files = split_pairs(data, "--data")
-    check_files(files)
+    datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))
+    check_files(datasets)
     found_tasks = find_tasks(tasks, include_path) if tasks else None
     if found_tasks is not None:
-        _refuse_one_name_for_two(set(files) & set(found_tasks.names))
+        _refuse_one_name_for_two(set(datasets) & set(found_tasks.names))
 
     # Token ids need no tokenizer, so it is loaded when the first text is read.
     tokenizer = cache(partial(_load_tokenizer, model))
-    reader = Reader(tokenizer, max_length)
-    windows = {name: reader.windows(Path(file)) for name, file in files.items()}
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device_map)
+    config = _load_config(model)
+    windows = {}
+    if datasets:
+        # Before the weights: data that cannot be used are found first, and so is a model that has no likelihood.
+        reader = Reader.of_model(config, tokenizer, max_length)
+        windows = {name: reader.windows(rows) for name, rows in datasets.items()}
+    auto_class: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    loaded = auto_class.from_pretrained(model, dtype=dtype, device_map=device_map)
     scores: dict[str, TaskScore] = {}
     if found_tasks is not None:
         scores = score_tasks(loaded, tokenizer(), found_tasks, limit=limit, batch_size=batch_size)
@@ -130,6 +140,27 @@ def _refuse_one_name_for_two(names: set[str]) -> None:
     if names:
         quoted = ", ".join(map(repr, sorted(names)))
         raise ConfigError(f"{quoted} is the name of data and of a task; give the data another name.")
+
+
+def _load_config(name: str) -> "PretrainedConfig":
+    """Return the config of a model, or of the base of a recipe."""
+    from transformers import AutoConfig
+
+    from dem_hub import DEMConfig
+    from dem_hub.files.names import MODEL_CONFIG
+    from dem_hub.hub.download import resolve
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+        if config.model_type == "dem":
+            base = resolve(DEMConfig.from_pretrained(name).base.source, (MODEL_CONFIG,))
+            config = AutoConfig.from_pretrained(base.folder)
+    except DemHubError:
+        raise
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"'{name}' is not a model or a recipe ({reason}). {_MERGE_FIRST}") from error
+    return config
 
 
 def _load_tokenizer(name: str) -> Any:

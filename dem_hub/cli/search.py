@@ -16,10 +16,13 @@ from dem_hub.cli.arguments import (
     MODEL,
     OUTPUT,
     batch_size_option,
+    columns_option,
+    data_option,
     device_map_option,
     json_option,
     max_length_option,
     number,
+    split_columns,
     split_pairs,
 )
 from dem_hub.cli.command import PATH, argument, command, option
@@ -68,14 +71,12 @@ _Table = tuple[tuple[str, ...], _Rows]
     metavar="ID[@REVISION][//SUBFOLDER]",
     help="Vector or LoRA adapter. Can be repeated.",
 )
-@option(
-    "--data",
-    multiple=True,
+@data_option(
     required=True,
-    group=DATA,
-    metavar="NAME=FILE",
-    help="Validation data of a distribution: a text file, or JSONL rows. Can be repeated.",
+    help="Validation data of a distribution: a text file, rows in a .jsonl, .json, .csv or .parquet file, or a data "
+    "set's Hub id or folder with its split (openai/gsm8k:main:test). Can be repeated.",
 )
+@columns_option
 @option(
     "--held-out",
     type=float,
@@ -184,6 +185,7 @@ def search(
     base: str,
     vectors: Sequence[str],
     data: Sequence[str],
+    columns: Sequence[str],
     weights: Sequence[str],
     method: str,
     sampler: str | None,
@@ -204,14 +206,15 @@ def search(
     check_target(Path(output), RECIPE)  # before hours of work
     if (sampler or storage) and method not in (METHOD, Optuna.name):
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
-    files = {name: Path(file) for name, file in split_pairs(data, "--data").items()}
+    datasets = split_pairs(data, "--data")
     weight_of = {}
     for name, text in split_pairs(weights, "--weight").items():
         weight_of[name] = number(text, f"weight of '{name}'")
     result = search_coefficients(
         base,
         vectors,
-        files,
+        datasets,
+        columns=split_columns(columns),
         method=Optuna(sampler or "gp", storage=storage) if sampler or storage else method,
         weights=weight_of,
         **search_options,

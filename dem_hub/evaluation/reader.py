@@ -5,17 +5,23 @@ first. The steps are separate because packed documents must be split before they
 share a window.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dem_hub.defaults import MAX_LENGTH
 from dem_hub.errors import ConfigError, refuse
 from dem_hub.evaluation.documents import tokenize_row
-from dem_hub.evaluation.rows import read_rows
+from dem_hub.evaluation.rows import rows_of
+from dem_hub.evaluation.scorable import positions, refuse_not_scorable
 from dem_hub.evaluation.split import split
 from dem_hub.evaluation.windows import Window, count_scored
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
 
 # Faulty rows that a message lists, so that a file of the wrong form does not fill the screen.
 _SHOWN_ROWS = 5
@@ -31,6 +37,7 @@ class Reader:
         is_seq2seq (`bool`): Whether the model's labels are another sequence than its input.
         packing (`bool`): Whether documents are joined, each with the end-of-text token after it, and cut into full
             windows, as many trainings do.
+        positions (`int`, *optional*): The positions that the model has. A window is never longer.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If `max_length` is below 2. Nothing is predicted in a window of one token.
@@ -40,6 +47,24 @@ class Reader:
     max_length: int = MAX_LENGTH
     is_seq2seq: bool = False
     packing: bool = False
+    positions: int | None = None
+
+    @classmethod
+    def of_model(
+        cls, config: "PretrainedConfig", tokenizer: Callable[[], Any], max_length: int, *, packing: bool = False
+    ) -> "Reader":
+        """Return a reader for the model of a config.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If the model has no likelihood of a text; see `scorable`.
+        """
+        refuse_not_scorable(config)
+        return cls(tokenizer, max_length, bool(config.is_encoder_decoder), packing, positions(config))
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window: `max_length`, or as many as the model has positions."""
+        return min(self.max_length, self.positions or self.max_length)
 
     def __post_init__(self) -> None:
         """Check `max_length`."""
@@ -50,10 +75,12 @@ class Reader:
         """Return the windows of a dataset in which something is scored.
 
         Args:
-            data: Texts; the path of a text file, or of a JSONL file of rows; or rows (a list, or a
-                `datasets.Dataset`) with `text`, `messages` (the answers are scored), `prompt` and `completion` (the
-                completion is scored), or `input_ids` and, if not all of them are scored, `labels`; or lists of token
-                ids.
+            data: Rows, in a list, a `datasets.Dataset`, a mapping of columns, or a data frame; the path of a file (a
+                text, `.jsonl`, `.json`, `.csv`, `.parquet`); or a Hub id or folder with a split,
+                `openai/gsm8k:main:test`. A row is a text, a list of token ids, or a mapping as TRL has them: with
+                `text`, `messages` (the answers are scored), `prompt` and `completion` (the completion is scored), or
+                `input_ids` and, if not all of them are scored, `labels`, `completion_mask` or `assistant_masks`.
+                `tools` and `chat_template_kwargs` go to the chat template.
 
         Raises:
             [`~dem_hub.errors.ConfigError`]: If rows have another form. Lists them.
@@ -62,7 +89,7 @@ class Reader:
 
     def documents(self, data: Any) -> list[Window]:
         """Return the rows of a dataset, each as one window of its full length; see [`Reader.windows`]."""
-        rows = read_rows(data) if isinstance(data, (str, Path)) else list(data)
+        rows = rows_of(data)
         documents = []
         faults = []
         for number, row in enumerate(rows):
@@ -75,10 +102,11 @@ class Reader:
             if len(faults) > _SHOWN_ROWS:
                 shown.append(f"and {len(faults) - _SHOWN_ROWS} more")
             refuse(ConfigError, f"{len(faults)} of {len(rows)} rows cannot be read.", shown)
+        self._tell_of_long_ones(documents)
         return documents
 
     def cut(self, documents: Sequence[Window]) -> list[Window]:
-        """Return documents as windows of at most `max_length` tokens, packed if the reader packs."""
+        """Return documents as windows of at most `length` tokens, packed if the reader packs."""
         if self.packing and not self.is_seq2seq:
             documents = self._pack(documents)
         windows: list[Window] = []
@@ -112,17 +140,30 @@ class Reader:
             labels += [*document.labels, end]
             owners += [document.document] * (len(document) + 1)
         windows = []
-        for start in range(0, len(ids), self.max_length):
-            stop = start + self.max_length
+        for start in range(0, len(ids), self.length):
+            stop = start + self.length
             windows.append(Window(tuple(ids[start:stop]), tuple(labels[start:stop]), owners[start]))
         return windows
 
+    def _tell_of_long_ones(self, documents: Sequence[Window]) -> None:
+        count = sum(len(document) > self.length for document in documents)
+        if count and self.length < self.max_length:
+            logger.warning(
+                "The model has %d positions, so that windows have %d tokens and not max_length's %d; "
+                "%d of %d documents are longer.",
+                self.length,
+                self.length,
+                self.max_length,
+                count,
+                len(documents),
+            )
+
     def _cut_document(self, document: Window) -> list[Window]:
         """Cut a document into windows. Of a sequence-to-sequence row only the beginning is kept, as in training."""
-        starts = range(1) if self.is_seq2seq else range(0, len(document), self.max_length)
+        starts = range(1) if self.is_seq2seq else range(0, len(document), self.length)
         windows = []
         for start in starts:
-            part = slice(start, start + self.max_length)
+            part = slice(start, start + self.length)
             windows.append(Window(document.input_ids[part], document.labels[part], document.document))
         return windows
 

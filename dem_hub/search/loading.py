@@ -3,13 +3,56 @@
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import ConfigError
+from dem_hub.files.folders import is_recipe
+from dem_hub.files.names import MODEL_CONFIG
+from dem_hub.hub.client import HubOptions
+from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from dem_hub.models.loading import MergedModel
+
+# The arguments of `from_pretrained` that say how to reach the Hub.
+_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+
+
+def load_config(
+    base: str | os.PathLike[str] | VectorSource,
+    vectors: Sequence[str | VectorSource],
+    dtype: str | None,
+    kwargs: Mapping[str, Any],
+) -> "PretrainedConfig":
+    """Return the config of the base, read before its weights are.
+
+    Args:
+        base (`str`, `os.PathLike` or [`VectorSource`]): The base.
+        vectors (`Sequence[str]`): The vectors.
+        dtype (`str`, *optional*): Type of the weights; `None` is the base's own.
+        kwargs (`Mapping[str, Any]`): Further arguments of [`DEMModel.from_pretrained`].
+
+    Raises:
+        `NotFoundError`: There is no such base.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    config: PretrainedConfig | str | None = kwargs.get("config")
+    if isinstance(config, PretrainedConfig):
+        return config
+    folder = resolve(VectorSource.parse(base), (MODEL_CONFIG,), _hub_options(kwargs)).folder
+    if (folder / MODEL_CONFIG).is_file() and not is_recipe(folder):
+        with suppress(OSError, ValueError, KeyError):
+            read: PretrainedConfig = AutoConfig.from_pretrained(
+                folder, trust_remote_code=bool(kwargs.get("trust_remote_code"))
+            )
+            return read
+    # The loading of the model says what is wrong with the config, or copes with it.
+    return load_model(base, vectors, dtype, kwargs).config
 
 
 def load_model(
@@ -42,10 +85,13 @@ def load_model(
     )
 
 
-def tokenizer_loader(tokenizer: Any, base: str | os.PathLike[str] | VectorSource) -> Callable[[], Any]:
+def tokenizer_loader(
+    tokenizer: Any, base: str | os.PathLike[str] | VectorSource, kwargs: Mapping[str, Any]
+) -> Callable[[], Any]:
     """Return a function that returns the tokenizer.
 
-    That of the base is loaded at the first call, as data of token ids needs none.
+    That of the base is loaded at the first call, as data of token ids needs none. It is found as the base is, with
+    those of `kwargs` that say how.
     """
 
     @functools.cache
@@ -55,6 +101,13 @@ def tokenizer_loader(tokenizer: Any, base: str | os.PathLike[str] | VectorSource
         from transformers import AutoTokenizer
 
         source = VectorSource.parse(base)
-        return AutoTokenizer.from_pretrained(source.repo_id, revision=source.revision, subfolder=source.subfolder)
+        options = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "trust_remote_code") if name in kwargs}
+        return AutoTokenizer.from_pretrained(
+            source.repo_id, revision=source.revision, subfolder=source.subfolder, **options
+        )
 
     return load
+
+
+def _hub_options(kwargs: Mapping[str, Any]) -> HubOptions:
+    return HubOptions(**{name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs})

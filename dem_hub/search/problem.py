@@ -58,13 +58,19 @@ Callback = Callable[[int, Trial], None]
 
 
 class Evaluator(Protocol):
-    """Anything that returns the losses of a point, and counts what that has cost in forward passes over the data."""
+    """Anything that returns the losses of a point, and counts what that has cost in forward passes over the data.
+
+    `question` identifies what it measures: two evaluators with the same question have the same losses.
+    """
 
     @property
     def names(self) -> tuple[str, ...]: ...
 
     @property
     def num_forward(self) -> float: ...
+
+    @property
+    def question(self) -> list[str]: ...
 
     def losses(self, point: Sequence[float]) -> dict[str, float]: ...
 

@@ -27,19 +27,20 @@ from dem_hub.defaults import (
 )
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.likelihood import is_seq2seq
+from dem_hub.evaluation.columns import with_columns
 from dem_hub.evaluation.reader import Reader, read_and_split
 from dem_hub.hub.references import VectorSource
 from dem_hub.search.arguments import as_objective, bound_pairs, check, check_granularity
-from dem_hub.search.cross_loss import BASE, CrossLoss, geometry_flags
+from dem_hub.search.cross_loss import CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, baseline_points, best_common_point
-from dem_hub.search.loading import load_model, tokenizer_loader
+from dem_hub.search.loading import load_config, load_model, tokenizer_loader
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator
 from dem_hub.search.per_group import Refinement, refine
 from dem_hub.search.points import Point
 from dem_hub.search.problem import Callback, Problem, Strategy, Trial
+from dem_hub.search.provenance import provenance
 from dem_hub.search.result import SearchResult
 from dem_hub.search.resumption import EarlierSearch, ResumeFrom
 from dem_hub.search.solve.local_model import LocalModel
@@ -91,6 +92,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     max_sum: float | None = None,
     max_forward: float | None = None,
     held_out: float | Mapping[str, Any] = HELD_OUT,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
     resume_from: ResumeFrom | None = None,
     cache: str | os.PathLike[str] | None = None,
     seed: int = SEED,
@@ -110,8 +112,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
         vectors (`Sequence[str]`): Hub ids or folders of the vectors.
         eval_datasets (`Mapping[str, Any]`, *optional*): Validation data by distribution, in any form that
-            [`Reader.windows`] reads: texts, files, rows, conversations, token ids. Keep it apart from training and
-            test data.
+            [`Reader.windows`] reads: texts, files, rows, conversations, token ids, `openai/gsm8k:main:test`. Keep it
+            apart from training and test data.
         method (`str` or [`Strategy`], defaults to `"auto"`): `gauss_newton`, `gradient`, `quadratic`, `optuna`,
             `grid`, `uniform`, one of these as an object with options of its own (`Grid((0, 0.5, 1))`,
             `Optuna("tpe")`), or `auto`, which chooses and says so.
@@ -126,6 +128,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             usually needs.
         held_out (`float` or `Mapping`, defaults to 0.25): Share of the documents on which the answer is accepted,
             or data for that; 0 accepts the answer without a comparison.
+        columns (`Mapping`, *optional*): By distribution the columns of its prompt and its completion, or its one
+            column of texts or conversations, where the data have names of their own.
         resume_from (*optional*): A [`SearchResult`] to grow from (what it measured is not measured again), or a
             recipe to start from.
         cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on
@@ -171,6 +175,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     began = time.monotonic()
 
     # Whatever can be refused is refused before anything is loaded.
+    eval_datasets, held_out = with_columns(eval_datasets, held_out, columns)
     check(vectors, eval_datasets, score, direction, max_forward, held_out)
     check_granularity(granularity, score, held_out, max_sum)
     objective = as_objective(objective, weights, eval_datasets)
@@ -180,15 +185,19 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     processes.join()
     earlier = EarlierSearch.of(resume_from)
     measurements = MeasurementCache(cache, earlier.cache)
-    model = load_model(base, vectors, dtype, model_kwargs)
     evaluator: ScoreEvaluator | LossEvaluator
     held_out_evaluator: LossEvaluator | None
     if score is not None:
+        model = load_model(base, vectors, dtype, model_kwargs)
         evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
         held_out_evaluator = None
     else:
-        reader = Reader(tokenizer_loader(tokenizer, base), max_length, is_seq2seq(model), packing)
+        # Data that cannot be used are found before the weights are loaded.
+        base_config = load_config(base, vectors, dtype, model_kwargs)
+        load_tokenizer = tokenizer_loader(tokenizer, base, model_kwargs)
+        reader = Reader.of_model(base_config, load_tokenizer, max_length, packing=packing)
         search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
+        model = load_model(base, vectors, dtype, model_kwargs)
         evaluator = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
         held_out_evaluator = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
     start = earlier.start(evaluator.names)
@@ -209,7 +218,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     answer = _refine(session, answer, granularity)
     notes = _notes(session, answer, reason)
     result = _result(session, answer, local_model, strategy.name, notes)
-    config = replace(result.config, search=_provenance(result, seed))
+    config = replace(result.config, search=provenance(result, seed))
     return replace(result, config=config, seconds=time.monotonic() - began)
 
 
@@ -366,31 +375,3 @@ def _result(
         refinement=refinement,
         cache=session.cache,
     )
-
-
-def _provenance(result: SearchResult, seed: int) -> dict[str, Any]:
-    """Return how the coefficients were found, for the recipe."""
-    data: dict[str, Any] = {
-        "method": result.method,
-        "seed": seed,
-        "n_trials": len(result.trials),
-        "num_forward": round(result.num_forward, 3),
-        "objective": result.objective.kind,
-        "tokens": dict(result.tokens),
-        "losses": dict(result.chosen.losses),
-    }
-    if result.refinement is not None:
-        data["granularity"] = {
-            "of": result.refinement.granularity,
-            "kept": result.refinement.is_kept,
-            "gain": result.refinement.one.difference,
-        }
-    if result.table is not None and BASE in result.table.cells:
-        data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
-    if result.acceptance is not None:
-        data["held_out"] = {
-            "chosen": result.acceptance.chosen,
-            "loss": result.held_out_loss,
-            "baselines": result.baselines,
-        }
-    return data

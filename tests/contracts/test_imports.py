@@ -23,10 +23,12 @@ FOLDERS = [
 HEAVY = [
     "accelerate",
     "bitsandbytes",
+    "datasets",
     "lm_eval",
     "matplotlib",
     "numba",
     "optuna",
+    "pandas",
     "peft",
     "scipy",
     "torch",

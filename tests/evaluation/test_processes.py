@@ -120,10 +120,9 @@ def test_one_study_of_two_processes(
     assert len(found) == 2
     import optuna
 
-    study = optuna.load_study(
-        study_name="dem_hub",
-        storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal)),
-    )
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
+    (name,) = optuna.get_all_study_names(storage)  # one question, one study
+    study = optuna.load_study(study_name=name, storage=storage)
     points = {tuple(trial.params.values()) for trial in study.trials if trial.values is not None}
     assert len([trial for trial in study.trials if trial.values is not None]) == 16
     assert len(points) == 16

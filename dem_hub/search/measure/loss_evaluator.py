@@ -104,6 +104,12 @@ class LossEvaluator:
         return self.tokens_run / max(1, self._size)
 
     @property
+    def question(self) -> list[str]:
+        """What is measured: the vectors in their order, how they are merged into what, and the data."""
+        data = [f"{name} {digest}" for name, digest in self.hashes.items()]
+        return [*self.coordinates.keys, self.coordinates.merge_settings, *data]
+
+    @property
     def _size(self) -> int:
         """The tokens that one forward pass over all the data runs through the model."""
         return sum(self._sizes.values())

@@ -41,6 +41,12 @@ class ScoreEvaluator:
         """
         return float(len(self._paid))
 
+    @property
+    def question(self) -> list[str]:
+        """What is measured: the vectors in their order, how they are merged into what, and the score."""
+        score = f"{self._label} {self.sign}"
+        return [*self.coordinates.keys, self.coordinates.merge_settings, score]
+
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """Return the score at a point as a loss. A point is scored once."""
         key = self.coordinates.cache_key(f"call {self._label}", point)

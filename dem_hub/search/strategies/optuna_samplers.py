@@ -2,10 +2,14 @@
 
 The first trials are points that a user would try without a search: the base, each vector alone, equal shares, all
 at once. Processes that share a storage (a journal file, a database) share one study, and the trials of all of them
-count.
+count. A study's name in a storage ends in a digest of what it measures (base, vectors, data, bounds, objective), so
+that trials of another question are never taken for trials of this one.
 """
 
+import hashlib
 import importlib.util
+import json
+import logging
 import math
 import warnings
 from dataclasses import dataclass
@@ -14,6 +18,8 @@ from typing import Any
 from dem_hub.errors import ConfigError, MissingDependencyError
 from dem_hub.search.points import Point, all_at, each_alone
 from dem_hub.search.problem import Problem
+
+logger = logging.getLogger(__name__)
 
 SAMPLERS = {
     "gp": "GPSampler",
@@ -38,7 +44,7 @@ class Optuna:
         storage (*optional*): Storage of Optuna; by default the study is kept in memory. A path makes a journal
             file, which processes on one file system can share. Each process then has a seed of its own, since with
             the same seed all would propose the same.
-        study_name (`str`, defaults to `"dem_hub"`): Name of the study in the storage.
+        study_name (`str`, defaults to `"dem_hub"`): Name of the study in the storage, before the digest.
     """
 
     sampler: Any = "gp"
@@ -93,19 +99,42 @@ class Optuna:
             objectives = len(problem.evaluator.losses(all_at(0.0, problem.count)))
         points = [problem.inside(point).tolist() for point in first_points(problem.count)]
         sampler = self._sampler(optuna, problem.seed if storage is None else None, len(points))
-        name = None if storage is None else self.study_name
+        name = None
+        if storage is not None:
+            name = f"{self.study_name}-{self._digest(problem, objectives)}"
         try:
             study = optuna.create_study(
                 sampler=sampler, directions=["minimize"] * objectives, storage=storage, study_name=name
             )
         except optuna.exceptions.DuplicatedStudyError:
-            return optuna.load_study(sampler=sampler, storage=storage, study_name=name)
+            study = optuna.load_study(sampler=sampler, storage=storage, study_name=name)
+            done = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+            logger.info("The study '%s' goes on: the storage has %d trials of this question.", name, done)
+            return study
+        if name is not None:
+            logger.info("The study '%s' is new: the storage has no trial of this question.", name)
         # Only the process that made the study enqueues its first points. Two at once would both enqueue a point
         # that is not there yet.
         for point in points:
             parameters = {_parameter(number): value for number, value in enumerate(point)}
             study.enqueue_trial(parameters, skip_if_exists=True)
         return study
+
+    def _digest(self, problem: Problem, objectives: int) -> str:
+        """Return 16 hex digits that identify what the trials of a study measure, and where they look.
+
+        Coefficients are known by their place, so the order of the vectors counts.
+        """
+        objective = problem.objective
+        question = {
+            "measure": problem.evaluator.question,
+            "bounds": problem.bounds(),
+            "max_sum": problem.region.max_sum,
+            "objective": [objective.kind, sorted(objective.weights.items())],
+            "objectives": objectives,
+        }
+        content = json.dumps(question, separators=(",", ":"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _sampler(self, optuna: Any, seed: int | None, startup: int) -> Any:
         """Return the sampler object; `startup` is the number of trials before a Gaussian process proposes points."""

@@ -1,8 +1,11 @@
 """Every strategy: inside its bounds and its budget, better than what anyone would try; and what only one of them promises."""
 
 import importlib.util
+import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +36,7 @@ class Bowl:
             factor @ factor.T / count + torch.eye(count) / 4,
         )
         self.names = tuple(f"v{number}" for number in range(count))
+        self.question = [f"{optimum} {seed}"]
         self.num_forward = 0.0
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
@@ -305,3 +309,46 @@ def test_studies_in_one_storage_share_their_trials(tmp_path: Any) -> None:
         Optuna("tpe", storage=str(tmp_path / "journal.log")).search(each)
     assert {trial.coefficients for trial in first.trials} < {trial.coefficients for trial in second.trials}
     assert len(second.trials) == 16
+
+
+OTHER_QUESTIONS: dict[str, Callable[[], Problem]] = {
+    "what is measured": lambda: problem(Bowl((0.5, 0.4)), max_forward=8),
+    "the number of vectors": lambda: problem(Bowl((0.5, 0.3, 0.2)), max_forward=8),
+    "the bounds": lambda: problem(Bowl((0.5, 0.3)), (0.0, 1.0), max_forward=8),
+    "the sum": lambda: problem(Bowl((0.5, 0.3)), max_sum=1.0, max_forward=8),
+    "the objective": lambda: replace(problem(Bowl((0.5, 0.3)), max_forward=8), objective=Objective("worst")),
+    "the weights": lambda: replace(problem(Bowl((0.5, 0.3)), max_forward=8), objective=Objective("mean", {"score": 2.0})),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_QUESTIONS.values(), ids=OTHER_QUESTIONS)
+def test_another_question_on_one_storage_is_another_study(other: Callable[[], Problem], tmp_path: Any) -> None:
+    """No trial of the first search is taken for one of the second."""
+    storage = str(tmp_path / "journal.log")
+    Optuna("tpe", storage=storage).search(problem(Bowl((0.5, 0.3)), max_forward=8))
+    shared, alone = other(), other()
+    Optuna("tpe", storage=storage).search(shared)
+    Optuna("tpe", storage=str(tmp_path / "other.log")).search(alone)
+    assert len(shared.trials) == len(alone.trials) <= 8
+    for trial in shared.trials:
+        assert trial.losses == shared.evaluator.losses(trial.coefficients)
+
+
+def test_the_study_is_told_in_a_line(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    optuna = Optuna("random", storage=str(tmp_path / "journal.log"), study_name="mine")
+    with caplog.at_level(logging.INFO, logger="dem_hub"):
+        for _ in range(2):
+            optuna.search(problem(Bowl((0.5, 0.3)), max_forward=6))
+    first, second = (message for message in caplog.messages if "study" in message)
+    assert re.fullmatch("The study 'mine-[0-9a-f]{16}' is new: the storage has no trial of this question.", first)
+    assert second.startswith(first.partition(" is ")[0]) and second.endswith(
+        "the storage has 6 trials of this question."
+    )
+
+
+def test_a_question_is_the_vectors_the_base_and_the_data(likelihoods: Callable[..., LossEvaluator]) -> None:
+    one, two = likelihoods("up"), likelihoods("up", "down")
+    assert one.question == likelihoods("up").question
+    assert one.question != two.question
+    other_data = LossEvaluator(one.model, {"up": [Window((1, 2), (1, 2))]}, MeasurementCache())
+    assert one.question != other_data.question

@@ -1,0 +1,37 @@
+"""The provenance of coefficients: how a search found them, as a recipe keeps it.
+
+It is for people and cards. Nothing reads it back, so that it may grow without a new format.
+"""
+
+from typing import Any
+
+from dem_hub.search.cross_loss import BASE
+from dem_hub.search.result import SearchResult
+
+
+def provenance(result: SearchResult, seed: int) -> dict[str, Any]:
+    """Return how the coefficients were found, for the recipe."""
+    data: dict[str, Any] = {
+        "method": result.method,
+        "seed": seed,
+        "n_trials": len(result.trials),
+        "num_forward": round(result.num_forward, 3),
+        "objective": result.objective.kind,
+        "tokens": dict(result.tokens),
+        "losses": dict(result.chosen.losses),
+    }
+    if result.refinement is not None:
+        data["granularity"] = {
+            "of": result.refinement.granularity,
+            "kept": result.refinement.is_kept,
+            "gain": result.refinement.one.difference,
+        }
+    if result.table is not None and BASE in result.table.cells:
+        data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
+    if result.acceptance is not None:
+        data["held_out"] = {
+            "chosen": result.acceptance.chosen,
+            "loss": result.held_out_loss,
+            "baselines": result.baselines,
+        }
+    return data
