@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
+from dem_hub.evaluation.scorable import refuse_not_scorable
 from dem_hub.evaluation.windows import NOT_SCORED, Window, count_scored
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int
         [`Likelihood`]: The sum over all predicted tokens.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If no window has a token that is predicted, or `batch_size` is below 1.
+        [`~dem_hub.errors.ConfigError`]: If no window has a token that is predicted, `batch_size` is below 1, or the
+            model does not predict the next token.
 
     Example:
 
@@ -158,6 +160,7 @@ def likelihood(model: "PreTrainedModel", windows: Sequence[Any], batch_size: int
 
     ```
     """
+    refuse_not_scorable(model.config, (type(model).__name__,))
     rows = [Window.of(window) for window in windows]
     tokens = sum(scored_tokens(rows, seq2seq=is_seq2seq(model)))
     if not tokens:

@@ -94,3 +94,17 @@ def test_nothing_to_score(model: Any) -> None:
 def test_batches_of_nothing(model: Any) -> None:
     with pytest.raises(ConfigError, match="batch_size is 0; it must be 1 or more"):
         likelihood(model, [[1, 2]], batch_size=0)
+
+
+def test_a_masked_language_model_has_no_likelihood() -> None:
+    import transformers as t
+
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 32,
+    }
+    with pytest.raises(ConfigError, match="The model is a BertForMaskedLM, and a masked language model sees"):
+        likelihood(t.BertForMaskedLM(t.BertConfig(**sizes)), [[1, 2, 3]])

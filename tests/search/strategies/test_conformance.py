@@ -317,7 +317,9 @@ OTHER_QUESTIONS: dict[str, Callable[[], Problem]] = {
     "the bounds": lambda: problem(Bowl((0.5, 0.3)), (0.0, 1.0), max_forward=8),
     "the sum": lambda: problem(Bowl((0.5, 0.3)), max_sum=1.0, max_forward=8),
     "the objective": lambda: replace(problem(Bowl((0.5, 0.3)), max_forward=8), objective=Objective("worst")),
-    "the weights": lambda: replace(problem(Bowl((0.5, 0.3)), max_forward=8), objective=Objective("mean", {"score": 2.0})),
+    "the weights": lambda: replace(
+        problem(Bowl((0.5, 0.3)), max_forward=8), objective=Objective("mean", {"score": 2.0})
+    ),
 }
 
 
