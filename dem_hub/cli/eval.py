@@ -146,9 +146,9 @@ def _load_config(name: str) -> "PretrainedConfig":
     """Return the config of a model, or of the base of a recipe."""
     from transformers import AutoConfig
 
-    from dem_hub import DEMConfig
     from dem_hub.files.names import MODEL_CONFIG
     from dem_hub.hub.download import resolve
+    from dem_hub.merging.config import DEMConfig
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
