@@ -5,7 +5,7 @@ from typing import Any
 
 from dem_hub.errors import CheckpointError
 from dem_hub.files.names import MODEL_CONFIG
-from dem_hub.files.strict_json import parse_json
+from dem_hub.files.strict_json import read_json
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -13,7 +13,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_CONFIG
     if not path.is_file():
         return {}
-    return parse_json(path.read_bytes(), str(path))
+    return read_json(path, foreign=True)
 
 
 def refuse_quantized(folder: Path, role: str) -> None:

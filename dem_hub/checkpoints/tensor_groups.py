@@ -18,8 +18,9 @@ KINDS = (EMBEDDING, ATTENTION, MLP, OTHER)
 # The group of all tensors that are in no other group of a coefficient.
 REST = "rest"
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-_LAYER_RUN = re.compile(r"layers (\d+)-(\d+)")
+# Nine digits at the most: names come from files of strangers, and Python refuses to read numbers of 5,000 digits.
+_LAYER = re.compile(r"(?:^|\.)([0-9]{1,9})\.")
+_LAYER_RUN = re.compile(r"layers ([0-9]{1,9})-([0-9]{1,9})")
 
 
 def layer_number(key: str) -> int | None:

@@ -21,7 +21,7 @@ from dem_hub.files.names import (
     STORE_CONFIG,
     VECTOR_CONFIG,
 )
-from dem_hub.files.strict_json import parse_json
+from dem_hub.files.strict_json import read_json
 
 # What a folder can hold, in the words of messages.
 VECTOR = "a vector"
@@ -47,7 +47,7 @@ _WEIGHTS_SUFFIXES = (SAFETENSORS, ".gguf", *PICKLES)
 def is_recipe(folder: Path) -> bool:
     """Check whether a folder holds a recipe: a `config.json` with `model_type: "dem"`."""
     path = folder / RECIPE_CONFIG
-    return path.is_file() and parse_json(path.read_bytes(), str(path)).get("model_type") == "dem"
+    return path.is_file() and read_json(path, foreign=True).get("model_type") == "dem"
 
 
 def kind_of(folder: Path) -> str:

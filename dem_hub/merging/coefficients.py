@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
 
 from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_run
 from dem_hub.errors import ConfigError
+from dem_hub.files.strict_json import shown, shown_list
 from dem_hub.hub.references import VectorSource
 
 # A number, or one for each group of a vector's tensors.
@@ -56,19 +59,16 @@ def coefficient_text(value: Coefficient) -> str:
 
 def _check_groups(groups: list[object], owner: str) -> None:
     """Check that groups are kinds of tensors or runs of layers, not both, and that no tensor is in two of them."""
-    named = ", ".join(map(repr, groups)) or "none"
+    named = shown_list(groups)
     kinds = []
-    layers: list[int] = []
-    has_empty_run = False
+    runs: list[range] = []
     is_known = bool(groups)
     for group in groups:
         run = layer_run(str(group))
         if group == REST:
             continue
         if run is not None:
-            layers += run
-            if not run:
-                has_empty_run = True
+            runs.append(run)
         elif group in KINDS:
             kinds.append(group)
         else:
@@ -76,8 +76,11 @@ def _check_groups(groups: list[object], owner: str) -> None:
     if not is_known:
         known = f"{', '.join(KINDS)}, or runs such as 'layers 0-7'; and {REST}"
         raise ConfigError(f"{owner} has coefficients for the groups {named}; there are {known}.")
-    is_mixed = bool(kinds) and bool(layers)
-    has_overlap = len(set(layers)) < len(layers)
+    is_mixed = bool(kinds) and bool(runs)
+    has_empty_run = not all(runs)
+    # Runs are compared by their ends: a list of the layers of 'layers 0-999999999' would take all memory.
+    runs.sort(key=lambda run: run.start)
+    has_overlap = any(second.start < first.stop for first, second in pairwise(runs))
     if is_mixed or has_overlap or has_empty_run:
         raise ConfigError(
             f"{owner} has coefficients for the groups {named}, which share tensors or have none. Name kinds, or "
@@ -86,5 +89,14 @@ def _check_groups(groups: list[object], owner: str) -> None:
 
 
 def _check_number(value: object, owner: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigError(f"{owner} has coefficient {value!r}; it must be a finite number.")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not is_finite(value):
+        raise ConfigError(f"{owner} has coefficient {shown(value)}; it must be a finite number.")
+
+
+def is_finite(value: Any) -> bool:
+    """Check whether a number is finite as a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is larger than every float
+        return False

@@ -15,7 +15,16 @@ from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import RECIPE, check_target
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, parse_json, read_record
+from dem_hub.files.strict_json import (
+    FORMAT_VERSION,
+    check_version,
+    dump_json,
+    fits,
+    kind_text,
+    read_json,
+    read_record,
+    shown,
+)
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files
@@ -155,6 +164,9 @@ class DEMConfig:
         check_version(data, where)
         values = {key: value for key, value in data.items() if key not in _FOREIGN_KEYS}
         values["base"] = read_record(BaseRecord, read_reference(values.get("base"), where, home), f"{where}: base")
+        for name in ("vectors", "architectures"):
+            if not fits(list[Any] | None, values.get(name)):
+                raise ConfigError(f"{where} has {name} {shown(values[name])}, which is not {kind_text(list[Any])}.")
         vectors = []
         for number, entry in enumerate(values.get("vectors") or ()):
             vectors.append(read_record(VectorRecord, read_reference(entry, where, home), f"{where}: vector {number}"))
@@ -262,5 +274,5 @@ class DEMConfig:
         for name in (PROVENANCE_CONFIG, RECIPE_CONFIG):
             path = resolved.folder / name
             if path.is_file():
-                return cls.from_dict(parse_json(path.read_bytes(), str(path)), str(path), home)
+                return cls.from_dict(read_json(path), str(path), home)
         raise NotFoundError(f"'{source}' has no {RECIPE_CONFIG} with a recipe in it.")

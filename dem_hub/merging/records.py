@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import as_mapping, check_inside
+from dem_hub.files.strict_json import as_mapping, check_inside, check_name, shown
 from dem_hub.hub.references import COMMIT, REPO_ID, HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, check_coefficient
 
@@ -108,6 +108,12 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
             folder.
     """
     entry = dict(as_mapping(data, f"{where}: base or vector"))
+    for name in ("path", "repo_id", "subfolder"):
+        if name in entry and not isinstance(entry[name], str | None):
+            raise ConfigError(
+                f"{where} has the {name} {shown(entry[name])} of a base or a vector, which is not a text."
+            )
+        check_name(entry.get(name) or "", f"{name} of a base or a vector in {where}")
     reference = entry.get("path", entry.get("repo_id"))
     if reference == HERE and home is not None:
         return _read_own_vector(entry, where, home)
@@ -119,7 +125,7 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
             )
         return {**entry, "repo_id": HubId(reference)}
     if "path" in entry:
-        entry["repo_id"] = str((home / entry.pop("path")).resolve())
+        entry["repo_id"] = str((home / (entry.pop("path") or "")).resolve())
     return entry
 
 

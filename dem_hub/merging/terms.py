@@ -4,7 +4,6 @@ A vector whose coefficient has groups is several terms with the same hash. A ter
 multiplied, so its deltas are not read.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,8 @@ import torch
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import BaseMismatchError, CoefficientError, refuse
-from dem_hub.merging.coefficients import Coefficient
+from dem_hub.files.strict_json import shown
+from dem_hub.merging.coefficients import Coefficient, is_finite
 from dem_hub.merging.groups import take_apart
 from dem_hub.vectors.vector import DistributionVector
 
@@ -41,8 +41,8 @@ def terms_of(
 
 
 def _term(name: str, sha256: str, coefficient: float, deltas: Mapping[str, StoredDelta]) -> Term:
-    if not math.isfinite(coefficient):
-        raise CoefficientError(f"Vector '{name}' has coefficient {coefficient}; it must be a finite number.")
+    if not is_finite(coefficient):
+        raise CoefficientError(f"Vector '{name}' has coefficient {shown(coefficient)}; it must be a finite number.")
     return Term(name, sha256, float(coefficient), deltas)
 
 

@@ -16,7 +16,7 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import RECIPE, check_target
 from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.replacing import settle
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, parse_json
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, read_json
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.records import canonical_name
 from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
@@ -250,7 +250,7 @@ class SearchResult:
         path = Path(folder) / SEARCH_RESULT
         if not path.is_file():
             raise NotFoundError(f"'{folder}' has no {SEARCH_RESULT}: it is no folder of SearchResult.save_pretrained.")
-        data = parse_json(path.read_bytes(), str(path))
+        data = read_json(path, non_finite=True)
         check_version(data, str(path))
         try:
             file = from_json(_File, data, str(path))

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import ConfigError
@@ -21,6 +22,7 @@ from dem_hub.files.strict_json import (
     check_version,
     dump_json,
     parse_json,
+    read_json,
     read_record,
 )
 from dem_hub.hub.references import BaseRecord
@@ -142,7 +144,19 @@ class VectorConfig:
             `ConfigError`: If a key is unknown or missing, if the format version is newer than this library, or if
                 the text was changed.
         """
-        written = parse_json(text, where)
+        return cls._from_data(parse_json(text, where), where)
+
+    @classmethod
+    def read(cls, path: Path) -> "VectorConfig":
+        """Read a `vector_config.json`.
+
+        Raises:
+            `ConfigError`: As [`VectorConfig.from_json`] raises it, or if the file is larger than any config.
+        """
+        return cls._from_data(read_json(path), str(path))
+
+    @classmethod
+    def _from_data(cls, written: dict[str, Any], where: str) -> "VectorConfig":
         check_version(written, where)
         checksum = written.pop("checksum", None)
         base = read_record(BaseRecord, written.get("base"), f"{where}: base")

@@ -24,7 +24,7 @@ from dem_hub.files.names import (
     VECTOR_CONFIG,
     VECTOR_FILES,
 )
-from dem_hub.files.strict_json import check_inside, dump_json, parse_json
+from dem_hub.files.strict_json import check_inside, dump_json, read_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -170,7 +170,7 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
 def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool | None) -> PublicVector:
     """Prepare a vector that has a config of its own."""
     path = folder / VECTOR_CONFIG
-    config = VectorConfig.from_json(path.read_bytes(), str(path))
+    config = VectorConfig.read(path)
     verify_files(folder, config.files)
     base = public_base(config.base, base_model, f"vector '{folder}'", token=token)
     finetuned = config.finetuned
@@ -191,7 +191,7 @@ def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool
 def _public_adapter(folder: Path, base_model: str | None, *, token: str | bool | None) -> PublicVector:
     """Prepare an adapter that PEFT wrote. An adapter may name no base at all."""
     adapter = folder / ADAPTER_CONFIG
-    recorded = parse_json(adapter.read_bytes(), str(adapter)).get("base_model_name_or_path") or None
+    recorded = read_json(adapter).get("base_model_name_or_path") or None
     base_id = None
     if recorded or base_model:
         base_id = public_base(BaseRecord(recorded), base_model, f"adapter '{folder}'", token=token).repo_id
@@ -206,7 +206,7 @@ def _public_adapter(folder: Path, base_model: str | None, *, token: str | bool |
 
 def _with_base(adapter: Path, base: str) -> str:
     """Return the text of an `adapter_config.json` with another base."""
-    return dump_json(parse_json(adapter.read_bytes(), str(adapter)) | {"base_model_name_or_path": base})
+    return dump_json(read_json(adapter) | {"base_model_name_or_path": base})
 
 
 def _text_sha256(text: str) -> str:

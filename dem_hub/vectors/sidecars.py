@@ -10,7 +10,7 @@ from typing import Any
 
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import SIDECARS, TRAINING_FACTS
-from dem_hub.files.strict_json import as_mapping, dump_json, parse_json
+from dem_hub.files.strict_json import as_mapping, dump_json, read_json
 
 
 def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping[str, str]) -> None:
@@ -30,7 +30,7 @@ def read_training(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING_FACTS
     if not path.is_file():
         return {}
-    return as_mapping(parse_json(path.read_bytes(), str(path)).get("training", {}), f"{path}: training")
+    return as_mapping(read_json(path).get("training", {}), f"{path}: training")
 
 
 def sidecars_of(folder: Path) -> dict[str, Path]:

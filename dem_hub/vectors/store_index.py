@@ -7,6 +7,7 @@ does not know.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
@@ -18,6 +19,7 @@ from dem_hub.files.strict_json import (
     check_version,
     dump_json,
     parse_json,
+    read_json,
     read_record,
 )
 from dem_hub.hub.references import BaseRecord
@@ -54,7 +56,7 @@ class StoreIndex:
             raise NotFoundError(
                 f"'{folder}' is not a store of vectors: it has no {STORE_CONFIG}. VectorStore.create(...) makes one."
             )
-        return cls.from_json(path.read_bytes(), str(path))
+        return cls._from_data(read_json(path), str(path))
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "StoreIndex":
@@ -67,7 +69,10 @@ class StoreIndex:
         Raises:
             `ConfigError`: If a key is unknown or missing, or the format version is newer than this library.
         """
-        data = parse_json(text, where)
+        return cls._from_data(parse_json(text, where), where)
+
+    @classmethod
+    def _from_data(cls, data: Mapping[str, Any], where: str) -> "StoreIndex":
         check_version(data, where)
         unknown = sorted(set(data) - {"format_version", "base", "vectors"})
         if unknown:

@@ -108,7 +108,7 @@ class DistributionVector:
         """Read the config, and compare the files with it."""
         self._states = states_of([file for file in self.folder.glob("*") if is_vector_file(file.name)])
         if (path := self.folder / VECTOR_CONFIG).is_file():
-            self.config = VectorConfig.from_json(path.read_bytes(), str(path))
+            self.config = VectorConfig.read(path)
             if verify:
                 verify_files(self.folder, self.config.files, self._remote_hashes)
         else:

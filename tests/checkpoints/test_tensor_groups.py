@@ -7,6 +7,7 @@ from dem_hub.checkpoints.tensor_groups import layer_name, layer_number, layer_ru
 
 def test_the_layer_is_the_first_number() -> None:
     keys = {"h.11.attn.c_attn.weight": 11, "decoder.block.3.layer.0.SelfAttention.q.weight": 3, "lm_head.weight": None}
+    keys[f"h.{'1' * 5000}.weight"] = None
     assert {key: layer_number(key) for key in keys} == keys
 
 
@@ -26,7 +27,14 @@ def test_layer_name(key: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "run"),
-    [("layers 0-7", range(8)), ("layers 3-3", range(3, 4)), ("attention", None), ("layers 0-", None)],
+    [
+        ("layers 0-7", range(8)),
+        ("layers 3-3", range(3, 4)),
+        ("attention", None),
+        ("layers 0-", None),
+        ("layers 0-999999999", range(10**9)),
+        (f"layers 0-{'9' * 5000}", None),
+    ],
 )
 def test_layer_run(group: str, run: range | None) -> None:
     assert layer_run(group) == run

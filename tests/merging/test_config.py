@@ -71,7 +71,7 @@ def test_commits_are_whole(record: Any, commit: str) -> None:
         record("me/vectors", commit)
 
 
-@pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), "0.4", True, None], ids=repr)
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), 10**400, "0.4", True, None], ids=str)
 def test_coefficients_are_finite_numbers(coefficient: Any) -> None:
     with pytest.raises(ConfigError, match="must be a finite number"):
         VectorRecord("me/maths", coefficient)
@@ -125,7 +125,19 @@ def test_recipe_round_trip() -> None:
         ({"format_version": 2}, "format_version 2.*Upgrade"),
         ({"color": "red"}, "unknown key 'color'"),
         ({"rounding": "up"}, "rounding is 'up'; it must be one of stochastic, nearest"),
+        ({"rounding": 5}, "rounding 5, which is not a text"),
+        ({"rounding_seed": "1"}, "rounding_seed '1', which is not a whole number"),
+        ({"dtype": 16}, "dtype 16, which is not a text or null"),
+        ({"search": []}, "search .*, which is not an object or null"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures 'LlamaForCausalLM', which is not a list"),
+        ({"architectures": [1]}, "architectures .*, which is not a list of texts"),
+        ({"vectors": "me/maths"}, "vectors 'me/maths', which is not a list"),
+        ({"vectors": 5}, "vectors 5, which is not a list"),
         ({"base": None}, "not a JSON object"),
+        ({"base": {"repo_id": 5}}, "the repo_id 5 of a base or a vector, which is not a text"),
+        ({"base": {"repo_id": "org/base", "fingerprint": 5}}, "base has fingerprint 5, which is not a text"),
+        ({"vectors": [{"repo_id": "me/maths", "coefficient": "1"}]}, "coefficient '1', which is not a number"),
+        ({"vectors": [{"repo_id": "me/maths", "coefficient": 1, "commit": 5}]}, "commit 5, which is not a text"),
         ({"base": {"repo_id": "org/base", "commit": "main"}}, "not 40 hex digits"),
         ({"vectors": [{"repo_id": "me/maths"}]}, "vector 0 is incomplete.*coefficient"),
         ({"vectors": [{"repo_id": "me/maths", "coefficient": 1e999}]}, "finite number"),

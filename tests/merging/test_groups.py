@@ -1,5 +1,6 @@
 """Coefficients for groups of a vector's tensors: which tensors are in a group, and that each is merged by its own."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,11 @@ def test_a_recipe_keeps_a_copy() -> None:
         ({"attention": 1.0, "layers 0-3": 1.0}, "which share tensors or have none"),
         ({"layers 0-3": 1.0, "layers 3-5": 1.0}, "which share tensors or have none"),
         ({"layers 5-3": 1.0}, "which share tensors or have none"),
+        ({"layers 0-999999999": 1.0, "layers 5-6": 1.0}, "which share tensors or have none"),
+        ({"layers 7-9": 1.0, "layers 0-3": 1.0, "layers 3-3": 1.0}, "which share tensors or have none"),
+        ({"layers 0-99999999999": 1.0}, "for the groups 'layers 0-99999999999'; there are"),
+        ({f"group {number}": 1.0 for number in range(99)}, "'group 9' and 89 others; there are"),
+        ({"rest": 10**400}, "has coefficient a number of 1329 bits; it must be a finite number"),
         (
             {"attention": float("nan"), "rest": 1.0},
             "group 'attention', has coefficient nan; it must be a finite number",
@@ -219,6 +225,14 @@ def test_a_recipe_keeps_a_copy() -> None:
 def test_groups_that_are_refused(coefficients: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"Vector 'me/maths'.* {message}"):
         VectorRecord("me/maths", coefficients)
+
+
+def test_a_run_of_layers_takes_no_memory() -> None:
+    tracemalloc.start()
+    VectorRecord("me/maths", {"layers 0-499999999": 1.0, "layers 500000000-999999999": 0.5, "rest": 1.0})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_tensors_that_no_group_has(llama: Models, zoo: Zoo) -> None:

@@ -4,7 +4,6 @@ Every kind is the same function of losses: a sum, or a maximum, of factor * loss
 another objective from what it has measured.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dem_hub.defaults import OBJECTIVE, ObjectiveKind
 from dem_hub.errors import ConfigError
+from dem_hub.merging.coefficients import is_finite
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Objective:
         """Check the kind and the weights."""
         if self.kind not in get_args(ObjectiveKind):
             raise ConfigError(f"objective is {self.kind!r}; it must be one of {', '.join(get_args(ObjectiveKind))}.")
-        wrong = {name: weight for name, weight in self.weights.items() if not (math.isfinite(weight) and weight >= 0)}
+        wrong = {name: weight for name, weight in self.weights.items() if not (is_finite(weight) and weight >= 0)}
         if wrong:
             raise ConfigError(f"weights are {wrong}; they must be finite and not negative.")
 

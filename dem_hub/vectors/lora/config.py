@@ -14,7 +14,7 @@ from typing import Any
 from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
 from dem_hub.files.folders import RECIPE, STORE, kind_of
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, VECTOR_CONFIG
-from dem_hub.files.strict_json import parse_json
+from dem_hub.files.strict_json import fits, kind_text, read_json, shown
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
 _HARMLESS = frozenset([
@@ -33,6 +33,25 @@ _REASONS = {
     "trainable_token_indices": "trainable tokens are not stored as B @ A",
     "layer_replication": "it has more layers than the base",
     "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
+}
+
+# What the settings that are read here must be. PEFT checks none of them, and a text in the place of a list of names
+# would be taken letter by letter.
+_TYPES: dict[str, Any] = {
+    "alpha_pattern": Mapping[str, float] | None,
+    "base_model_name_or_path": str | None,
+    "ensure_weight_tying": bool | None,
+    "fan_in_fan_out": bool | None,
+    "init_lora_weights": bool | str | None,
+    "lora_alpha": float,
+    "modules_to_save": list[str] | None,
+    "peft_type": str | None,
+    "r": int,
+    "rank_pattern": Mapping[str, int] | None,
+    "revision": str | None,
+    "target_modules": str | list[str] | None,
+    "target_parameters": list[str] | None,
+    "use_rslora": bool | None,
 }
 
 # Values of `init_lora_weights` that change the base's weights before training. PEFT appends options to some
@@ -63,8 +82,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise _no_adapter(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise _no_weights(folder)
-    config = parse_json(path.read_bytes(), str(path))
-    faults = _faults(config)
+    config = read_json(path)
+    faults = _wrong_types(config) or _faults(config)
     if faults:
         refuse(AdapterError, f"The adapter '{folder}' is not a plain sum of deltas.", faults, _EXTRACT_INSTEAD)
     return config
@@ -102,6 +121,15 @@ def _no_weights(folder: Path) -> CheckpointError | NotFoundError:
     return NotFoundError(f"'{folder}' has no {ADAPTER_WEIGHTS}. Fetch it again.")
 
 
+def _wrong_types(config: Mapping[str, Any]) -> list[str]:
+    """Return one line for each setting whose value is of another type than PEFT's."""
+    faults = []
+    for name, kind in _TYPES.items():
+        if name in config and not fits(kind, config[name]):
+            faults.append(f"{name} is {shown(config[name])}, which is not {kind_text(kind)}")
+    return faults
+
+
 def _faults(config: Mapping[str, Any]) -> list[str]:
     """Return one line for each setting by which the adapter is not a plain sum of deltas."""
     faults = []
@@ -111,7 +139,7 @@ def _faults(config: Mapping[str, Any]) -> list[str]:
         is_off = value in (None, False, "", [], {})
         if name not in _HARMLESS and not is_off:
             reason = _REASONS.get(name, "not known to leave the delta a plain sum of B @ A")
-            faults.append(f"{name} is {value!r}: {reason}")
+            faults.append(f"{name} is {shown(value)}: {reason}")
     initialization = config.get("init_lora_weights")
     if isinstance(initialization, str) and initialization.startswith(_CHANGED_BASE):
         faults.append(

@@ -28,6 +28,7 @@ from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
+from dem_hub.vectors.lora.patterns import Patterns
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
@@ -110,6 +111,7 @@ class _AdapterReader:
         self._config = config
         self._base = base
         self._architecture = architecture
+        self._alphas = Patterns(config.get("alpha_pattern") or {}, "alpha_pattern")
 
     def read(self) -> dict[str, StoredDelta]:
         """Return the deltas by the base's keys, without those that do not fit."""
@@ -150,6 +152,9 @@ class _AdapterReader:
         if len(a_shape) != 2 or len(b_shape) != 2:
             self.faults.append(f"'{module}' has factors of shape {a_shape} and {b_shape}; only matrices are supported")
             return
+        if 0 in a_shape + b_shape:
+            self.faults.append(f"'{module}' has factors of shape {a_shape} and {b_shape}: a rank or a size is 0")
+            return
         targets = self._targets(module, pair["A"], pair["B"])
         if not targets:
             self.faults.append(
@@ -171,7 +176,7 @@ class _AdapterReader:
 
     def _scale(self, name: str, rank: int) -> float:
         """Return the factor that PEFT multiplies B @ A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-        alpha = _first_match(self._config.get("alpha_pattern") or {}, name, self._config.get("lora_alpha", 8))
+        alpha = self._alphas.first(name, self._config.get("lora_alpha", 8))
         if self._config.get("use_rslora"):
             return alpha / math.sqrt(rank)
         return alpha / rank
@@ -247,14 +252,6 @@ class _AdapterReader:
 def _owner(module: str) -> str:
     """Return the module's own name. PEFT nests the LoRAs of several parameters of a module in `base_layer`s."""
     return module.replace(".base_layer", "")
-
-
-def _first_match(patterns: Mapping[str, float], name: str, default: float) -> float:
-    """Return the value of the first pattern that matches a name or its end, as PEFT's `get_pattern_key` does."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def _has_more_rows(shape: tuple[int, ...], base_shape: tuple[int, ...]) -> bool:
