@@ -4,9 +4,12 @@ numbers in them.
 
 from collections.abc import Iterable
 from functools import partial
+from typing import get_args
+
+import click
 
 from dem_hub.cli.command import option
-from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
+from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, VERIFY, Verify
 from dem_hub.errors import ConfigError
 
 # The headings that more than one command has in its `--help`.
@@ -51,6 +54,25 @@ columns_option = option(
     "Can be repeated.",
 )
 max_length_option = option("--max-length", type=int, default=MAX_LENGTH, group=DATA, help="Tokens per window.")
+
+
+def _set_verify(context: click.Context, _: click.Parameter, value: Verify) -> None:
+    """Let all files be hashed again until the command ends, if the user said so."""
+    from dem_hub.hub.hashes import hashing_again
+
+    if value != VERIFY:
+        context.with_resource(hashing_again(value))
+
+
+verify_option = option(
+    "--verify",
+    type=click.Choice(get_args(Verify)),
+    default=VERIFY,
+    expose_value=False,
+    callback=_set_verify,
+    group=MODEL,
+    help="quick believes the hashes of files that did not change since they were worked out; full hashes all again.",
+)
 
 
 def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from dem_hub.cli.arguments import (
     max_length_option,
     split_columns,
     split_pairs,
+    verify_option,
 )
 from dem_hub.cli.command import PATH, Command, argument, command, option
 from dem_hub.errors import ConfigError, DemHubError
@@ -79,6 +80,7 @@ class EvalCommand(Command):
 @option("--limit", type=int, group=DATA, help="Evaluate only the first N items of each task.")
 @option("--dtype", default="auto", group=MODEL, help="Dtype of the model; auto is its own.")
 @device_map_option
+@verify_option
 @batch_size_option
 @max_length_option
 @json_option

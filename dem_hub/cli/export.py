@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dem_hub.cli.arguments import OUTPUT, overwrite_option
+from dem_hub.cli.arguments import OUTPUT, overwrite_option, verify_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
@@ -22,6 +22,7 @@ _SHOWN = 3
 )
 @model_argument
 @vector_option
+@verify_option
 @option("-o", "--output", type=PATH, required=True, group=OUTPUT, metavar="FOLDER", help="Folder for the adapter.")
 @overwrite_option
 @option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dem_hub.cli.arguments import OUTPUT, overwrite_option
+from dem_hub.cli.arguments import OUTPUT, overwrite_option, verify_option
 from dem_hub.cli.command import PATH, Command, Option, argument, command, option
 from dem_hub.cli.startup import heavy_imports
 from dem_hub.hub.foreign_text import printable
@@ -55,6 +55,7 @@ class ExtractCommand(Command):
 )
 @argument("base", type=PATH, help="Hub id or folder of the base.")
 @argument("finetuned", type=PATH, help="Hub id or folder of the fine-tune.")
+@verify_option
 @option("-o", "--output", type=PATH, required=True, group=OUTPUT, metavar="FOLDER", help="Folder for the vector.")
 @overwrite_option
 @option("--codec", default="auto", group=CODEC, metavar="NAME", help="How to store the vector; see Codecs below.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, overwrite_option, private_option
+from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, overwrite_option, private_option, verify_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 )
 @model_argument
 @vector_option
+@verify_option
 @option(
     "--allow-base-mismatch", is_flag=True, group=MODEL, help="Accept vectors that were extracted from another base."
 )

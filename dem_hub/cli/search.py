@@ -24,6 +24,7 @@ from dem_hub.cli.arguments import (
     number,
     split_columns,
     split_pairs,
+    verify_option,
 )
 from dem_hub.cli.command import PATH, argument, command, option
 from dem_hub.defaults import (
@@ -162,6 +163,7 @@ _Table = tuple[tuple[str, ...], _Rows]
 @option("--seed", type=int, default=SEED, group=METHOD_GROUP, help="Seed of the held-out split and of samplers.")
 @option("--dtype", default=SEARCH_DTYPE, group=MODEL, help="Dtype of the model during the search.")
 @device_map_option
+@verify_option
 @batch_size_option
 @option(
     "-o",

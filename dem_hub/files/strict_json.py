@@ -188,18 +188,8 @@ def fits(kind: Any, value: object) -> bool:
     members = get_args(kind)
     if origin in (Union, UnionType):
         return any(fits(member, value) for member in members)
-    if origin is Literal:
-        return any(type(value) is type(member) and value == member for member in members)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(members[0], key) and fits(members[1], entry) for key, entry in value.items()
-        )
-    if origin is not None and issubclass(origin, Sequence):
-        if not isinstance(value, (list, tuple)):
-            return False
-        if origin is not tuple or members[-1] is Ellipsis:
-            members = members[:1] * len(value)
-        return len(members) == len(value) and all(map(fits, members, value))
+    if origin is not None:
+        return _fits_members(origin, members, value)
     if kind in (None, NoneType):
         return value is None
     if kind is float:
@@ -207,6 +197,21 @@ def fits(kind: Any, value: object) -> bool:
     if kind in (int, bool):
         return type(value) is kind
     return isinstance(value, kind)
+
+
+def _fits_members(origin: Any, members: tuple[Any, ...], value: object) -> bool:
+    """Check whether a value is of a type that has members: a literal, a mapping, a list or a tuple."""
+    if origin is Literal:
+        return any(type(value) is type(member) and value == member for member in members)
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            fits(members[0], key) and fits(members[1], entry) for key, entry in value.items()
+        )
+    if not issubclass(origin, Sequence) or not isinstance(value, (list, tuple)):
+        return False
+    if origin is not tuple or members[-1] is Ellipsis:
+        members = members[:1] * len(value)
+    return len(members) == len(value) and all(map(fits, members, value))
 
 
 def kind_text(kind: Any) -> str:

@@ -2,9 +2,10 @@
 
 The Hub's client checks the size of a download and nothing else. But it names each blob of its cache after the hash
 that the Hub gave for it, so the bytes are compared with that name, at the cost of no request. The hash of a file in
-the cache, or of any large file, is remembered with the file's size, time and inode, as git does, and worked out
-again only when one of these changes. The memory lies in the cache next to the blobs, or under `HF_HOME` for files
-that are elsewhere.
+the cache, or of any large file, is remembered with the file's size, times and inode, as git does, and worked out
+again only when one of these changes. (The time of the last change of content can be set by anybody; that of the last
+change of the inode is the kernel's.) The memory lies in the cache next to the blobs, or under `HF_HOME` for files
+that are elsewhere. Within [`hashing_again`] nothing that is remembered counts.
 """
 
 import hashlib
@@ -12,13 +13,16 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
-from dem_hub.errors import CheckpointError, refuse
+from dem_hub.defaults import Verify
+from dem_hub.errors import CheckpointError, ConfigError, refuse
 from dem_hub.files.atomic import write_text
 from dem_hub.files.strict_json import check_inside
 
@@ -32,6 +36,35 @@ _LARGE = 1 << 24
 _SETTLED = 2.0
 # Hex digits that a message shows of a hash: 64 bits.
 _SHORT = 16
+
+# Whether remembered hashes count for nothing, in this thread.
+_AGAIN: ContextVar[bool] = ContextVar("dem_hub_hashing_again", default=False)
+
+
+@contextmanager
+def hashing_again(verify: Verify) -> Iterator[None]:
+    """Let all files be hashed again within a block, if `verify` is `"full"`.
+
+    A disk that loses bits, or a program that writes into a file behind the kernel's back, changes neither size nor
+    times nor inode, so a remembered hash does not show it.
+
+    Args:
+        verify (`str`): `"full"`, or `"quick"`: a hash that is remembered counts as long as the file's size, times and
+            inode are the same.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If it is neither.
+    """
+    if verify not in get_args(Verify):
+        raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
+    if verify == "quick":
+        yield
+        return
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
 
 
 def _sha256_of_file(path: Path) -> str:
@@ -203,24 +236,31 @@ def _hash_once(path: Path, kind: HashKind) -> str:
     memory = _memory_of(path, kind)
     if memory is None:
         return kind.of_file(path)
-    status = path.stat()
-    # The ctime too: no program can set it back.
-    state = {
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "ctime_ns": status.st_ctime_ns,
-        "device": status.st_dev,
-        "inode": status.st_ino,
-    }
-    with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
-        remembered = json.loads(memory.read_text("utf-8"))
-        if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:
-            return str(remembered["hash"])
+    state = _state_of(path)
+    if not _AGAIN.get():
+        with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
+            remembered = json.loads(memory.read_text("utf-8"))
+            if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:
+                return str(remembered["hash"])
     actual = kind.of_file(path)
+    if _state_of(path) != state:
+        return actual  # it was written meanwhile: the hash may be of neither content, and is not remembered
     with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_text(memory, json.dumps({**state, "hash": actual}), shared=True)
     return actual
+
+
+def _state_of(path: Path) -> dict[str, int]:
+    """Return what of a file changes with its content: its size, its times and its inode."""
+    status = path.stat()
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,  # no program can set it back
+        "device": status.st_dev,
+        "inode": status.st_ino,
+    }
 
 
 def _memory_of(path: Path, kind: HashKind) -> Path | None:

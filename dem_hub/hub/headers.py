@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from dem_hub.errors import HubError
 from dem_hub.files.names import SAFETENSORS
+from dem_hub.files.strict_json import shown
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved, resolve, wanted_names
 from dem_hub.hub.failures import download_errors
@@ -25,6 +27,8 @@ _WEIGHTS = (f"*{SAFETENSORS}",)
 _FIRST = 100_001
 # A safetensors file begins with the length of its header, an integer of so many bytes.
 _LENGTH = 8
+# Bytes of a file of weights, exclusive: a petabyte. The Hub takes files of up to 500 GB.
+_LARGEST_FILE = 1 << 50
 
 
 def resolve_headers(
@@ -85,7 +89,13 @@ def _weights_on_hub(source: VectorSource, options: HubOptions) -> Mapping[str, R
     for file in info.siblings or ():
         if file.rfilename.endswith(SAFETENSORS):
             sha256 = file.lfs.sha256 if file.lfs else ""
-            weights[file.rfilename] = RemoteFile(file.size or 0, sha256)
+            size = file.size or 0
+            if type(size) is not int or not 0 <= size < _LARGEST_FILE:
+                raise HubError(
+                    f"The Hub says that '{file.rfilename}' of '{source.repo_id}' has {shown(size)} bytes. Nothing was "
+                    "loaded."
+                )
+            weights[file.rfilename] = RemoteFile(size, sha256)
     return weights
 
 

@@ -19,10 +19,11 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from dem_hub.checkpoints.architecture import model_class as architecture_class
-from dem_hub.defaults import Rounding
+from dem_hub.defaults import VERIFY, Rounding, Verify
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.hub.download import resolve
+from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig
@@ -65,6 +66,7 @@ class DEMModel:
         rounding: Rounding | None = None,
         rounding_seed: int | None = None,
         allow_base_mismatch: bool = False,
+        verify: Verify = VERIFY,
         **kwargs: Any,
     ) -> "MergedModel":
         """Load base + sum of coefficient * vector, or a recipe, as a native transformers model.
@@ -86,6 +88,9 @@ class DEMModel:
                 without one.
             allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
                 taken from, if names and shapes of the tensors agree.
+            verify (`str`, *optional*, defaults to `"quick"`): `"quick"` believes the hash of a file that was worked out
+                before, as long as the file's size, times and inode are the same. `"full"` hashes all files again: those
+                of the vectors, and those of a base in the Hub's cache.
             kwargs: All arguments of transformers' `from_pretrained`, with the same meaning: `dtype`, `device_map`,
                 `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code` and others.
 
@@ -116,14 +121,15 @@ class DEMModel:
 
         ```
         """
-        model: MergedModel = load(
-            None,
-            name_or_path,
-            kwargs,
-            vectors=vectors,
-            changes={"rounding": rounding, "rounding_seed": rounding_seed},
-            allow_base_mismatch=allow_base_mismatch,
-        )
+        with hashing_again(verify):
+            model: MergedModel = load(
+                None,
+                name_or_path,
+                kwargs,
+                vectors=vectors,
+                changes={"rounding": rounding, "rounding_seed": rounding_seed},
+                allow_base_mismatch=allow_base_mismatch,
+            )
         return model
 
 

@@ -25,6 +25,7 @@ from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.registry import encoder_from_name
+from dem_hub.defaults import VERIFY, Verify
 from dem_hub.errors import AdapterError
 from dem_hub.files.folders import ADAPTER, VECTOR, check_target
 from dem_hub.files.links import check_paths
@@ -34,7 +35,7 @@ from dem_hub.files.states import check_unchanged, states_of
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, resolve
-from dem_hub.hub.hashes import digest, verify_files
+from dem_hub.hub.hashes import digest, hashing_again, verify_files
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.numerics.slices import full_index
@@ -173,7 +174,7 @@ class DistributionVector:
         return vector
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913  # those of transformers, and one more
         cls,
         name_or_path: str | os.PathLike[str] | VectorSource,
         *,
@@ -183,6 +184,7 @@ class DistributionVector:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
+        verify: Verify = VERIFY,
     ) -> "DistributionVector":
         """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub.
 
@@ -195,6 +197,8 @@ class DistributionVector:
                 `name_or_path`.
             subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
             token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
+            verify (`str`, *optional*, defaults to `"quick"`): `"quick"` believes a hash that was worked out before, as
+                long as the file's size, times and inode are the same. `"full"` hashes all files again.
 
         Returns:
             [`DistributionVector`]: The vector.
@@ -208,7 +212,8 @@ class DistributionVector:
         """
         source = VectorSource.parse(name_or_path, revision=revision, subfolder=subfolder)
         options = HubOptions(token, cache_dir, local_files_only, force_download)
-        return cls(resolve(source, VECTOR_FILES, options), verify=True)
+        with hashing_again(verify):
+            return cls(resolve(source, VECTOR_FILES, options), verify=True)
 
     @classmethod
     def describe(cls, name_or_path: str | os.PathLike[str] | VectorSource) -> "DistributionVector":

@@ -36,6 +36,9 @@ class Fault:
         corrupt (`bool`): the byte in the middle is another one.
         delay (`float`): seconds until the answer begins.
         lost (`bool`): the server does what it is asked, and the answer never comes.
+        endless (`bool`): after the body come more bytes, until the client goes.
+        drip (`str`, *optional*): "headers" or "body": these come a byte every 20 ms.
+        headers (`dict`, *optional*): headers in place of the true ones.
     """
 
     method: str
@@ -51,13 +54,15 @@ class Fault:
     corrupt: bool = False
     delay: float = 0
     lost: bool = False
+    endless: bool = False
+    drip: str | None = None
+    headers: dict[str, str] | None = None
     hits: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if not (
-            self.status or self.cut is not None or self.truncate is not None or self.corrupt or self.delay or self.lost
-        ):
-            raise ValueError("This fault does nothing: give status, cut, truncate, corrupt, delay or lost.")
+        spoils = (self.status, self.corrupt, self.delay, self.lost, self.endless, self.drip, self.headers)
+        if not any(spoils) and self.cut is None and self.truncate is None:
+            raise ValueError("This fault does nothing: say what goes wrong.")
 
     @property
     def name(self) -> str:
@@ -68,6 +73,9 @@ class Fault:
             "corrupt": self.corrupt,
             "delay": self.delay,
             "lost": self.lost,
+            "endless": self.endless,
+            f"drip {self.drip}": self.drip,
+            "headers": self.headers,
         }
         return str(self.status) if self.status else "+".join(kind for kind, there in kinds.items() if there)
 
@@ -110,4 +118,4 @@ class Fault:
         if self.corrupt:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
-        return Response(response.status, body, response.headers)
+        return Response(response.status, body, response.headers | (self.headers or {}))

@@ -141,14 +141,39 @@ class Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         if fault and fault.status is None:
             response = fault.spoil(response)
+        endless = fault is not None and fault.endless
+        drip = fault.drip if fault else None
+        extent = {"Transfer-Encoding": "chunked"} if endless else {"Content-Length": str(len(response.body))}
         self.send_response(response.status)
-        for name, value in {**response.headers, "Content-Length": str(len(response.body))}.items():
+        for name, value in {**response.headers, **extent}.items():
             self.send_header(name, value.encode("ascii", "replace").decode())
+        if drip == "headers":
+            self.trickle(b"".join(self._headers_buffer))
+            self._headers_buffer = []
         self.end_headers()
         cut = fault.cut if fault else None
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            pass
+        elif endless:
+            self.flood(response.body)
+        elif drip == "body":
+            self.trickle(response.body)
+        else:
             self.wfile.write(response.body[:cut])
         return None if cut is None else self.hang_up()
+
+    def trickle(self, content: bytes) -> None:
+        """Send a byte every 20 ms, until the client goes or the Hub stops."""
+        for place in range(len(content)):
+            self.wfile.write(content[place : place + 1])
+            if self.server.journal.released.wait(0.02):
+                return
+
+    def flood(self, content: bytes) -> None:
+        """Send chunks without end, until the client goes or the Hub stops."""
+        while not self.server.journal.released.is_set():
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(content), content))
+            content = bytes(1 << 16)
 
     def hang_up(self) -> None:
         """Close the connection, whatever the headers promise."""

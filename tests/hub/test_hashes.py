@@ -11,8 +11,9 @@ import huggingface_hub
 import pytest
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.cli.app import main
 from dem_hub.errors import CheckpointError, ConfigError
-from dem_hub.hub.hashes import digest, is_version, verify_downloads, verify_files
+from dem_hub.hub.hashes import digest, hashing_again, is_version, verify_downloads, verify_files
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
 
@@ -215,3 +216,47 @@ def test_remembered_hashes_have_the_names_that_are_on_disks_already(tmp_path: Pa
     verify_downloads("org/base", [cached(tmp_path, name)])
     memories = list((tmp_path / "models--org--base" / ".dem_hub").iterdir())
     assert [memory.name for memory in memories] == [f"{name}{suffix}.json"]
+
+
+def test_a_change_that_keeps_the_time_is_found(tmp_path: Path) -> None:
+    """Anybody can set the time of a file's content. The time of its inode is the kernel's."""
+    path = cached(tmp_path, SHA256)
+    verify_downloads("org/base", [path])
+    before = path.stat()
+    path.write_bytes(TEXT[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    with pytest.raises(CheckpointError, match="'file' has hash"):
+        verify_downloads("org/base", [path])
+
+
+def test_all_files_are_hashed_again_when_asked(tmp_path: Path, hashed: list[str]) -> None:
+    path = cached(tmp_path, SHA256)
+    for verify in ("quick", "quick", "full", "full", "quick"):
+        with hashing_again(verify):  # type: ignore[arg-type]
+            verify_downloads("org/base", [path])
+    assert hashed == ["file_digest"] * 3
+
+
+def test_another_word(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="verify is 'all'; it must be one of quick, full"), hashing_again("all"):  # type: ignore[arg-type]
+        pass
+
+
+def test_the_hashes_of_a_merge_when_asked(
+    hub: Hub, published: Published, hashed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DEMModel.from_pretrained(RECIPE)
+    counts = []
+    for verify in ("quick", "full"):
+        hashed.clear()
+        DEMModel.from_pretrained(RECIPE, verify=verify)  # type: ignore[arg-type]
+        counts.append(len(hashed))
+    assert counts[0] == 0
+    assert counts[1] > 5
+    for verify in ("quick", "full"):
+        hashed.clear()
+        assert main(["export", RECIPE, "-o", str(tmp_path / verify), "--rank", "2", "--verify", verify]) == 0
+        counts.append(len(hashed))
+    assert counts[3] > counts[2]
