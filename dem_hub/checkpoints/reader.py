@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import DTYPES, LazyTensor, View
-from dem_hub.errors import CheckpointError, NotFoundError, refuse
+from dem_hub.errors import CheckpointError, ConfigError, NotFoundError, refuse
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
 from dem_hub.files.states import FileState, check_unchanged
-from dem_hub.files.strict_json import check_inside
+from dem_hub.files.strict_json import check_inside, fits, read_json, shown
 from dem_hub.numerics.slices import Index
 
 
@@ -217,10 +217,14 @@ def _files_of_index(index: Path) -> list[Path]:
     """Return the files that an index names, once they are all there with the tensors that it says they have."""
     folder = index.parent
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files ({error!r}). Fetch it again.") from error
+        weight_map: Any = read_json(index, foreign=True).get("weight_map")
+    except ConfigError as error:
+        raise CheckpointError(f"{index} is not an index of safetensors files. {error}") from error
+    if not fits(Mapping[str, str], weight_map):
+        raise CheckpointError(
+            f"{index} is not an index of safetensors files (its weight_map is {shown(weight_map)}). Fetch it again."
+        )
+    names = sorted(set(weight_map.values()))
     for file in names:
         check_inside(str(file), f"file in {index}")
     missing = [file for file in names if not (folder / file).is_file()]

@@ -19,7 +19,7 @@ from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.files.exchange import exchange
 from dem_hub.files.locks import locked
 from dem_hub.files.partial import is_partial_of
-from dem_hub.files.strict_json import check_inside, parse_json
+from dem_hub.files.strict_json import check_inside, fits, read_json, shown
 
 # In the folder that is being replaced, until the last file has been moved.
 JOURNAL = ".dem_hub_replacing.json"
@@ -175,9 +175,11 @@ def _read(target: Path) -> tuple[Path, list[str], str] | None:
     """
     path = target / JOURNAL
     try:
-        data = parse_json(path.read_bytes(), str(path))
+        data = read_json(path)
     except FileNotFoundError:
         return None
+    if not fits(list[str] | None, data.get("remove")):
+        raise ConfigError(f"{path} has remove {shown(data['remove'])}, which is not a list of names. Remove {path.name}.")
     source = str(data.get("from"))
     stale = [str(name) for name in data.get("remove") or ()]
     name = source.removeprefix("../")

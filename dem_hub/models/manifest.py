@@ -16,7 +16,7 @@ from dem_hub.errors import CheckpointError, ConfigError, refuse
 from dem_hub.files.links import check_link, check_paths
 from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.side_files import is_module_file, is_side_file, side_files_of
-from dem_hub.files.strict_json import FORMAT_VERSION, check_inside, check_version, dump_json, parse_json, read_record
+from dem_hub.files.strict_json import FORMAT_VERSION, check_inside, check_version, dump_json, read_json, read_record
 from dem_hub.hub.hashes import digest
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -69,7 +69,7 @@ class Manifest:
         if not path.is_file():
             return None
         check_link(path)
-        data = parse_json(path.read_bytes(), str(path))
+        data = read_json(path)
         check_version(data, str(path))
         return read_record(cls, data, str(path))
 

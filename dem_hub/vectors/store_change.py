@@ -15,7 +15,7 @@ from dem_hub.files.atomic import write_text
 from dem_hub.files.locks import locked
 from dem_hub.files.names import STORE_CHANGE
 from dem_hub.files.partial import new_name, remove_leftovers
-from dem_hub.files.strict_json import check_inside, dump_json, parse_json, read_record
+from dem_hub.files.strict_json import check_inside, dump_json, read_json, read_record
 from dem_hub.hub.download import Resolved
 from dem_hub.vectors.store_index import Member, StoreIndex
 from dem_hub.vectors.vector import DistributionVector
@@ -40,14 +40,14 @@ class StoreChange:
         """
         path = folder / STORE_CHANGE
         try:
-            data = parse_json(path.read_bytes(), str(path))
+            data = read_json(path)
         except FileNotFoundError:
             return None
+        if data.get("member") is not None:
+            data["member"] = read_record(Member, data["member"], str(path))
         change = read_record(cls, data, str(path))
         check_inside(change.name, f"vector named in {path}")
-        if change.member is None:
-            return change
-        return cls(change.name, read_record(Member, change.member, str(path)))
+        return change
 
     def write(self, folder: Path) -> None:
         """Write the change down."""
