@@ -8,7 +8,7 @@ seconds. Below `models`, transformers is needed only here and in `evaluation`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.tensor_groups import ATTENTION, EMBEDDING, MLP, OTHER
-from dem_hub.errors import CheckpointError
+from dem_hub.errors import CheckpointError, DemHubError, refuse
+from dem_hub.files.strict_json import fits, shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -49,6 +51,12 @@ _PLAIN_EMBEDDING = "model.embed_tokens"
 _PLAIN_OUTPUT = "lm_head"
 _PLAIN_LAYER = r"\w+layernorm|self_attn\.(qkv|[qkvo])_proj|self_attn\.[qk]_norm|mlp\.\w+"
 _PLAIN_KEY = re.compile(rf"(model\.(embed_tokens|norm|layers\.\d+\.({_PLAIN_LAYER}))|lm_head)\.(weight|bias)")
+
+# Settings that say how many modules of a kind a model has, such as `num_hidden_layers`, `n_layer` and `depths`; sizes
+# and ids (`block_size`) say nothing of this.
+_COUNT = re.compile(r"(layer|block|expert|depth|stage)(?!.*(size|dim|length|id|ids|index|token)s?$)", re.IGNORECASE)
+# Modules of a kind that one tensor may stand for: experts that are one tensor on disk. No model has more than 512.
+_FUSED = 1024
 
 # Models with Mamba layers. PEFT puts no LoRA on their `out_proj`: the kernels read its weight directly, past the
 # module and its LoRA.
@@ -117,15 +125,19 @@ def model_class(
     import transformers
 
     names = getattr(config, "architectures", None) or []
+    if not fits(list[str], names):
+        names = []
     home = str(folder or config.name_or_path)
     if trust_remote_code and getattr(config, "auto_map", None):
         remote = _remote_class(config.auto_map, names, home)
         if remote is not None:
             return remote
     concrete_class = getattr(transformers, names[0], None) if names else None
-    if concrete_class is None:
+    # transformers has functions too, such as `pipeline`: a name in a file must not be enough to call one.
+    is_model = isinstance(concrete_class, type) and issubclass(concrete_class, transformers.PreTrainedModel)
+    if not is_model:
         raise CheckpointError(
-            f"config.json of '{home}' names the architectures {names}, and transformers "
+            f"config.json of '{home}' names the architectures {shown(names)}, and transformers "
             f"{transformers.__version__} has no such class. Load through the AutoModel class of your task, "
             "or pass trust_remote_code=True if you trust its code."
         )
@@ -191,13 +203,12 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
             file never decides this.
 
     Raises:
-        [`~dem_hub.errors.CheckpointError`]: If transformers has no class for it, see [`model_class`].
+        [`~dem_hub.errors.CheckpointError`]: If transformers has no class for it, see [`model_class`], or cannot make a
+            model of its config, or the config has more layers or experts than the checkpoint can have tensors for.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"), _no_initialization():
-        model = model_class(config, trust_remote_code=trust_remote_code)(config)
+    keys = list(keys)
+    check_counts(read_config(folder), len(keys), f"config.json of '{folder}'")
+    config, model = _build(folder, trust_remote_code=trust_remote_code)
     names, fused = _names(model, keys)
     modules_by_name = dict(model.named_modules())
     buffer_names = {name for name, _ in model.named_buffers()}
@@ -210,6 +221,60 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
         fused=fused,
         groups=_groups(model, keys, names, fused),
     )
+
+
+def check_counts(config: Mapping[str, Any], tensors: int, where: str) -> None:
+    """Refuse a config that has more layers, blocks or experts than its checkpoint has tensors.
+
+    transformers makes a module for each of them, also of a model without data, so that a config of 1 kB could take all
+    memory.
+
+    Args:
+        config (`Mapping[str, Any]`): The config, with the configs in it.
+        tensors (`int`): How many tensors the checkpoint has.
+        where (`str`): The file, for the message.
+
+    Raises:
+        [`~dem_hub.errors.CheckpointError`]: If there are such counts. All of them are listed.
+    """
+    most = tensors + _FUSED
+    faults = [f"{name} is {shown(value)}" for name, value in _counts(config) if value > most]
+    if faults:
+        refuse(
+            CheckpointError,
+            f"{where} has more layers or experts than a checkpoint of {tensors} tensors can have.",
+            faults,
+            "Fetch the model again, or do not use it.",
+        )
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of a config, and of the configs in it, that say how many modules there are."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _counts(value)
+        elif _COUNT.search(name):
+            numbers = value if isinstance(value, list) else [value]
+            yield from ((name, number) for number in numbers if type(number) is int)
+
+
+def _build(folder: Path, *, trust_remote_code: bool) -> "tuple[PretrainedConfig, PreTrainedModel]":
+    """Return the config of a folder and its model without data."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"), _no_initialization():
+            return config, model_class(config, trust_remote_code=trust_remote_code)(config)
+    except DemHubError:
+        raise
+    except Exception as error:
+        # transformers believes a config: what a wrong value in it raises is of any type.
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"transformers cannot make a model of config.json of '{folder}' ({type(error).__name__}: {reason}). Fetch "
+            "the model again; if it is newer than transformers, upgrade transformers."
+        ) from error
 
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,9 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from dem_hub.checkpoints.architecture import check_counts
 from dem_hub.checkpoints.architecture import model_class as architecture_class
+from dem_hub.checkpoints.model_config import read_config
 from dem_hub.defaults import VERIFY, Rounding, Verify
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG, PROVENANCE_CONFIG, RECIPE_CONFIG
@@ -212,6 +214,7 @@ def _from_merge(
 ) -> _Loaded:
     """Hand the lazy state dict to transformers' loader."""
     folder = opened.base.folder
+    check_counts(read_config(folder), len(opened.base.checkpoint), f"config.json of '{folder}'")
     config = arguments.config
     others = dict(arguments.others)
     if not isinstance(config, PretrainedConfig):

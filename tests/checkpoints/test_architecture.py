@@ -1,12 +1,14 @@
 """The module of each key on disk, with and without the prefixes that checkpoints drop."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.architecture import Module, describe, memory_names, model_class
+from dem_hub.checkpoints.architecture import Module, check_counts, describe, memory_names, model_class
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized
 from dem_hub.checkpoints.reader import Checkpoint
@@ -167,3 +169,32 @@ def test_refuse_quantized(llama: Models, tmp_path: Path) -> None:
         match=r"The base '.*' is quantised \(gptq\).*rounded weights.*Use the base in bf16, fp16 or fp32",
     ):
         refuse_quantized(base, "base")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2**31}, "more layers or experts.*num_hidden_layers is 2147483648"),
+        ({"text_config": {"num_local_experts": 10**6}}, "num_local_experts is 1000000"),
+        ({"depths": [2, 10**9]}, "depths is 1000000000"),
+        ({"architectures": ["pipeline"]}, r"names the architectures \['pipeline'\], and transformers .* no such class"),
+        ({"architectures": ["AutoConfig"]}, "no such class"),
+        ({"architectures": "LlamaForCausalLM"}, "names the architectures|cannot make a model"),
+        ({"architectures": [5]}, "no such class|cannot make a model"),
+        ({"model_type": "nothing"}, r"transformers cannot make a model of config.json of .*\(ValueError"),
+        ({"hidden_size": "x"}, "transformers cannot make a model of config.json of"),
+    ],
+)
+def test_configs_that_make_no_model(zoo: Zoo, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(zoo.models("llama-tied").base, folder)
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        describe(folder, ["model.norm.weight"])
+
+
+def test_sizes_and_ids_are_no_counts() -> None:
+    config = {"block_size": 10**6, "layer_norm_eps": 1e-5, "expert_token_ids": [10**6], "num_hidden_layers": 5}
+    check_counts(config, 3, "config.json")
+    with pytest.raises(CheckpointError, match="num_experts is 1028"):
+        check_counts({**config, "num_experts": 1028}, 3, "config.json")

@@ -8,14 +8,17 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dem_hub import DistributionVector
+from dem_hub import DEMConfig, DistributionVector, VectorStore
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs.listing import OFFERED
 from dem_hub.errors import DemHubError
@@ -23,7 +26,9 @@ from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.numerics.slices import full_index
-from tests.support.tiny_models import edit_vector
+from dem_hub.vectors.config import _checksum
+from tests.support.tiny_models import Zoo, edit_json, edit_vector, reshard
+from tests.support.type_confusion import confuse_often
 
 ROUNDS = 400  # of each codec and each kind of damage: 9 codecs * 3 kinds * 400 = 10,800
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -174,3 +179,140 @@ def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Bas
     if kind is damage:
         assert refused == ROUNDS
     assert refused > ROUNDS / 3
+
+
+# Values of another type, out of range, missing or twice
+
+
+@dataclass(frozen=True)
+class Confused:
+    """A JSON file that is confused, and what reads it. `sign` makes a checksum in it right again."""
+
+    path: Path
+    use: Callable[[], object]
+    sign: Callable[[Any], Any] | None = None
+
+
+def sign_again(data: Any) -> Any:
+    """Put the checksum of what is there now into a vector's config, as far as there can be one."""
+    if isinstance(data, dict):
+        data.pop("checksum", None)
+        with suppress(ValueError):  # half a character has no bytes
+            data["checksum"] = _checksum(data)
+    return data
+
+
+def a_recipe(zoo: Zoo, folder: Path) -> Confused:
+    groups = {"layers 0-1": 1.0, "rest": 0.5}
+    folded = {
+        "model_type": "dem",
+        "format_version": 1,
+        "base": {"repo_id": "org/base", "fingerprint": "a" * 64},
+        "vectors": [
+            {"repo_id": "me/maths", "coefficient": groups, "sha256": "b" * 64, "codec": "auto"},
+            {"repo_id": "me/code", "commit": "0" * 40, "coefficient": 0.5, "subfolder": "a"},
+        ],
+        "architectures": ["LlamaForCausalLM"],
+        "search": {"method": "auto", "losses": [1.5]},
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(DEMConfig.from_dict(folded, "here").to_dict()))
+
+    def use() -> None:
+        recipe = DEMConfig.from_pretrained(folder)
+        assert len(recipe.coefficients) == len(recipe.vectors)
+        assert recipe.to_dict()["vectors"]
+        assert str(recipe.base.source)
+
+    return Confused(path, use)
+
+
+def open_all(folder: Path, base: Base) -> None:
+    vector = DistributionVector.from_pretrained(folder)
+    assert len(vector.sha256) == 64
+    assert vector.deltas(base)
+
+
+def a_vector(zoo: Zoo, folder: Path) -> Confused:
+    models = zoo.models("llama-tied")
+    base = Base(resolve(VectorSource(str(models.base)), MODEL_FILES))
+    shutil.copytree(zoo.vector("llama-tied", kind="lowrank"), folder, dirs_exist_ok=True)
+    return Confused(folder / "vector_config.json", lambda: open_all(folder, base), sign_again)
+
+
+def an_adapter(zoo: Zoo, folder: Path) -> Confused:
+    base = Base(resolve(VectorSource(str(zoo.models("llama-tied").base)), MODEL_FILES))
+    shutil.copytree(zoo.adapter("llama-tied"), folder, dirs_exist_ok=True)
+    edit_json(
+        folder / "adapter_config.json",
+        alpha_pattern={"q_proj": 3, r"layers\.0\..*": 2},
+        rank_pattern={"q_proj": 3},
+        modules_to_save=["score"],
+    )
+    return Confused(folder / "adapter_config.json", lambda: open_all(folder, base))
+
+
+def a_store(zoo: Zoo, folder: Path) -> Confused:
+    store = VectorStore.create(folder, zoo.models("llama-tied").base)
+    store.add("maths", DistributionVector.from_pretrained(zoo.vector("llama-tied")))
+    store.add("code", DistributionVector.from_pretrained(zoo.adapter("llama-tied")))
+
+    def use() -> None:
+        opened = VectorStore.from_pretrained(folder)
+        assert repr(opened)
+        for name in opened:
+            assert opened[name].sha256
+
+    return Confused(folder / "vector_store.json", use)
+
+
+def an_index(zoo: Zoo, folder: Path) -> Confused:
+    reshard(zoo.models("llama-tied").base, folder / "model", 2)
+    return Confused(folder / "model" / "model.safetensors.index.json", lambda: len(Checkpoint(folder / "model")))
+
+
+def a_header(zoo: Zoo, folder: Path) -> Confused:
+    """The header of a safetensors file, taken out of it."""
+    data = (zoo.models("llama-tied").base / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    path = folder / "header.json"
+    path.write_bytes(data[8 : 8 + length])
+    file = folder / "model.safetensors"
+
+    def use() -> None:
+        text = path.read_bytes()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        checkpoint = Checkpoint(file)
+        for name in checkpoint:
+            assert checkpoint.read(name).shape == checkpoint[name].shape
+
+    return Confused(path, use)
+
+
+def a_base(zoo: Zoo, folder: Path) -> Confused:
+    shutil.copytree(zoo.models("llama-tied").base, folder, dirs_exist_ok=True)
+    source = VectorSource(str(folder))
+    return Confused(folder / "config.json", lambda: Base(resolve(source, MODEL_FILES)).architecture)
+
+
+# How many files of each kind: 10,200 together. transformers takes milliseconds for the config of a model.
+CONFUSED: dict[str, tuple[Callable[[Zoo, Path], Confused], int]] = {
+    "recipe": (a_recipe, 2000),
+    "vector": (a_vector, 2000),
+    "adapter": (an_adapter, 2000),
+    "store": (a_store, 1500),
+    "index": (an_index, 1500),
+    "header": (a_header, 1000),
+    "base": (a_base, 200),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CONFUSED)
+def test_confused_types(zoo: Zoo, tmp_path: Path, kind: str) -> None:
+    make, rounds = CONFUSED[kind]
+    confused = make(zoo, tmp_path)
+    confused.use()
+    refused = confuse_often(confused.path, rounds, confused.use, (DemHubError, OSError), confused.sign)
+    assert refused > rounds / 10
+    confused.use()

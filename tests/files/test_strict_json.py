@@ -101,7 +101,7 @@ def test_no_json(text: str | bytes) -> None:
         ("-Infinity", "x.json: -Infinity is not a number of JSON"),
         ("1e999", "x.json: the number 1e999 is out of range; the largest is 1.8e308"),
         (str(10**400), "x.json: the number 10{59} is out of range; whole numbers have 64 bits"),
-        (str(10**5000), "is out of range"),
+        ("1" + "0" * 5000, "is out of range"),
         (str(1 << 64), "is out of range"),
         (str(-(1 << 63) - 1), "is out of range"),
         ('{"b": 1, "b": 1}', "x.json: the key 'b' occurs twice"),
