@@ -179,7 +179,9 @@ def _read(target: Path) -> tuple[Path, list[str], str] | None:
     except FileNotFoundError:
         return None
     if not fits(list[str] | None, data.get("remove")):
-        raise ConfigError(f"{path} has remove {shown(data['remove'])}, which is not a list of names. Remove {path.name}.")
+        raise ConfigError(
+            f"{path} has remove {shown(data['remove'])}, which is not a list of names. Remove {path.name}."
+        )
     source = str(data.get("from"))
     stale = [str(name) for name in data.get("remove") or ()]
     name = source.removeprefix("../")
