@@ -132,7 +132,7 @@ def model_class(
         remote = _remote_class(config.auto_map, names, home)
         if remote is not None:
             return remote
-    concrete_class = getattr(transformers, names[0], None) if names else None
+    concrete_class: Any = getattr(transformers, names[0], None) if names else None
     # transformers has functions too, such as `pipeline`: a name in a file must not be enough to call one.
     is_model = isinstance(concrete_class, type) and issubclass(concrete_class, transformers.PreTrainedModel)
     if not is_model:
