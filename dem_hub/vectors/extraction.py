@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.model_config import refuse_quantized
+from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.codecs.auto.budget import SMALL
 from dem_hub.codecs.dense import Dense
@@ -88,10 +88,14 @@ def extract(
     _refuse_what_is_no_model(base, finetuned)
     refuse_quantized(base.folder, "base")
     refuse_quantized(finetuned.folder, "fine-tune")
+    opened = Base(base)
+    tensors = Checkpoint(finetuned.folder)
+    refuse_quantized_tensors(opened.checkpoint, base.folder, "base")
+    refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune")
     return extract_tensors(
         folder,
-        Base(base),
-        Checkpoint(finetuned.folder),
+        opened,
+        tensors,
         encoder,
         finetuned=str(finetuned.source),
         device=device,

@@ -12,7 +12,7 @@ those of all experts when they are read.
 
 from collections.abc import Iterator, Mapping
 
-from dem_hub.checkpoints.architecture import Fused
+from dem_hub.checkpoints.key_names import Fused
 from dem_hub.checkpoints.lazy import EveryNthColumn, LazyTensor, Rows
 from dem_hub.checkpoints.reader import TensorInfo
 
