@@ -235,7 +235,7 @@ def needs_remote_code(config: Mapping[str, Any]) -> bool:
 
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
     """Return the name in memory of each key on disk that is one tensor in both; fused and unknown keys are left out."""
-    return match_keys(model, keys).names
+    return dict(match_keys(model, keys).names)
 
 
 def _no_initialization() -> Any:
