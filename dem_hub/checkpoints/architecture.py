@@ -99,6 +99,11 @@ class Architecture:
         return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
 
     @cached_property
+    def expert_keys(self) -> frozenset[str]:
+        """The checkpoint keys of all matrices of experts that are fused in memory."""
+        return frozenset(key for parts in self.fused.values() for keys in parts for key in keys)
+
+    @cached_property
     def keys(self) -> Mapping[str, str]:
         """The checkpoint key of each module's weight, by the module's name; of several keys the first."""
         keys: dict[str, str] = {}
@@ -187,29 +192,28 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
     )
 
 
-def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
+def describe(
+    folder: Path, keys: Iterable[str], *, class_name: str | None = None, trust_remote_code: bool = False
+) -> Architecture:
     """Work out the architecture behind a checkpoint.
 
     Args:
         folder (`Path`): The model's folder, with its `config.json`.
         keys (`Iterable[str]`): The names of its tensors on disk.
+        class_name (`str`, *optional*): The class to load it as, as `build` takes it.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the caller trusts code in the folder. A
             file never decides this.
 
     Raises:
         [`~dem_hub.errors.CheckpointError`]: If transformers has no class for it, see [`model_class`].
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with torch.device("meta"), _no_initialization():
-        model = model_class(config, trust_remote_code=trust_remote_code)(config)
+    model = build(folder, class_name, trust_remote_code=trust_remote_code)
     matched = match_keys(model, keys)
     modules_by_name = dict(model.named_modules())
     buffer_names = {name for name, _ in model.named_buffers()}
     return Architecture(
         name=type(model).__name__,
-        modules=_modules(matched.names, modules_by_name, str(config.model_type)),
+        modules=_modules(matched.names, modules_by_name, str(model.config.model_type)),
         parameters={name: key for key, name in matched.names.items()},
         buffers=frozenset(key for key, name in matched.names.items() if name in buffer_names),
         ties=dict(getattr(model, "all_tied_weights_keys", {})),
@@ -217,6 +221,35 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
         groups=_groups(model, keys, matched.names, matched.fused),
         unused=matched.unused,
     )
+
+
+def build(folder: Path, class_name: str | None = None, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Build the model of a folder without memory for its tensors.
+
+    Args:
+        folder (`Path`): The model's folder, with its `config.json`.
+        class_name (`str`, *optional*): The class to load it as: for instance that of the text model alone, of a model
+            that reads images too. Defaults to the class that the config names.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): As in [`describe`].
+
+    Raises:
+        [`~dem_hub.errors.CheckpointError`]: If transformers has no such class, or the class is of another model.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if class_name is None:
+        concrete_class = model_class(config, trust_remote_code=trust_remote_code)
+    else:
+        concrete_class = getattr(transformers, class_name, None)
+        text_config = config.get_text_config()
+        expected = getattr(concrete_class, "config_class", None)
+        if expected not in (type(config), type(text_config)):
+            raise CheckpointError(f"'{folder}' is a {config.model_type}, and {class_name} is no class of that model.")
+        if expected is not type(config):
+            config = text_config
+    with torch.device("meta"), _no_initialization():
+        return concrete_class(config)
 
 
 def needs_remote_code(config: Mapping[str, Any]) -> bool:

@@ -94,6 +94,24 @@ class Base:
         described = describe_plain(config, self.checkpoint) or describe(self.folder, self.checkpoint)
         return replace(described, ties=self._actual_ties(described))
 
+    @cached_property
+    def text_architecture(self) -> Architecture | None:
+        """The text model alone, of a model that reads images or sound too; `None` if it has no such class.
+
+        It is what `AutoModelForCausalLM` makes of such a base, so adapters and fine-tunes of it have its names.
+        """
+        if self.architecture is None or not read_config(self.folder).get("text_config"):
+            return None
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder)
+        for candidate in (config, config.get_text_config()):
+            concrete_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None)
+            if concrete_class is not None and concrete_class.__name__ != self.architecture.name:
+                described = describe(self.folder, self.checkpoint, class_name=concrete_class.__name__)
+                return replace(described, ties=self._actual_ties(described))
+        return None
+
     def _actual_ties(self, described: Architecture) -> dict[str, str]:
         """Return the ties without those that the weights contradict.
 

@@ -5,8 +5,10 @@ and puts several tensors together (the experts of a layer). So an old name and a
 same name in memory, and no rule about names is written here.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 # The keys of a parameter that is several matrices on disk. Each inner tuple is one part, expert by expert; the
 # parts of an expert lie one below the other in the parameter (in `gate_up_proj` the gate is above the up).
 Fused = tuple[tuple[str, ...], ...]
+
+# A parameter in memory, and which part and which expert of it; zeros for a parameter that is one tensor on disk too.
+Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,16 @@ class MatchedKeys:
     names: Mapping[str, str]
     fused: Mapping[str, Fused]
     unused: frozenset[str]
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Where each key is in memory: a parameter, and for experts also the part and the expert."""
+        places: dict[str, Place] = {key: (name, 0, 0) for key, name in self.names.items()}
+        for name, parts in self.fused.items():
+            for part, keys in enumerate(parts):
+                for expert, key in enumerate(keys):
+                    places[key] = (name, part, expert)
+        return places
 
 
 def match_keys(model: "PreTrainedModel", keys: Iterable[str]) -> MatchedKeys:
@@ -70,6 +85,23 @@ def match_keys(model: "PreTrainedModel", keys: Iterable[str]) -> MatchedKeys:
         if stacked is not None:
             fused[name] = stacked
     return MatchedKeys(names, fused, frozenset(unused))
+
+
+def ignored_keys(model: "PreTrainedModel", keys: Iterable[str]) -> frozenset[str]:
+    """Return the keys on disk that transformers drops without a word when it loads this model.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        keys (`Iterable[str]`): Keys that the model has no place for.
+    """
+    patterns = set(model._keys_to_ignore_on_load_unexpected or ())
+    buffers = [name for name, _ in model.named_buffers()]
+    # transformers adds these two in its loader, for buffers that are not saved any more.
+    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
+        patterns.add(r"rotary_emb\.inv_freq")
+    if any(name.endswith("position_ids") for name in buffers):
+        patterns.add(r"(^|\.)position_ids$")
+    return frozenset(key for key in keys if any(re.search(pattern, key) for pattern in patterns))
 
 
 def _stacked(keys_by_pattern: Mapping[str, list[str]], converters: Iterable["WeightConverter"]) -> Fused | None:

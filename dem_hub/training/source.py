@@ -282,5 +282,5 @@ def _check_difference(gathering: Gathering, base: Base, why_no_adapter: str) -> 
             )
         logger.info("The adapter is merged for the vector, layer by layer: %s", why_no_adapter)
     live = LiveModel(gathering, base)
-    match_tensors(base.checkpoint, live)
+    match_tensors(base, live)
     live.try_merging()

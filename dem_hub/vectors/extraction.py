@@ -123,7 +123,7 @@ def extract_tensors(
         finetuned (`str`, *optional*): the name of the fine-tune, for messages and for the vector's config.
     """
     sides = _Sides(base, tensors, _choose_device(device))
-    pairs = match_tensors(base.checkpoint, tensors)
+    pairs = match_tensors(base, tensors)
 
     def first_look() -> FirstLook:
         glances = _glance(pairs, sides)
