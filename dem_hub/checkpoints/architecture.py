@@ -239,7 +239,7 @@ def build(folder: Path, class_name: str | None = None, *, trust_remote_code: boo
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if class_name is None:
-        concrete_class = model_class(config, trust_remote_code=trust_remote_code)
+        concrete_class: Any = model_class(config, trust_remote_code=trust_remote_code)
     else:
         concrete_class = getattr(transformers, class_name, None)
         text_config = config.get_text_config()
@@ -249,7 +249,8 @@ def build(folder: Path, class_name: str | None = None, *, trust_remote_code: boo
         if expected is not type(config):
             config = text_config
     with torch.device("meta"), _no_initialization():
-        return concrete_class(config)
+        model: PreTrainedModel = concrete_class(config)
+    return model
 
 
 def needs_remote_code(config: Mapping[str, Any]) -> bool:

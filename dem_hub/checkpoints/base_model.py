@@ -7,6 +7,7 @@ transformers.
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 
@@ -106,7 +107,7 @@ class Base:
 
         config = AutoConfig.from_pretrained(self.folder)
         for candidate in (config, config.get_text_config()):
-            concrete_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None)
+            concrete_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None)
             if concrete_class is not None and concrete_class.__name__ != self.architecture.name:
                 described = describe(self.folder, self.checkpoint, class_name=concrete_class.__name__)
                 return replace(described, ties=self._actual_ties(described))

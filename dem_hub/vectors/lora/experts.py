@@ -71,7 +71,7 @@ def _writes_swapped(peft_version: str | None) -> bool | None:
 
     Versions of development between two releases may be on either side.
     """
-    match = re.match(r"(\d+)\.(\d+)(.*)", peft_version or "")
+    match = re.match(r"(\d+)\.(\d+)(.*)", str(peft_version))
     if match is None or "dev" in match[3]:
         return None
     return (int(match[1]), int(match[2])) < _FIRST_UNSWAPPED
