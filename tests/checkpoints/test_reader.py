@@ -157,5 +157,7 @@ def test_verify_files_lists_every_fault(tmp_path: Path) -> None:
 
 def test_gguf_is_named(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    with pytest.raises(CheckpointError, match=r"only GGUF weights \(model-Q4_K_M.gguf\).*gguf_file='model-Q4_K_M.gguf'"):
+    with pytest.raises(
+        CheckpointError, match=r"only GGUF weights \(model-Q4_K_M.gguf\).*gguf_file='model-Q4_K_M.gguf'"
+    ):
         Checkpoint(tmp_path)
