@@ -151,11 +151,13 @@ class _AdapterReader:
             match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
             if match is None:
                 deltas.update(self._whole_delta(name))
-            elif self._has_target(match["module"]):
+            elif self._has_target(match["module"]) or match["module"] in self._architecture.tied:
                 factors.setdefault(match["module"], {})[match["factor"]] = self._weights.lazy(name)
             else:
                 self._add_fault(f"'{name}': the base has no single weight for a module '{match['module']}'")
         for module, pair in sorted(factors.items()):
+            if self._is_other_end(module, factors):
+                continue
             for key, component in self._components(module, pair):
                 whole = deltas.get(key, StoredDelta())
                 deltas[key] = StoredDelta((component, *whole.components), whole.rows)
@@ -165,6 +167,29 @@ class _AdapterReader:
     def names(self) -> list[str]:
         """The names of all tensors of the adapter."""
         return list(self._weights)
+
+    def _is_other_end(self, module: str, factors: Mapping[str, Mapping[str, LazyTensor]]) -> bool:
+        """Check whether a module is the end of a tie that is not on disk, and note the fault if the ends differ.
+
+        With `ensure_weight_tying` PEFT writes the factors of the output embedding as well. They are those of the
+        input embedding, transposed, and the change of one tensor.
+        """
+        if module not in self._architecture.tied or module in self._architecture.keys:
+            return False
+        mine = factors[module]
+        for other in self._architecture.tied - {module}:
+            theirs = factors.get(other, {})
+            if all(
+                mine[a].get_shape() == theirs[b].get_shape()[::-1] and torch.equal(mine[a][...], theirs[b][...].T)
+                for a, b in (("A", "B"), ("B", "A"))
+                if a in mine and b in theirs
+            ) and mine.keys() == theirs.keys() == {"A", "B"}:
+                return True
+        self.faults.append(
+            f"'{module}' is one tensor with another embedding, and its LoRA is not that embedding's: the change of one "
+            "end is none of the tensor. Train with ensure_weight_tying=True, or on a base whose embeddings are untied"
+        )
+        return True
 
     def _add_fault(self, fault: str) -> None:
         self.faults.append(f"{fault} ({self._architecture.name})")
