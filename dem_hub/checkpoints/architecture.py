@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from dem_hub.checkpoints.key_names import Fused, match_keys
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.tensor_groups import ATTENTION, EMBEDDING, MLP, OTHER
 from dem_hub.errors import CheckpointError, DemHubError, refuse
@@ -23,13 +24,8 @@ from dem_hub.files.strict_json import fits, shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.core_model_loading import WeightConverter
 
 ModuleKind = Literal["linear", "conv1d", "embedding"]
-
-# The keys of a parameter that is several matrices on disk. Each inner tuple is one part, expert by expert; the
-# parts of an expert lie one below the other in the parameter (in `gate_up_proj` the gate is above the up).
-Fused = tuple[tuple[str, ...], ...]
 
 # Decoders whose tensors have the same names on disk and in memory, and whose weights are all of linear layers,
 # norms and one embedding.
@@ -86,19 +82,34 @@ class Architecture:
     * `modules` has the module of each checkpoint key that is a module's weight.
     * `parameters` maps a name in memory to its key on disk, for tensors that are one tensor in both.
     * `buffers` are checkpoint keys of tensors that training does not change.
-    * `tied` has the names of the input and the output embedding if they are one tensor.
+    * `ties` has parameters in memory that are one tensor, each with the name of the other. It is what transformers
+      would tie: an input and an output embedding, mostly.
     * `fused` has parameters that are experts' matrices put together in memory, by their names in memory.
     * `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and tensors outside
       the layers).
+    * `unused` are checkpoint keys that the model has no place for. transformers drops them when it loads and saves:
+      layers for multi-token prediction, masks and frequencies that were buffers once, heads of another task.
     """
 
     name: str
     modules: Mapping[str, Module]
     parameters: Mapping[str, str]
     buffers: frozenset[str]
-    tied: frozenset[str]
+    ties: Mapping[str, str]
     fused: Mapping[str, Fused] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
+
+    @cached_property
+    def tied(self) -> frozenset[str]:
+        """The names of the modules whose weight is one tensor with that of another module."""
+        names = {*self.ties, *self.ties.values()}
+        return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+
+    @cached_property
+    def expert_keys(self) -> frozenset[str]:
+        """The checkpoint keys of all matrices of experts that are fused in memory."""
+        return frozenset(key for parts in self.fused.values() for keys in parts for key in keys)
 
     @cached_property
     def keys(self) -> Mapping[str, str]:
@@ -188,17 +199,20 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
         modules=modules,
         parameters={name: name for name in names},
         buffers=frozenset(),
-        tied=frozenset([_PLAIN_EMBEDDING, _PLAIN_OUTPUT] if is_tied else []),
+        ties={f"{_PLAIN_OUTPUT}.weight": f"{_PLAIN_EMBEDDING}.weight"} if is_tied else {},
         groups={name: _plain_group(name) for name in names},
     )
 
 
-def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = False) -> Architecture:
+def describe(
+    folder: Path, keys: Iterable[str], *, class_name: str | None = None, trust_remote_code: bool = False
+) -> Architecture:
     """Work out the architecture behind a checkpoint.
 
     Args:
         folder (`Path`): The model's folder, with its `config.json`.
         keys (`Iterable[str]`): The names of its tensors on disk.
+        class_name (`str`, *optional*): The class to load it as, as `build` takes it.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether the caller trusts code in the folder. A
             file never decides this.
 
@@ -208,18 +222,19 @@ def describe(folder: Path, keys: Iterable[str], *, trust_remote_code: bool = Fal
     """
     keys = list(keys)
     check_counts(read_config(folder), len(keys), f"config.json of '{folder}'")
-    config, model = _build(folder, trust_remote_code=trust_remote_code)
-    names, fused = _names(model, keys)
+    model = build(folder, class_name, trust_remote_code=trust_remote_code)
+    matched = match_keys(model, keys)
     modules_by_name = dict(model.named_modules())
     buffer_names = {name for name, _ in model.named_buffers()}
     return Architecture(
         name=type(model).__name__,
-        modules=_modules(names, modules_by_name, str(config.model_type)),
-        parameters={name: key for key, name in names.items()},
-        buffers=frozenset(key for key, name in names.items() if name in buffer_names),
-        tied=_tied(model, modules_by_name),
-        fused=fused,
-        groups=_groups(model, keys, names, fused),
+        modules=_modules(matched.names, modules_by_name, str(model.config.model_type)),
+        parameters={name: key for key, name in matched.names.items()},
+        buffers=frozenset(key for key, name in matched.names.items() if name in buffer_names),
+        ties=dict(getattr(model, "all_tied_weights_keys", {})),
+        fused=matched.fused,
+        groups=_groups(model, keys, matched.names, matched.fused),
+        unused=matched.unused,
     )
 
 
@@ -258,14 +273,27 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield from ((name, number) for number in numbers if type(number) is int)
 
 
-def _build(folder: Path, *, trust_remote_code: bool) -> "tuple[PretrainedConfig, PreTrainedModel]":
-    """Return the config of a folder and its model without data."""
-    from transformers import AutoConfig
+def build(folder: Path, class_name: str | None = None, *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """Build the model of a folder without memory for its tensors.
+
+    Args:
+        folder (`Path`): The model's folder, with its `config.json`.
+        class_name (`str`, *optional*): The class to load it as: for instance that of the text model alone, of a model
+            that reads images too. Defaults to the class that the config names.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): As in [`describe`].
+
+    Raises:
+        [`~dem_hub.errors.CheckpointError`]: If transformers has no such class, the class is of another model, or
+            transformers cannot make a model of the config.
+    """
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: Any = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        concrete_class, config = _choose_class(folder, config, class_name, trust_remote_code=trust_remote_code)
         with torch.device("meta"), _no_initialization():
-            return config, model_class(config, trust_remote_code=trust_remote_code)(config)
+            model: PreTrainedModel = concrete_class(config)
+            return model
     except DemHubError:
         raise
     except Exception as error:
@@ -277,9 +305,39 @@ def _build(folder: Path, *, trust_remote_code: bool) -> "tuple[PretrainedConfig,
         ) from error
 
 
+def _choose_class(folder: Path, config: Any, class_name: str | None, *, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Return the class to build, and the config that it is built of: the text model has one of its own."""
+    import transformers
+
+    if class_name is None:
+        return model_class(config, trust_remote_code=trust_remote_code), config
+    concrete_class = getattr(transformers, class_name, None)
+    text_config = config.get_text_config()
+    expected = getattr(concrete_class, "config_class", None)
+    if expected not in (type(config), type(text_config)):
+        raise CheckpointError(f"'{folder}' is a {config.model_type}, and {class_name} is no class of that model.")
+    if expected is not type(config):
+        config = text_config
+    return concrete_class, config
+
+
+def needs_remote_code(config: Mapping[str, Any]) -> bool:
+    """Check whether a `config.json` names code of its own, and transformers has no class for the model.
+
+    Args:
+        config (`Mapping[str, Any]`): The content of the file.
+    """
+    if not config.get("auto_map"):
+        return False
+    import transformers
+
+    is_known = config.get("model_type") in transformers.CONFIG_MAPPING
+    return not (is_known and all(hasattr(transformers, name) for name in config.get("architectures") or ()))
+
+
 def memory_names(model: "PreTrainedModel", keys: Iterable[str]) -> dict[str, str]:
     """Return the name in memory of each key on disk that is one tensor in both; fused and unknown keys are left out."""
-    return _names(model, keys)[0]
+    return dict(match_keys(model, keys).names)
 
 
 def _no_initialization() -> Any:
@@ -287,60 +345,6 @@ def _no_initialization() -> Any:
     from transformers.initialization import no_init_weights
 
     return no_init_weights()
-
-
-def _names(model: "PreTrainedModel", keys: Iterable[str]) -> tuple[dict[str, str], dict[str, Fused]]:
-    """Return the names in memory of keys that are one tensor there, and the parameters that others are fused to."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    state = model.state_dict()
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names: dict[str, str] = {}
-    # The keys of each fused parameter, by the pattern of the converter that they match.
-    parts: dict[str, dict[str, list[str]]] = {}
-    # The loader puts experts together in this order.
-    for key in sorted(keys, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        if name not in state and key in state:
-            # The rules rename this key to nothing that the model has, but the key itself is a name in memory.
-            names[key] = key
-        elif name in state and pattern is None:
-            names[key] = name
-        elif name in state and pattern is not None:
-            parts.setdefault(name, {}).setdefault(pattern, []).append(key)
-    fused = {}
-    for name, keys_by_pattern in parts.items():
-        stacked = _stacked(keys_by_pattern, converters)
-        if stacked is not None:
-            fused[name] = stacked
-    return names, fused
-
-
-def _stacked(keys_by_pattern: Mapping[str, list[str]], converters: Iterable["WeightConverter"]) -> Fused | None:
-    """Return the keys of a fused parameter in the order of its rows.
-
-    It is `None` for a parameter that is not a plain stack, with the same number of experts in each part.
-    """
-    position: dict[str, int] = {}
-    is_stack: dict[str, bool] = {}
-    for converter in converters:
-        for number, pattern in enumerate(converter.source_patterns):
-            position[pattern] = number
-            is_stack[pattern] = _stacks(converter)
-    counts = {len(keys) for keys in keys_by_pattern.values()}
-    if len(counts) != 1 or not all(is_stack[pattern] for pattern in keys_by_pattern):
-        return None
-    patterns = sorted(keys_by_pattern, key=lambda pattern: position[pattern])
-    return tuple(tuple(keys_by_pattern[pattern]) for pattern in patterns)
-
-
-def _stacks(converter: "WeightConverter") -> bool:
-    """Check whether a converter only lays experts next to each other, and their parts one below the other."""
-    operations = [(type(operation).__name__, getattr(operation, "dim", None)) for operation in converter.operations]
-    return operations in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)])
 
 
 def _modules(
@@ -367,14 +371,6 @@ def _module_kind(module: torch.nn.Module | None) -> ModuleKind | None:
     if isinstance(module, torch.nn.Embedding):
         return "embedding"
     return None
-
-
-def _tied(model: "PreTrainedModel", modules_by_name: Mapping[str, torch.nn.Module]) -> frozenset[str]:
-    """Return the names of the input and the output embedding if the config ties them; else no names."""
-    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
-        return frozenset()
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    return frozenset(name for name, module in modules_by_name.items() if any(module is end for end in ends))
 
 
 def _groups(

@@ -7,8 +7,11 @@ transformers.
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
+import torch
+
+from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain, needs_remote_code
 from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
@@ -81,11 +84,56 @@ class Base:
 
     @cached_property
     def architecture(self) -> Architecture | None:
-        """What transformers says of the model; `None` if there is no config, or one that needs remote code."""
+        """What transformers says of the model; `None` if there is no config, or if only remote code has a class for it.
+
+        Code beside the weights is never run for this. Where transformers has a class of its own for a model that
+        came with code once (Phi-3, Falcon, DeepSeek), that class is asked.
+        """
         config = read_config(self.folder)
-        if not config.get("architectures") or config.get("auto_map"):
+        if not config.get("architectures") or needs_remote_code(config):
             return None
-        return describe_plain(config, self.checkpoint) or describe(self.folder, self.checkpoint)
+        described = describe_plain(config, self.checkpoint) or describe(self.folder, self.checkpoint)
+        return replace(described, ties=self._actual_ties(described))
+
+    @cached_property
+    def text_architecture(self) -> Architecture | None:
+        """The text model alone, of a model that reads images or sound too; `None` if it has no such class.
+
+        It is what `AutoModelForCausalLM` makes of such a base, so adapters and fine-tunes of it have its names.
+        """
+        if self.architecture is None or not read_config(self.folder).get("text_config"):
+            return None
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder)
+        for candidate in (config, config.get_text_config()):
+            concrete_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(candidate), None)
+            if concrete_class is not None and concrete_class.__name__ != self.architecture.name:
+                described = describe(self.folder, self.checkpoint, class_name=concrete_class.__name__)
+                return replace(described, ties=self._actual_ties(described))
+        return None
+
+    def _actual_ties(self, described: Architecture) -> dict[str, str]:
+        """Return the ties without those that the weights contradict.
+
+        Where both tensors are on disk and differ, transformers does not tie them, whatever the config says.
+        """
+        ties = {}
+        for name, other in described.ties.items():
+            keys = [described.parameters.get(end) for end in (name, other)]
+            if None in keys or keys[0] == keys[1] or self._are_equal(str(keys[0]), str(keys[1])):
+                ties[name] = other
+        return ties
+
+    def _are_equal(self, key: str, other: str) -> bool:
+        """Check whether two tensors are the same; of a base that is still on the Hub, whether their samples are."""
+        infos = (self.checkpoint[key], self.checkpoint[other])
+        if infos[0].shape != infos[1].shape:
+            return False
+        if self.remote is not None:
+            return infos[0].dtype == infos[1].dtype and self.digest(key) == self.digest(other)
+        values = self.checkpoint.read(key)
+        return torch.equal(values, self.checkpoint.read(other).to(values.dtype))
 
     @cached_property
     def side_files(self) -> dict[str, Path]:

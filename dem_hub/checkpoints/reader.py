@@ -210,6 +210,13 @@ def _find_files(folder: Path, name: str | None) -> list[Path]:
             "are read. Convert them: AutoModel.from_pretrained(folder, weights_only=True).save_pretrained(new_folder) "
             "writes safetensors."
         )
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf:
+        raise CheckpointError(
+            f"'{folder}' has only GGUF weights ({', '.join(gguf[:3])}), which are mostly quantised. Take the model's "
+            "repository with safetensors, or convert it: AutoModel.from_pretrained(folder, "
+            f"gguf_file='{gguf[0]}').save_pretrained(new_folder)."
+        )
     raise NotFoundError(f"'{folder}' has no {single.name}, and no {index.name}. Check the path.")
 
 

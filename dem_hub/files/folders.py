@@ -6,12 +6,14 @@ written over them or next to them, because a folder with two artifacts would loa
 
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
 
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import (
     ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
     PICKLES,
     PROVENANCE_CONFIG,
     RECIPE_CONFIG,
@@ -20,6 +22,7 @@ from dem_hub.files.names import (
     SIDECARS,
     STORE_CONFIG,
     VECTOR_CONFIG,
+    VECTOR_FILES,
 )
 from dem_hub.files.strict_json import read_json
 
@@ -75,11 +78,28 @@ def kind_of(folder: Path) -> str:
     return ""
 
 
-def lone_vector(folder: Path) -> str:
-    """Return `VECTOR` or `ADAPTER` if a folder holds that and no model; else an empty text."""
+def has_model_weights(folder: Path) -> bool:
+    """Check whether a folder holds weights that are not those of a vector or an adapter."""
+    for path in folder.iterdir():
+        is_vector = any(fnmatch(path.name, pattern) for pattern in (*VECTOR_FILES, ADAPTER_PICKLE))
+        if path.name.endswith(_WEIGHTS_SUFFIXES) and not is_vector:
+            return True
+    return False
+
+
+def lone_vector(folder: Path, *, is_model: bool | None = None) -> str:
+    """Return `VECTOR` or `ADAPTER` if a folder holds that and no model; else an empty text.
+
+    Args:
+        folder (`Path`): The folder.
+        is_model (`bool`, *optional*): Whether it holds a model too. Defaults to whether there is a `config.json`,
+            as the weights of a repository on the Hub may not be here.
+    """
     kind = kind_of(folder)
     # A model's config has the same name as a recipe's: with such a file, transformers loads the folder as a model.
-    if kind not in (VECTOR, ADAPTER) or (folder / RECIPE_CONFIG).is_file():
+    if is_model is None:
+        is_model = (folder / RECIPE_CONFIG).is_file()
+    if kind not in (VECTOR, ADAPTER) or is_model:
         return ""
     return kind
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.model_config import read_config, refuse_quantized
+from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
 from dem_hub.files.folders import check_target, is_recipe, lone_vector
 from dem_hub.files.names import MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
@@ -281,7 +281,9 @@ def _open_base(resolved: Resolved) -> Base:
             "a search goes on from it with --resume-from."
         )
     refuse_quantized(resolved.folder, "base")
-    return Base(resolved)
+    base = Base(resolved)
+    refuse_quantized_tensors(base.checkpoint, resolved.folder, "base")
+    return base
 
 
 def _open_vector(resolved: Resolved) -> DistributionVector:

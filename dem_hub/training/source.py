@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.model_config import refuse_quantized
+from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.checkpoints.writer import system_errors
 from dem_hub.codecs.encoder import Encoder
@@ -68,6 +68,7 @@ class Source:
         resolved = resolve(name, MODEL_FILES, options)
         refuse_quantized(resolved.folder, "base")
         base = Base(resolved)
+        refuse_quantized_tensors(base.checkpoint, resolved.folder, "base")
         # The fingerprint reads the whole base once. Computed here, it is cached before training begins.
         logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)
         why_no_adapter = _why_no_adapter(gathering, base)
@@ -281,5 +282,5 @@ def _check_difference(gathering: Gathering, base: Base, why_no_adapter: str) -> 
             )
         logger.info("The adapter is merged for the vector, layer by layer: %s", why_no_adapter)
     live = LiveModel(gathering, base)
-    match_tensors(base.checkpoint, live)
+    match_tensors(base, live)
     live.try_merging()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.model_config import refuse_quantized
+from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.codecs.auto.budget import SMALL
 from dem_hub.codecs.dense import Dense
@@ -30,13 +30,13 @@ from dem_hub.codecs.whole import Replace
 from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.errors import CheckpointError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.folders import is_recipe, lone_vector
 from dem_hub.files.names import SAFETENSORS, VECTOR_CONFIG
 from dem_hub.hub.download import Resolved
 from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import in_order
 from dem_hub.vectors.config import TensorRecord, VectorConfig
+from dem_hub.vectors.inputs import refuse_what_is_no_model
 from dem_hub.vectors.matching import Pair, match_tensors, vocabulary_size
 from dem_hub.vectors.writer import EncodedTensor, VectorWriter
 
@@ -85,13 +85,17 @@ def extract(
             differ in shape, or are missing on one side, or have NaN or inf.
         `CodecError`: the vector does not fit in the budget.
     """
-    _refuse_what_is_no_model(base, finetuned)
+    refuse_what_is_no_model(base, finetuned)
     refuse_quantized(base.folder, "base")
     refuse_quantized(finetuned.folder, "fine-tune")
+    opened = Base(base)
+    tensors = Checkpoint(finetuned.folder)
+    refuse_quantized_tensors(opened.checkpoint, base.folder, "base")
+    refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune")
     return extract_tensors(
         folder,
-        Base(base),
-        Checkpoint(finetuned.folder),
+        opened,
+        tensors,
         encoder,
         finetuned=str(finetuned.source),
         device=device,
@@ -119,7 +123,7 @@ def extract_tensors(
         finetuned (`str`, *optional*): the name of the fine-tune, for messages and for the vector's config.
     """
     sides = _Sides(base, tensors, _choose_device(device))
-    pairs = match_tensors(base.checkpoint, tensors)
+    pairs = match_tensors(base, tensors)
 
     def first_look() -> FirstLook:
         glances = _glance(pairs, sides)
@@ -148,28 +152,6 @@ def extract_tensors(
     )
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
-
-
-def _refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
-    """Refuse a recipe, a vector or an adapter on either side, which would otherwise be refused for each of its
-    tensors.
-    """
-    if kind := lone_vector(finetuned.folder):
-        raise CheckpointError(
-            f"'{finetuned.source}' is {kind} already, which can be used as it is: "
-            f"dem-hub merge BASE --vector {finetuned.source}=COEFFICIENT -o DIR, "
-            "in Python vectors={...}."
-        )
-    for role, side in (("base", base), ("fine-tune", finetuned)):
-        if is_recipe(side.folder):
-            raise CheckpointError(
-                f"The {role} '{side.source}' is a recipe. Make the model of it first: "
-                f"dem-hub merge {side.source} -o MODEL."
-            )
-    if kind := lone_vector(base.folder):
-        raise CheckpointError(
-            f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from."
-        )
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,21 @@
-"""The tensors of a fine-tune, matched with those of its base: by name, and by content where one side wrote out a tied
-embedding.
+"""The tensors of a fine-tune, matched with those of its base: by name, by place in the model where names differ, and by
+content where one side wrote out a tied embedding.
 
 Everything that does not fit is found from the headers and listed in one error. Nothing is cut, and nothing is skipped.
 """
 
+import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.errors import CheckpointError, refuse
+from dem_hub.vectors.partners import Partners, find_partners
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,45 +27,66 @@ class Pair:
     rows: int
 
 
-def match_tensors(base: Checkpoint, finetuned: TensorSource) -> list[Pair]:
+def match_tensors(base: Base, finetuned: TensorSource) -> list[Pair]:
     """Pair the tensors of both sides.
 
     Raises:
         `CheckpointError`: tensors have no partner, or one of another shape or dtype; all of them are listed.
     """
+    partners = find_partners(base, finetuned)
     faults = []
     pairs = []
-    for key in sorted(set(base) | set(finetuned)):
-        if key not in base:
-            # A tensor that is written out in the fine-tune and tied in the base is nothing new.
-            if _find_twin(finetuned, key, base) is None:
-                faults.append(f"'{key}' {list(finetuned[key].shape)} is in the fine-tune only")
+    checkpoint = base.checkpoint
+    for key in sorted(checkpoint):
+        if key in partners.carried:
             continue
-        finetuned_key = key
-        if key not in finetuned:
-            # Written out in the base and tied in the fine-tune: it follows the tensor that it is tied to.
-            finetuned_key = _find_twin(base, key, finetuned) or key
-        if finetuned_key not in finetuned:
-            faults.append(f"'{key}' {list(base[key].shape)} is in the base only")
+        # A tensor that is written out in the base and tied in the fine-tune follows the tensor that it is tied to.
+        name = key if key in partners.keys else _find_twin(checkpoint, key, partners.keys)
+        if name is None:
+            faults.append(f"'{key}' {list(checkpoint[key].shape)} is in the base only")
             continue
-        fault = _find_fault(base, key, finetuned, finetuned_key)
+        finetuned_key = partners.keys[name]
+        fault = _find_fault(checkpoint, key, finetuned, finetuned_key)
         if fault:
             faults.append(fault)
             continue
-        shape = base[key].shape
+        shape = checkpoint[key].shape
         new_rows = 0
         if finetuned[finetuned_key].shape != shape:
             new_rows = finetuned[finetuned_key].shape[0] - shape[0]
         pairs.append(Pair(key, finetuned_key, new_rows))
+    paired = frozenset(partners.keys.values())
+    alone = set(finetuned) - paired - partners.dropped
+    # A tensor that is written out in the fine-tune and tied in the base is nothing new.
+    new = [key for key in alone if _find_twin(finetuned, key, paired) is None]
+    faults += [f"'{key}' {list(finetuned[key].shape)} is in the fine-tune only" for key in new]
     if faults:
         refuse(
             CheckpointError,
-            f"'{finetuned.path}' is not a fine-tune of '{base.path}': {len(faults)} tensors do not fit.",
-            faults,
+            f"'{finetuned.path}' is not a fine-tune of '{checkpoint.path}': {len(faults)} tensors do not fit.",
+            sorted(faults),
             "Name the base that this model was trained from. "
             "An untied or differently built model has no vector on this base.",
         )
+    _log_unpaired(partners)
     return pairs
+
+
+def _log_unpaired(partners: Partners) -> None:
+    """Say in one line each which tensors have no part in the vector."""
+    if partners.carried:
+        logger.warning(
+            "%d tensors of the base are in no model that transformers makes of the fine-tune ('%s'); they stay as "
+            "the base has them.",
+            len(partners.carried),
+            min(partners.carried),
+        )
+    if partners.dropped:
+        logger.warning(
+            "%d tensors of the fine-tune are dropped by transformers when it loads it ('%s'), and left out.",
+            len(partners.dropped),
+            min(partners.dropped),
+        )
 
 
 def _find_fault(base: Checkpoint, key: str, finetuned: TensorSource, finetuned_key: str) -> str:
@@ -98,11 +125,9 @@ def vocabulary_size(folder: Path) -> int | None:
     return (config.get("text_config") or config).get("vocab_size")
 
 
-def _find_twin(checkpoint: TensorSource, key: str, other: TensorSource) -> str | None:
-    """Return another tensor of the checkpoint with the same bits that the other side has too: the one that `key` is
-    tied to.
-    """
+def _find_twin(checkpoint: TensorSource, key: str, names: Collection[str]) -> str | None:
+    """Return another tensor of the checkpoint with the same bits that has a partner: the one that `key` is tied to."""
     for name in checkpoint:
-        if name != key and name in other and checkpoint.is_copy(name, key):
+        if name != key and name in names and checkpoint.is_copy(name, key):
             return name
     return None

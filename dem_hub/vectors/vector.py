@@ -379,7 +379,7 @@ class DistributionVector:
                 f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract "
                 "the vector."
             )
-        deltas = read_adapter(self.folder, self._adapter_config, base.checkpoint, base.architecture)
+        deltas = read_adapter(self.folder, self._adapter_config, base)
         self.check_unchanged()
         return deltas
 

@@ -1,21 +1,26 @@
 """The module of each key on disk, with and without the prefixes that checkpoints drop."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
 from torch import Tensor
 
+from dem_hub import DistributionVector
 from dem_hub.checkpoints.architecture import Module, check_counts, describe, memory_names, model_class
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.model_config import read_config, refuse_quantized
+from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.opening import open_base_and_vectors
 from tests.support.tiny_models import FAMILIES, Models, Zoo, build, edit_json, load_tensors, reshard
 
 EXPECTED = {
@@ -133,6 +138,78 @@ def test_class_that_transformers_lacks(llama: Models, tmp_path: Path) -> None:
         model_class(AutoConfig.from_pretrained(base))
 
 
+TEXT = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+def vision_language(**config: Any) -> Any:
+    """A Qwen2.5-VL, whose text config says nothing of ties on its own."""
+    import transformers as t
+
+    text = TEXT | {"rope_parameters": {"type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4,
+              "out_hidden_size": 32, "fullatt_block_indexes": [0]}  # fmt: skip
+    ids = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 58, "vision_end_token_id": 59,
+           "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    flag = config.pop("in_text", None)
+    text |= {"bos_token_id": 1, "eos_token_id": 2} | ({} if flag is None else {"tie_word_embeddings": flag})
+    return t.Qwen2_5_VLForConditionalGeneration(
+        t.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids, **config)
+    )
+
+
+TIED: dict[str, Callable[[], Any]] = {
+    "llama, tied": lambda: build("llama-tied"),
+    "llama, untied": lambda: build("llama-untied"),
+    "gpt2": lambda: build("gpt2"),
+    "bert": lambda: build("bert"),
+    "a VLM, tied": lambda: vision_language(tie_word_embeddings=True),
+    "a VLM, tied, and its text config says no": lambda: vision_language(tie_word_embeddings=True, in_text=False),
+    "a VLM, untied": lambda: vision_language(tie_word_embeddings=False),
+    "a VLM, untied, and its text config says tied": lambda: vision_language(tie_word_embeddings=False, in_text=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers warns of ties that the weights contradict
+@pytest.mark.parametrize("written", ["as saved", "both, the same", "both, different"])
+@pytest.mark.parametrize("make", TIED.values(), ids=TIED)
+def test_tied_is_what_transformers_ties(tmp_path: Path, make: Callable[[], Any], written: str) -> None:
+    """The reference is the model that transformers loads: which of its modules have one weight."""
+    model = make()
+    model.save_pretrained(tmp_path)
+    tensors = load_tensors(tmp_path)
+    if written != "as saved":
+        state = model.state_dict()
+        heads = [name for name in model.all_tied_weights_keys if name.endswith(".weight")]
+        tensors |= {name: state[name].clone() for name in heads}
+        for name in heads if written == "both, different" else []:
+            tensors[name][0] += 1
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = type(model).from_pretrained(tmp_path)
+    names: dict[int, list[str]] = {}
+    for name, parameter in loaded.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
+    expected = {name for shared in names.values() if len(shared) > 1 for name in shared if not name.endswith(".bias")}
+    found = opened(tmp_path).architecture
+    assert found is not None
+    assert found.tied == expected
+
+
+@pytest.mark.usefixtures("hub")
+def test_ties_of_a_base_on_the_hub_are_read_from_samples(llama: Models, tmp_path: Path) -> None:
+    """Only a few bytes of the two tensors are fetched."""
+
+    def write_out(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+    base = reshard(llama.base, tmp_path / "base", change=write_out)
+    HfApi().create_repo("ann/untied")
+    HfApi().upload_folder(repo_id="ann/untied", folder_path=base)
+    found = open_base_and_vectors(VectorSource("ann/untied"), {}, headers_only=True).base.architecture
+    assert found is not None
+    assert found.tied == frozenset()
+
+
 def opened(folder: Path) -> Base:
     return Base(resolve(VectorSource(str(folder)), MODEL_FILES))
 
@@ -148,6 +225,10 @@ def test_base_with_code_of_its_own_is_not_run(llama: Models, tmp_path: Path) -> 
     base = reshard(llama.base, tmp_path / "base")
     edit_json(base / "config.json", auto_map={"AutoModelForCausalLM": "code.Model"})
     (base / "code.py").write_text("raise SystemExit('this code ran')")
+    found = opened(base).architecture
+    assert found is not None
+    assert found == opened(llama.base).architecture  # transformers has a class of its own for this model
+    edit_json(base / "config.json", model_type="wave")
     assert opened(base).architecture is None
 
 
@@ -158,6 +239,64 @@ def test_record_of_a_folder(llama: Models) -> None:
         None,
         base.fingerprint,
     )
+
+
+FLOAT8 = torch.float8_e4m3fn
+QUANTIZED: dict[str, tuple[dict[str, Tensor], bool]] = {
+    "float8": ({"x.weight": torch.ones(4, 4).to(FLOAT8)}, True),
+    "float8 and its scale": ({"x.weight": torch.ones(4, 4).to(FLOAT8), "x.weight_scale_inv": torch.ones(1, 1)}, True),
+    "a scale beside a weight": ({"x.weight": torch.ones(4, 4), "x.weight_scale": torch.ones(4, 1)}, True),
+    "int8": ({"x.weight": torch.ones(4, 4, dtype=torch.int8), "x.weight_scale": torch.ones(4, 1)}, True),
+    "whole numbers as a weight": ({"x.weight": torch.ones(4, 4, dtype=torch.uint8)}, True),
+    "gptq": ({"x.qweight": torch.ones(4, 4, dtype=torch.int32), "x.scales": torch.ones(1, 4)}, True),
+    "compressed-tensors": ({"x.weight_packed": torch.ones(4, 4, dtype=torch.int32)}, True),
+    "bitsandbytes, 4 bits": ({"x.weight": torch.ones(8, 1, dtype=torch.uint8), "x.weight.absmax": torch.ones(1)}, True),
+    "bitsandbytes, 8 bits": ({"x.weight": torch.ones(4, 4, dtype=torch.int8), "x.SCB": torch.ones(4)}, True),
+    "mxfp4": (
+        {
+            "x.down_proj_blocks": torch.ones(2, 4, 4, dtype=torch.uint8),
+            "x.down_proj_scales": torch.ones(2, 4, dtype=torch.uint8),
+        },
+        True,
+    ),
+    "hqq": ({"x.W_q": torch.ones(4, 4, dtype=torch.uint8), "x.scale": torch.ones(4, 1)}, True),
+    "positions": ({"x.position_ids": torch.arange(4)[None], "x.weight": torch.ones(4, 4)}, False),
+    "a mask": ({"attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8), "attn.masked_bias": torch.ones(())}, False),
+    "a parameter that scales": ({"logit_scale": torch.ones(()), "x.layer_scale": torch.ones(4)}, False),
+    "an index beside a scale": (
+        {"x.relative_position_index": torch.ones(4, 4, dtype=torch.int64), "x.logit_scale": torch.ones(4, 1, 1)},
+        False,
+    ),
+    "a count": ({"x.num_batches_tracked": torch.ones((), dtype=torch.int64), "x.weight": torch.ones(4)}, False),
+}
+
+
+@pytest.mark.parametrize(("tensors", "is_quantized"), QUANTIZED.values(), ids=QUANTIZED)
+def test_quantized_tensors(tmp_path: Path, tensors: dict[str, Tensor], is_quantized: bool) -> None:
+    """They are known without a word in the config, and buffers of whole numbers are not taken for them."""
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    if is_quantized:
+        with pytest.raises(CheckpointError, match=r"The base '.*' is quantised \('x\..*such tensors\): the difference"):
+            refuse_quantized_tensors(checkpoint, tmp_path, "base")
+    else:
+        refuse_quantized_tensors(checkpoint, tmp_path, "base")
+
+
+def test_float8_is_refused_wherever_a_base_is_opened(llama: Models, tmp_path: Path) -> None:
+    def quantize(tensors: dict[str, Tensor]) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(FLOAT8)
+
+    base = reshard(llama.base, tmp_path / "base", change=quantize)
+    with pytest.raises(
+        CheckpointError, match="The base .* is quantised .*'model.layers.0.mlp.up_proj.weight' is F8_E4"
+    ):
+        DistributionVector.extract(base, llama.full)
+    with pytest.raises(CheckpointError, match="The fine-tune .* is quantised"):
+        DistributionVector.extract(llama.base, base)
+    with pytest.raises(CheckpointError, match="The base .* is quantised"):
+        open_base_and_vectors(VectorSource(str(base)), {})
 
 
 def test_refuse_quantized(llama: Models, tmp_path: Path) -> None:

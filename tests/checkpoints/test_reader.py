@@ -153,3 +153,11 @@ def test_verify_files_lists_every_fault(tmp_path: Path) -> None:
         verify_files(tmp_path, {"a": digest(tmp_path / "a"), "b": "0" * 64, "c": "1" * 64})
     with pytest.raises(ConfigError, match=r"'\.\./x'"):
         verify_files(tmp_path, {"../x": "0" * 64})
+
+
+def test_gguf_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        CheckpointError, match=r"only GGUF weights \(model-Q4_K_M.gguf\).*gguf_file='model-Q4_K_M.gguf'"
+    ):
+        Checkpoint(tmp_path)

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from dem_hub import DEMCallback, DistributionVector
 from dem_hub.errors import AdapterError
-from tests.support.tiny_models import Models, Zoo
+from tests.support.tiny_models import Models, Zoo, reshard
 from tests.support.training_runs import DENSE, LORA, adapted, arguments, assert_same_files, begin, rows, train
 
 
@@ -88,3 +88,20 @@ def test_one_tensor_that_is_changed_in_two_ways(llama: Models, tmp_path: Path, c
     model = adapted(llama.base, LoraConfig(**{**LORA, **changes}))
     with pytest.raises(AdapterError, match="are one tensor of the base, and PEFT changes them differently"):
         begin(DEMCallback(), model, arguments(tmp_path))
+
+
+def test_an_old_base(zoo: Zoo, tmp_path: Path) -> None:
+    """`openai-community/gpt2` has no prefix and masks that transformers drops; the vector is on its names."""
+    from transformers import GPT2LMHeadModel
+
+    def age(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 64, 64).tril()
+
+    base = reshard(zoo.models("gpt2").base, tmp_path / "base", change=age)
+    model = GPT2LMHeadModel.from_pretrained(base)
+    callback = DEMCallback(**DENSE)
+    Trainer(model, arguments(tmp_path / "run"), train_dataset=rows(), callbacks=[callback]).train()
+    model.save_pretrained(tmp_path / "tuned")
+    assert_same_files(callback.vector, DistributionVector.extract(base, tmp_path / "tuned", **DENSE))

@@ -330,3 +330,15 @@ def test_every_codec_takes_any_tensor(tmp_path: Path, codec: str, dtype: str) ->
             base.double().norm() + sides["finetuned"][name].double().norm()
         )  # of rounding the sum
         assert float((merged.double() - sides["finetuned"][name].double()).norm()) <= 1.01 * bound + step
+
+
+def test_an_adapter_beside_a_config(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    """axolotl writes the base's config.json there, which makes no model of an adapter."""
+    adapter = zoo.adapter("llama-tied")
+    for path in adapter.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_bytes((llama.base / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="is a LoRA adapter already, which can be used as it is"):
+        DistributionVector.extract(llama.base, tmp_path)
+    with pytest.raises(CheckpointError, match="is a LoRA adapter, and a base is a model"):
+        DistributionVector.extract(tmp_path, llama.full)

@@ -58,6 +58,9 @@ _TYPES: dict[str, Any] = {
 # ("pissa_niter_4").
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Values of it that choose factors and leave the base alone.
+_KNOWN_INITIALIZATIONS = ("gaussian", "orthogonal", "eva", "mica", "true", "false")
+
 _EXTRACT_INSTEAD = "Merge it into its base, save that, and extract the vector: dem-hub extract BASE MERGED -o DIR"
 
 
@@ -146,4 +149,6 @@ def _faults(config: Mapping[str, Any]) -> list[str]:
             f"init_lora_weights is '{initialization}', which changes the base: convert the adapter "
             "(path_initial_model_for_weight_conversion in PEFT)"
         )
+    elif isinstance(initialization, str) and initialization not in _KNOWN_INITIALIZATIONS:
+        faults.append(f"init_lora_weights is '{initialization}', which is not known to leave the base as it is")
     return faults

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dem_hub.checkpoints.architecture import Architecture
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.lazy import LazyTensor, Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.component import Component, StoredDelta
@@ -27,6 +28,7 @@ from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS
+from dem_hub.vectors.lora.contents import missing_modules, wrapper_remedy
 from dem_hub.vectors.lora.experts import expert_factors, find_fused
 from dem_hub.vectors.lora.patterns import Patterns
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
@@ -34,33 +36,60 @@ from dem_hub.vectors.lora.writer import PEFT_PREFIX
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 
 
-def read_adapter(
-    folder: Path, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture
-) -> dict[str, StoredDelta]:
+def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
     """Return the stored delta of each tensor that an adapter changes.
 
     Args:
         folder (`Path`): Folder of the adapter.
         config (`Mapping[str, Any]`): Its config, from [`read_adapter_config`].
-        base (`Checkpoint`): The base that the adapter is put on.
-        architecture (`Architecture`): The architecture of that base.
+        base ([`Base`]): The base that the adapter is put on. Its architecture is known.
 
     Returns:
         `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint keys.
 
     Raises:
-        `AdapterError`: If the base has no place for a tensor, or a tensor has the wrong shape. All of them are listed.
+        `AdapterError`: If the base has no place for a tensor, or a tensor has the wrong shape. All of them are
+            listed. Also if the adapter does not hold what its config says.
     """
-    reader = _AdapterReader(Checkpoint(folder, index=ADAPTER_WEIGHTS), config, base, architecture)
+    weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
+    architecture = _trained_architecture(weights, base)
+    reader = _AdapterReader(weights, config, base.checkpoint, architecture)
     deltas = reader.read()
     if reader.faults:
         refuse(
             AdapterError,
-            f"The adapter '{folder}' does not fit the base '{base.path}'.",
+            f"The adapter '{folder}' does not fit the base '{base.folder}'.",
             reader.faults,
-            "Use the base it was trained on.",
+            wrapper_remedy(reader.names) or "Use the base it was trained on.",
+        )
+    missing = missing_modules(config, architecture, reader.names)
+    if missing:
+        refuse(
+            AdapterError,
+            f"The adapter '{folder}' does not hold what its config says.",
+            missing,
+            "Fetch it again, or save it again. If it is meant to be so, say it in adapter_config.json: target_modules "
+            "and layers_to_transform name what there is.",
         )
     return deltas
+
+
+def _trained_architecture(weights: Checkpoint, base: Base) -> Architecture:
+    """Return the architecture whose names an adapter has: the base's, or that of its text model alone."""
+    assert base.architecture is not None
+    unknown = _count_unknown(weights, base.architecture)
+    if unknown and base.text_architecture is not None and _count_unknown(weights, base.text_architecture) < unknown:
+        return base.text_architecture
+    return base.architecture
+
+
+def _count_unknown(weights: Checkpoint, architecture: Architecture) -> int:
+    """Return the number of LoRA's tensors of an adapter whose module an architecture does not have."""
+    unknown = 0
+    for name in weights:
+        match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
+        unknown += match is not None and match["module"] not in architecture.keys
+    return unknown
 
 
 def saves_one_side(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
@@ -118,18 +147,51 @@ class _AdapterReader:
         deltas: dict[str, StoredDelta] = {}
         factors: dict[str, dict[str, LazyTensor]] = {}  # "A" and "B" of each module
         for name in sorted(self._weights):
+            if ".original_module." in name:
+                # PEFT's copy of the base's module, beside the trained one.
+                continue
             match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
             if match is None:
                 deltas.update(self._whole_delta(name))
-            elif self._has_target(match["module"]):
+            elif self._has_target(match["module"]) or match["module"] in self._architecture.tied:
                 factors.setdefault(match["module"], {})[match["factor"]] = self._weights.lazy(name)
             else:
                 self._add_fault(f"'{name}': the base has no single weight for a module '{match['module']}'")
         for module, pair in sorted(factors.items()):
+            if self._is_other_end(module, factors):
+                continue
             for key, component in self._components(module, pair):
                 whole = deltas.get(key, StoredDelta())
                 deltas[key] = StoredDelta((component, *whole.components), whole.rows)
         return deltas
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors of the adapter."""
+        return list(self._weights)
+
+    def _is_other_end(self, module: str, factors: Mapping[str, Mapping[str, LazyTensor]]) -> bool:
+        """Check whether a module is the end of a tie that is not on disk, and note the fault if the ends differ.
+
+        With `ensure_weight_tying` PEFT writes the factors of the output embedding as well. They are those of the
+        input embedding, transposed, and the change of one tensor.
+        """
+        if module not in self._architecture.tied or module in self._architecture.keys:
+            return False
+        mine = factors[module]
+        for other in self._architecture.tied - {module}:
+            theirs = factors.get(other, {})
+            if all(
+                mine[a].get_shape() == theirs[b].get_shape()[::-1] and torch.equal(mine[a][...], theirs[b][...].T)
+                for a, b in (("A", "B"), ("B", "A"))
+                if a in mine and b in theirs
+            ) and mine.keys() == theirs.keys() == {"A", "B"}:
+                return True
+        self.faults.append(
+            f"'{module}' is one tensor with another embedding, and its LoRA is not that embedding's: the change of one "
+            "end is none of the tensor. Train with ensure_weight_tying=True, or on a base whose embeddings are untied"
+        )
+        return True
 
     def _add_fault(self, fault: str) -> None:
         self.faults.append(f"{fault} ({self._architecture.name})")
@@ -159,7 +221,8 @@ class _AdapterReader:
         if not targets:
             self.faults.append(
                 f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' "
-                "parameters, or for several"
+                "parameters, or for several (or for one in two ways: PEFT before 0.19 has A and B the other way "
+                "round, so peft_version in adapter_config.json must say which wrote it)"
             )
         for target in targets:
             rows, rank = target.left.get_shape()
@@ -186,7 +249,7 @@ class _AdapterReader:
         if module in self._architecture.keys:
             return True
         owner = _owner(module)
-        if self._is_targeted(f"{owner}.weight"):
+        if f"{owner}.weight" in self._architecture.expert_keys or self._is_targeted(f"{owner}.weight"):
             return True
         return any(name.rpartition(".")[0] == owner for name in self._architecture.fused)
 
@@ -206,14 +269,19 @@ class _AdapterReader:
             return [_Target(key, module, b, a)]
         owner = _owner(module)
         weight = f"{owner}.weight"
+        if weight in architecture.expert_keys:
+            # A LoRA on one expert's own layer, as transformers 4 had them. Its name is that of the tensor on disk.
+            return [_Target(weight, module, b, a)]
         if self._is_targeted(weight):
             return [_Target(architecture.parameters[weight], weight, b, a)]
         # PEFT does not write down which fused parameter of the experts the factors are for: their shapes must tell.
-        fused = find_fused(owner, architecture.fused, self._base, a.get_shape(), b.get_shape())
+        version = self._config.get("peft_version")
+        fused = find_fused(owner, architecture.fused, self._base, a.get_shape(), b.get_shape(), version)
         if fused is None:
             return []
-        experts = expert_factors(architecture.fused[fused], self._base, a, b)
-        return [_Target(key, fused, left, right) for key, left, right in experts]
+        parts = architecture.fused[fused.name]
+        experts = expert_factors(parts, self._base, a, b, is_swapped=fused.is_swapped)
+        return [_Target(key, fused.name, left, right) for key, left, right in experts]
 
     # Tensors that PEFT keeps whole
 
@@ -223,6 +291,11 @@ class _AdapterReader:
         """
         parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         saved = self._weights[name]
+        if ".modules_to_save." in name and not self._is_written_alike(name):
+            self.faults.append(
+                f"'{name}' and '{name.replace('.modules_to_save.', '.')}' are one tensor, and differ in the file"
+            )
+            return {}
         key = self._architecture.parameters.get(parameter)
         if key is None or key not in self._base:
             # PEFT writes the output embedding out beside the input embedding that it is tied to.
@@ -247,6 +320,13 @@ class _AdapterReader:
         values = self._weights.lazy(name)
         new_rows = Rows(values, in_base.shape[0], saved.shape[0]) if is_grown else None
         return {key: StoredDelta((Component(Full(), {"full": values}, saved.shape),), new_rows)}
+
+    def _is_written_alike(self, name: str) -> bool:
+        """Check whether a saved module has the same values under its own name, if PEFT wrote it twice."""
+        twice = name.replace(".modules_to_save.", ".")
+        if twice not in self._weights:
+            return True
+        return torch.equal(self._weights.read(name), self._weights.read(twice))
 
 
 def _owner(module: str) -> str:

@@ -68,6 +68,9 @@ class AdapterWriter:
         module = self._architecture.modules.get(key)
         if module is None or module.kind == "embedding":
             return None
+        # PEFT would change one side of a tie alone, and the tensor is both.
+        if module.name in self._architecture.tied:
+            return None
         return module
 
     def write(self, module: Module, left: Tensor, right: Tensor) -> None:

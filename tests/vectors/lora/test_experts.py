@@ -1,5 +1,6 @@
 """LoRAs on experts, which are one tensor in memory and a matrix each on disk."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,67 @@ def test_experts_that_do_not_fit(zoo: Zoo, tmp_path: Path, name: str, tensor: Te
     save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match=message):
         merge_one(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("hidden", "intermediate"), [(32, 16), (32, 24)], ids=["both ways fit", "one way fits"])
+@pytest.mark.parametrize("version", ["0.17.1", "0.18.1", "0.19.0", "0.21.2", None, "0.19.1.dev0@abc"])
+def test_experts_of_older_versions_of_peft(tmp_path: Path, hidden: int, intermediate: int, version: str | None) -> None:
+    """PEFT before 0.19 has A and B the other way round: the delta is the transpose of B @ A."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    experts, rank = 3, 2
+    size = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    config = OlmoeConfig(
+        **size, hidden_size=hidden, intermediate_size=intermediate, num_experts=experts, num_experts_per_tok=2
+    )
+    OlmoeForCausalLM(config).save_pretrained(tmp_path / "base")
+    is_old = version in ("0.17.1", "0.18.1")
+    rows, columns = (hidden, 2 * intermediate) if is_old else (2 * intermediate, hidden)
+    a, b = torch.randn(experts * rank, columns), torch.randn(rows, experts * rank)
+    name = "base_model.model.model.layers.0.mlp.experts.lora_"
+    (tmp_path / "adapter").mkdir()
+    save_file({f"{name}A.weight": a, f"{name}B.weight": b}, tmp_path / "adapter" / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_parameters": ["mlp.experts.gate_up_proj"]}
+    if version is not None:
+        settings["peft_version"] = version
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    if hidden == 2 * intermediate and version in (None, "0.19.1.dev0@abc"):
+        with pytest.raises(AdapterError, match="peft_version in adapter_config.json must say which wrote it"):
+            merge_one(tmp_path / "base", tmp_path / "adapter")
+        return
+    merge = merge_one(tmp_path / "base", tmp_path / "adapter")
+    start = load_tensors(tmp_path / "base")
+    for expert in range(experts):
+        delta = b[:, expert::experts].double() @ a[expert * rank : (expert + 1) * rank].double()
+        delta = delta.T if is_old else delta
+        for part, kind in enumerate(("gate_proj", "up_proj")):
+            key = f"model.layers.0.mlp.experts.{expert}.{kind}.weight"
+            expected = start[key].double() + delta[part * intermediate : (part + 1) * intermediate]
+            torch.testing.assert_close(
+                merged_tensor(merge, key, torch.float32).double(), expected, rtol=1e-6, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2-moe"])
+def test_a_lora_on_each_expert(zoo: Zoo, tmp_path: Path, family: str) -> None:
+    """As transformers 4 had them, a module each: the names are those of the tensors on disk."""
+    base = zoo.models(family, "float32").base
+    start = load_tensors(base)
+    expected = {name: tensor.double() for name, tensor in start.items()}
+    generator = torch.Generator().manual_seed(0)
+    factors = {}
+    for key in [name for name in start if ".experts." in name]:
+        rows, columns = start[key].shape
+        left, right = torch.randn(rows, 3, generator=generator), torch.randn(3, columns, generator=generator)
+        module = f"base_model.model.{key.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_A.weight": right, f"{module}.lora_B.weight": left}
+        expected[key] += 2 * left.double() @ right.double()
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    names = sorted({name.split(".")[-3] for name in factors})
+    shared = [f"shared_expert.{name}" for name in names]
+    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": names, "exclude_modules": shared}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    merge = merge_one(base, tmp_path)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(merged_tensor(merge, name, torch.float32).double(), tensor, rtol=1e-6, atol=1e-6)

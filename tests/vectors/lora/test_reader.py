@@ -175,3 +175,26 @@ def test_nan_in_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
         merged_tensor(
             merge_one(zoo.models("llama-tied", "float32").base, adapter), "model.layers.0.self_attn.q_proj.weight"
         )
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT, of tied embeddings
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "lm_head"]], ids=str)
+@pytest.mark.parametrize("kind", ["target_modules", "modules_to_save"])
+def test_both_ends_of_a_tie(zoo: Zoo, tmp_path: Path, kind: str, targets: list[str]) -> None:
+    """Trained as one tensor they are one delta; the reference is PEFT's model, not merged."""
+    base = zoo.models("llama-tied", "float32").base
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "ensure_weight_tying": True}
+    options[kind] = [*options.get(kind, []), *targets]
+    adapted = make_adapter(base, tmp_path, train=train_all, **options)
+    model = DEMModel.from_pretrained(base, vectors={str(tmp_path): 1.0})
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, adapted(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ends_of_a_tie_that_differ(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-tied", "float32").base
+    make_adapter(base, tmp_path, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    with pytest.raises(AdapterError, match="'lm_head' is one tensor with another embedding, and its LoRA is not that"):
+        merge_one(base, tmp_path)

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.files.names import MODEL_FILES
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.lazy import merged_tensor
+from dem_hub.vectors.lora.writer import AdapterWriter
 from tests.support.lora_merges import merge_one
 from tests.support.other_readers import READERS, read_as
-from tests.support.tiny_models import Zoo, build, load_tensors, make_adapter
+from tests.support.tiny_models import Zoo, build, load_tensors, make_adapter, reshard
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2", "bert"])
@@ -90,3 +95,16 @@ def merged_loras(zoo: Zoo, folder: Path) -> Path:
     vectors = {str(folder / name): 1.0 for name in "ab"}
     DEMModel.from_pretrained(base, vectors=vectors, dtype="float32").save_pretrained(folder / "finetuned")
     return folder / "finetuned"
+
+
+def test_a_tied_head_gets_no_lora(zoo: Zoo, tmp_path: Path) -> None:
+    """Some checkpoints have the tied tensor under the head's name alone. A LoRA on the head would leave out the rest."""
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+    base = reshard(zoo.models("llama-tied", "float32").base, tmp_path / "base", change=rename)
+    architecture = Base(resolve(VectorSource(str(base)), MODEL_FILES)).architecture
+    writer = AdapterWriter(tmp_path, architecture)
+    assert writer.module("lm_head.weight") is None
+    assert writer.module("model.layers.0.mlp.up_proj.weight") is not None

@@ -1,0 +1,124 @@
+"""Adapters that do not hold what their config says, and names that PEFT does not write."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dem_hub.errors import AdapterError
+from tests.support.lora_merges import LINEAR, assert_as_peft, changed_adapter, merge_one
+from tests.support.tiny_models import Zoo, edit_json, load_tensors, make_adapter
+
+PREFIX = "base_model.model."
+
+
+def drop(part: str) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if part in name]:
+            del tensors[name]
+
+    return change
+
+
+MISSING: dict[str, tuple[str, str]] = {
+    "everything": ("", "its file has no tensors"),
+    "a layer": ("layers.1.", "'model.layers.1.self_attn.q_proj' is in target_modules and has no lora_A and lora_B"),
+    "one kind of module": ("v_proj", "'model.layers.0.self_attn.v_proj' is in target_modules and has no lora_A"),
+    "one module": ("layers.1.mlp.down_proj", "'model.layers.1.mlp.down_proj' is in target_modules"),
+}
+
+
+@pytest.mark.parametrize(("part", "message"), MISSING.values(), ids=MISSING)
+def test_what_is_missing_is_named(zoo: Zoo, tmp_path: Path, part: str, message: str) -> None:
+    adapter = changed_adapter(zoo, tmp_path / "adapter", drop(part))
+    with pytest.raises(AdapterError, match=rf"(?s)does not hold what its config says.*{message}.*Fetch it again, or"):
+        merge_one(zoo.models("llama-tied", "float32").base, adapter)
+
+
+def test_a_saved_module_that_is_missing(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-untied", "float32").base
+    make_adapter(base, tmp_path, target_modules=LINEAR, modules_to_save=["norm"])
+    tensors = load_tensors(tmp_path, "adapter_model")
+    drop("model.norm")(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="'norm' is in modules_to_save and has no tensor"):
+        merge_one(base, tmp_path)
+
+
+WHOLE: dict[str, dict[str, Any]] = {
+    "some layers": {"target_modules": LINEAR, "layers_to_transform": [1]},
+    "some layers, by pattern": {"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"},
+    "some excluded": {"target_modules": LINEAR, "exclude_modules": ["layers.0.self_attn.q_proj"]},
+    "excluded by an expression": {"target_modules": LINEAR, "exclude_modules": r".*layers\.0\..*"},
+    "an expression": {"target_modules": r".*\.1\..*q_proj"},
+    "saved in place of a LoRA": {"target_modules": [*LINEAR, "lm_head"], "modules_to_save": ["lm_head"]},
+    "whole names": {"target_modules": ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"]},
+}
+
+
+@pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
+def test_what_peft_writes_is_whole(zoo: Zoo, tmp_path: Path, options: dict[str, Any]) -> None:
+    base = zoo.models("llama-untied", "float32").base
+    assert_as_peft(base, tmp_path, make_adapter(base, tmp_path, **options))
+
+
+def test_a_config_that_says_so_makes_a_smaller_adapter_whole(zoo: Zoo, tmp_path: Path) -> None:
+    """The way out that the refusal names."""
+    adapter = changed_adapter(zoo, tmp_path / "adapter", drop("layers.1."))
+    edit_json(adapter / "adapter_config.json", layers_to_transform=[0])
+    merge = merge_one(zoo.models("llama-tied", "float32").base, adapter)
+    assert merge.active("model.layers.0.self_attn.q_proj.weight")
+    assert not merge.active("model.layers.1.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["module.", "_orig_mod.", "base_model.model.module.", "base_model.model._orig_mod."]
+)
+def test_names_of_a_wrapped_model(zoo: Zoo, tmp_path: Path, wrapper: str) -> None:
+    def wrap(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            tensors[wrapper + name.removeprefix(PREFIX)] = tensors.pop(name)
+
+    adapter = changed_adapter(zoo, tmp_path / "adapter", wrap)
+    with pytest.raises(AdapterError, match="names have the prefix '.*' of a wrapped model.*Save the adapter again"):
+        merge_one(zoo.models("llama-tied", "float32").base, adapter)
+
+
+@pytest.mark.parametrize("value", ["lora_xs", "pissa", "loftq", "olora_2"])
+def test_initializations_that_may_change_the_base(zoo: Zoo, tmp_path: Path, value: str) -> None:
+    adapter = changed_adapter(zoo, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", init_lora_weights=value)
+    with pytest.raises(AdapterError, match=f"init_lora_weights is '{value}', which"):
+        merge_one(zoo.models("llama-tied", "float32").base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT, of embedding layers that it saves
+@pytest.mark.parametrize("copies", ["as PEFT wrote it", "without original_module", "without modules_to_save"])
+def test_new_tokens_with_saved_embeddings(zoo: Zoo, tmp_path: Path, copies: str) -> None:
+    """PEFT writes each embedding up to three times."""
+    base = zoo.models("llama-untied", "float32").base
+    options: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    adapted = make_adapter(base, tmp_path, resize=66, **options)
+    tensors = load_tensors(tmp_path, "adapter_model")
+    assert any(".original_module." in name for name in tensors)
+    drop({"as PEFT wrote it": "nothing", "without original_module": ".original_module."}.get(copies, "_module"))(
+        tensors
+    )
+    if copies == "without modules_to_save":
+        drop(".modules_to_save.")(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert_as_peft(base, tmp_path, adapted)
+
+
+def test_two_copies_of_a_saved_module_that_differ(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-untied", "float32").base
+    make_adapter(base, tmp_path, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    tensors = load_tensors(tmp_path, "adapter_model")
+    tensors[f"{PREFIX}lm_head.modules_to_save.weight"] = torch.ones(64, 32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="are one tensor, and differ in the file"):
+        merge_one(base, tmp_path)
