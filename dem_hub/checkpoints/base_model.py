@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain, needs_remote_code
+from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
 from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
+from dem_hub.checkpoints.model_building import needs_remote_code
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.hub.download import Resolved, side_files

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from dem_hub.checkpoints.architecture import check_counts
-from dem_hub.checkpoints.architecture import model_class as architecture_class
+from dem_hub.checkpoints.model_building import check_counts
+from dem_hub.checkpoints.model_building import model_class as architecture_class
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.defaults import VERIFY, Rounding, Verify
 from dem_hub.errors import ConfigError

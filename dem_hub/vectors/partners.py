@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dem_hub.checkpoints.architecture import build
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.key_names import ignored_keys, match_keys
+from dem_hub.checkpoints.model_building import build
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import TensorSource
 from dem_hub.errors import CheckpointError

@@ -191,14 +191,11 @@ class DistributionVector:
         Files are downloaded and checked; no tensor is read.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written
-                `ID[@REVISION][//SUBFOLDER]`.
-            revision (`str`, *optional*): Branch, tag or commit on the Hub. It takes precedence over the one in
-                `name_or_path`.
-            subfolder (`str`, *optional*): Subfolder of the repository or folder. It takes precedence likewise.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder: `ID[@REVISION][//SUBFOLDER]`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub, in place of the one in `name_or_path`.
+            subfolder (`str`, *optional*): Subfolder of the repository or folder, likewise.
             token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
-            verify (`str`, *optional*, defaults to `"quick"`): `"quick"` believes a hash that was worked out before, as
-                long as the file's size, times and inode are the same. `"full"` hashes all files again.
+            verify (`str`, *optional*, defaults to `"quick"`): `"full"` hashes files again that did not seem to change.
 
         Returns:
             [`DistributionVector`]: The vector.
@@ -220,15 +217,13 @@ class DistributionVector:
         """Open a vector to look at its config and its headers, without downloading its weights.
 
         Args:
-            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder, written
-                `ID[@REVISION][//SUBFOLDER]`.
+            name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder: `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
             [`DistributionVector`]: A vector to look at. On the Hub its tensors cannot be read. No hash is checked.
 
         Raises:
-            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As
-                [`DistributionVector.from_pretrained`] raises them.
+            `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As `from_pretrained` raises them.
             `CheckpointError`: If a header is truncated, or the weights are pickled.
             `HubError`: If the Hub cannot be reached or fails.
         """

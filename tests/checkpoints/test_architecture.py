@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dem_hub import DistributionVector
-from dem_hub.checkpoints.architecture import Module, check_counts, describe, memory_names, model_class
+from dem_hub.checkpoints.architecture import Module, describe, memory_names
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.model_building import check_counts, model_class
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError
