@@ -3,6 +3,8 @@
 It is for people and cards. Nothing reads it back, so that it may grow without a new format.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from dem_hub.search.cross_loss import BASE
@@ -34,4 +36,18 @@ def provenance(result: SearchResult, seed: int) -> dict[str, Any]:
             "loss": result.held_out_loss,
             "baselines": result.baselines,
         }
-    return data
+    return without_non_finite(data)
+
+
+def without_non_finite(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON data without the numbers that are not finite, at any depth of mappings.
+
+    A model that diverges has an infinite loss. JSON has no infinity, and a recipe with one could not be read again.
+    """
+    finite: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            finite[name] = without_non_finite(value)
+        elif not isinstance(value, float) or math.isfinite(value):
+            finite[name] = value
+    return finite
