@@ -58,6 +58,7 @@ def refuse_quantized_tensors(tensors: Mapping[str, TensorInfo], folder: Path, ro
         [`~dem_hub.errors.CheckpointError`]: If weights are float8 or packed whole numbers, or have scales beside them.
     """
     found = [name for name in sorted(tensors) if _is_quantized(name, tensors)]
+    found = found or _whole_weights(tensors)
     if found:
         raise _quantized(folder, role, f"'{found[0]}' is {tensors[found[0]].dtype}; {len(found)} such tensors")
 
@@ -89,7 +90,14 @@ def _is_quantized(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
         return info.torch_dtype.itemsize == 1 or _is_scale(name, tensors)
     if len(info.shape) < 2:
         return bool(_PACKED.fullmatch(name.rpartition(".")[2]))
-    return name.endswith(".weight") or bool(_PACKED.fullmatch(name.rpartition(".")[2])) or _has_scale(name, tensors)
+    return bool(_PACKED.fullmatch(name.rpartition(".")[2])) or _has_scale(name, tensors)
+
+
+def _whole_weights(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Return the weights of whole numbers, if most matrices are: one among others is a misfit, and no quantization."""
+    matrices = [name for name in sorted(tensors) if name.endswith(".weight") and len(tensors[name].shape) >= 2]
+    whole = [name for name in matrices if not tensors[name].torch_dtype.is_floating_point]
+    return whole if 2 * len(whole) > len(matrices) else []
 
 
 def _is_scale(name: str, tensors: Mapping[str, TensorInfo]) -> bool:

@@ -88,7 +88,7 @@ def shown(value: object) -> str:
     ```python
     >>> from dem_hub.files.strict_json import shown
     >>> shown("a\\nb"), len(shown(10**300))
-    ("'a\\\\nb'", 63)
+    ("'a\\\\nb'", 20)
 
     ```
     """

@@ -18,7 +18,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
 from dem_hub.files.folders import check_target, is_recipe, lone_vector
-from dem_hub.files.names import MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
+from dem_hub.files.names import GENERATION_CONFIG, MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import short_hash
@@ -40,6 +40,7 @@ class OpenedRecipe:
     recipe: DEMConfig
     base: Base
     vectors: tuple[DistributionVector, ...]
+    folder: Path | None = None  # of the recipe's own files; `None` for a base with vectors
 
     @property
     def remotes(self) -> list[RemoteWeights]:
@@ -136,7 +137,8 @@ def open_recipe(
         [`~dem_hub.errors.CheckpointError`]: If a vector has changed since the recipe was made.
     """
     options = options or HubOptions()
-    resolved = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG), options)
+    # The generation config is asked for here, so that a load looks for the recipe once.
+    resolved = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG, GENERATION_CONFIG), options)
     vector_kind = lone_vector(resolved.folder)
     if vector_kind:
         raise ConfigError(
@@ -149,7 +151,8 @@ def open_recipe(
             f"vectors={{...}}."
         )
     recipe = DEMConfig.from_pretrained(replace(source, revision=resolved.commit or source.revision), **vars(options))
-    return open_config(recipe, options, check_base=check_base, headers_only=headers_only)
+    opened = open_config(recipe, options, check_base=check_base, headers_only=headers_only)
+    return replace(opened, folder=resolved.folder)
 
 
 def open_config(

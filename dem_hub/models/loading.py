@@ -23,8 +23,7 @@ from dem_hub.checkpoints.model_building import model_class as architecture_class
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.defaults import VERIFY, Rounding, Verify
 from dem_hub.errors import ConfigError
-from dem_hub.files.names import GENERATION_CONFIG, PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.hub.download import resolve
+from dem_hub.files.names import GENERATION_CONFIG
 from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import VectorCoefficients
@@ -172,9 +171,7 @@ def load(
             opened = open_base_and_vectors(source, vectors, arguments.hub, check_base=check_base)
         recipe = replace(opened.recipe, **given)
         merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
-    generation_config = None
-    if vectors is None:
-        generation_config = _generation_config(source, arguments)
+    generation_config = _generation_config(opened.folder)
     loaded = _from_merge(wanted, opened, recipe, merge, arguments, generation_config)
     opened.check_unchanged()
     model = loaded.model
@@ -196,10 +193,9 @@ class _Loaded:
     places: Places
 
 
-def _generation_config(source: VectorSource, arguments: LoadArguments) -> GenerationConfig | None:
+def _generation_config(folder: Path | None) -> GenerationConfig | None:
     """Return the generation config that lies beside a recipe; `None` if there is none."""
-    folder = resolve(source, (RECIPE_CONFIG, PROVENANCE_CONFIG, GENERATION_CONFIG), arguments.hub).folder
-    if not (folder / GENERATION_CONFIG).is_file():
+    if folder is None or not (folder / GENERATION_CONFIG).is_file():
         return None
     return GenerationConfig.from_pretrained(folder)
 

@@ -116,7 +116,7 @@ class Places:
             results=results,
             unknown=frozenset(read) - known,
             slots=twins,
-            input_names=_names_of(model, model.get_input_embeddings()),
+            input_names=_names_of(model, _input_embeddings(model)),
             output_names=_names_of(model, model.get_output_embeddings()),
         )
 
@@ -248,6 +248,14 @@ def _names_in_memory(
             other for other in (name.replace(first, pattern) for pattern in patterns) if other in state
         )
     return names, {name: tuple(parts) for name, parts in fused.items()}, results
+
+
+def _input_embeddings(model: "PreTrainedModel") -> torch.nn.Module | None:
+    """Return the input embedding; `None` for a model that does not have one, or does not tell."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _names_of(model: "PreTrainedModel", module: torch.nn.Module | None) -> frozenset[str]:

@@ -221,7 +221,7 @@ def a_recipe(zoo: Zoo, folder: Path) -> Confused:
     def use() -> None:
         recipe = DEMConfig.from_pretrained(folder)
         assert len(recipe.coefficients) == len(recipe.vectors)
-        assert recipe.to_dict()["vectors"]
+        assert len(recipe.to_dict()["vectors"]) == len(recipe.vectors)
         assert str(recipe.base.source)
 
     return Confused(path, use)

@@ -117,7 +117,7 @@ def test_out_of_bounds(value: str, message: str) -> None:
     assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("value", [1 << 64, -(1 << 63), 1.8e308, 5e-324, "\u20ac \U0001f600", [[[]]], None, True])
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63), 1.7e308, 5e-324, "\u20ac \U0001f600", [[[]]], None, True])
 def test_within_bounds(value: object) -> None:
     value = value - 1 if value == 1 << 64 else value  # type: ignore[operator]
     assert parse_json(json.dumps({"a": value}), "x.json") == {"a": value}

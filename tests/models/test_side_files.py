@@ -27,8 +27,9 @@ LEFT = {"README.md", ".gitattributes", "modeling_odd.py", "tools/run.sh", "onnx/
         "other/model.safetensors", "model.safetensors.index.json", "runs/events.tfevents.1", "adapter_config.json"}  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata:UserWarning")
 def test_from_the_hub_all_but_weights_and_code(hub: Hub, llama: Models, zoo: Zoo, tmp_path: Path) -> None:
-    api = HfApi()
+    api = HfApi(token=hub.add_user("me", orgs=("org",)).token)
     api.create_repo("org/full")
     api.upload_folder(repo_id="org/full", folder_path=llama.base)
     modules = b'[{"path": "", "type": "a.Transformer"}, {"path": "2_Dense", "type": "a.Dense"}]'
