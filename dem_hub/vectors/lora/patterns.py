@@ -129,6 +129,6 @@ def _as_peft(pattern: str) -> str:
 
 def _refusal(pattern: str, setting: str, reason: str) -> AdapterError:
     return AdapterError(
-        f"{setting} has the pattern '{pattern}', and {reason}. If you trust the adapter, merge it with PEFT, and "
+        f"{setting} has the pattern {pattern!r}, and {reason}. If you trust the adapter, merge it with PEFT, and "
         "extract the vector of the result."
     )

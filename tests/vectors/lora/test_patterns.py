@@ -62,7 +62,7 @@ def test_as_peft_matches() -> None:
             key = get_pattern_key(list(patterns), name)
             assert ours.first(name, -1) == patterns.get(key, -1), (patterns, name)
             matched += key in patterns
-    assert matched > 1000
+    assert matched > 300
 
 
 @pytest.mark.parametrize("endless", ENDLESS)
