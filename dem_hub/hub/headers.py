@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,11 +112,16 @@ def _make_stand_ins(remote: RemoteWeights, small_files: Path, scratch: Path) -> 
 
 
 def _put(file: Path, name: Path) -> None:
-    """Give a file a second name. It is a hard link, as no reader follows a symbolic link out of a folder."""
-    try:
-        name.hardlink_to(file)
-    except OSError:  # the cache is on another file system, or on one without links
-        shutil.copyfile(file, name)
+    """Give a file a second name, as no reader follows a symbolic link out of a folder.
+
+    Weights get a hard link. It changes the ctime of the cached file, so that its hash is worked out once more. Small
+    files are copied.
+    """
+    if name.suffix == SAFETENSORS:
+        with suppress(OSError):  # the cache is on another file system, or on one without links
+            name.hardlink_to(file)
+            return
+    shutil.copyfile(file, name)
 
 
 def _make_stand_in(remote: RemoteWeights, path: str, folder: Path) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from dem_hub.merging.coefficients import Coefficient, VectorCoefficients
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.records import VectorRecord
+from dem_hub.numerics.threads import take_context
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.vector import DistributionVector
 
@@ -219,7 +221,8 @@ def _open(
     base: VectorSource, vectors: Sequence[VectorSource], options: HubOptions, *, check_base: bool, headers_only: bool
 ) -> _Opened:
     """Open a base and vectors: first from headers, and, if these fit together, with weights from the Hub."""
-    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+    # The threads hash files, and must know as this one does whether remembered hashes count (`hashing_again`).
+    with ExitStack() as stack, ThreadPoolExecutor(initializer=take_context, initargs=(copy_context(),)) as pool:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
         find = partial(_find, options=options, folder=folder, headers_only=headers_only)
         opened = _from_headers(base, vectors, find, pool)

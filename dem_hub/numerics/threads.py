@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import Context
 from typing import TypeVar
 
 import torch
@@ -74,3 +75,13 @@ def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def take_context(context: Context) -> None:
+    """Give this thread the context variables of another: a thread of a pool begins with none of its caller's.
+
+    Args:
+        context (`Context`): What `contextvars.copy_context()` returned in the other thread.
+    """
+    for variable, value in context.items():
+        variable.set(value)
