@@ -45,7 +45,9 @@ def refuse_quantized(folder: Path, role: str) -> None:
         raise _quantized(folder, role, method)
 
 
-def refuse_quantized_tensors(tensors: Mapping[str, TensorInfo], folder: Path, role: str) -> None:
+def refuse_quantized_tensors(
+    tensors: Mapping[str, TensorInfo], folder: Path, role: str, base: Mapping[str, TensorInfo] | None = None
+) -> None:
     """Refuse a checkpoint whose tensors are quantized, whatever its config says.
 
     Tools such as ModelOpt write quantized weights without a word in `config.json`.
@@ -53,12 +55,15 @@ def refuse_quantized_tensors(tensors: Mapping[str, TensorInfo], folder: Path, ro
     Args:
         tensors (`Mapping[str, TensorInfo]`): The tensors.
         folder, role: As in [`refuse_quantized`].
+        base (`Mapping[str, TensorInfo]`, *optional*): The base's tensors, if these are a fine-tune's. A weight of whole
+            numbers where the base has floats, with no scale beside it, is no quantization but another tensor:
+            `match_tensors` names it, with all others that do not fit.
 
     Raises:
         [`~dem_hub.errors.CheckpointError`]: If weights are float8 or packed whole numbers, or have scales beside them.
     """
     found = [name for name in sorted(tensors) if _is_quantized(name, tensors)]
-    found = found or _whole_weights(tensors)
+    found = found or [name for name in sorted(tensors) if _is_whole_weight(name, tensors, base or {})]
     if found:
         raise _quantized(folder, role, f"'{found[0]}' is {tensors[found[0]].dtype}; {len(found)} such tensors")
 
@@ -93,11 +98,12 @@ def _is_quantized(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     return bool(_PACKED.fullmatch(name.rpartition(".")[2])) or _has_scale(name, tensors)
 
 
-def _whole_weights(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Return the weights of whole numbers, if most matrices are: one among others is a misfit, and no quantization."""
-    matrices = [name for name in sorted(tensors) if name.endswith(".weight") and len(tensors[name].shape) >= 2]
-    whole = [name for name in matrices if not tensors[name].torch_dtype.is_floating_point]
-    return whole if 2 * len(whole) > len(matrices) else []
+def _is_whole_weight(name: str, tensors: Mapping[str, TensorInfo], base: Mapping[str, TensorInfo]) -> bool:
+    """Check whether a tensor is a weight of whole numbers, and not where the base has floats."""
+    info = tensors[name]
+    if info.torch_dtype.is_floating_point or len(info.shape) < 2 or not name.endswith(".weight"):
+        return False
+    return name not in base or not base[name].torch_dtype.is_floating_point
 
 
 def _is_scale(name: str, tensors: Mapping[str, TensorInfo]) -> bool:

@@ -91,7 +91,7 @@ def extract(
     opened = Base(base)
     tensors = Checkpoint(finetuned.folder)
     refuse_quantized_tensors(opened.checkpoint, base.folder, "base")
-    refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune")
+    refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune", base=opened.checkpoint)
     return extract_tensors(
         folder,
         opened,

@@ -249,6 +249,10 @@ QUANTIZED: dict[str, tuple[dict[str, Tensor], bool]] = {
     "a scale beside a weight": ({"x.weight": torch.ones(4, 4), "x.weight_scale": torch.ones(4, 1)}, True),
     "int8": ({"x.weight": torch.ones(4, 4, dtype=torch.int8), "x.weight_scale": torch.ones(4, 1)}, True),
     "whole numbers as a weight": ({"x.weight": torch.ones(4, 4, dtype=torch.uint8)}, True),
+    "one weight of whole numbers among floats": (
+        {"x.weight": torch.ones(4, 4, dtype=torch.uint8), "y.weight": torch.ones(4, 4), "z.weight": torch.ones(4, 4)},
+        True,
+    ),
     "gptq": ({"x.qweight": torch.ones(4, 4, dtype=torch.int32), "x.scales": torch.ones(1, 4)}, True),
     "compressed-tensors": ({"x.weight_packed": torch.ones(4, 4, dtype=torch.int32)}, True),
     "bitsandbytes, 4 bits": ({"x.weight": torch.ones(8, 1, dtype=torch.uint8), "x.weight.absmax": torch.ones(1)}, True),
