@@ -17,8 +17,8 @@ GRANULARITY: Granularity = "model"
 # How the sum of base and deltas becomes 16 bits. "stochastic" is unbiased.
 Rounding = Literal["stochastic", "nearest"]
 
-# How files are compared with their hashes: "quick" believes a hash that was worked out before, as long as the file's size, times and
-# inode are the same. "full" hashes all files again.
+# How files are compared with their hashes: "quick" believes a hash that was worked out before, as long as the file's
+# size, times and inode are the same. "full" hashes all files again.
 Verify = Literal["quick", "full"]
 VERIFY: Verify = "quick"
 

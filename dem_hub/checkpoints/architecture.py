@@ -65,7 +65,7 @@ class Module:
 
     @property
     def transposed(self) -> bool:
-        """Whether a LoRA's B @ A is the transpose of the checkpoint's tensor."""
+        """True if a LoRA's B @ A is the transpose of the checkpoint's tensor."""
         return self.kind != "linear"
 
 

@@ -85,7 +85,8 @@ class Base:
 
     @cached_property
     def architecture(self) -> Architecture | None:
-        """What transformers says of the model; `None` if there is no config, or if only remote code has a class for it.
+        """The map from tensors to modules, made by transformers; `None` without a config, or if only remote code has
+        a class.
 
         Code beside the weights is never run for this. Where transformers has a class of its own for a model that
         came with code once (Phi-3, Falcon, DeepSeek), that class is asked.

@@ -40,7 +40,7 @@ class MatchedKeys:
 
     @cached_property
     def places(self) -> Mapping[str, Place]:
-        """Where each key is in memory: a parameter, and for experts also the part and the expert."""
+        """The place of each key in memory: a parameter, and for experts also the part and the expert."""
         places: dict[str, Place] = {key: (name, 0, 0) for key, name in self.names.items()}
         for name, parts in self.fused.items():
             for part, keys in enumerate(parts):

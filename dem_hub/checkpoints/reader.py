@@ -28,7 +28,9 @@ from dem_hub.numerics.slices import Index
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor is: its dtype as a safetensors code, its shape, its file, and the range of its bytes there."""
+    """The place of one tensor on disk: its dtype as a safetensors code, its shape, its file, and the range of its
+    bytes there.
+    """
 
     dtype: str
     shape: tuple[int, ...]

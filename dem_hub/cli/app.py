@@ -122,7 +122,10 @@ def _fail(context: click.Context | None, error: Exception) -> int:
 
 
 def _say(context: click.Context | None, message: str) -> None:
-    """Print one message to stderr, after the name of the command. It may quote a file, a name or an answer of others."""
+    """Print one message to stderr, after the name of the command.
+
+    It may quote a file, a name or an answer of others.
+    """
     message = printable(message, keep="\n")
     command = context.invoked_subcommand if context is not None else None
     print(f"{NAME} {command}: {message}" if command else f"{NAME}: {message}", file=sys.stderr)

@@ -21,8 +21,8 @@ from dem_hub.cli.command import PATH, command, option
 def demo(*, output: str) -> None:
     """Run the whole pipeline on SmolLM2-135M (about 8 minutes on two CPU cores).
 
-    Three fine-tunes, their vectors, the search for coefficients, and a table of perplexities. What is in the folder already is not made
-    again.
+    Three fine-tunes, their vectors, the search for coefficients, and a table of perplexities. What is in the folder
+    already is not made again.
     """
     from dem_hub.demo.run import run_demo
 

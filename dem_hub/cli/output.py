@@ -9,7 +9,10 @@ from dem_hub.vectors.config import TensorRecord, VectorConfig
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return columns under their heads, without control characters of others. The first column is aligned to the left, the others to the right."""
+    """Return columns under their heads, without control characters of others.
+
+    The first column is aligned to the left, the others to the right.
+    """
     lines = [[printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []

@@ -72,7 +72,7 @@ class Codec(Options, ABC):
 
     @property
     def fits_peft(self) -> bool:
-        """Whether the parts are the factors `left` and `right` in a dtype that PEFT reads."""
+        """True if the parts are the factors `left` and `right` in a dtype that PEFT reads."""
         return False
 
     def replacement(self, parts: Mapping[str, LazyTensor]) -> LazyTensor | None:

@@ -53,7 +53,7 @@ class StoredDelta:
 
     @property
     def is_factored(self) -> bool:
-        """Whether the delta decodes to nothing but factors."""
+        """True if the delta decodes to nothing but factors."""
         return all(component.codec.is_factored for component in self.components)
 
     @property

@@ -52,7 +52,7 @@ class TensorEncoder(Protocol):
 
 
 class Encoder(Protocol):
-    """What a user names as `codec`, with its options. `options` go into the vector's config."""
+    """The choice that a user makes by `codec` and its options. `options` go into the vector's config."""
 
     @property
     def options(self) -> Options: ...

@@ -55,7 +55,7 @@ class LowRank(Codec):
 
     @property
     def fits_peft(self) -> bool:
-        """Whether the factors are of a dtype that PEFT reads."""
+        """True if the factors are of a dtype that PEFT reads."""
         return self.dtype not in BITS
 
     def takes(self, shape: tuple[int, ...]) -> bool:

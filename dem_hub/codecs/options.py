@@ -46,5 +46,5 @@ class Options:
 
     @property
     def is_for_size(self) -> bool:
-        """Whether the user asks for few bytes with these options, so that a vector has no byte more than it needs."""
+        """True if the user asks for few bytes with these options, so that a vector has no byte more than it needs."""
         return not _SIZE_OPTIONS.isdisjoint(self.to_dict())

@@ -96,7 +96,7 @@ class Renderer:
 
     @property
     def has_marks(self) -> bool:
-        """Whether the template says itself which tokens are answers. Only fast tokenizers can tell these apart."""
+        """True if the template says itself which tokens are answers. Only fast tokenizers can tell these apart."""
         if not getattr(self.tokenizer, "is_fast", False):
             return False
         template = self.options.get("chat_template")

@@ -29,7 +29,7 @@ _SHOWN_ROWS = 5
 
 @dataclass(frozen=True)
 class Reader:
-    """How the rows of a dataset become windows.
+    """The rules by which the rows of a dataset become windows.
 
     Args:
         tokenizer (`Callable`): Returns the tokenizer. It is called only for rows with text.

@@ -112,7 +112,7 @@ class Reference:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """True if it is a folder of this machine."""
         return Path(self.name).is_dir()
 
     def rows(self) -> list[dict[str, Any]]:

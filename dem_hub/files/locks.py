@@ -89,8 +89,8 @@ def held(lock_file: Path) -> "BaseFileLock | None":
 def release(lock: "BaseFileLock") -> None:
     """Give a lock back and delete its file."""
     if sys.platform != "win32":
-        # Deleted before it is given back: afterwards another process may hold it. filelock, from 3.21 on, tries again where it
-        # has got a file that is deleted. A file that cannot be deleted does no harm.
+        # Deleted before it is given back: afterwards another process may hold it. filelock, from 3.21 on, tries again
+        # where it has got a file that is deleted. A file that cannot be deleted does no harm.
         with suppress(OSError):
             Path(lock.lock_file).unlink()
     lock.release()

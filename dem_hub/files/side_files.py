@@ -35,8 +35,9 @@ def is_side_file(path: str) -> bool:
 
     ```python
     >>> from dem_hub.files.side_files import is_side_file
-    >>> is_side_file("tekken.json"), is_side_file("additional_chat_templates/rag.jinja"), is_side_file("notes/vocab.txt")
-    (True, True, False)
+    >>> names = ("tekken.json", "additional_chat_templates/rag.jinja", "notes/vocab.txt")
+    >>> [is_side_file(name) for name in names]
+    [True, True, False]
 
     ```
     """
@@ -50,8 +51,9 @@ def is_module_file(path: str) -> bool:
 
     ```python
     >>> from dem_hub.files.side_files import is_module_file
-    >>> is_module_file("2_Dense/model.safetensors"), is_module_file("1_Pooling/config.json"), is_module_file("a/config.json")
-    (True, True, False)
+    >>> names = ("2_Dense/model.safetensors", "1_Pooling/config.json", "a/config.json")
+    >>> [is_module_file(name) for name in names]
+    [True, True, False]
 
     ```
     """

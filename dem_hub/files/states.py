@@ -1,4 +1,4 @@
-"""Whether files are still those that were opened: what was checked is what is read.
+"""Checks that files are still those that were opened: what was checked is what is read.
 
 Weights are memory-mapped and read piece by piece, after their headers and hashes were checked. A file that another
 process replaces or writes into meanwhile would give a mixture of both, and one that becomes shorter would end this

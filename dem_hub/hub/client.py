@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubOptions:
-    """How to reach the Hub, with the names and meanings of `huggingface_hub`."""
+    """Settings to reach the Hub, with the names and meanings of `huggingface_hub`."""
 
     token: str | bool | None = field(default=None, repr=False)
     cache_dir: str | os.PathLike[str] | None = None

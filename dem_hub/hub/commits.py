@@ -72,7 +72,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Change:
-    """What a commit does: files to write, by their paths in the repository, and files to remove.
+    """The content of a commit: files to write, by their paths in the repository, and files to remove.
 
     `merged` are paths whose new content is made from the old one, such as the card. If another push changes one of
     them in between, it is made again from the new content, and this is no conflict.

@@ -32,8 +32,8 @@ _NOT_WANTED = ("*/*", *WEIGHT_COPIES)
 class Resolved:
     """A source that was found: its folder on this machine, and its commit on the Hub (`None` for a local folder).
 
-    `options` are those by which it was found. `remote` is set if weights are still on the Hub. The folder then has stand-ins of them (see
-    [`dem_hub.hub.headers`]).
+    `options` are those by which it was found. `remote` is set if weights are still on the Hub. The folder then has
+    stand-ins of them (see [`dem_hub.hub.headers`]).
     """
 
     source: VectorSource

@@ -35,7 +35,7 @@ class HubId(str):
 
 @dataclass(frozen=True)
 class VectorSource:
-    """Where a vector, a base or a recipe is: a Hub id or a folder, at one revision, in one subfolder.
+    """A reference to a vector, a base or a recipe: a Hub id or a folder, at one revision, in one subfolder.
 
     Example:
 
@@ -91,7 +91,7 @@ class VectorSource:
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a folder of this machine, and not a repository of the Hub."""
+        """True if this is a folder of this machine, and not a repository of the Hub."""
         if isinstance(self.repo_id, HubId):
             return False
         return bool(self.repo_id) and Path(self.repo_id).is_dir()

@@ -25,11 +25,11 @@ _OTHER_WEIGHTS = ("variant", "gguf_file", "state_dict")
 
 @dataclass(frozen=True)
 class LoadArguments:
-    """What a caller of `from_pretrained` gave beside the name, checked before anything is read.
+    """The arguments of `from_pretrained` beside the name, checked before anything is read.
 
-    `config` is `None` if the base's own config is to be read, and a text if it is to be read from another place. `for_model` are the arguments that only the model's
-    `from_pretrained` knows and that a config must not see; `others` are for the config, and what the config does not
-    know is for the model.
+    `config` is `None` if the base's own config is to be read, and a text if it is to be read from another place.
+    `for_model` are the arguments that only the model's `from_pretrained` knows and that a config must not see;
+    `others` are for the config, and what the config does not know is for the model.
     """
 
     revision: str | None

@@ -39,7 +39,8 @@ def _config_class() -> Any:
     from transformers.configuration_utils import PreTrainedConfig
 
     class DEMAutoConfig(PreTrainedConfig):
-        """What transformers reads a recipe's `config.json` with. The recipe itself is read by [`DEMConfig`].
+        """The config class with which transformers reads a recipe's `config.json`. The recipe itself is read by
+        [`DEMConfig`].
 
         An instance stands for a recipe whose base's config cannot be had here: it needs code of its own, or the Hub
         wants a token that only the model's `from_pretrained` gets.

@@ -31,7 +31,7 @@ _TIMED_SHAPE = (512, 512)
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a merge will take.
+    """The cost of a merge, known before it.
 
     `tensors` and `changed` are counts of tensors, `seconds` is the time of computing alone, and everything else is in
         bytes: `downloads`

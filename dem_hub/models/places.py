@@ -53,7 +53,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a model has the tensors of its checkpoint.
+    """The places in a model of the tensors of its checkpoint.
 
     * `direct` has the name in memory of each key on disk that is one tensor in both.
     * `fused` has, for each tensor in memory that is made of several on disk, their keys in the loader's order, each

@@ -128,7 +128,7 @@ def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> di
 
 @dataclass(frozen=True)
 class _PublicNames:
-    """How the base and the vectors of a recipe are called on a card, and which of them are folders of this machine."""
+    """The names of a recipe's base and vectors on a card, and which of them are folders of this machine."""
 
     base: str
     vectors: tuple[str, ...]

@@ -58,7 +58,7 @@ class Acceptance:
 
     @property
     def is_found(self) -> bool:
-        """Whether the search's answer is the one to use."""
+        """True if the search's answer is the one to use."""
         return self.chosen == FOUND
 
 

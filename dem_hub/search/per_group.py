@@ -63,7 +63,7 @@ class Refinement:
 
     @property
     def is_kept(self) -> bool:
-        """Whether groups gain more than `ERRORS` standard errors on held-out data; never without a standard error."""
+        """True if groups gain more than `ERRORS` standard errors on held-out data; never without a standard error."""
         return self.one.difference > ERRORS * self.one.error > 0
 
     def note(self) -> str:

@@ -20,7 +20,7 @@ ResumeFrom = SearchResult | DEMConfig | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class EarlierSearch:
-    """What is known before a search: coefficients by the name of the vector, and a cache of measurements."""
+    """The knowledge from before a search: coefficients by the name of the vector, and a cache of measurements."""
 
     coefficients: Mapping[str, float] = field(default_factory=dict)
     cache: MeasurementCache = field(default_factory=MeasurementCache)
@@ -40,7 +40,7 @@ class EarlierSearch:
 
     @property
     def has_logits(self) -> bool:
-        """Whether the logits are there that make a new vector cost one forward pass."""
+        """True if the logits are there that make a new vector cost one forward pass."""
         return self.cache.has_logits
 
     def start(self, names: Sequence[str]) -> Point | None:

@@ -35,7 +35,7 @@ _RECENT = 2
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a tensor of the checkpoint is in memory: under `name`, either alone or as one part of a fused tensor
+    """The place in memory of a tensor of the checkpoint: under `name`, either alone or as one part of a fused tensor
     (`is_part`).
     """
 

@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Comparison:
-    """How vectors of one base relate.
+    """The relations between vectors of one base.
 
     `norms[i]` is the length of vector i; `cosines[i][j]`, -1 to 1, is 0 if one of the two is zero;
     `overlaps[i][j]`, 0 to 1, is the number of elements in tensors that both vectors change, divided by the number in

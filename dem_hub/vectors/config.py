@@ -36,7 +36,7 @@ _LARGEST_SIZE = 1 << 48
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """How one tensor's delta is stored, and how close the stored delta is to the true one.
+    """The record of one tensor: how its delta is stored, and how close that is to the true delta.
 
     Attributes:
         shape (`tuple[int, ...]`), dtype (`str`): Shape and dtype of the base's tensor.
@@ -83,7 +83,7 @@ class TensorRecord:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the files hold a delta of the base's rows. They hold none if fine-tuning added rows to this tensor
+        """True if the files hold a delta of the base's rows. They hold none if fine-tuning added rows to this tensor
         and changed none of the base's.
         """
         return self.norm > 0 or not self.rows

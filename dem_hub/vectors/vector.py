@@ -379,7 +379,7 @@ class DistributionVector:
         return deltas
 
     def check_unchanged(self) -> None:
-        """Refuse files that changed since they were opened (`CheckpointError`); a reader of deltas calls it at its end."""
+        """Refuse files that changed since they were opened. A reader of deltas calls this at its end."""
         check_unchanged(self._states)
 
     def decode(self, name: str, base: str | os.PathLike[str]) -> Tensor:

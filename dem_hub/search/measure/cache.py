@@ -72,7 +72,7 @@ class MeasurementCache:
 
     @property
     def has_logits(self) -> bool:
-        """Whether there are logits to begin a search from."""
+        """True if there are logits to begin a search from."""
         if self._known is not None and self._known.has_logits:
             return True
         if self._blocks:

@@ -105,7 +105,7 @@ class LossEvaluator:
 
     @property
     def question(self) -> list[str]:
-        """What is measured: the vectors in their order, how they are merged into what, and the data."""
+        """The question that is measured: the vectors in their order, how they are merged into what, and the data."""
         data = [f"{name} {digest}" for name, digest in self.hashes.items()]
         return [*self.coordinates.keys, self.coordinates.merge_settings, *data]
 

@@ -43,7 +43,7 @@ class ScoreEvaluator:
 
     @property
     def question(self) -> list[str]:
-        """What is measured: the vectors in their order, how they are merged into what, and the score."""
+        """The question that is measured: the vectors in their order, how they are merged into what, and the score."""
         score = f"{self._label} {self.sign}"
         return [*self.coordinates.keys, self.coordinates.merge_settings, score]
 

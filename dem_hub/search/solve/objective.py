@@ -18,7 +18,7 @@ from dem_hub.merging.coefficients import is_finite
 
 @dataclass(frozen=True)
 class Objective:
-    """How losses become one number, which is minimized.
+    """The rule by which losses become one number, which is minimized.
 
     Args:
         kind (`str`, *optional*, defaults to `"mean"`): `mean` is the weighted mean over distributions; with equal

@@ -70,7 +70,7 @@ class Optuna:
 
     @property
     def _has_many_objectives(self) -> bool:
-        """Whether each distribution's loss is an objective of its own."""
+        """True if each distribution's loss is an objective of its own."""
         name = self.sampler if isinstance(self.sampler, str) else type(self.sampler).__name__
         return "nsga" in name.lower()
 
