@@ -1,6 +1,7 @@
 """The model of a config, made without memory for its tensors."""
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,12 @@ from dem_hub.files.strict_json import fits, shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+# Held while a model is built or loaded, also by transformers itself. It changes then what belongs to the whole process:
+# torch's default dtype, `torch.nn.init`, `PreTrainedModel.tie_weights`. Two threads at a time would put these back in
+# the wrong order: heads stay untied, weights stay on the meta device, bfloat16 stays the default dtype.
+ONE_MODEL = threading.RLock()
 
 
 # Settings that say how many modules of a kind a model has, such as `num_hidden_layers`, `n_layer` and `depths`; sizes
@@ -127,7 +134,7 @@ def build(folder: Path, class_name: str | None = None, *, trust_remote_code: boo
     try:
         config: Any = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         concrete_class, config = _choose_class(folder, config, class_name, trust_remote_code=trust_remote_code)
-        with torch.device("meta"), _no_initialization():
+        with ONE_MODEL, torch.device("meta"), _no_initialization():
             model: PreTrainedModel = concrete_class(config)
             return model
     except DemHubError:

@@ -4,6 +4,8 @@
 `num_labels`, tokenizers, processors) does what it does for the base. It ends in a model class's `from_pretrained`,
 which hands a recipe over to `dem_hub.models.loading`.
 
+Model classes load one model at a time, whatever it is: see `ONE_MODEL` of `dem_hub.checkpoints.model_building`.
+
 Nothing here imports transformers: that would cost every `dem-hub merge` seconds that it has no use for. Hooks wait
 until transformers' own modules are imported, before or after dem_hub.
 """
@@ -123,26 +125,35 @@ def _register_models(models: Any) -> None:
 
 
 def _wrap_model_classes(models: Any) -> None:
-    """Let every model class load recipes."""
+    """Let every model class load recipes, and wait for loads in other threads."""
     from wrapt import wrap_function_wrapper
 
     wrap_function_wrapper(models, "PreTrainedModel.from_pretrained", _from_pretrained)
+    wrap_function_wrapper(models, "PreTrainedModel._from_config", _alone)
+
+
+def _alone(original: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Make a model as transformers does, while no other thread makes one."""
+    from dem_hub.checkpoints.model_building import ONE_MODEL
+
+    with ONE_MODEL:
+        return original(*args, **kwargs)
 
 
 def _from_pretrained(original: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Load a recipe with the model class `owner`, and anything else as transformers does."""
     name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
     if not isinstance(name, (str, os.PathLike)):
-        return original(*args, **kwargs)
+        return _alone(original, owner, args, kwargs)
     if not Path(name).is_dir():
         try:
-            return original(*args, **kwargs)
+            return _alone(original, owner, args, kwargs)
         except Exception:
             # Asked only now, so that no other model costs a request more.
             if not _is_recipe(name, kwargs):
                 raise
     elif not _is_recipe(name, kwargs):
-        return original(*args, **kwargs)
+        return _alone(original, owner, args, kwargs)
     from dem_hub.models.loading import load
 
     others = {key: value for key, value in kwargs.items() if key != "pretrained_model_name_or_path"}

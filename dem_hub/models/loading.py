@@ -7,7 +7,6 @@ and has the recipe as `model.dem`.
 """
 
 import os
-import threading
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -43,11 +42,6 @@ if TYPE_CHECKING:
         """A model of the base's own class with its recipe attached; for type checkers only."""
 
         dem: AttachedRecipe
-
-
-# transformers sets torch's default dtype, and more that belongs to the whole process, while it builds a model. Two
-# loads at a time would each see the other's.
-_LOADING = threading.RLock()
 
 
 class DEMModel:
@@ -238,14 +232,13 @@ def _from_merge(
         if generation_config is not None:
             others["generation_config"] = generation_config
     read: set[str] = set()
-    with _LOADING:
-        loaded, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=lazy_state_dict(merge, read),
-            dtype=dtype,
-            **{**arguments.for_model, **others, "output_loading_info": True},
-        )
+    loaded, info = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=lazy_state_dict(merge, read),
+        dtype=dtype,
+        **{**arguments.for_model, **others, "output_loading_info": True},
+    )
     left_out = {name for name, *_ in info.get("mismatched_keys", ())}
     places = Places.of(loaded, merge.base, read, key_mapping=others.get("key_mapping"), left_out=left_out)
     # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.

@@ -1,5 +1,6 @@
 """Changes in place from several threads, and changes that cannot be undone."""
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dem_hub import DEMModel
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import CheckpointError, CoefficientError
+from dem_hub.hub.download import Resolved
 from dem_hub.models import attached
 from tests.models.helpers import base_and_two_vectors, same_tensors, save_recipe, state_of
 from tests.support.tiny_models import Zoo
@@ -62,6 +66,48 @@ def test_a_race_of_changes_loads_and_generation(zoo: Zoo) -> None:
     assert torch.get_default_dtype() == before
     assert model.dem.coefficients == {first: 1.0, second: 1.0}
     assert same_tensors(state_of(model), state_of(DEMModel.from_pretrained(base, vectors={first: 1.0, second: 1.0})))
+
+
+def test_loads_of_transformers_in_other_threads(zoo: Zoo) -> None:
+    """Threads that load a tied model: two by dem_hub, and two by transformers alone, each in two dtypes in turn."""
+    base, first, _ = base_and_two_vectors(zoo, "llama-tied")
+    dtypes = (torch.float32, torch.bfloat16)
+
+    def ours(dtype: torch.dtype) -> Any:
+        return DEMModel.from_pretrained(base, vectors={first: 0.5}, dtype=dtype)
+
+    def theirs(dtype: torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+
+    def from_config(dtype: torch.dtype) -> Any:
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=dtype)
+
+    def architecture(dtype: torch.dtype) -> Any:
+        described = Base(Resolved.local(base)).architecture
+        assert described is not None
+        assert described.ties == {"lm_head.weight": "model.embed_tokens.weight"}
+        return theirs(dtype)
+
+    expected = {(load, dtype): state_of(load(dtype)) for load in (ours, theirs) for dtype in dtypes}
+    expected |= {(architecture, dtype): expected[theirs, dtype] for dtype in dtypes}
+
+    def run(load: Callable[[torch.dtype], Any]) -> None:
+        for number in range(ROUNDS // 2):
+            dtype = dtypes[number % 2]
+            model = load(dtype)
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+            assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+            if load is not from_config:  # its random numbers are of a generator that all threads share
+                assert same_tensors(state_of(model), expected[load, dtype])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # seconds; threads take turns within a load, and not only between two
+    try:
+        together(*(lambda load=load: run(load) for load in (ours, theirs, from_config, architecture)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_of_two_changes_at_a_time_the_weights_are_those_of_one(zoo: Zoo, tmp_path: Path) -> None:
