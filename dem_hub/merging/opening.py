@@ -13,13 +13,13 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, HubError, NotFoundError, refuse
 from dem_hub.files.folders import check_target, is_recipe, lone_vector
 from dem_hub.files.names import GENERATION_CONFIG, MODEL_FILES, PROVENANCE_CONFIG, RECIPE_CONFIG, VECTOR_FILES
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import short_hash
@@ -223,7 +223,7 @@ def _open(
     """Open a base and vectors: first from headers, and, if these fit together, with weights from the Hub."""
     # The threads hash files, and must know as this one does whether remembered hashes count (`hashing_again`).
     with ExitStack() as stack, ThreadPoolExecutor(initializer=take_context, initargs=(copy_context(),)) as pool:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="dem_hub-headers-")))
+        folder = stack.enter_context(scratch_folder())
         find = partial(_find, options=options, folder=folder, headers_only=headers_only)
         opened = _from_headers(base, vectors, find, pool)
         if headers_only:

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import ConfigError, MissingDependencyError, refuse
 from dem_hub.files.names import CARD, PERPLEXITY_PLOT, RECIPE_CONFIG
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
@@ -56,8 +56,7 @@ def push_recipe(
     public = replace(recipe, base=base, vectors=vectors.records)
     repositories = [base_id, *(record.repo_id for record in vectors.records if record.repo_id != HERE)]
     stated_licenses = licenses(dict.fromkeys(repositories), token=token)
-    with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_folder() as folder:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
         files = {**vectors.files, **side_files(recipe.base.source, HubOptions(token)), **drawn}

@@ -132,7 +132,7 @@ def _wrap_model_classes(models: Any) -> None:
     wrap_function_wrapper(models, "PreTrainedModel._from_config", _alone)
 
 
-def _alone(original: Callable[..., Any], owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _alone(original: Callable[..., Any], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Make a model as transformers does, while no other thread makes one."""
     from dem_hub.checkpoints.model_building import ONE_MODEL
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.errors import NotFoundError
 from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
@@ -114,9 +115,9 @@ def _small_files(model: PlannedModel, *, include_code: bool) -> dict[str, Path |
 
 def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> dict[str, Content]:
     uploaded: dict[str, Content] = {}
-    with TemporaryDirectory(prefix="dem_hub-") as folder, merging_bar(model.nbytes) as bar:
+    with scratch_folder() as folder, merging_bar(model.nbytes) as bar:
         for shard in model.shards:
-            file = Path(folder, shard.name)
+            file = folder / shard.name
             offset = bar.n
             for written in model.write(file, shard):
                 bar.update(offset + written - bar.n)

@@ -23,6 +23,7 @@ from dem_hub.codecs.encoder import Encoder
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, TRAINER_STATE, VECTOR_CONFIG
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.references import VectorSource
@@ -219,8 +220,8 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
             "Train a LoRA, or all weights."
         )
     # The adapter is saved and read once, as it will be at the end: what cannot be read then is found now.
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = save_adapter(gathering, Path(scratch))
+    with scratch_folder() as scratch:
+        folder = save_adapter(gathering, scratch)
         try:
             DistributionVector(Resolved.local(folder), verify=False).deltas(base)
             _check_tied(read_adapter_config(folder), base)

@@ -7,8 +7,6 @@ needed.
 """
 
 import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +29,7 @@ from dem_hub.files.folders import ADAPTER, VECTOR, check_target
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
+from dem_hub.files.scratch import new_scratch
 from dem_hub.files.states import check_unchanged, states_of
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
@@ -162,14 +161,14 @@ class DistributionVector:
         options = HubOptions(token, cache_dir, local_files_only)
         resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
         resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
-        folder = Path(tempfile.mkdtemp(prefix="dem_hub-vector-"))
+        scratch = new_scratch()
         try:
-            extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
-            vector = cls(Resolved.local(folder), verify=False)
+            extract(scratch.folder, resolved_base, resolved_finetuned, encoder, device=device)
+            vector = cls(Resolved.local(scratch.folder), verify=False)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.remove()
             raise
-        weakref.finalize(vector, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(vector, scratch.remove)
         vector._owns_files = True
         return vector
 
@@ -227,9 +226,14 @@ class DistributionVector:
             `CheckpointError`: If a header is truncated, or the weights are pickled.
             `HubError`: If the Hub cannot be reached or fails.
         """
-        scratch = Path(tempfile.mkdtemp(prefix="dem_hub-headers-"))
-        vector = cls(resolve_headers(VectorSource.parse(name_or_path), VECTOR_FILES, scratch=scratch), verify=False)
-        weakref.finalize(vector, shutil.rmtree, scratch, ignore_errors=True)
+        source = VectorSource.parse(name_or_path)
+        scratch = new_scratch()
+        try:
+            vector = cls(resolve_headers(source, VECTOR_FILES, scratch=scratch.folder), verify=False)
+        except BaseException:
+            scratch.remove()
+            raise
+        weakref.finalize(vector, scratch.remove)
         return vector
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
