@@ -16,22 +16,13 @@ from dem_hub.files.locks import locked
 from dem_hub.files.partial import Partial, remove_leftovers
 
 
-def new_scratch() -> Partial:
-    """Make a temporary folder, `folder` of the result. Whoever asked for it calls `remove` of the result.
-
-    Raises:
-        [`~dem_hub.errors.BusyError`]: If other processes delete what was left there, and do not come to an end.
-    """
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a temporary folder that is deleted when the block ends, or by the next run if this one is killed."""
     target = _own_place() / "scratch"
     with locked(target):
         remove_leftovers(target)
-        return Partial(target)
-
-
-@contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Yield a temporary folder that is deleted when the block ends."""
-    scratch = new_scratch()
+        scratch = Partial(target)
     try:
         yield scratch.folder
     finally:

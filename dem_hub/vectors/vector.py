@@ -9,7 +9,7 @@ needed.
 import os
 import weakref
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from dem_hub.files.folders import ADAPTER, VECTOR, check_target
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
-from dem_hub.files.scratch import new_scratch
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.states import check_unchanged, states_of
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
@@ -161,14 +161,11 @@ class DistributionVector:
         options = HubOptions(token, cache_dir, local_files_only)
         resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
         resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
-        scratch = new_scratch()
-        try:
-            extract(scratch.folder, resolved_base, resolved_finetuned, encoder, device=device)
-            vector = cls(Resolved.local(scratch.folder), verify=False)
-        except BaseException:
-            scratch.remove()
-            raise
-        weakref.finalize(vector, scratch.remove)
+        with ExitStack() as stack:
+            folder = stack.enter_context(scratch_folder())
+            extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
+            vector = cls(Resolved.local(folder), verify=False)
+            weakref.finalize(vector, stack.pop_all().close)
         vector._owns_files = True
         return vector
 
@@ -227,13 +224,10 @@ class DistributionVector:
             `HubError`: If the Hub cannot be reached or fails.
         """
         source = VectorSource.parse(name_or_path)
-        scratch = new_scratch()
-        try:
-            vector = cls(resolve_headers(source, VECTOR_FILES, scratch=scratch.folder), verify=False)
-        except BaseException:
-            scratch.remove()
-            raise
-        weakref.finalize(vector, scratch.remove)
+        with ExitStack() as stack:
+            scratch = stack.enter_context(scratch_folder())
+            vector = cls(resolve_headers(source, VECTOR_FILES, scratch=scratch), verify=False)
+            weakref.finalize(vector, stack.pop_all().close)
         return vector
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:

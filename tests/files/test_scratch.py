@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dem_hub import DistributionVector
-from dem_hub.files.scratch import new_scratch, scratch_folder
+from dem_hub.files.scratch import scratch_folder
 from tests.support.tiny_models import Models
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders of users are told apart by their ids")
@@ -28,7 +28,7 @@ def system_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def leave_one(place: Path) -> Path:
     """Let a process make a temporary folder with a file in it, and kill it."""
     code = (
-        "import os, signal; from dem_hub.files.scratch import new_scratch; folder = new_scratch().folder\n"
+        "import os, signal; from dem_hub.files.scratch import scratch_folder; scratch = scratch_folder(); folder = scratch.__enter__()\n"
         "(folder / 'weights').write_bytes(bytes(1000)); print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "TMPDIR": str(place)}
@@ -39,14 +39,14 @@ def leave_one(place: Path) -> Path:
 
 def test_what_a_killed_run_left_goes_with_the_next_one(system_place: Path) -> None:
     left = leave_one(system_place)
-    living = new_scratch()
-    assert not left.exists()
-    with scratch_folder() as folder:
-        assert folder.is_dir()
-        assert living.folder.is_dir(), "its process lives"
-    assert not folder.exists()
-    living.remove()
-    assert list(living.folder.parent.iterdir()) == []
+    assert left.is_dir()
+    with scratch_folder() as living:
+        assert not left.exists()
+        with scratch_folder() as folder:
+            assert folder.is_dir()
+            assert living.is_dir(), "its process lives"
+        assert not folder.exists()
+    assert list(left.parent.iterdir()) == []
 
 
 def test_what_is_not_ours_stays(system_place: Path) -> None:
