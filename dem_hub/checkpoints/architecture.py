@@ -4,7 +4,7 @@ transformers itself is asked, with the model built without memory and with the r
 Nothing is guessed from names: `h.0.attn.c_attn.weight` on disk is `transformer.h.0.attn.c_attn` in memory,
 transposed, and a key that is fused with others in memory is no module's weight at all. Only plain decoders, whose
 names are known to be the same on disk and in memory, are described without transformers, because importing it takes
-seconds. Below `models`, transformers is needed only here and in `evaluation`.
+seconds. Below `models`, transformers is needed only in this folder and in `evaluation`.
 """
 
 import re
@@ -83,6 +83,7 @@ class Architecture:
       the layers).
     * `unused` are checkpoint keys that the model has no place for. transformers drops them when it loads and saves:
       layers for multi-token prediction, masks and frequencies that were buffers once, heads of another task.
+    * `is_encoder_decoder` says whether a decoder reads what an encoder made of the input.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Architecture:
     fused: Mapping[str, Fused] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
+    is_encoder_decoder: bool = False
 
     @cached_property
     def tied(self) -> frozenset[str]:
@@ -178,6 +180,7 @@ def describe(
         fused=matched.fused,
         groups=_groups(model, keys, matched.names, matched.fused),
         unused=matched.unused,
+        is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
     )
 
 

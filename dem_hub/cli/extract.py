@@ -93,7 +93,7 @@ def _has_vector_of(folder: Path, finetuned: str) -> bool:
     if not path.is_file():
         return False
     try:
-        return VectorConfig.read(path).finetuned == str(VectorSource.parse(finetuned))
+        return VectorConfig.read(path).finetuned == str(VectorSource.parse(finetuned).absolute)
     except ConfigError:  # damaged, or of a newer version: not known to be the same
         return False
 

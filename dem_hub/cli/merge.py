@@ -12,7 +12,7 @@ from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, overwrite_option, private_
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
-from dem_hub.cli.uploads import include_code_option, shown_push
+from dem_hub.cli.uploads import base_model_option, include_code_option, shown_push
 from dem_hub.defaults import MAX_SHARD_SIZE, Rounding
 from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     metavar="REPO_ID",
     help="Push the merged model to this repository. Without -o, files are merged and uploaded one at a time.",
 )
+@base_model_option
 @include_code_option
 @private_option
 def merge(
@@ -72,6 +73,7 @@ def merge(
     output: str | None,
     repo_id: str | None,
     private: bool,
+    base_model: str | None,
     include_code: bool,
     overwrite: bool,
     dry_run: bool,
@@ -94,6 +96,7 @@ def merge(
     recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed}
     check_base = not plan_options["allow_base_mismatch"]
     target = Path(output) if output else None
+    contents: dict[str, Any] = {"base_model": base_model, "include_code": include_code}
 
     opened = _open(model, vectors, recipe_changes, check_base=check_base, headers_only=True)
     planned = PlannedModel.of(opened, **plan_options)
@@ -104,7 +107,7 @@ def merge(
     if dry_run:
         if repo_id is not None:
             with shown_push(dry_run=True):
-                push_merged(planned, repo_id, include_code=include_code)
+                push_merged(planned, repo_id, **contents)
         return
 
     if opened.remotes:  # only headers are here
@@ -121,9 +124,9 @@ def merge(
     if repo_id is not None:
         with shown_push(dry_run=False):
             if target is not None:
-                commit = push_export(target, repo_id, include_code=include_code, **push_options)
+                commit = push_export(target, repo_id, **contents, **push_options)
             else:
-                commit = push_merged(planned, repo_id, include_code=include_code, **push_options)
+                commit = push_merged(planned, repo_id, **contents, **push_options)
             print(printable(commit.commit_url))
 
 

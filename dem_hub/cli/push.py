@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.cli.arguments import HUB, private_option
 from dem_hub.cli.command import PATH, argument, command, option
-from dem_hub.cli.uploads import include_code_option, shown_push
+from dem_hub.cli.uploads import CONTENTS, base_model_option, include_code_option, shown_push
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
-
-CONTENTS = "Contents"
 
 
 @command(
@@ -25,7 +23,7 @@ CONTENTS = "Contents"
 )
 @argument("folder", type=PATH, help="Folder of a vector, a store, a recipe or a merged model.")
 @argument("repo_id", help="Target repository (namespace/name). Created if it does not exist.")
-@option("--base-model", group=CONTENTS, metavar="REPO_ID", help="Hub id of the base, if the base is a local folder.")
+@base_model_option
 @option(
     "--subfolder",
     group=CONTENTS,
@@ -85,7 +83,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
         _check_options(folder, "vector", options, {"base_model", "subfolder"})
         return vector.push_to_hub(repo_id, **options)
     if (folder / PROVENANCE_CONFIG).is_file():
-        _check_options(folder, "merged model", options, {"include_code"})
+        _check_options(folder, "merged model", options, {"base_model", "include_code"})
         return push_export(folder, repo_id, **options)
     if is_recipe(folder):
         recipe = DEMConfig.from_pretrained(folder)

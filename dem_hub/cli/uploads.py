@@ -8,10 +8,15 @@ from dem_hub.cli.command import option
 from dem_hub.hub.foreign_text import printable
 from dem_hub.hub.preview import Preview, PushStoppedError, previews
 
+CONTENTS = "Contents"
+
+base_model_option = option(
+    "--base-model", group=CONTENTS, metavar="REPO_ID", help="Hub id of the base, if the base is a local folder."
+)
 include_code_option = option(
     "--include-code",
     is_flag=True,
-    group="Contents",
+    group=CONTENTS,
     help="For a merged model: also push the base's own code (*.py). Others run it if they trust you.",
 )
 

@@ -141,31 +141,26 @@ def _by_repository(licenses: Mapping[str, str]) -> str:
     return ", ".join(f"{markdown(name)} has {markdown(license)}" for name, license in licenses.items())
 
 
-def loading_code(arguments: str, *, transformers: bool = False) -> str:
+def loading_code(arguments: str, loader: str | None = None) -> str:
     """Return a block of code that loads a model with dem_hub.
 
     Args:
         arguments (`str`): The arguments of `DEMModel.from_pretrained`, as code.
-        transformers (`bool`, *optional*, defaults to `False`): Whether the Auto classes can load it too, which only
-            holds for a recipe.
+        loader (`str`, *optional*): The class of transformers that can load it too, which only holds for a recipe.
     """
     lines = ["from dem_hub import DEMModel", "", f"model = DEMModel.from_pretrained({arguments})"]
-    if transformers:
+    if loader is not None:
         lines += [
             "",
-            f"# transformers loads it too, once dem_hub is imported: AutoModelForCausalLM.from_pretrained({arguments})",
+            f"# transformers loads it too, once dem_hub is imported: {loader}.from_pretrained({arguments})",
         ]
     return _code_block(lines)
 
 
-def plain_loading_code(repo_id: str) -> str:
-    """Return a block of code that loads a merged model without dem_hub."""
+def plain_loading_code(repo_id: str, loader: str) -> str:
+    """Return a block of code that loads a merged model without dem_hub, with a class of transformers."""
     return _code_block(
-        [
-            "from transformers import AutoModelForCausalLM",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({code_string(repo_id)})",
-        ]
+        [f"from transformers import {loader}", "", f"model = {loader}.from_pretrained({code_string(repo_id)})"]
     )
 
 

@@ -96,6 +96,18 @@ class VectorSource:
             return False
         return bool(self.repo_id) and Path(self.repo_id).is_dir()
 
+    @property
+    def absolute(self) -> "VectorSource":
+        """The same reference, with the absolute path of a folder: a relative one may look like a Hub id."""
+        if not self.is_local:
+            return self
+        return replace(self, repo_id=str(Path(self.repo_id).resolve()))
+
+    @property
+    def is_repository(self) -> bool:
+        """True if this can be a repository of the Hub: no folder of this machine, nor the path of one that is gone."""
+        return REPO_ID.fullmatch(self.repo_id) is not None and not self.is_local
+
 
 @dataclass(frozen=True)
 class BaseRecord:

@@ -5,7 +5,7 @@ in a subfolder of the recipe's repository; anything else is refused before the f
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +21,8 @@ from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import side_files
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
-from dem_hub.hub.references import VectorSource
-from dem_hub.merging.cards import recipe_card
-from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.records import HERE, VectorRecord
+from dem_hub.merging.cards import recipe_card, repositories
+from dem_hub.merging.records import HERE, VectorRecord, distinct_names
 from dem_hub.plotting import plot_perplexities
 from dem_hub.vectors.publishing import public_base, public_vector
 
@@ -54,8 +52,7 @@ def push_recipe(
     base_id = str(base.repo_id)
     vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
     public = replace(recipe, base=base, vectors=vectors.records)
-    repositories = [base_id, *(record.repo_id for record in vectors.records if record.repo_id != HERE)]
-    stated_licenses = licenses(dict.fromkeys(repositories), token=token)
+    stated_licenses = licenses(repositories(public), token=token)
     with scratch_folder() as folder:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
@@ -63,9 +60,7 @@ def push_recipe(
         announce(repo_id, {**files, RECIPE_CONFIG: dump_json(public.to_dict())})
 
         def compose(head: Head) -> Change:
-            card = recipe_card(
-                head.repo_id, base_id, _public_coefficients(public, head.repo_id), recipe.search, stated_licenses
-            )
+            card = recipe_card(head.repo_id, public, stated_licenses)
             written = {**files, RECIPE_CONFIG: dump_json(public.to_dict()), CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
@@ -73,50 +68,35 @@ def push_recipe(
 
 
 def _public_vectors(
-    vectors: Iterable[VectorRecord], base: str, *, include: bool, token: str | bool | None
+    vectors: Sequence[VectorRecord], base: str, *, include: bool, token: str | bool | None
 ) -> _PublicVectors:
     """Return the public records of the vectors, and the files of those that come along if `include` is set.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If vectors are folders of this machine and `include` is not set, or two have
-            the same name.
+        [`~dem_hub.errors.ConfigError`]: If vectors are folders of this machine, or were, and `include` is not set.
     """
-    records: list[VectorRecord] = []
-    files: dict[str, Path | str] = {}
-    faults = []
-    for record in vectors:
-        if not record.source.is_local:
-            records.append(record)
-            continue
-        if not include:
-            faults.append(f"'{record.source}'")
-            continue
-        folder = Path(record.repo_id) / record.subfolder
-        subfolder = f"{VECTORS}/{folder.resolve().name}"
-        if any(other.subfolder == subfolder for other in records):
-            raise ConfigError(f"Two vectors of this recipe are folders called '{folder.name}'. Rename one.")
-        vector = public_vector(folder, base, token=token)
-        for name, content in vector.files.items():
-            files[f"{subfolder}/{name}"] = content
-        records.append(replace(record, repo_id=HERE, commit=None, subfolder=subfolder, sha256=vector.sha256))
-    if faults:
+    local = [record for record in vectors if not record.source.is_repository]
+    if local and not include:
         refuse(
             ConfigError,
             "This recipe names vectors that are folders of this machine, which nobody else has.",
-            faults,
+            [f"'{record.source}'" for record in local],
             "Push them first, and name them by their ids; or let them come along: --include-vectors, in Python "
             "include_vectors=True.",
         )
+    names = iter(distinct_names([Path(record.repo_id, record.subfolder) for record in local]))
+    records: list[VectorRecord] = []
+    files: dict[str, Path | str] = {}
+    for record in vectors:
+        if record.source.is_repository:
+            records.append(record)
+            continue
+        subfolder = "/".join([VECTORS, *next(names)])
+        vector = public_vector(Path(record.repo_id, record.subfolder), base, token=token)
+        for name, content in vector.files.items():
+            files[f"{subfolder}/{name}"] = content
+        records.append(replace(record, repo_id=HERE, commit=None, subfolder=subfolder, sha256=vector.sha256))
     return _PublicVectors(tuple(records), files)
-
-
-def _public_coefficients(recipe: "DEMConfig", repo_id: str) -> dict[str, Coefficient]:
-    """Return the coefficients by the names that others use; a vector that came along is in the recipe's repository."""
-    coefficients = {}
-    for record in recipe.vectors:
-        owner = repo_id if record.repo_id == HERE else record.repo_id
-        coefficients[str(VectorSource(owner, None, record.subfolder))] = record.coefficient
-    return coefficients
 
 
 def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:

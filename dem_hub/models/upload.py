@@ -6,32 +6,41 @@ next one. Uploaded files become visible with the commit, so the repository never
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from dem_hub.errors import NotFoundError
 from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.cards import recipe_card
+from dem_hub.merging.cards import recipe_card, repositories
 from dem_hub.merging.config import DEMConfig
 from dem_hub.models.estimate import Estimate, estimate
 from dem_hub.models.manifest import is_code, merged_files, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
+from dem_hub.vectors.publishing import public_base
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
+_File = TypeVar("_File")
+
 
 def push_export(
-    folder: Path, repo_id: str, *, include_code: bool = False, **options: Unpack[PushOptions]
+    folder: Path,
+    repo_id: str,
+    *,
+    include_code: bool = False,
+    base_model: str | None = None,
+    **options: Unpack[PushOptions],
 ) -> "CommitInfo":
     """Push an exported model with a card, as one commit. An older model's weights are replaced.
 
@@ -42,6 +51,7 @@ def push_export(
         repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
         include_code (`bool`, *optional*, defaults to `False`): Also push the base's own code (`*.py`). It runs on the
             machine of everybody who loads the model with `trust_remote_code=True`.
+        base_model (`str`, *optional*): Hub id of the base, for the card, if the model was merged from a local base.
         options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
@@ -58,7 +68,7 @@ def push_export(
         _warn_of_code(name for name in owned_files(folder) if is_code(name))
     found = merged_files(folder, include_code=include_code)
     files: dict[str, Content] = dict(found)
-    return _push(DEMConfig.from_pretrained(folder), lambda _: files, found, repo_id, options)
+    return _push(DEMConfig.from_pretrained(folder), lambda _: files, found, repo_id, base_model, options)
 
 
 def estimate_push(model: PlannedModel) -> Estimate:
@@ -72,7 +82,12 @@ def estimate_push(model: PlannedModel) -> Estimate:
 
 
 def push_merged(
-    model: PlannedModel, repo_id: str, *, include_code: bool = False, **options: Unpack[PushOptions]
+    model: PlannedModel,
+    repo_id: str,
+    *,
+    include_code: bool = False,
+    base_model: str | None = None,
+    **options: Unpack[PushOptions],
 ) -> "CommitInfo":
     """Merge a model and push it file by file: each file is written, uploaded and removed before the next one.
 
@@ -82,7 +97,7 @@ def push_merged(
     Args:
         model ([`PlannedModel`]): The model.
         repo_id (`str`): Repository to push to, `namespace/name`. It is created if it does not exist.
-        include_code (`bool`, *optional*, defaults to `False`): Also push the base's own code; see [`push_export`].
+        include_code, base_model: As in [`push_export`].
         options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
     Raises:
@@ -100,7 +115,7 @@ def push_merged(
         return {**small_files, **weights}
 
     listed = {**small_files, **{shard.name: shard.file_size for shard in model.shards}}
-    return _push(replace(model.opened.recipe, dtype=model.dtype), gather, listed, repo_id, options)
+    return _push(replace(model.opened.recipe, dtype=model.dtype), gather, listed, repo_id, base_model, options)
 
 
 def _small_files(model: PlannedModel, *, include_code: bool) -> dict[str, Path | str]:
@@ -127,52 +142,38 @@ def _upload_weights(model: PlannedModel, head: Head, options: PushOptions) -> di
     return uploaded
 
 
-@dataclass(frozen=True)
-class _PublicNames:
-    """The names of a recipe's base and vectors on a card, and which of them are folders of this machine."""
-
-    base: str
-    vectors: tuple[str, ...]
-    repositories: tuple[str, ...]
-    local: tuple[VectorSource, ...]
-
-    @classmethod
-    def of(cls, recipe: DEMConfig) -> "_PublicNames":
-        """Name a repository by its id, and a folder by the last part of its path."""
-        sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
-        names = []
-        for source in sources:
-            name = str(replace(source, revision=None))
-            names.append(Path(name).name if source.is_local else name)
-        repositories = dict.fromkeys(source.repo_id for source in sources if not source.is_local)
-        local = tuple(source for source in sources if source.is_local)
-        return cls(names[0], tuple(names[1:]), tuple(repositories), local)
-
-
 def _push(
     recipe: DEMConfig,
     gather: Callable[[Head], Mapping[str, Content]],
     listed: Mapping[str, Path | str | int],
     repo_id: str,
+    base_model: str | None,
     options: PushOptions,
 ) -> "CommitInfo":
     """Push the files of a merged model with a card, in place of an older model's weights."""
-    names = _PublicNames.of(recipe)
-    kept_here = set()
-    if names.local:
-        _warn_of_folders(names.local)
-        kept_here.add(PROVENANCE_CONFIG)
-    announce(repo_id, {name: content for name, content in listed.items() if name not in kept_here})
-    stated_licenses = licenses(names.repositories, token=options.get("token"))
-    coefficients = dict(zip(names.vectors, recipe.coefficients.values(), strict=True))
+    token = options.get("token")
+    if base_model is not None:
+        recipe = replace(recipe, base=public_base(recipe.base, base_model, "merged model", token=token))
+    provenance = {PROVENANCE_CONFIG: dump_json(recipe.to_dict())}
+    sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
+    folders = [source for source in sources if not source.is_repository]
+    if folders:
+        _warn_of_folders(folders)
+        provenance = {}
+    announce(repo_id, {**_without_provenance(listed), **provenance})
+    stated_licenses = licenses(repositories(recipe), token=token)
 
     def compose(head: Head) -> Change:
-        files = {name: content for name, content in gather(head).items() if name not in kept_here}
-        card = recipe_card(head.repo_id, names.base, coefficients, recipe.search, stated_licenses, merged=True)
+        files = {**_without_provenance(gather(head)), **provenance}
+        card = recipe_card(head.repo_id, recipe, stated_licenses, merged=True)
         old_weights = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in files}
         return Change({**files, CARD: render(card, head.read(CARD))}, frozenset(old_weights))
 
     return push(repo_id, compose, options, "Push the merged model")
+
+
+def _without_provenance(files: Mapping[str, _File]) -> dict[str, _File]:
+    return {name: file for name, file in files.items() if name != PROVENANCE_CONFIG}
 
 
 def _warn_of_code(names: Iterable[str]) -> None:
@@ -188,6 +189,7 @@ def _warn_of_code(names: Iterable[str]) -> None:
 def _warn_of_folders(folders: Sequence[VectorSource]) -> None:
     names = ", ".join(f"'{source}'" for source in folders)
     warnings.warn(
-        f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model.",
+        f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model. If the base is "
+        "one of them, say what the Hub calls it: --base-model org/base, in Python base_model='org/base'.",
         stacklevel=4,
     )

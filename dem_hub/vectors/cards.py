@@ -5,6 +5,7 @@ codec and how far the stored delta is from the true one, so that a reader can ju
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,9 @@ from dem_hub.hub.cards import (
 )
 from dem_hub.hub.foreign_text import code_span, code_string
 from dem_hub.hub.listing import STORE_TAG, VECTOR_TAG
-from dem_hub.hub.references import REPO_ID
 from dem_hub.vectors.config import VectorConfig
+
+_DATASET = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def vector_card(
@@ -62,7 +64,8 @@ def vector_card(
         **shared_license(licenses),
     }
     named = training.get("datasets")
-    datasets = [name for name in named if REPO_ID.fullmatch(str(name))] if isinstance(named, list) else []
+    # A data set of the Hub has a namespace. A name without one is that of a folder or of a loader.
+    datasets = [name for name in named if _DATASET.fullmatch(str(name))] if isinstance(named, list) else []
     if datasets:
         metadata["datasets"] = datasets
     text = [

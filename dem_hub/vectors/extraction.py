@@ -97,7 +97,7 @@ def extract(
         opened,
         tensors,
         encoder,
-        finetuned=str(finetuned.source),
+        finetuned=str(finetuned.source.absolute),
         device=device,
         max_shard_size=max_shard_size,
     )

@@ -152,7 +152,7 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
         `ConfigError`: If the base is a local folder and `base_model` is not given.
     """
     if base_model is None:
-        if base.repo_id is None or base.source.is_local or not REPO_ID.fullmatch(base.repo_id):
+        if base.repo_id is None or not base.source.is_repository:
             raise ConfigError(
                 f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. "
                 "Say what the Hub calls it: "

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -24,8 +25,10 @@ def saved(vector: DistributionVector, folder: Path) -> str:
     return str(folder / "saved")
 
 
-def run_code(card: ModelCard) -> None:
-    """The card's example works as it stands."""
+def run_code(card: ModelCard) -> dict[str, Any]:
+    """The card's example works as it stands. Returned is what it defines."""
     blocks = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     assert len(blocks) == 1
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
+    return names

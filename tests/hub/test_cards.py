@@ -4,7 +4,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from dem_hub.hub.cards import BEGIN, END, Card, render
-from dem_hub.merging.cards import recipe_card
 from dem_hub.vectors.cards import store_card
 
 CARD = Card(
@@ -55,16 +54,6 @@ def test_text_of_a_person_stays(before: str) -> None:
 def test_broken_marks_lose_nothing() -> None:
     once = render(CARD, f"Before.\n{END}\nBetween.\n{BEGIN}\nAfter.")
     assert all(part in once for part in ("Before.", "Between.", "After.", "What we know."))
-
-
-def test_a_recipe_with_no_search_says_nothing_of_perplexity() -> None:
-    card = recipe_card(
-        "me/dem", "org/base", {"me/maths": 0.5, "me/all//code": 0.25}, None, {"org/base": "mit", "me/maths": "mit"}
-    )
-    assert "erplexity" not in card.text
-    assert "| [me/all//code](https://huggingface.co/me/all) | 0.25 |" in card.text
-    assert card.metadata["base_model"] == ["org/base", "me/maths", "me/all"]
-    assert card.metadata["license"] == "mit"
 
 
 def test_a_store_shares_equally() -> None:

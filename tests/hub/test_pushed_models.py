@@ -1,25 +1,29 @@
 """Recipes and merged models on the Hub and back, against the tests' own Hub and through the unmodified client."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from huggingface_hub import HfApi, ModelCard
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
 from dem_hub.cli.push import push_folder
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.opening import open_recipe
+from dem_hub.merging.opening import open_base_and_vectors, open_config, open_recipe
 from dem_hub.merging.records import HERE
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
-from dem_hub.models.upload import push_export
+from dem_hub.models.upload import push_export, push_merged
+from tests.contracts.test_families import build
+from tests.contracts.test_todays_families import whisper
 from tests.fake_hub.server import Hub
 from tests.hub.round_trip import assert_same, run_code, saved
-from tests.support.tiny_models import Models
+from tests.support.tiny_models import Models, shake
 
 BASE = "org/base"
 
@@ -145,8 +149,6 @@ def test_a_merged_model(hub: Hub, recipe: DEMConfig, tmp_path: Path) -> None:
 def test_a_merged_model_of_local_vectors_says_what_stays_behind(
     hub: Hub, base: str, vector: DistributionVector, tmp_path: Path
 ) -> None:
-    from dem_hub.merging.opening import open_base_and_vectors
-
     export(
         PlannedModel.of(open_base_and_vectors(VectorSource(BASE), {saved(vector, tmp_path): 0.5})), tmp_path / "merged"
     )
@@ -154,6 +156,73 @@ def test_a_merged_model_of_local_vectors_says_what_stays_behind(
         push_export(tmp_path / "merged", "ann/merged")
     assert "dem_config.json" not in hub.files("ann/merged")
     assert str(tmp_path) not in hub.files("ann/merged")["README.md"].decode()
+
+
+def test_a_merged_model_of_a_local_base(
+    hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
+    """The base has a name for others, and the recipe is pushed with it once it names repositories only."""
+    vector.push_to_hub("ann/maths", base_model=base)
+    model = PlannedModel.of(open_base_and_vectors(VectorSource(str(llama.base)), {"ann/maths": 0.5}))
+    export(model, tmp_path / "merged")
+    push_folder(tmp_path / "merged", "ann/one", base_model=base)
+    push_merged(model, "ann/two", base_model=base)
+    for repo_id in ("ann/one", "ann/two"):
+        recipe = DEMConfig.from_pretrained(repo_id)
+        assert (recipe.base.repo_id, len(recipe.base.commit or "")) == (base, 40)
+        card = ModelCard(hub.files(repo_id)["README.md"].decode())
+        assert card.data.base_model == [base, "ann/maths"]
+        assert "| [org/base](https://huggingface.co/org/base) | base |" in card.text
+        opened = open_config(recipe)  # which checks that the base and the vector are those of the merge
+        assert opened.base.commit == recipe.base.commit
+        assert str(llama.base.parent).encode() not in b"".join(hub.files(repo_id).values())
+
+
+def test_vectors_in_folders_of_one_name(
+    hub: Hub, base: str, vector: DistributionVector, llama: Models, tmp_path: Path
+) -> None:
+    """Each run of a Trainer has its own `checkpoint-500`."""
+    paths = {
+        str(tmp_path / run / "checkpoint-500"): coefficient for run, coefficient in (("maths", 0.5), ("chat", 0.25))
+    }
+    vector.save_pretrained(tmp_path / "maths" / "checkpoint-500")
+    DistributionVector.extract(llama.base, llama.low, codec="dense").save_pretrained(tmp_path / "chat/checkpoint-500")
+    model = DEMModel.from_pretrained(BASE, vectors=paths)
+    model.dem.push_to_hub("ann/dem", include_vectors=True)
+    again = DEMModel.from_pretrained("ann/dem")
+    assert_same(model, again)
+    names = ["ann/dem//vectors/maths/checkpoint-500", "ann/dem//vectors/chat/checkpoint-500"]
+    assert again.dem.coefficients == dict(zip(names, (0.5, 0.25), strict=True))
+    export(PlannedModel.of(open_base_and_vectors(VectorSource(BASE), paths)), tmp_path / "merged")
+    with pytest.warns(UserWarning, match="dem_config.json names folders of this machine"):
+        push_folder(tmp_path / "merged", "ann/merged")
+    card = ModelCard(hub.files("ann/merged")["README.md"].decode())
+    assert "| `checkpoint-500 (maths)` | 0.5 |" in card.text
+    assert "| `checkpoint-500 (chat)` | 0.25 |" in card.text
+    assert card.data.base_model == [BASE]
+
+
+@pytest.mark.parametrize("family", ["t5", "vit", "llava", "whisper"])
+def test_the_cards_of_other_models(hub: Hub, tmp_path: Path, family: str) -> None:
+    """Their code loads the model with its head, and so does the Auto class that it names."""
+    base = whisper(tied=True) if family == "whisper" else build(family)
+    base.save_pretrained(tmp_path / "base")
+    shake(base, seed=1)
+    base.save_pretrained(tmp_path / "finetuned")
+    hub.add_user("ann", orgs=("org",))
+    HfApi().create_repo(BASE)
+    HfApi().upload_folder(repo_id=BASE, folder_path=tmp_path / "base")
+    DistributionVector.extract(BASE, tmp_path / "finetuned", codec="dense").push_to_hub("ann/vector")
+    model = DEMModel.from_pretrained(BASE, vectors={"ann/vector": 0.5})
+    model.dem.push_to_hub("ann/dem")
+    push_merged(PlannedModel.of(open_recipe(VectorSource("ann/dem"))), "ann/merged")
+    for repo_id in ("ann/dem", "ann/merged"):
+        card = ModelCard(hub.files(repo_id)["README.md"].decode())
+        found = run_code(card)["model"]
+        assert type(found) is type(base)
+        assert_same(model, found)
+        auto_class = re.findall(r"(Auto\w+)\.from_pretrained", card.text)[0]
+        assert_same(model, getattr(transformers, auto_class).from_pretrained(repo_id))
 
 
 def test_push_folder_knows_what_it_has(

@@ -188,7 +188,8 @@ def test_provenance_info_and_card(llama: Models, zoo: Zoo, tmp_path: Path, capsy
     out = capsys.readouterr().out
     assert f"+0.2500 * {vector} [attention]" in out
     assert f"-0.5000 * {vector} [rest]" in out
-    card = recipe_card("me/dem", "org/base", {"me/maths": coefficients, "me/code": 0.5}, None, {})
+    vectors = (VectorRecord("me/maths", coefficients), VectorRecord("me/code", 0.5))
+    card = recipe_card("me/dem", DEMConfig(BaseRecord("org/base"), vectors), {})
     assert "base + (attention 0.25, rest -0.5) * vector + 0.5 * vector" in card.text
     assert "attention 0.25, rest -0.5 |" in card.text
 

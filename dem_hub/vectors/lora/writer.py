@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from dem_hub.checkpoints.architecture import Architecture, Module
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.tasks import task_of
 from dem_hub.checkpoints.writer import UNLIMITED, TensorWriter
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAFETENSORS
@@ -31,11 +32,6 @@ PEFT_PREFIX = "base_model.model."
 # The ends of the names of both factors.
 _A = ".lora_A.weight"
 _B = ".lora_B.weight"
-
-
-# `task_type` of PEFT, by the end of the name of the model's class. PEFT loads an adapter without one too, as a
-# plain `PeftModel`.
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
 class AdapterWriter:
@@ -161,7 +157,7 @@ def adapter_config(
     kinds = {module.name: module.kind for module in architecture.modules.values()}
     return {
         "peft_type": "LORA",
-        "task_type": _task_type(architecture.name),
+        "task_type": _task_type(architecture),
         "base_model_name_or_path": base_id,
         "revision": revision,
         "inference_mode": True,
@@ -178,10 +174,20 @@ def adapter_config(
     }
 
 
-def _task_type(class_name: str) -> str | None:
-    for ending, task in _TASKS.items():
-        if class_name.endswith(ending):
-            return task
+def _task_type(architecture: Architecture) -> str | None:
+    """Return PEFT's `task_type` for a model, which decides the class that PEFT wraps the model in.
+
+    Without one the class is a plain `PeftModel`, which hands every input on. The other classes hand on `input_ids`,
+    which a speech model does not take, and the one for classifiers adds a head to train.
+    """
+    task = task_of(architecture.name)
+    if task is None:
+        return None
+    if task.loader == "AutoModelForCausalLM":
+        return "CAUSAL_LM"
+    # transformers puts decoders that hear into the same mapping.
+    if task.loader == "AutoModelForSeq2SeqLM" and architecture.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
     return None
 
 
