@@ -38,6 +38,7 @@ OPTIONS = {
         "--vector",
         "--output",
         "--push-to-hub",
+        "--base-model",
         "--private",
         "--include-code",
         "--overwrite",
