@@ -345,11 +345,16 @@ def _check_texts(texts: Iterable[str], where: str) -> None:
             raise ConfigError(f"{where} has the text {shown(text)}, which is not Unicode (it has half a character).")
 
 
-def dump_json(data: Mapping[str, Any]) -> str:
+def dump_json(data: Mapping[str, Any], *, foreign: bool = False) -> str:
     """Return the text of a JSON file: sorted keys, two spaces of indentation and a final newline.
 
     The same data is always the same bytes, so that the hash of a file, or a diff on the Hub, shows a change of the
     data only.
+
+    Args:
+        data (`Mapping[str, Any]`): The data.
+        foreign (`bool`, *optional*, defaults to `False`): It may have texts of others. Then `<` and DEL are written as
+            escapes of JSON, as all other control characters are, so that nothing in the file looks like HTML.
 
     Example:
 
@@ -363,7 +368,10 @@ def dump_json(data: Mapping[str, Any]) -> str:
 
     ```
     """
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(data, indent=2, sort_keys=True) + "\n"
+    if foreign:
+        text = text.replace("<", "\\u003c").replace("\x7f", "\\u007f")
+    return text
 
 
 def as_mapping(data: object, where: str) -> dict[str, Any]:

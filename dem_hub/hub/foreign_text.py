@@ -9,6 +9,8 @@ import html
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 # Characters that a card shows of one text. Chosen by hand, not measured: a choice of `auto` has about 150.
 _LONGEST = 300
@@ -47,6 +49,27 @@ def printable(text: object, *, keep: str = "") -> str:
         is_shown = letter.isprintable() or unicodedata.category(letter) == "Zs" or letter in keep
         shown.append(letter if is_shown else letter.encode("unicode_escape").decode("ascii"))
     return "".join(shown)
+
+
+def printable_data(data: Any) -> Any:
+    r"""Return JSON data whose texts and keys have no control characters but line feeds and tabs; see [`printable`].
+
+    Example:
+
+    ```python
+    >>> from dem_hub.hub.foreign_text import printable_data
+    >>> printable_data({"note": ["\x1b]0;pwned\x07", 1]})
+    {'note': ['\\x1b]0;pwned\\x07', 1]}
+
+    ```
+    """
+    if isinstance(data, str):
+        return printable(data, keep="\n\t")
+    if isinstance(data, Mapping):
+        return {printable_data(key): printable_data(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [printable_data(value) for value in data]
+    return data
 
 
 def markdown(text: object) -> Markdown:

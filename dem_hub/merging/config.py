@@ -195,7 +195,7 @@ class DEMConfig:
         """Write the recipe and the base's side files into a folder that will take the name `folder`."""
         if self.base.repo_id is not None:
             copy_side_files(side_files(self.base.source), partial)
-        (partial / RECIPE_CONFIG).write_text(dump_json(self.to_dict(folder)), "utf-8")
+        (partial / RECIPE_CONFIG).write_text(dump_json(self.to_dict(folder), foreign=True), "utf-8")
 
     def push_to_hub(
         self,

@@ -19,6 +19,7 @@ from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import side_files
+from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.merging.cards import recipe_card, repositories
@@ -51,17 +52,18 @@ def push_recipe(
     base = public_base(recipe.base, base_model, "recipe", token=token)
     base_id = str(base.repo_id)
     vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
-    public = replace(recipe, base=base, vectors=vectors.records)
+    public = replace(recipe, base=base, vectors=vectors.records, search=printable_data(recipe.search))
+    config = dump_json(public.to_dict(), foreign=True)
     stated_licenses = licenses(repositories(public), token=token)
     with scratch_folder() as folder:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
         files = {**vectors.files, **side_files(recipe.base.source, HubOptions(token)), **drawn}
-        announce(repo_id, {**files, RECIPE_CONFIG: dump_json(public.to_dict())})
+        announce(repo_id, {**files, RECIPE_CONFIG: config})
 
         def compose(head: Head) -> Change:
             card = recipe_card(head.repo_id, public, stated_licenses)
-            written = {**files, RECIPE_CONFIG: dump_json(public.to_dict()), CARD: render(card, head.read(CARD))}
+            written = {**files, RECIPE_CONFIG: config, CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
         return push(repo_id, compose, options, "Push the recipe")

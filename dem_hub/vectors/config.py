@@ -121,7 +121,7 @@ class VectorConfig:
         the rest.
         """
         data = asdict(self)
-        return dump_json({**data, "checksum": _checksum(data)})
+        return dump_json({**data, "checksum": _checksum(data)}, foreign=True)
 
     @property
     def sha256(self) -> str:

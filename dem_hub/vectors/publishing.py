@@ -21,6 +21,7 @@ from dem_hub.files.names import (
     NORMS_PLOT,
     SAFETENSORS,
     SIDECARS,
+    TRAINING_FACTS,
     VECTOR_CONFIG,
     VECTOR_FILES,
 )
@@ -29,6 +30,7 @@ from dem_hub.hub.cards import render
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.failures import hub_errors
+from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
@@ -96,7 +98,9 @@ def push_vector(
     source_licenses = licenses([vector.base] if vector.base else [], token=token)
     check_inside(subfolder, f"subfolder of '{repo_id}'")
     prefix = f"{subfolder}/" if subfolder else ""
-    sidecars = sidecars_of(folder)
+    sidecars: dict[str, Path | str] = {**sidecars_of(folder)}
+    if TRAINING_FACTS in sidecars:
+        sidecars[TRAINING_FACTS] = dump_json(printable_data(read_json(folder / TRAINING_FACTS)), foreign=True)
     announce(repo_id, {prefix + name: file for name, file in {**vector.files, **sidecars}.items()})
     picture = NORMS_PLOT if NORMS_PLOT in sidecars else ""
     training = read_training(folder)
@@ -182,7 +186,11 @@ def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool
     if ADAPTER_CONFIG in hashes and base.repo_id is not None:
         changed[ADAPTER_CONFIG] = _with_base(adapter, base.repo_id)
         hashes[ADAPTER_CONFIG] = _text_sha256(changed[ADAPTER_CONFIG])
-    config = replace(config, base=base, finetuned=finetuned or None, files=hashes)
+    # What only tells a reader something may come from a stranger, whose vector is pushed on.
+    told = {
+        name: printable_data(getattr(config, name)) for name in ("choice", "codec_options", "training", "libraries")
+    }
+    config = replace(config, base=base, finetuned=finetuned or None, files=hashes, **told)
     changed[VECTOR_CONFIG] = config.to_json()
     on_disk = {name: folder / name for name in hashes}
     return PublicVector({**on_disk, **changed}, config, base.repo_id, config.sha256)

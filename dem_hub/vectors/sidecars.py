@@ -22,7 +22,7 @@ def write_training(folder: Path, training: Mapping[str, Any], libraries: Mapping
         libraries (`Mapping[str, str]`): Versions of the libraries, by name.
     """
     data = {"training": dict(training), "libraries": dict(libraries)}
-    write_text(folder / TRAINING_FACTS, dump_json(data))
+    write_text(folder / TRAINING_FACTS, dump_json(data, foreign=True))
 
 
 def read_training(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -385,6 +387,9 @@ def test_links_of_the_cache_are_followed(published: Published, tmp_path: Path) -
 EVIL = "x\n<script>1</script> <!-- dem-hub: end --> \x1b]0;pwned\x07 ![](http://evil/t.png) www.evil.com | `|` "
 
 
+EVIL_FILES = re.compile(r"(vector_config|dem_training|dem_config|vector_store|^config)\.json")
+
+
 def _evil_vector(published: Published, tmp_path: Path) -> Path:
     folder = copy_of(published.vector, tmp_path / "evil")
     edit_vector(
@@ -405,6 +410,46 @@ def test_the_card_of_a_strangers_vector(hub: Hub, published: Published, tmp_path
         assert text not in cards[0]
     assert cards[0].count("<!-- dem-hub: end -->") == 1
     assert json.loads(hub.files("ann/inj")["vector_config.json"])["finetuned"] is None
+
+
+def texts_in(data: Any) -> str:
+    """Return all texts and keys of JSON data, one a line."""
+    if isinstance(data, dict):
+        return "\n".join(f"{key}\n{texts_in(value)}" for key, value in data.items())
+    if isinstance(data, list):
+        return "\n".join(map(texts_in, data))
+    return str(data)
+
+
+@pytest.mark.parametrize("kind", ["vector", "adapter", "recipe", "merged", "store"])
+def test_the_configs_that_are_pushed_for_a_stranger(
+    hub: Hub, published: Published, zoo: Zoo, tmp_path: Path, kind: str
+) -> None:
+    """Nothing in them is HTML or one of our marks, and nobody who reads them gets a control character."""
+    evil = _evil_vector(published, tmp_path)
+    search = {"losses": {EVIL: 1.0}, EVIL: [EVIL + "\x7f"]}
+    if kind == "vector":
+        DistributionVector.from_pretrained(evil).push_to_hub("ann/inj", base_model=BASE)
+    elif kind == "store":
+        store = VectorStore.create(tmp_path / "s", BASE)
+        store.add("evil", DistributionVector.from_pretrained(evil))
+        store.push_to_hub("ann/inj")
+    elif kind == "adapter":
+        adapter = copy_of(zoo.adapter("llama-tied"), tmp_path / "adapter")
+        (adapter / "dem_training.json").write_text(json.dumps({"training": {EVIL: EVIL}, "libraries": {}}))
+        DistributionVector.from_pretrained(adapter).push_to_hub("ann/inj", base_model=BASE)
+    elif kind == "recipe":
+        replace(published.recipe, search=search).push_to_hub("ann/inj")
+    else:
+        replace(published.recipe, search=search).save_pretrained(tmp_path / "r")
+        assert main(["merge", str(tmp_path / "r"), "--push-to-hub", "ann/inj"]) == 0
+    configs = {name: data.decode() for name, data in hub.files("ann/inj").items() if EVIL_FILES.search(name)}
+    assert any("pwned" in text for text in configs.values())
+    for text in configs.values():
+        assert "<" not in text
+        assert [letter for letter in text if not letter.isprintable() and letter != "\n"] == []
+        read = texts_in(json.loads(text))
+        assert [letter for letter in read if not letter.isprintable() and letter != "\n"] == []
 
 
 def test_the_card_of_a_strangers_recipe(hub: Hub, published: Published, tmp_path: Path) -> None:

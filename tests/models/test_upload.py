@@ -1,5 +1,6 @@
 """A merged model pushed file by file: the same repository as from a folder, and never a part of a model."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ def model(published: Published) -> PlannedModel:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary files go."""
+    """Where temporary folders go: a place of the user's own in that of the system."""
     import tempfile
 
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
+    return folder / f"dem_hub-{os.getuid()}"
 
 
 def weights(files: dict[str, bytes]) -> dict[str, bytes]:
