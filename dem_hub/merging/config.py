@@ -28,6 +28,7 @@ from dem_hub.files.strict_json import (
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files
+from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
@@ -143,6 +144,14 @@ class DEMConfig:
         data["vectors"] = [write_reference(entry, folder) for entry in data["vectors"]]
         return data
 
+    def to_json(self, folder: Path | None = None) -> str:
+        """Return the text of the recipe's file; see [`DEMConfig.to_dict`].
+
+        Texts in `search` may be those of a stranger whose recipe is passed on, so they go without control characters.
+        """
+        data = self.to_dict(folder)
+        return dump_json({**data, "search": printable_data(data["search"])}, foreign=True)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str, home: "Path | VectorSource | None" = None) -> "DEMConfig":
         """Read a recipe from JSON data.
@@ -195,7 +204,7 @@ class DEMConfig:
         """Write the recipe and the base's side files into a folder that will take the name `folder`."""
         if self.base.repo_id is not None:
             copy_side_files(side_files(self.base.source), partial)
-        (partial / RECIPE_CONFIG).write_text(dump_json(self.to_dict(folder), foreign=True), "utf-8")
+        (partial / RECIPE_CONFIG).write_text(self.to_json(folder), "utf-8")
 
     def push_to_hub(
         self,

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 from dem_hub.errors import ConfigError, MissingDependencyError, refuse
 from dem_hub.files.names import CARD, PERPLEXITY_PLOT, RECIPE_CONFIG
 from dem_hub.files.scratch import scratch_folder
-from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.download import side_files
-from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.merging.cards import recipe_card, repositories
@@ -52,18 +50,17 @@ def push_recipe(
     base = public_base(recipe.base, base_model, "recipe", token=token)
     base_id = str(base.repo_id)
     vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
-    public = replace(recipe, base=base, vectors=vectors.records, search=printable_data(recipe.search))
-    config = dump_json(public.to_dict(), foreign=True)
+    public = replace(recipe, base=base, vectors=vectors.records)
     stated_licenses = licenses(repositories(public), token=token)
     with scratch_folder() as folder:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
         files = {**vectors.files, **side_files(recipe.base.source, HubOptions(token)), **drawn}
-        announce(repo_id, {**files, RECIPE_CONFIG: config})
+        announce(repo_id, {**files, RECIPE_CONFIG: public.to_json()})
 
         def compose(head: Head) -> Change:
             card = recipe_card(head.repo_id, public, stated_licenses)
-            written = {**files, RECIPE_CONFIG: config, CARD: render(card, head.read(CARD))}
+            written = {**files, RECIPE_CONFIG: public.to_json(), CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
         return push(repo_id, compose, options, "Push the recipe")

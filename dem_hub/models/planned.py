@@ -26,7 +26,6 @@ from dem_hub.errors import ConfigError
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import dump_json
-from dem_hub.hub.foreign_text import printable_data
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.models.vocabulary import set_vocabulary_in_json
@@ -169,9 +168,7 @@ class PlannedModel:
             folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are
                 written relative to it.
         """
-        recipe = self.opened.recipe
-        provenance = replace(recipe, dtype=self.dtype, search=printable_data(recipe.search)).to_dict(folder)
-        texts = {PROVENANCE_CONFIG: dump_json(provenance, foreign=True)}
+        texts = {PROVENANCE_CONFIG: replace(self.opened.recipe, dtype=self.dtype).to_json(folder)}
         config = self._model_config()
         if config:
             texts[RECIPE_CONFIG] = dump_json(config)

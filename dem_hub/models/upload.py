@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar, Unpack
 from dem_hub.errors import NotFoundError
 from dem_hub.files.names import CARD, MODEL_WEIGHT_FILES, PROVENANCE_CONFIG
 from dem_hub.files.scratch import scratch_folder
-from dem_hub.files.strict_json import dump_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.commits import Change, Content, Head, PushOptions, push, upload
 from dem_hub.hub.listing import licenses
@@ -154,7 +153,7 @@ def _push(
     token = options.get("token")
     if base_model is not None:
         recipe = replace(recipe, base=public_base(recipe.base, base_model, "merged model", token=token))
-    provenance = {PROVENANCE_CONFIG: dump_json(recipe.to_dict())}
+    provenance = {PROVENANCE_CONFIG: recipe.to_json()}
     sources = [recipe.base.source, *(vector.source for vector in recipe.vectors)]
     folders = [source for source in sources if not source.is_repository]
     if folders:
