@@ -13,6 +13,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.errors import CheckpointError, refuse
+from dem_hub.files.strict_json import shown
 from dem_hub.vectors.partners import Partners, find_partners
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,22 @@ def match_tensors(base: Base, finetuned: TensorSource) -> list[Pair]:
             CheckpointError,
             f"'{finetuned.path}' is not a fine-tune of '{checkpoint.path}': {len(faults)} tensors do not fit.",
             sorted(faults),
-            "Name the base that this model was trained from. "
-            "An untied or differently built model has no vector on this base.",
+            f"Name the base that this model was trained from. {_reason(checkpoint, finetuned)}",
         )
     _log_unpaired(partners)
     return pairs
+
+
+def _reason(base: Checkpoint, finetuned: TensorSource) -> str:
+    """Return a sentence that says why tensors of two models may not fit."""
+    classes = [read_config(folder).get("architectures") for folder in (base.path, finetuned.path)]
+    if None in classes or classes[0] == classes[1]:
+        return "An untied or differently built model has no vector on this base."
+    return (
+        f"The architectures are {shown(classes[0])} in the base and {shown(classes[1])} in the fine-tune: a vector has no "
+        "place for a head that the base lacks. Save the base with the head that training started from, and name that "
+        "folder."
+    )
 
 
 def _log_unpaired(partners: Partners) -> None:

@@ -112,6 +112,44 @@ def test_arguments_mean_what_they_mean_on_the_base(
     assert list(merged.dem.coefficients.values()) == [0.3, 0.6]
 
 
+PIPELINES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "nothing": ("llama-tied", "text-generation", {}),
+    "dtype": ("llama-tied", "text-generation", {"dtype": "float32"}),
+    "attention": ("llama-tied", "text-generation", {"attn_implementation": "eager", "use_cache": False}),
+    "device map": ("llama-tied", "feature-extraction", {"device_map": "cpu", "output_hidden_states": True}),
+    "labels": ("llama-tied", "text-classification", {"id2label": {0: "x", 1: "y", 2: "z"}}),
+    "labels of tokens": ("bert", "token-classification", {"num_labels": 5}),
+    "encoder": ("bert", "feature-extraction", {"dtype": "float16", "attn_implementation": "eager"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "task", "arguments"), PIPELINES.values(), ids=PIPELINES)
+def test_model_kwargs_of_a_pipeline_mean_what_they_mean_on_the_base(
+    zoo: Zoo, tmp_path: Path, family: str, task: str, arguments: dict[str, Any]
+) -> None:
+    from transformers import pipeline
+
+    base = zoo.models(family).base
+    recipe = save_recipe(zoo, tmp_path / "recipe", family)
+    theirs = pipeline(task, model=str(base), tokenizer=str(base), device="cpu", model_kwargs=dict(arguments)).model
+    ours = pipeline(task, model=str(recipe), device="cpu", model_kwargs=dict(arguments)).model
+    assert type(ours) is type(theirs)
+    assert ours.config.to_dict() == theirs.config.to_dict()
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+    assert ours.dtype == theirs.dtype
+    assert list(ours.dem.coefficients.values()) == [0.3, 0.6]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_model_kwargs_that_no_model_has_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    recipe = save_recipe(zoo, tmp_path / "recipe")
+    with pytest.raises(ValueError, match="unexpected keyword argument 'nonsense'"):
+        pipeline("text-generation", model=str(recipe), model_kwargs={"nonsense": 1})
+
+
 def test_the_recipes_own_generation_config(zoo: Zoo, tmp_path: Path) -> None:
     recipe = save_recipe(zoo, tmp_path / "recipe")
     edit_json(recipe / "generation_config.json", max_length=55)

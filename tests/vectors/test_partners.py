@@ -170,3 +170,78 @@ def test_what_the_model_needs_is_never_dropped(tmp_path: Path) -> None:
     t.LlamaForSequenceClassification(t.LlamaConfig(**TEXT, num_labels=3)).save_pretrained(tmp_path / "head")
     with pytest.raises(CheckpointError, match="'score.weight' .* is in the fine-tune only"):
         DistributionVector.extract(tmp_path / "base", tmp_path / "head")
+
+
+def llama_config(tied: bool) -> Any:
+    import transformers as t
+
+    return t.LlamaConfig(**TEXT, tie_word_embeddings=tied)
+
+
+def bert_config() -> Any:
+    return build("bert").config
+
+
+def t5_config() -> Any:
+    import transformers as t
+
+    return t.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+
+
+# The classes of the base and of the fine-tune, a config of both, and how many tensors the base alone has.
+FEWER: dict[str, tuple[str, str, Any, int]] = {
+    "llama without a head": ("LlamaForCausalLM", "LlamaModel", lambda: llama_config(tied=False), 1),
+    "llama without a tied head": ("LlamaForCausalLM", "LlamaModel", lambda: llama_config(tied=True), 0),
+    "a tied head for llama": ("LlamaModel", "LlamaForCausalLM", lambda: llama_config(tied=True), 0),
+    "gpt2 without a head": ("GPT2LMHeadModel", "GPT2Model", lambda: build("gpt2").config, 0),
+    "a head for gpt2": ("GPT2Model", "GPT2LMHeadModel", lambda: build("gpt2").config, 0),
+    "bert without a classifier": ("BertForSequenceClassification", "BertModel", bert_config, 2),
+    "t5 without a decoder": ("T5ForConditionalGeneration", "T5EncoderModel", t5_config, 28),
+    "t5 without a head": ("T5ForConditionalGeneration", "T5Model", t5_config, 0),
+}
+
+
+@pytest.mark.parametrize(("base", "finetuned", "config", "carried"), FEWER.values(), ids=FEWER)
+def test_a_fine_tune_with_another_head(
+    tmp_path: Path, base: str, finetuned: str, config: Callable[[], Any], carried: int
+) -> None:
+    """What both have is the fine-tune's, as the fine-tune's own class reads it. The base's head stays."""
+    import transformers as t
+
+    torch.manual_seed(0)
+    getattr(t, base)(config()).save_pretrained(tmp_path / "base")
+    tuned = getattr(t, finetuned).from_pretrained(tmp_path / "base")
+    shake(tuned, 1)
+    tuned.save_pretrained(tmp_path / "tuned")
+    vector = DistributionVector.extract(tmp_path / "base", tmp_path / "tuned", codec="dense", dtype="float32")
+    assert vector.config is not None
+    assert len(load_tensors(tmp_path / "base")) - len(vector.config.tensors) == carried
+    vector.save_pretrained(tmp_path / "vector")
+    model = DEMModel.from_pretrained(tmp_path / "base", vectors={str(tmp_path / "vector"): 1.0})
+    assert type(model).__name__ == base
+    model.dem.save_pretrained(tmp_path / "recipe")
+    found = getattr(t, finetuned).from_pretrained(tmp_path / "recipe").state_dict()
+    for name, tensor in tuned.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("base", "finetuned", "config", "named"),
+    [
+        ("LlamaModel", "LlamaForCausalLM", lambda: llama_config(tied=False), "lm_head.weight"),
+        ("LlamaForCausalLM", "LlamaForSequenceClassification", lambda: llama_config(tied=True), "score.weight"),
+        ("BertModel", "BertForMaskedLM", bert_config, "cls.predictions.bias"),
+        ("BertForMaskedLM", "BertModel", bert_config, "pooler.dense.bias"),
+        ("T5EncoderModel", "T5ForConditionalGeneration", t5_config, "decoder.final_layer_norm.weight"),
+    ],
+)
+def test_a_head_that_the_base_lacks(
+    tmp_path: Path, base: str, finetuned: str, config: Callable[[], Any], named: str
+) -> None:
+    import transformers as t
+
+    getattr(t, base)(config()).save_pretrained(tmp_path / "base")
+    getattr(t, finetuned).from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "tuned")
+    message = rf"(?s)'{named}' .* is in the fine-tune only.*'{base}'.* in the base and .*'{finetuned}'"
+    with pytest.raises(CheckpointError, match=message):
+        DistributionVector.extract(tmp_path / "base", tmp_path / "tuned")
