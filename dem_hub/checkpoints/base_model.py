@@ -4,6 +4,7 @@ Each is worked out once, and only when it is asked for: a merge that needs no ar
 transformers.
 """
 
+import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,13 +13,16 @@ from typing import Any
 import torch
 
 from dem_hub.checkpoints.architecture import Architecture, describe, describe_plain
-from dem_hub.checkpoints.fingerprint import fingerprint, tensor_digest, tensor_digests
+from dem_hub.checkpoints.fingerprint import agree, fingerprint, places_digest, saw_all_bytes, tensor_digests
 from dem_hub.checkpoints.model_building import needs_remote_code
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.hub.download import Resolved, side_files
+from dem_hub.hub.hashes import is_hashing_again
 from dem_hub.hub.references import BaseRecord, short_commit
 from dem_hub.hub.remote import RangeReader
+
+logger = logging.getLogger(__name__)
 
 
 class Base:
@@ -36,6 +40,7 @@ class Base:
         self.remote = resolved.remote
         self._options = resolved.options
         self.checkpoint = Checkpoint(resolved.folder)
+        self._hashes_all = is_hashing_again()
 
     def __str__(self) -> str:
         if self.commit is None:
@@ -44,8 +49,8 @@ class Base:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """The digest of each tensor, by name."""
-        digests = tensor_digests(self.checkpoint)
+        """The digest of each tensor, by name; see [`dem_hub.checkpoints.fingerprint`]."""
+        digests = tensor_digests(self.checkpoint, full=self._hashes_all)
         self.checkpoint.check_unchanged()
         return digests
 
@@ -70,18 +75,36 @@ class Base:
         return twins
 
     def digest(self, name: str) -> str:
-        """Return the digest of one tensor. If the base is still on the Hub, only the bytes for that are fetched."""
+        """Return the digest of one tensor. If the base is still on the Hub, only its *places* are fetched."""
         if self.remote is None:
             return self.digests[name]
         info = self.checkpoint[name]
         path = PurePosixPath(self.source.subfolder, info.file.name)
-        return tensor_digest(info, RangeReader(self.remote, str(path)))
+        return places_digest(info, RangeReader(self.remote, str(path)))
 
     @cached_property
     def fingerprint(self) -> str:
-        """The fingerprint of all tensors, 64 hex digits; only for a base that is on this machine."""
+        """The fingerprint of all tensors; only for a base that is on this machine."""
         assert self.remote is None
         return fingerprint(self.digests)
+
+    def is_recorded(self, record: BaseRecord) -> bool:
+        """Check whether this base, which is on this machine, has the fingerprint of a record.
+
+        Where all bytes were to be hashed, and the record has no hash of them, a warning says so. Files of a commit
+        were compared with the hashes of the Hub.
+        """
+        if not agree(record.fingerprint, self.fingerprint):
+            return False
+        is_commit = self.commit is not None and self.commit == record.commit
+        if self._hashes_all and not is_commit and not saw_all_bytes(record.fingerprint or ""):
+            logger.warning(
+                "What records the base '%s' has no hash of all its bytes, so only a sample of '%s' was compared. "
+                "A vector that is extracted with --verify full has one.",
+                record,
+                self,
+            )
+        return True
 
     @cached_property
     def architecture(self) -> Architecture | None:

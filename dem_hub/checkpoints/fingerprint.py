@@ -1,24 +1,49 @@
 """The fingerprint of a base: a hash that is cheap, independent of sharding, and can say where two checkpoints differ.
 
-Each tensor is hashed over its dtype, its shape and a fixed sample of its bytes; the fingerprint is the hash of the
-sorted names and these digests. A full hash would read every byte of every base at every load. A fine-tune changes
-nearly all elements, so a sample detects it as well.
+Each tensor is hashed over its dtype, its shape and some of its bytes, in up to three ways. The first takes the fewest
+bytes, and the last takes all of them:
 
-A fingerprint is stored in every vector and recipe. No constant and no step here may change, or all of them would no
-longer fit their bases.
+1. *places*: 64 pieces, evenly spaced. A few requests fetch them from the Hub.
+2. *blocks*: 8 bytes of every row, and of every 4,104 bytes of a longer row. So a change of one row cannot pass. The
+   file is mapped for this: to read it takes ten times as long, and to read single pieces of it thirty times.
+3. *bytes*: all of them. Only for `verify="full"`.
+
+A digest, and a fingerprint, has the results joined by `-`, the last one first: `blocks-places`. Two of them agree if
+the parts that both have agree. So what recorded the places alone, as the first version did, is compared by these.
+
+Fingerprints are stored in every vector and recipe. No constant and no step here may change, or all of them would no
+longer fit their bases. Another way to hash would be another part.
 """
 
 import hashlib
+import mmap
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Protocol
 
-from dem_hub.checkpoints.reader import Checkpoint, TensorInfo
+import numpy as np
 
-# Of a tensor, so many places of so many bytes are read: 4 kB at the most. Both chosen by hand, not measured.
+from dem_hub.checkpoints.reader import Checkpoint, TensorInfo
+from dem_hub.errors import CheckpointError
+
+# Places: of a tensor, so many pieces of so many bytes are read, 4 kB at the most. Both chosen by hand, not measured.
 SAMPLES = 64
 SAMPLE_BYTES = 64
-# Hex digits of a tensor's digest (64 bits).
+# Blocks: bytes of a piece, and the most bytes from the start of one piece to the start of the next. A page of memory
+# is 4,096 bytes, and to look at a second piece of it costs almost nothing. The 8 bytes more let the pieces walk
+# through the columns of a matrix, so that a change of one column is seen too.
+PIECE_BYTES = 8
+LARGEST_STEP = 4104
+# Bytes that are hashed at a time where all are. Chosen by hand, not measured.
+_CHUNK = 1 << 20
+# Hex digits of each part of a tensor's digest (64 bits).
 _DIGEST_DIGITS = 16
+_JOINT = "-"
+# The parts of a fingerprint that saw all bytes.
+_ALL_PARTS = 3
 
 
 class Seekable(Protocol):
@@ -28,14 +53,15 @@ class Seekable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def tensor_digest(info: TensorInfo, stream: Seekable) -> str:
-    """Return the digest of one tensor, 16 hex digits, from at most 4 kB of its bytes.
+def places_digest(info: TensorInfo, stream: Seekable) -> str:
+    """Return the digest of at most 4 kB of one tensor, 16 hex digits.
 
     Args:
-        info ([`TensorInfo`]): Where the tensor is. stream ([`Seekable`]): Its file. A tensor of up to 4 kB is read
-        whole. Of a larger one `SAMPLES` pieces of `SAMPLE_BYTES` are read, evenly spaced, both ends included.
+        info ([`TensorInfo`]): Where the tensor is.
+        stream ([`Seekable`]): Its file. A tensor of up to 4 kB is read whole. Of a larger one `SAMPLES` pieces of
+            `SAMPLE_BYTES` are read, evenly spaced, both ends included.
     """
-    state = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
+    state = _begin(info)
     if info.nbytes <= SAMPLES * SAMPLE_BYTES:
         positions = [info.start]
         size = info.nbytes
@@ -49,23 +75,82 @@ def tensor_digest(info: TensorInfo, stream: Seekable) -> str:
     return state.hexdigest()[:_DIGEST_DIGITS]
 
 
-def tensor_digests(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the digest of each tensor of a checkpoint, by name."""
-    digests: dict[str, str] = {}
-    for file in checkpoint.files:
-        # A small buffer: with the default one every read of 64 bytes would fetch kilobytes.
-        with file.open("rb", buffering=SAMPLE_BYTES) as stream:
-            for name, info in checkpoint.items():
-                if info.file == file:
-                    digests[name] = tensor_digest(info, stream)
-    return digests
+def blocks_digest(info: TensorInfo, places: str, content: mmap.mmap) -> str:
+    """Return the digest of `PIECE_BYTES` of every block of one tensor, and of its places, 16 hex digits.
+
+    Args:
+        info ([`TensorInfo`]): Where the tensor is.
+        places (`str`): What [`places_digest`] returned.
+        content (`mmap.mmap`): Its file. Pieces begin at every multiple of [`block_step`], as far as they are whole.
+    """
+    state = _begin(info)
+    # Messages show the beginning of a fingerprint, which must differ if anything does.
+    state.update(places.encode())
+    step = block_step(info)
+    if step == PIECE_BYTES:
+        state.update(memoryview(content)[info.start : info.stop])
+    else:
+        count = (info.nbytes - PIECE_BYTES) // step + 1
+        state.update(np.ndarray(count, np.uint64, content, info.start, step).tobytes())
+    return state.hexdigest()[:_DIGEST_DIGITS]
+
+
+def block_step(info: TensorInfo) -> int:
+    """Return the bytes from one piece of a tensor to the next: a multiple of 8, and 8 if all bytes are taken.
+
+    A row (all elements with the same index but for the last dimension) is at least a step and a piece long, so each
+    has a whole piece in it.
+    """
+    columns = (info.shape or (1,))[-1]
+    row_bytes = columns * info.torch_dtype.itemsize
+    longest = min(LARGEST_STEP, row_bytes - PIECE_BYTES)
+    return max(PIECE_BYTES, longest // PIECE_BYTES * PIECE_BYTES)
+
+
+def bytes_digest(info: TensorInfo, stream: Seekable) -> str:
+    """Return the digest of all bytes of one tensor, 16 hex digits."""
+    state = _begin(info)
+    stream.seek(info.start)
+    for start in range(0, info.nbytes, _CHUNK):
+        state.update(stream.read(min(_CHUNK, info.nbytes - start)))
+    return state.hexdigest()[:_DIGEST_DIGITS]
+
+
+def tensor_digests(checkpoint: Checkpoint, *, full: bool = False) -> dict[str, str]:
+    """Return the digest of each tensor of a checkpoint, by name.
+
+    Args:
+        checkpoint ([`Checkpoint`]): The checkpoint.
+        full (`bool`, *optional*, defaults to `False`): Hash all bytes, too.
+
+    Raises:
+        [`~dem_hub.errors.CheckpointError`]: If a file has become shorter.
+    """
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(checkpoint, pool.map(partial(_digest, full=full), checkpoint.values()), strict=True))
+
+
+def _digest(info: TensorInfo, *, full: bool) -> str:
+    """Return the digest of one tensor on this machine, with all of its parts."""
+    # Without a buffer, in which every read of 64 bytes would fetch kilobytes.
+    with info.file.open("rb", buffering=0) as stream:
+        parts = [places_digest(info, stream)]
+        # A read beyond the end of a mapped file would end the process.
+        if os.fstat(stream.fileno()).st_size < info.stop:
+            raise CheckpointError(f"'{info.file}' has become shorter while it was read. Run it again.")
+        with closing(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+            parts.append(blocks_digest(info, parts[0], content))
+        if full:
+            parts.append(bytes_digest(info, stream))
+    return _JOINT.join(reversed(parts))
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
-    """Return the fingerprint of a checkpoint, 64 hex digits.
+    """Return the fingerprint of a checkpoint: 64 hex digits for each part of the digests.
 
     Args:
-        digests (`Mapping[str, str]`): The digest of each of its tensors, by name, in any order.
+        digests (`Mapping[str, str]`): The digest of each of its tensors, by name, in any order. All have the same
+            parts.
 
     Example:
 
@@ -76,5 +161,45 @@ def fingerprint(digests: Mapping[str, str]) -> str:
 
     ```
     """
-    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    names = sorted(digests)
+    hashes = []
+    for parts in zip(*(digests[name].split(_JOINT) for name in names), strict=True):
+        lines = "".join(f"{name} {part}\n" for name, part in zip(names, parts, strict=True))
+        hashes.append(hashlib.sha256(lines.encode()).hexdigest())
+    return _JOINT.join(hashes)
+
+
+def agree(one: str | None, other: str | None) -> bool:
+    """Check whether two digests, or two fingerprints, agree in all parts that both have.
+
+    One that is not known (`None`, such as the fingerprint of an adapter's base) agrees with another such alone.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.checkpoints.fingerprint import agree
+    >>> agree("b7-a8", "a8"), agree("b7-a8", "b7"), agree("b7-a8", "c0-a8")
+    (True, False, False)
+
+    ```
+    """
+    if one is None or other is None:
+        return one is other
+    pairs = zip(reversed(one.split(_JOINT)), reversed(other.split(_JOINT)), strict=False)
+    return all(part == other_part for part, other_part in pairs)
+
+
+def saw_all_bytes(fingerprint: str) -> bool:
+    """Check whether a fingerprint has a hash of all bytes."""
+    return len(fingerprint.split(_JOINT)) >= _ALL_PARTS
+
+
+def without_bytes(fingerprint: str | None) -> str | None:
+    """Return a fingerprint without the hash of all bytes, as it is if not all are hashed."""
+    if fingerprint is None:
+        return None
+    return _JOINT.join(fingerprint.split(_JOINT)[-(_ALL_PARTS - 1) :])
+
+
+def _begin(info: TensorInfo) -> "hashlib._Hash":
+    return hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())

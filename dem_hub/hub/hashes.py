@@ -67,6 +67,11 @@ def hashing_again(verify: Verify) -> Iterator[None]:
         _AGAIN.reset(token)
 
 
+def is_hashing_again() -> bool:
+    """Check whether this is within a block of [`hashing_again`] that hashes all files."""
+    return _AGAIN.get()
+
+
 def _sha256_of_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -237,7 +242,7 @@ def _hash_once(path: Path, kind: HashKind) -> str:
     if memory is None:
         return kind.of_file(path)
     state = _state_of(path)
-    if not _AGAIN.get():
+    if not is_hashing_again():
         with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
             remembered = json.loads(memory.read_text("utf-8"))
             if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:

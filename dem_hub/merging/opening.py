@@ -174,7 +174,7 @@ def open_config(
 def _check_base(recipe: DEMConfig, base: Base) -> None:
     """Refuse a base with another fingerprint than the recorded one. Without its weights a base has no fingerprint."""
     recorded = recipe.base.fingerprint
-    if base.remote is not None or recorded is None or recorded == base.fingerprint:
+    if base.remote is not None or recorded is None or base.is_recorded(recipe.base):
         return
     raise BaseMismatchError(
         f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recorded)}), and what is there now has "

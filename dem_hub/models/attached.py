@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.hashes import short_hash
@@ -179,7 +180,7 @@ class AttachedRecipe:
                 opened = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
                 self._switched[str(source)] = opened
             other = self._switched[str(source)]
-            if other.base.fingerprint != current.base.fingerprint:
+            if not agree(other.base.fingerprint, current.base.fingerprint):
                 raise BaseMismatchError(
                     f"The recipe '{source}' is over '{other.base}' (fingerprint "
                     f"{short_hash(other.base.fingerprint)}), and this model over '{current.base}' (fingerprint "

@@ -84,8 +84,9 @@ class DEMModel:
             allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
                 taken from, if names and shapes of the tensors agree.
             verify (`str`, *optional*, defaults to `"quick"`): `"quick"` believes the hash of a file that was worked out
-                before, as long as the file's size, times and inode are the same. `"full"` hashes all files again: those
-                of the vectors, and those of a base in the Hub's cache.
+                before, as long as the file's size, times and inode are the same. `"full"` hashes all files again:
+                those of the vectors and of a base in the Hub's cache, and all bytes of a base in a folder, if a vector
+                or a recipe has recorded a hash of them.
             kwargs: All arguments of transformers' `from_pretrained`, with the same meaning: `dtype`, `device_map`,
                 `quantization_config`, `revision`, `token`, `attn_implementation`, `trust_remote_code` and others.
 

@@ -8,6 +8,7 @@ fingerprint is compared after the download.
 from collections.abc import Iterable
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.whole import Replace
 from dem_hub.errors import BaseMismatchError, refuse
@@ -38,7 +39,7 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
         _check_exact(config, base, remedy)
         return
     if base.remote is None:
-        if config.base.fingerprint == base.fingerprint:
+        if base.is_recorded(config.base):
             return
         different = _first_difference(config, base, sorted(config.tensors))
         identity = f"fingerprint {short_hash(base.fingerprint)}"
@@ -82,7 +83,7 @@ def _check_exact(config: VectorConfig, base: Base, remedy: str) -> None:
         return  # reading the tensors would download them; checked again once they are here
     other = []
     for key, record in config.tensors.items():
-        if record.codec == Exact.name and base.digest(key) != record.base:
+        if record.codec == Exact.name and not agree(base.digest(key), record.base):
             other.append(f"'{key}'")
     if other:
         refuse(
@@ -96,7 +97,7 @@ def _check_exact(config: VectorConfig, base: Base, remedy: str) -> None:
 def _first_difference(config: VectorConfig, base: Base, keys: Iterable[str]) -> str | None:
     """Return the first of some tensors whose digest is not the one that the vector recorded."""
     for key in keys:
-        if base.digest(key) != config.tensors[key].base:
+        if not agree(base.digest(key), config.tensors[key].base):
             return key
     return None
 

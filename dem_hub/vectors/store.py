@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
@@ -214,10 +215,11 @@ class VectorStore(Mapping[str, DistributionVector]):
             `BusyError`: If another process changes the store, and does not come to an end.
         """
         folder = self._writable(name)
-        if vector.base.fingerprint not in (None, self.base.fingerprint):
+        known = vector.base.fingerprint
+        if known is not None and not agree(known, self.base.fingerprint):
             raise BaseMismatchError(
                 f"The vector '{vector.name}' was made from '{vector.base}' (fingerprint "
-                f"{short_hash(vector.base.fingerprint)}), and the store "
+                f"{short_hash(known)}), and the store "
                 f"'{self.source}' is for '{self.base}' (fingerprint {short_hash(self.base.fingerprint)}). Make a "
                 "store for its base."
             )
@@ -356,7 +358,7 @@ def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:
     if text is None:
         return {}
     index = StoreIndex.from_json(text, f"{STORE_CONFIG} of '{head.repo_id}'")
-    if index.base.fingerprint != base.fingerprint:
+    if not agree(index.base.fingerprint, base.fingerprint):
         raise BaseMismatchError(
             f"'{head.repo_id}' has vectors of '{index.base}' (fingerprint {short_hash(index.base.fingerprint)}), "
             f"and these are of '{base}' "

@@ -117,7 +117,7 @@ class DistributionVector:
             Checkpoint(self.folder, index=ADAPTER_WEIGHTS)  # its header is checked now, not when a model is half loaded
 
     @classmethod
-    def extract(
+    def extract(  # noqa: PLR0913  # those of transformers, and three more
         cls,
         base: str | os.PathLike[str] | VectorSource,
         finetuned: str | os.PathLike[str] | VectorSource,
@@ -127,6 +127,7 @@ class DistributionVector:
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        verify: Verify = VERIFY,
         **codec_options: Any,
     ) -> "DistributionVector":
         """Extract the vector `finetuned - base`, one tensor at a time. No model is built.
@@ -146,6 +147,8 @@ class DistributionVector:
             device (`str` or `torch.device`, *optional*): Device to encode on. By default the accelerator, if there
                 is one.
             token, cache_dir, local_files_only (*optional*): As in transformers.
+            verify (`str`, *optional*, defaults to `"quick"`): `"full"` records a hash of all bytes of the base, with
+                which `verify="full"` compares a base from then on.
             codec_options: Options of the codec, for instance `rank=16` or `dtype="float32"`.
 
         Returns:
@@ -159,9 +162,9 @@ class DistributionVector:
         """
         encoder = encoder_from_name(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
-        resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
-        resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
-        with ExitStack() as stack:
+        with ExitStack() as stack, hashing_again(verify):
+            resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
+            resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
             folder = stack.enter_context(scratch_folder())
             extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
             vector = cls(Resolved.local(folder), verify=False)
@@ -326,9 +329,7 @@ class DistributionVector:
 
     @cached_property
     def sha256(self) -> str:
-        """The identity of the vector, 64 hex digits: two vectors with the same contents have the same, whatever
-        they are called.
-        """
+        """The identity of the vector, 64 hex digits: the same for two vectors with the same contents."""
         if self.config is not None:
             return self.config.sha256
         hashes = {}
@@ -345,8 +346,7 @@ class DistributionVector:
         return self.remote.hashes
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
-        """Return the stored delta of each tensor that the vector changes, after a check that the vector belongs on
-        this base.
+        """Return the stored delta of each tensor that the vector changes, if the vector belongs on this base.
 
         Args:
             base ([`Base`]): The base that the deltas are to be added to.

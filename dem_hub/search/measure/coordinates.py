@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
+from dem_hub.checkpoints.fingerprint import without_bytes
 from dem_hub.merging.coefficients import Coefficient
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class Coordinates:
         )
         self.names = self._with_groups(self.vectors, " ")
         self.keys = self._with_groups(self._hashes, "")
-        self.merge_settings = f"{config.base.fingerprint} {model.dtype} {config.rounding} {config.rounding_seed}"
+        # Whether the load that measured hashed all bytes of the base makes no difference.
+        base = without_bytes(config.base.fingerprint)
+        self.merge_settings = f"{base} {model.dtype} {config.rounding} {config.rounding_seed}"
 
     def coefficients(self, point: Sequence[float]) -> dict[str, Coefficient]:
         """Return a point as the coefficients of a recipe, by vector."""
