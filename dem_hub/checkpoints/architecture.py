@@ -24,7 +24,7 @@ from dem_hub.checkpoints.tensor_groups import ATTENTION, EMBEDDING, MLP, OTHER
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ModuleKind = Literal["linear", "conv1d", "embedding"]
+ModuleKind = Literal["linear", "conv1d", "embedding", "convolution"]
 
 # Decoders whose tensors have the same names on disk and in memory, and whose weights are all of linear layers,
 # norms and one embedding.
@@ -57,7 +57,8 @@ MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 class Module:
     """A module whose weight is one tensor of the checkpoint, with its name in the model.
 
-    A `linear` weight is (out, in). A `conv1d` (GPT-2's) and an `embedding` are the other way round for a LoRA.
+    A `linear` weight is (out, in). A `conv1d` (GPT-2's) and an `embedding` are the other way round for a LoRA. The weight
+    of a `convolution` has two and more dimensions beside, those of its kernel.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Module:
     @property
     def transposed(self) -> bool:
         """True if a LoRA's B @ A is the transpose of the checkpoint's tensor."""
-        return self.kind != "linear"
+        return self.kind in ("conv1d", "embedding")
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,19 @@ class Architecture:
     groups: Mapping[str, str] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
     is_encoder_decoder: bool = False
+    transposed: frozenset[str] = frozenset()
 
     @cached_property
     def tied(self) -> frozenset[str]:
         """The names of the modules whose weight is one tensor with that of another module."""
         names = {*self.ties, *self.ties.values()}
         return frozenset(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+
+    def other_ends(self, parameter: str) -> frozenset[str]:
+        """Return the names in memory of the other parameters that are one tensor with a parameter."""
+        first = self.ties.get(parameter, parameter)
+        ends = {first, *(name for name, other in self.ties.items() if other == first)}
+        return frozenset(ends - {parameter})
 
     @cached_property
     def expert_keys(self) -> frozenset[str]:
@@ -181,6 +189,7 @@ def describe(
         groups=_groups(model, keys, matched.names, matched.fused),
         unused=matched.unused,
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
+        transposed=_transposed(modules_by_name),
     )
 
 
@@ -212,7 +221,18 @@ def _module_kind(module: torch.nn.Module | None) -> ModuleKind | None:
         return "conv1d"
     if isinstance(module, torch.nn.Embedding):
         return "embedding"
+    if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d):
+        return "convolution"
     return None
+
+
+def _transposed(modules_by_name: Mapping[str, torch.nn.Module]) -> frozenset[str]:
+    """Return the parameters of experts that transformers says it holds transposed."""
+    names = set()
+    for owner, module in modules_by_name.items():
+        if getattr(module, "is_transposed", False):
+            names |= {f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)}
+    return frozenset(names)
 
 
 def _groups(

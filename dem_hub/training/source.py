@@ -32,7 +32,7 @@ from dem_hub.training.gathering import Gathering
 from dem_hub.training.live_model import LiveModel
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.lora.config import read_adapter_config
-from dem_hub.vectors.lora.reader import saves_one_side
+from dem_hub.vectors.lora.reader import saves_one_end
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 from dem_hub.vectors.matching import match_tensors
 from dem_hub.vectors.sidecars import write_training
@@ -224,8 +224,9 @@ def _why_no_adapter(gathering: Gathering, base: Base) -> str | None:
         folder = save_adapter(gathering, scratch)
         try:
             DistributionVector(Resolved.local(folder), verify=False).deltas(base)
-            _check_tied(read_adapter_config(folder), base)
-            _check_all_saved(gathering, Checkpoint(folder, index=ADAPTER_WEIGHTS))
+            saved = Checkpoint(folder, index=ADAPTER_WEIGHTS)
+            _check_tied(read_adapter_config(folder), base, saved)
+            _check_all_saved(gathering, saved)
         except AdapterError as error:
             return str(error)
     return None
@@ -237,7 +238,7 @@ def _is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-def _check_tied(config: Mapping[str, Any], base: Base) -> None:
+def _check_tied(config: Mapping[str, Any], base: Base, saved: Checkpoint) -> None:
     """Refuse an adapter that trains a copy of one of two tied embeddings.
 
     Before training the copy still equals the base.
@@ -246,9 +247,9 @@ def _check_tied(config: Mapping[str, Any], base: Base) -> None:
     if architecture is None:
         return
     for module in architecture.tied:
-        if saves_one_side(module, architecture, config):
+        if saves_one_end(module, architecture, config, saved):
             raise AdapterError(
-                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone (modules_to_save)."
+                f"'{module}' is one tensor with another embedding, and PEFT changes one end alone (modules_to_save)."
             )
 
 

@@ -12,8 +12,7 @@ does not fit the base is listed in one error.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,23 @@ import torch
 
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.lazy import LazyTensor, Rows, Transposed
+from dem_hub.checkpoints.lazy import Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.component import Component, StoredDelta
-from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS
 from dem_hub.vectors.lora.contents import missing_modules, wrapper_remedy
-from dem_hub.vectors.lora.experts import expert_factors, find_fused
+from dem_hub.vectors.lora.experts import expert_factors, expert_shapes, find_experts
+from dem_hub.vectors.lora.factors import Factors, Target
 from dem_hub.vectors.lora.patterns import Patterns
+from dem_hub.vectors.lora.products import ConvolutionProduct, ExpertsProduct
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
+
+_REMEDY = (
+    "Use the base it was trained on. If this is that base, merge the adapter into it with PEFT, and extract the vector of "
+    "the result."
+)
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 
@@ -60,7 +65,7 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
             AdapterError,
             f"The adapter '{folder}' does not fit the base '{base.folder}'.",
             reader.faults,
-            wrapper_remedy(reader.names) or "Use the base it was trained on.",
+            wrapper_remedy(reader.names) or _REMEDY,
         )
     missing = missing_modules(config, architecture, reader.names)
     if missing:
@@ -92,41 +97,31 @@ def _count_unknown(weights: Checkpoint, architecture: Architecture) -> int:
     return unknown
 
 
-def saves_one_side(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Check whether an adapter keeps its own copy (`modules_to_save`) of one of two tied embeddings.
+def saves_one_end(module: str, architecture: Architecture, config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Check whether an adapter keeps its own copy (`modules_to_save`) of one of two tied embeddings alone.
+
+    PEFT ties the copies if `ensure_weight_tying` asks for it, but not in every model. It writes all of them if it did.
 
     Args:
         module (`str`): The module's name in the model.
-        architecture (`Architecture`): The architecture of the base.
+        architecture ([`Architecture`]): The architecture of the base.
         config (`Mapping[str, Any]`): The adapter's config.
+        names (`Iterable[str]`): The names of the adapter's tensors.
     """
-    if not _is_one_sided(module, architecture, config):
+    if module not in architecture.tied or not _ends_with_any(module, config.get("modules_to_save")):
         return False
-    return _ends_with_any(module, config.get("modules_to_save"))
+    saved = {_parameter(name) for name in names}
+    return not config.get("ensure_weight_tying") or not architecture.other_ends(f"{module}.weight") <= saved
 
 
-def _is_one_sided(module: str, architecture: Architecture, config: Mapping[str, Any]) -> bool:
-    """Check whether a module is one of two tied embeddings, and PEFT changes that one alone."""
-    return module in architecture.tied and not config.get("ensure_weight_tying")
+def _parameter(name: str) -> str:
+    """Return the parameter in memory that a tensor of an adapter is, if PEFT keeps it whole."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _ends_with_any(name: str, suffixes: list[str] | None) -> bool:
     """Check whether a dotted name ends with one of several dotted names, as PEFT matches `target_modules`."""
     return any(f".{name}".endswith(f".{suffix}") for suffix in suffixes or ())
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A tensor of the checkpoint that a LoRA changes, with B and A as its left and right factor.
-
-    `name` is what the patterns of the config are matched with: the module, or the parameter where the LoRA is on a
-    parameter.
-    """
-
-    key: str
-    name: str
-    left: LazyTensor
-    right: LazyTensor
 
 
 class _AdapterReader:
@@ -141,11 +136,12 @@ class _AdapterReader:
         self._base = base
         self._architecture = architecture
         self._alphas = Patterns(config.get("alpha_pattern") or {}, "alpha_pattern")
+        self._experts = expert_shapes(architecture, base)
 
     def read(self) -> dict[str, StoredDelta]:
         """Return the deltas by the base's keys, without those that do not fit."""
         deltas: dict[str, StoredDelta] = {}
-        factors: dict[str, dict[str, LazyTensor]] = {}  # "A" and "B" of each module
+        factors: dict[str, dict[str, str]] = {}  # the names of A and B of each module
         for name in sorted(self._weights):
             if ".original_module." in name:
                 # PEFT's copy of the base's module, beside the trained one.
@@ -154,11 +150,20 @@ class _AdapterReader:
             if match is None:
                 deltas.update(self._whole_delta(name))
             elif self._has_target(match["module"]) or match["module"] in self._architecture.tied:
-                factors.setdefault(match["module"], {})[match["factor"]] = self._weights.lazy(name)
+                factors.setdefault(match["module"], {})[match["factor"]] = name
             else:
                 self._add_fault(f"'{name}': the base has no single weight for a module '{match['module']}'")
-        for module, pair in sorted(factors.items()):
-            if self._is_other_end(module, factors):
+        pairs = self._pairs(factors)
+        for module, pair in sorted(pairs.items()):
+            if not self._is_at_all_ends(module, pairs):
+                self.faults.append(
+                    f"'{module}' is one tensor with another embedding, and its LoRA is not that embedding's: the change "
+                    "of one end is none of the tensor. Train both ends with ensure_weight_tying=True, or on a base "
+                    "whose embeddings are untied"
+                )
+                continue
+            if module in self._architecture.tied and module not in self._architecture.keys:
+                # The other end is on disk.
                 continue
             for key, component in self._components(module, pair):
                 whole = deltas.get(key, StoredDelta())
@@ -170,27 +175,44 @@ class _AdapterReader:
         """The names of all tensors of the adapter."""
         return list(self._weights)
 
-    def _is_other_end(self, module: str, factors: Mapping[str, Mapping[str, LazyTensor]]) -> bool:
-        """Check whether a module is the end of a tie that is not on disk, and note the fault if the ends differ.
+    def _pairs(self, factors: Mapping[str, Mapping[str, str]]) -> dict[str, Factors]:
+        """Return A and B of each module that has both, and note the faults of those that do not fit together."""
+        pairs = {}
+        for module, names in sorted(factors.items()):
+            if len(names) == 1:
+                self.faults.append(f"'{module}' has only lora_{next(iter(names))}")
+                continue
+            a, b = self._weights.lazy(names["A"]), self._weights.lazy(names["B"])
+            a_shape, b_shape = a.get_shape(), b.get_shape()
+            form = f"'{module}' has factors of shape {a_shape} and {b_shape}"
+            if len(a_shape) != self._dimensions(module) or len(b_shape) != len(a_shape):
+                self.faults.append(f"{form}; only matrices are supported, and kernels for convolutions")
+            elif 0 in a_shape + b_shape:
+                self.faults.append(f"{form}: a rank or a size is 0")
+            else:
+                pairs[module] = Factors(a, b, ".lora_embedding_" in names["A"])
+        return pairs
 
-        With `ensure_weight_tying` PEFT writes the factors of the output embedding as well. They are those of the
-        input embedding, transposed, and the change of one tensor.
+    def _dimensions(self, module: str) -> int:
+        """Return how many dimensions the factors of a module have."""
+        key = self._architecture.keys.get(module)
+        if key is None or self._architecture.modules[key].kind != "convolution":
+            return 2
+        return len(self._base[key].shape)
+
+    def _is_at_all_ends(self, module: str, pairs: Mapping[str, Factors]) -> bool:
+        """Check that the LoRA of a tied embedding is that of all modules with the same tensor; `True` if none has.
+
+        With `ensure_weight_tying` PEFT writes the factors of each of them: those of an embedding are those of an
+        output embedding, transposed.
         """
-        if module not in self._architecture.tied or module in self._architecture.keys:
-            return False
-        mine = factors[module]
-        for other in self._architecture.tied - {module}:
-            theirs = factors.get(other, {})
-            if all(
-                mine[a].get_shape() == theirs[b].get_shape()[::-1] and torch.equal(mine[a][...], theirs[b][...].T)
-                for a, b in (("A", "B"), ("B", "A"))
-                if a in mine and b in theirs
-            ) and mine.keys() == theirs.keys() == {"A", "B"}:
-                return True
-        self.faults.append(
-            f"'{module}' is one tensor with another embedding, and its LoRA is not that embedding's: the change of one "
-            "end is none of the tensor. Train with ensure_weight_tying=True, or on a base whose embeddings are untied"
-        )
+        rank = pairs[module].rank
+        for parameter in self._architecture.other_ends(f"{module}.weight"):
+            end = parameter.rpartition(".")[0]
+            if end not in pairs:
+                return False
+            if not pairs[module].is_same(pairs[end]) or self._scale(module, rank) != self._scale(end, rank):
+                return False
         return True
 
     def _add_fault(self, fault: str) -> None:
@@ -198,26 +220,10 @@ class _AdapterReader:
 
     # Factors
 
-    def _components(self, module: str, pair: Mapping[str, LazyTensor]) -> Iterator[tuple[str, Component]]:
-        """Yield the key and the low-rank component of each tensor that the LoRA of a module changes."""
-        if len(pair) == 1:
-            self.faults.append(f"'{module}' has only lora_{next(iter(pair))}")
-            return
-        if _is_one_sided(module, self._architecture, self._config):
-            self.faults.append(
-                f"'{module}' is one tensor with another embedding, and PEFT changes one side alone: not a change "
-                "of the tensor"
-            )
-            return
-        a_shape = pair["A"].get_shape()
-        b_shape = pair["B"].get_shape()
-        if len(a_shape) != 2 or len(b_shape) != 2:
-            self.faults.append(f"'{module}' has factors of shape {a_shape} and {b_shape}; only matrices are supported")
-            return
-        if 0 in a_shape + b_shape:
-            self.faults.append(f"'{module}' has factors of shape {a_shape} and {b_shape}: a rank or a size is 0")
-            return
-        targets = self._targets(module, pair["A"], pair["B"])
+    def _components(self, module: str, pair: Factors) -> Iterator[tuple[str, Component]]:
+        """Yield the key and the component of each tensor that the LoRA of a module changes."""
+        a_shape, b_shape = pair.a.get_shape(), pair.b.get_shape()
+        targets = self._targets(module, pair)
         if not targets:
             self.faults.append(
                 f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' "
@@ -225,17 +231,14 @@ class _AdapterReader:
                 "round, so peft_version in adapter_config.json must say which wrote it)"
             )
         for target in targets:
-            rows, rank = target.left.get_shape()
-            right_rank, columns = target.right.get_shape()
             in_base = self._base[target.key].shape
-            if in_base != (rows, columns) or rank != right_rank:
+            if in_base != target.shape or a_shape[0] != b_shape[1]:
                 self.faults.append(
-                    f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {[rows, columns]} (A "
+                    f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {list(target.shape)} (A "
                     f"{a_shape}, B {b_shape})"
                 )
                 continue
-            parts = {"left": target.left, "right": target.right}
-            yield target.key, Component(LowRank(), parts, (rows, columns), self._scale(target.name, rank))
+            yield target.key, Component(target.codec, target.parts, in_base, self._scale(target.name, target.rank))
 
     def _scale(self, name: str, rank: int) -> float:
         """Return the factor that PEFT multiplies B @ A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
@@ -251,7 +254,7 @@ class _AdapterReader:
         owner = _owner(module)
         if f"{owner}.weight" in self._architecture.expert_keys or self._is_targeted(f"{owner}.weight"):
             return True
-        return any(name.rpartition(".")[0] == owner for name in self._architecture.fused)
+        return any(name.rpartition(".")[0] == owner for name in self._experts)
 
     def _is_targeted(self, parameter: str) -> bool:
         """Check whether a parameter outside the linear layers, such as the router of experts, has a LoRA."""
@@ -259,29 +262,36 @@ class _AdapterReader:
             return False
         return _ends_with_any(parameter, self._config.get("target_parameters"))
 
-    def _targets(self, module: str, a: LazyTensor, b: LazyTensor) -> list[_Target]:
+    def _targets(self, module: str, pair: Factors) -> list[Target]:
         """Return the tensors of the checkpoint that A and B of a module change, or none if that is not clear."""
         architecture = self._architecture
+        a, b = pair.a, pair.b
         key = architecture.keys.get(module)
+        if key is not None and architecture.modules[key].kind == "convolution":
+            return [Target.product(key, module, a.get_shape()[0], ConvolutionProduct(b, a))]
         if key is not None and architecture.modules[key].transposed:
-            return [_Target(key, module, Transposed(a), Transposed(b))]
+            return [Target.matrix(key, module, Transposed(a), Transposed(b))]
         if key is not None:
-            return [_Target(key, module, b, a)]
+            return [Target.matrix(key, module, b, a)]
         owner = _owner(module)
         weight = f"{owner}.weight"
         if weight in architecture.expert_keys:
             # A LoRA on one expert's own layer, as transformers 4 had them. Its name is that of the tensor on disk.
-            return [_Target(weight, module, b, a)]
+            return [Target.matrix(weight, module, b, a)]
         if self._is_targeted(weight):
-            return [_Target(architecture.parameters[weight], weight, b, a)]
-        # PEFT does not write down which fused parameter of the experts the factors are for: their shapes must tell.
+            return [Target.matrix(architecture.parameters[weight], weight, b, a)]
+        # PEFT does not write down which parameter of the experts the factors are for: their shapes must tell.
         version = self._config.get("peft_version")
-        fused = find_fused(owner, architecture.fused, self._base, a.get_shape(), b.get_shape(), version)
-        if fused is None:
+        found = find_experts(owner, self._experts, architecture.transposed, a.get_shape(), b.get_shape(), version)
+        if found is None:
             return []
-        parts = architecture.fused[fused.name]
-        experts = expert_factors(parts, self._base, a, b, is_swapped=fused.is_swapped)
-        return [_Target(key, fused.name, left, right) for key, left, right in experts]
+        experts = self._experts[found.name][0]
+        if found.name in architecture.fused:
+            parts = architecture.fused[found.name]
+            factors = expert_factors(parts, self._base, a, b, is_swapped=found.is_swapped)
+            return [Target.matrix(key, found.name, left, right) for key, left, right in factors]
+        product = ExpertsProduct(b, a, experts, found.is_swapped)
+        return [Target.product(architecture.parameters[found.name], found.name, a.get_shape()[0] // experts, product)]
 
     # Tensors that PEFT keeps whole
 
@@ -289,7 +299,7 @@ class _AdapterReader:
         """Return the delta of a saved module, a trained bias or an embedding beside its LoRA; empty if it changes
         nothing.
         """
-        parameter = name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        parameter = _parameter(name)
         saved = self._weights[name]
         if ".modules_to_save." in name and not self._is_written_alike(name):
             self.faults.append(
@@ -312,14 +322,26 @@ class _AdapterReader:
         if not is_trained:
             return {}
         module = parameter.rpartition(".")[0]
-        if saves_one_side(module, self._architecture, self._config):
+        if not self._is_saved_at_all_ends(name, module):
             self.faults.append(
-                f"'{module}' is one tensor with another embedding, and PEFT changed one side alone (modules_to_save)"
+                f"'{module}' is one tensor with another embedding, and PEFT changed one end alone (modules_to_save). "
+                "Save both ends with ensure_weight_tying=True, or train on a base whose embeddings are untied"
             )
             return {}
         values = self._weights.lazy(name)
         new_rows = Rows(values, in_base.shape[0], saved.shape[0]) if is_grown else None
         return {key: StoredDelta((Component(Full(), {"full": values}, saved.shape),), new_rows)}
+
+    def _is_saved_at_all_ends(self, name: str, module: str) -> bool:
+        """Check that a saved module is the same at all ends of a tie; `True` if it has no other end."""
+        if saves_one_end(module, self._architecture, self._config, self._weights):
+            return False
+        if not _ends_with_any(module, self._config.get("modules_to_save")):
+            # PEFT adds both embeddings to the file of an adapter that has more tokens than its base.
+            return True
+        ends = self._architecture.other_ends(_parameter(name))
+        copies = [other for other in self._weights if _parameter(other) in ends]
+        return all(torch.equal(self._weights.read(copy), self._weights.read(name)) for copy in copies)
 
     def _is_written_alike(self, name: str) -> bool:
         """Check whether a saved module has the same values under its own name, if PEFT wrote it twice."""

@@ -57,12 +57,12 @@ class AdapterWriter:
             key (`str`): The tensor's key in the checkpoint.
 
         Returns:
-            `Module` or `None`: `None` if a LoRA cannot change the tensor, for instance a norm or an embedding.
+            `Module` or `None`: `None` if no LoRA of matrices can change the tensor, for instance a norm or a convolution.
         """
         if self._architecture is None:
             return None
         module = self._architecture.modules.get(key)
-        if module is None or module.kind == "embedding":
+        if module is None or module.kind in ("embedding", "convolution"):
             return None
         # PEFT would change one side of a tie alone, and the tensor is both.
         if module.name in self._architecture.tied:

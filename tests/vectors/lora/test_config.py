@@ -36,6 +36,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"target_modules": ["c_fc"], "modules_to_save": ["wte"]},
         "'transformer.wte' is one tensor with another embedding",
     ),
+    # PEFT ties what it knows by name, and `wte` is no such name.
+    "tied embedding that PEFT does not tie": (
+        "gpt2",
+        {"target_modules": ["c_fc", "wte"], "ensure_weight_tying": True},
+        "'transformer.wte' is one tensor with another embedding",
+    ),
+    "tied saved module that PEFT does not tie": (
+        "gpt2",
+        {"target_modules": ["c_fc"], "modules_to_save": ["wte"], "ensure_weight_tying": True},
+        "'transformer.wte' is one tensor with another embedding",
+    ),
     "lora_bias": ("llama-tied", {"target_modules": LINEAR, "lora_bias": True}, "lora_bias is True: a bias in lora_B"),
     "trainable tokens": (
         "llama-untied",

@@ -13,7 +13,7 @@ from dem_hub import DEMModel
 from dem_hub.errors import AdapterError
 from dem_hub.merging.lazy import merged_tensor
 from tests.support.lora_merges import merge_one
-from tests.support.tiny_models import Zoo, load_tensors, make_adapter
+from tests.support.tiny_models import Zoo, edit_json, load_tensors, make_adapter
 
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
@@ -72,6 +72,42 @@ def test_a_model_with_experts_of_an_adapter(zoo: Zoo, tmp_path: Path) -> None:
     ours = DEMModel.from_pretrained(base, vectors={str(tmp_path / "adapter"): 1.0})
     ids = torch.tensor([[1, 7, 9, 11]])
     torch.testing.assert_close(ours(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def square(family: str) -> Any:
+    """A model whose experts are one tensor on disk too, with square matrices: gpt-oss has such."""
+    import transformers as t
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1,
+             "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    if family == "gpt-oss":
+        return t.GptOssForCausalLM(t.GptOssConfig(**sizes))
+    return t.Llama4ForCausalLM(t.Llama4TextConfig(**sizes, intermediate_size_mlp=32))
+
+
+@pytest.mark.parametrize("version", ["as written", "0.18.1", None])
+@pytest.mark.parametrize("family", ["gpt-oss", "llama4"])
+def test_experts_that_are_one_tensor_on_disk(tmp_path: Path, family: str, version: str | None) -> None:
+    """The reference is PEFT's merge. gpt-oss multiplies from the right, which tells how B @ A lies in every version."""
+    square(family).save_pretrained(tmp_path / "base")
+    parameters = [f"experts.{name}" for name in ("gate_up_proj", "down_proj")]
+    adapted = make_adapter(tmp_path / "base", tmp_path, r=2, target_modules=[], target_parameters=parameters)
+    if version != "as written":
+        edit_json(tmp_path / "adapter_config.json", peft_version=version)
+    if family == "llama4" and version is None:
+        with pytest.raises(AdapterError, match="peft_version in adapter_config.json must say which wrote it"):
+            merge_one(tmp_path / "base", tmp_path)
+        return
+    expected = adapted.merge_and_unload().state_dict()
+    start = load_tensors(tmp_path / "base")
+    merge = merge_one(tmp_path / "base", tmp_path)
+    for name in start:
+        wanted = expected[name]
+        if family == "llama4" and version == "0.18.1" and name.endswith("down_proj") and wanted.dim() == 3:
+            wanted = start[name] + (wanted - start[name]).mT
+        found = merged_tensor(merge, name, torch.float32)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
 EXPERT_CHANGES: dict[str, tuple[str, torch.Tensor, str]] = {
