@@ -9,11 +9,13 @@ import io
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.files.names import CARD
+from dem_hub.hub.bounded import bounded
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import is_version, verify_downloads
@@ -65,7 +67,8 @@ class Head:
         if path not in self.files:
             return None
         with _pushing(self.repo_id):
-            file = Path(hub_api().hf_hub_download(self.repo_id, path, revision=self.commit, token=self.token))
+            call = partial(hub_api().hf_hub_download, self.repo_id, path, revision=self.commit, token=self.token)
+            file = Path(bounded(lambda meter: call(tqdm_class=meter), self.repo_id, None))
         verify_downloads(self.repo_id, [file])
         return file.read_text("utf-8")
 

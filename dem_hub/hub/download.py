@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from dem_hub.errors import CheckpointError, NotFoundError
@@ -16,6 +17,7 @@ from dem_hub.files.links import check_links
 from dem_hub.files.names import NO_SIDE_FILES, PICKLES, SAFETENSORS, WEIGHT_COPIES
 from dem_hub.files.replacing import settle
 from dem_hub.files.side_files import module_folders, modules_with_weights, side_files_of
+from dem_hub.hub.bounded import bounded
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.hashes import verify_downloads
@@ -147,19 +149,22 @@ def _download(source: VectorSource, files: tuple[str, ...], without: tuple[str, 
     prefix = f"{source.subfolder}/" if source.subfolder else ""
     allowed = [prefix + pattern for pattern in files]
     ignored = [prefix + pattern for pattern in without]
+    call = partial(
+        hub_api().snapshot_download,
+        source.repo_id,
+        revision=source.revision,
+        cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
+        token=options.token,
+        local_files_only=options.local_files_only,
+        force_download=options.force_download,
+        allow_patterns=allowed,
+        ignore_patterns=ignored,
+    )
     with download_errors(source):
-        snapshot = Path(
-            hub_api().snapshot_download(
-                source.repo_id,
-                revision=source.revision,
-                cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
-                token=options.token,
-                local_files_only=options.local_files_only,
-                force_download=options.force_download,
-                allow_patterns=allowed,
-                ignore_patterns=ignored,
-            )
-        )
+        if options.local_files_only:
+            snapshot = Path(call())
+        else:
+            snapshot = Path(bounded(lambda meter: call(tqdm_class=meter), source.repo_id, options.cache_dir))
     # The snapshot of the cache may have more files, from earlier downloads.
     folder = snapshot / source.subfolder
     present = [path.relative_to(snapshot).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
