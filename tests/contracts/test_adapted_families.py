@@ -73,10 +73,8 @@ class Case:
         return DEMModel.from_pretrained(self.folder, vectors=named, dtype=torch.float64, **self.options)
 
     def logits(self, model: Any) -> Tensor:
-        inputs = FAMILIES[self.family].inputs()
-        wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
         with torch.no_grad():
-            return model.eval()(**wide, return_dict=False)[0]
+            return model.eval()(**FAMILIES[self.family].inputs(torch.float64), return_dict=False)[0]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=[f"{name}-{'tied' if tied else 'untied'}" for name, tied in CASES])

@@ -19,10 +19,9 @@ from dem_hub.merging.records import HERE
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
 from dem_hub.models.upload import push_export, push_merged
-from tests.contracts.test_families import build
-from tests.contracts.test_todays_families import whisper
 from tests.fake_hub.server import Hub
 from tests.hub.round_trip import assert_same, run_code, saved
+from tests.support.families import build
 from tests.support.tiny_models import Models, shake
 
 BASE = "org/base"
@@ -205,7 +204,7 @@ def test_vectors_in_folders_of_one_name(
 @pytest.mark.parametrize("family", ["t5", "vit", "llava", "whisper"])
 def test_the_cards_of_other_models(hub: Hub, tmp_path: Path, family: str) -> None:
     """Their code loads the model with its head, and so does the Auto class that it names."""
-    base = whisper(tied=True) if family == "whisper" else build(family)
+    base = build(family)
     base.save_pretrained(tmp_path / "base")
     shake(base, seed=1)
     base.save_pretrained(tmp_path / "finetuned")

@@ -33,8 +33,13 @@ class Family:
 
     title: str
     make: Callable[[bool], Any]
-    inputs: Callable[[], dict[str, Tensor]]
+    make_inputs: Callable[[], dict[str, Tensor]]
     ties: tuple[bool, ...] = (True, False)
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Return an input, with images and sounds in the dtype of a model."""
+        inputs = self.make_inputs()
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
 
 def llama(tied: bool) -> Any:
@@ -362,3 +367,10 @@ FAMILIES = {
     "whisper": Family("Whisper", whisper, sound_inputs),
     "vit": Family("ViT", vit, image_inputs, ties=(False,)),
 }
+
+
+def build(name: str, tied: bool | None = None) -> Any:
+    """Return a tiny model of a family in float32, seeded by its name."""
+    family = FAMILIES[name]
+    torch.manual_seed(sum(map(ord, name)))
+    return family.make(family.ties[0] if tied is None else tied)

@@ -13,9 +13,8 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.lazy import merged_tensor
 from dem_hub.vectors.lora.writer import AdapterWriter
-from tests.contracts.test_families import build as build_family
-from tests.contracts.test_families import inputs as inputs_of
-from tests.contracts.test_todays_families import gemma3, inputs, modernbert, qwen2_5_vl, qwen3, whisper
+from tests.support.families import FAMILIES
+from tests.support.families import build as build_family
 from tests.support.lora_merges import merge_one
 from tests.support.other_readers import READERS, read_as
 from tests.support.tiny_models import Zoo, build, load_tensors, make_adapter, reshard, shake
@@ -44,13 +43,13 @@ def test_our_adapter_in_peft(zoo: Zoo, tmp_path: Path, family: str) -> None:
 
 # What `task_type` is, by the classes that PEFT has: a wrong one makes a model that cannot be run.
 TASKS = {
-    "qwen3": ("CAUSAL_LM", qwen3),
-    "t5": ("SEQ_2_SEQ_LM", lambda tied: build_family("t5")),
-    "whisper": (None, whisper),
-    "qwen2.5-vl": (None, qwen2_5_vl),
-    "gemma3": (None, gemma3),
-    "modernbert": (None, modernbert),
-    "vit": (None, lambda tied: build_family("vit")),
+    "qwen3": "CAUSAL_LM",
+    "t5": "SEQ_2_SEQ_LM",
+    "whisper": None,
+    "qwen2.5-vl": None,
+    "gemma3": None,
+    "modernbert": None,
+    "vit": None,
 }
 
 
@@ -59,21 +58,17 @@ TASKS = {
 def test_peft_runs_our_adapter_of_any_family(tmp_path: Path, family: str) -> None:
     from peft import PeftModel
 
-    task, make = TASKS[family]
-    torch.manual_seed(0)
-    base = make(True)
+    base = build_family(family)
     base.save_pretrained(tmp_path / "base")
     shake(base, seed=1, rank=2)
     base.save_pretrained(tmp_path / "finetuned")
     vector = DistributionVector.extract(tmp_path / "base", tmp_path / "finetuned", codec="lowrank", rank=2)
     vector.save_pretrained(tmp_path / "vector")
-    assert json.loads((tmp_path / "vector" / "adapter_config.json").read_text())["task_type"] == task
+    assert json.loads((tmp_path / "vector" / "adapter_config.json").read_text())["task_type"] == TASKS[family]
     theirs = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "vector")
     ours = DEMModel.from_pretrained(tmp_path / "base", vectors={str(tmp_path / "vector"): 1.0})
-    given = inputs_of(family) if family in ("t5", "vit") else inputs(family)
-    given = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     with torch.no_grad():
-        logits = [model.eval()(**given).logits for model in (ours, theirs)]
+        logits = [model.eval()(**FAMILIES[family].inputs()).logits for model in (ours, theirs)]
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-4, atol=1e-4)
 
 
