@@ -19,6 +19,7 @@ from dem_hub.hub.bounded import bounded
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.hashes import is_version, verify_downloads
+from dem_hub.hub.remote import in_time
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -241,7 +242,8 @@ def _has(head: Head, path: str, content: Content) -> bool:
 def _read_head(repo_id: str, options: PushOptions) -> Head:
     token = options.get("token")
     with _pushing(repo_id):
-        info = hub_api().model_info(repo_id, revision=options.get("revision"), files_metadata=True, token=token)
+        find = partial(hub_api().model_info, repo_id, revision=options.get("revision"), token=token)
+        info = in_time(lambda: find(files_metadata=True))
     files = {}
     for file in info.siblings or ():
         files[file.rfilename] = str(file.lfs.sha256 if file.lfs else file.blob_id)

@@ -22,7 +22,7 @@ from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.hashes import verify_downloads
 from dem_hub.hub.references import REPO_ID, VectorSource
-from dem_hub.hub.remote import RemoteWeights
+from dem_hub.hub.remote import RemoteWeights, in_time
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,8 @@ def _any_safetensors(names: Iterable[str]) -> bool:
 def _refuse_pickles(source: VectorSource, commit: str, options: HubOptions) -> None:
     """Refuse a repository whose weights are all pickled; the caller knows that it has no safetensors."""
     with download_errors(source):
-        names = hub_api().list_repo_files(source.repo_id, revision=commit, token=options.token)
+        ask = partial(hub_api().list_repo_files, source.repo_id, revision=commit, token=options.token)
+        names = in_time(ask)
     pickles = [name for name in names if name.rpartition("/")[0] == source.subfolder and name.endswith(PICKLES)]
     if not pickles:
         return

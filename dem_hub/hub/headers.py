@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dem_hub.errors import HubError
@@ -20,7 +21,7 @@ from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved, resolve, wanted_names
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.references import VectorSource
-from dem_hub.hub.remote import RemoteFile, RemoteWeights
+from dem_hub.hub.remote import RemoteFile, RemoteWeights, in_time
 
 _WEIGHTS = (f"*{SAFETENSORS}",)
 # Bytes that are asked for first, as the Hub's client does: 97 % of the headers of the 1,000 most used models fit,
@@ -85,7 +86,8 @@ def _is_on_this_machine(source: VectorSource, files: Iterable[str], options: Hub
 def _weights_on_hub(source: VectorSource, options: HubOptions) -> Mapping[str, RemoteFile]:
     """Return the safetensors files of a repository, by their paths."""
     with download_errors(source):
-        info = hub_api().model_info(source.repo_id, revision=source.revision, files_metadata=True, token=options.token)
+        find = partial(hub_api().model_info, source.repo_id, revision=source.revision, token=options.token)
+        info = in_time(lambda: find(files_metadata=True))
     weights = {}
     for file in info.siblings or ():
         if file.rfilename.endswith(SAFETENSORS):

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.failures import hub_errors
+from dem_hub.hub.remote import in_time
 
 # Tags that our cards give a repository.
 VECTOR_TAG = "dem-vector"
@@ -52,9 +54,8 @@ def list_vectors(
         `huggingface_hub.errors.HfHubHTTPError`: If the Hub refused.
     """
     with hub_errors(action=f"The vectors of '{base}' were looked up on the Hub.", remedy="Try again."):
-        models = list(
-            hub_api().list_models(filter=f"base_model:adapter:{base}", author=author, search=search, token=token)
-        )
+        find = partial(hub_api().list_models, filter=f"base_model:adapter:{base}", author=author, search=search)
+        models = in_time(lambda: list(find(token=token)))
     vectors: list[FoundVector] = []
     for model in models:
         kind = _kind(model.tags or ())
@@ -70,7 +71,7 @@ def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dic
         with hub_errors(
             action=f"The license of '{repo_id}' was looked up on the Hub.", remedy="Nothing was pushed. Try again."
         ):
-            card = hub_api().model_info(repo_id, token=token).card_data
+            card = in_time(partial(hub_api().model_info, repo_id, token=token)).card_data
         if card is not None and card.get("license"):
             stated[repo_id] = str(card["license"])
     return stated

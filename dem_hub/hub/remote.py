@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dem_hub._version import __version__
 from dem_hub.errors import HubError
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.failures import download_errors
 from dem_hub.hub.references import VectorSource
+
+_Result = TypeVar("_Result")
 
 # Bytes that a ranged request takes at least. A fingerprint reads places of 64 bytes: in a tensor of up to 16 kB all
 # of them come with one request. Chosen by hand, not measured.
@@ -152,7 +154,18 @@ def _check_answer(response: Any, path: str, start: int) -> None:
         )
 
 
-def _within(seconds: float, fetch: Callable[[], bytes]) -> bytes:
+def in_time(ask: Callable[[], _Result]) -> _Result:
+    """Return what a question to the Hub returns, whose answer is small, or raise what it raises.
+
+    The client asks some questions without any time limit.
+
+    Raises:
+        `ReadTimeout`: If there is no whole answer within a minute.
+    """
+    return _within(TIME_LIMIT, ask)
+
+
+def _within(seconds: float, fetch: Callable[[], _Result]) -> _Result:
     """Return what a function returns, or raise what it raises, if that takes no longer than so many seconds.
 
     The client has a time limit for each piece of an answer and none for all of it, so a server that sends the lines of
@@ -164,7 +177,7 @@ def _within(seconds: float, fetch: Callable[[], bytes]) -> bytes:
     """
     from huggingface_hub.utils import httpx
 
-    outcome: Future[bytes] = Future()
+    outcome: Future[_Result] = Future()
 
     def run() -> None:
         try:
@@ -172,7 +185,7 @@ def _within(seconds: float, fetch: Callable[[], bytes]) -> bytes:
         except BaseException as error:  # noqa: BLE001  # the caller's thread raises it
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="dem_hub-range", daemon=True).start()
+    threading.Thread(target=run, name="dem_hub-question", daemon=True).start()
     try:
         return outcome.result(seconds + _GRACE)
     except TimeoutError as error:

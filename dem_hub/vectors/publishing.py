@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.hub.references import REPO_ID, BaseRecord
+from dem_hub.hub.remote import in_time
 from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.folder import stale_files
@@ -167,7 +169,7 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
         action=f"The base '{base_model}' of the {what} was looked up on the Hub.",
         remedy="Nothing was pushed. Try again.",
     ):
-        commit = hub_api().model_info(base_model, token=token).sha
+        commit = in_time(partial(hub_api().model_info, base_model, token=token)).sha
         return BaseRecord(base_model, commit, fingerprint=base.fingerprint)
 
 

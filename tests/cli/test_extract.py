@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dem_hub import DistributionVector
+from dem_hub.checkpoints.fingerprint import saw_all_bytes
 from tests.cli.running import run
 from tests.support.tiny_models import Models
 
@@ -31,3 +32,10 @@ def test_extract(
     assert out.startswith(f"{tmp_path}/vector: {codec}")
     assert "relative error" in out
     assert out.count("\n") == (2 if codec == "auto" else 1)
+
+
+def test_all_bytes_of_the_base_are_recorded_when_asked(
+    llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "extract", llama.base, llama.full, "-o", tmp_path / "vector", "--verify", "full")
+    assert saw_all_bytes(DistributionVector.from_pretrained(tmp_path / "vector").base.fingerprint or "")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dem_hub import DistributionVector
 from dem_hub.errors import HubError
 from dem_hub.hub import bounded, commits, remote
 from dem_hub.hub.bounded import bounded as bounded_download
+from dem_hub.hub.listing import licenses, list_vectors
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import VECTOR, Published
 
@@ -26,6 +27,7 @@ def short_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "TIME_LIMIT", 0.4)
         patch.setattr(remote, "_SLOWEST", 1e12)
+        patch.setattr(remote, "_GRACE", 0.1)
         yield
 
 
@@ -62,6 +64,26 @@ def test_the_head_of_a_push(hub: Hub, published: Published) -> None:
     slow = hub.fault("GET", r"/resolve/.*README.md", drip="body")
     with short_time(), slow, pytest.raises(HubError, match="no file has grown"):
         head.read("README.md")
+
+
+ASKED: dict[str, tuple[str, Callable[[], object]]] = {
+    "headers": (r"/api/models/ann/maths/revision", lambda: DistributionVector.describe(VECTOR)),
+    "listing": (r"/api/models", lambda: list_vectors("org/base")),
+    "license": (r"/api/models", lambda: licenses([VECTOR])),
+}
+
+
+@pytest.mark.usefixtures("sleeps")
+@pytest.mark.parametrize("what", [{"drip": "body"}, {"delay": 3}], ids=["slow", "silent"])
+@pytest.mark.parametrize("question", ASKED)
+def test_a_question_without_an_answer(hub: Hub, published: Published, question: str, what: dict[str, Any]) -> None:
+    path, ask = ASKED[question]
+    start = time.monotonic()
+    with short_time(), hub.fault("GET", path, **what) as spoilt, pytest.raises(HubError, match="ReadTimeout"):
+        ask()
+    assert spoilt.hits
+    assert time.monotonic() - start < 3
+    ask()
 
 
 def test_a_file_that_another_process_downloads_is_waited_for(tmp_path: Path) -> None:
