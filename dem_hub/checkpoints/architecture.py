@@ -82,6 +82,7 @@ class Architecture:
     * `fused` has parameters that are experts' matrices put together in memory, by their names in memory.
     * `groups` says what each tensor is for: `embedding`, `attention`, `mlp` or `other` (norms, and tensors outside
       the layers).
+    * `vocabulary` are checkpoint keys of tensors that have one row for each token: of the input and the output embedding.
     * `unused` are checkpoint keys that the model has no place for. transformers drops them when it loads and saves:
       layers for multi-token prediction, masks and frequencies that were buffers once, heads of another task.
     * `is_encoder_decoder` says whether a decoder reads what an encoder made of the input.
@@ -94,6 +95,7 @@ class Architecture:
     ties: Mapping[str, str]
     fused: Mapping[str, Fused] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: frozenset[str] = frozenset()
     unused: frozenset[str] = frozenset()
     is_encoder_decoder: bool = False
     transposed: frozenset[str] = frozenset()
@@ -154,6 +156,7 @@ def describe_plain(config: Mapping[str, Any], keys: Iterable[str]) -> Architectu
         buffers=frozenset(),
         ties={f"{_PLAIN_OUTPUT}.weight": f"{_PLAIN_EMBEDDING}.weight"} if is_tied else {},
         groups={name: _plain_group(name) for name in names},
+        vocabulary=frozenset(name for name in names if name.rpartition(".")[0] in (_PLAIN_EMBEDDING, _PLAIN_OUTPUT)),
     )
 
 
@@ -187,6 +190,7 @@ def describe(
         ties=dict(getattr(model, "all_tied_weights_keys", {})),
         fused=matched.fused,
         groups=_groups(model, keys, matched.names, matched.fused),
+        vocabulary=_vocabulary(model, matched.names),
         unused=matched.unused,
         is_encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)),
         transposed=_transposed(modules_by_name),
@@ -246,6 +250,27 @@ def _groups(
     modules_by_name = dict(model.named_modules())
     output = model.get_output_embeddings()
     return {key: _group(name_of.get(key, key), modules_by_name, output) for key in keys}
+
+
+def _vocabulary(model: "PreTrainedModel", names: Mapping[str, str]) -> frozenset[str]:
+    """Return the keys of the parameters of the input and the output embedding, under all names that these have."""
+    try:
+        embeddings = model.get_input_embeddings()
+    except NotImplementedError:  # a model of images or sound alone
+        return frozenset()
+    owners = [module for module in (embeddings, model.get_output_embeddings()) if module is not None]
+    ours = {id(parameter) for module in owners for parameter in module.parameters()}
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    mine = {name for name, parameter in parameters.items() if id(parameter) in ours}
+    mine |= {name for tie in ties.items() for name in tie if mine & set(tie)}
+    weight = getattr(embeddings, "weight", None)
+    count = None if weight is None else weight.shape[0]
+    return frozenset(
+        key
+        for key, name in names.items()
+        if name in mine and name in parameters and parameters[name].shape[:1] == (count,)
+    )
 
 
 def _group(name: str, modules_by_name: Mapping[str, torch.nn.Module], output: torch.nn.Module | None) -> str:

@@ -17,6 +17,7 @@ from dem_hub.checkpoints.fingerprint import agree, fingerprint, places_digest, s
 from dem_hub.checkpoints.model_building import needs_remote_code
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.tokenizer import Vocabulary
 from dem_hub.hub.download import Resolved, side_files
 from dem_hub.hub.hashes import is_hashing_again
 from dem_hub.hub.references import BaseRecord, short_commit
@@ -167,6 +168,17 @@ class Base:
             return side_files(self.source, self._options)
         options = replace(self._options, force_download=False)
         return side_files(replace(self.source, revision=self.commit), options)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokens of its tokenizer; `None` if it has none that can be read."""
+        return Vocabulary.read(self.folder)
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """Number of rows of its embeddings; 0 if it is not known which tensors these are."""
+        keys = frozenset[str]() if self.architecture is None else self.architecture.vocabulary
+        return max((self.checkpoint[key].shape[0] for key in keys), default=0)
 
     @property
     def record(self) -> BaseRecord:

@@ -50,6 +50,14 @@ SIDE_FILES = (
     MODULES, "config_sentence_transformers.json", "sentence_*_config.json", "router_config.json",
 )  # fmt: skip
 
+TOKENIZER = "tokenizer.json"  # of the tokenizers library: all tokens, in one file
+TOKENIZER_CONFIG = "tokenizer_config.json"
+ADDED_TOKENS = "added_tokens.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+
+# Patterns of what a tokenizer is made of where there is no `tokenizer.json`.
+TOKENIZER_MODELS = ("vocab.txt", "vocab.json", "*.model", "*.spm", "*.tiktoken", "tekken.json")
+
 # Patterns of the names in the folder of a module of sentence-transformers, without its weights.
 MODULE_FILES = (
     "config.json", "*_config.json", "config_*.json", "idf.json", "tokenizer.json", "special_tokens_map.json",
@@ -79,7 +87,8 @@ ADAPTER_PICKLE = "adapter_model.bin"  # how PEFT saved adapters before 0.6
 
 VECTOR_CONFIG = "vector_config.json"
 VECTOR_STEM = "vector_model"  # of `vector_model.safetensors`, or of its shards and their index
-VECTOR_FILES = (VECTOR_CONFIG, f"{VECTOR_STEM}*", ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+VECTOR_TOKENIZER = "vector_tokenizer.json"  # the `tokenizer.json` of an adapter that has an embedding
+VECTOR_FILES = (VECTOR_CONFIG, f"{VECTOR_STEM}*", ADAPTER_CONFIG, ADAPTER_WEIGHTS, VECTOR_TOKENIZER)
 
 # What the config of a vector may name: files of tensors, their index, and the config of the adapter. A config from a
 # stranger could name any other file of the folder, and a push would publish it.

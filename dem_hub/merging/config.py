@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
-from dem_hub.files.atomic import atomic_folder
+from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_target
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import (
@@ -33,6 +33,8 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
 from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
+from dem_hub.merging.tokenizer_files import base_vocabulary, with_tokens
+from dem_hub.merging.tokens import merged_tokens
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -203,8 +205,23 @@ class DEMConfig:
     def write(self, partial: Path, folder: Path) -> None:
         """Write the recipe and the base's side files into a folder that will take the name `folder`."""
         if self.base.repo_id is not None:
-            copy_side_files(side_files(self.base.source), partial)
+            files = side_files(self.base.source)
+            copy_side_files(files, partial)
+            for name, text in self.tokenizer_texts(files).items():
+                write_text(partial / name, text)
         (partial / RECIPE_CONFIG).write_text(self.to_json(folder), "utf-8")
+
+    def tokenizer_texts(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """Return the texts of the tokenizer's files that differ from the base's, because vectors bring tokens.
+
+        Args:
+            files (`Mapping[str, Path]`): The side files of the base, by their paths.
+        """
+        vectors = [(record.tokens, record.coefficient) for record in self.vectors]
+        if not any(tokens for tokens, _ in vectors):
+            return {}
+        base = base_vocabulary(files)
+        return with_tokens(files, base, merged_tokens(base, vectors))
 
     def push_to_hub(
         self,

@@ -22,11 +22,12 @@ from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
-from dem_hub.codecs.delta import Delta, combine_factors
+from dem_hub.codecs.delta import Delta, Scaled, combine_factors
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CheckpointError, CoefficientError
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
+from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.kernels import add_scaled
 from dem_hub.numerics.noise import Noise
@@ -35,6 +36,7 @@ from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
 from dem_hub.vectors.deltas import all_deltas
+from dem_hub.vectors.tokens import tokens_of
 from dem_hub.vectors.vector import DistributionVector
 
 # Elements of one block on the CPU, which one thread decodes, sums and rounds. Dense deltas are decoded in full: a
@@ -61,7 +63,7 @@ _DENSE_BYTES = 8
 class Merge:
     """A weighted sum over one base, any slice of which can be computed on any device and in any dtype.
 
-    `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied
+    `tokens` are the rows of tokens that the base's tokenizer lacks. `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied
     weights stay tied.
     """
 
@@ -70,6 +72,7 @@ class Merge:
     rounding: Rounding = "stochastic"
     seed: int = 0
     twins: Mapping[str, str] = field(default_factory=dict)
+    tokens: TokenRows = field(default_factory=TokenRows)
 
     @classmethod
     def of(
@@ -97,19 +100,21 @@ class Merge:
             [`~dem_hub.errors.CoefficientError`]: If a coefficient is not finite, or the groups of a coefficient leave
                 out a tensor that the vector changes.
             [`~dem_hub.errors.BaseMismatchError`]: If a vector does not fit the base, or two vectors disagree on a
-                buffer.
+                buffer, or it is not known what their new rows stand for.
             [`~dem_hub.errors.AdapterError`]: If a LoRA adapter does not fit the base.
         """
         deltas = all_deltas([vector for vector, _ in vectors], base, allow_base_mismatch=allow_base_mismatch)
+        tokens = [(tokens_of(vector, base), coefficient) for vector, coefficient in vectors]
         terms: list[Term] = []
-        for (vector, coefficient), vector_deltas in zip(vectors, deltas, strict=True):
-            terms += terms_of(vector, coefficient, vector_deltas, base)
+        for (vector, coefficient), vector_deltas, (its_tokens, _) in zip(vectors, deltas, tokens, strict=True):
+            terms += terms_of(vector, coefficient, vector_deltas, base, its_tokens)
         terms.sort(key=lambda term: (term.sha256, term.name))
         # To find twins, all tensors of the base are hashed. Without a term nothing is rounded, and the names do not
         # matter.
         twins = base.twins if terms else {}
         check_replacements(terms)
-        return cls(base.checkpoint, tuple(terms), rounding, seed, twins)
+        rows = TokenRows.of(base, tokens, deltas) if are_known(terms) else TokenRows()
+        return cls(base.checkpoint, tuple(terms), rounding, seed, twins, rows)
 
     def active(self, name: str) -> list[tuple[float, StoredDelta]]:
         """Return the coefficient and the stored delta of each term that changes this tensor.
@@ -119,16 +124,28 @@ class Merge:
         return [(term.coefficient, term.deltas[name]) for term in self._active_terms(name)]
 
     def coefficients(self, name: str) -> list[tuple[str, float]]:
-        """Return (sha256, coefficient) of every vector that changes this tensor."""
-        return [(term.sha256, term.coefficient) for term in self._active_terms(name)]
+        """Return (sha256, coefficient) of every vector that changes this tensor, or has tokens in it."""
+        terms = self._active_terms(name)
+        if name in self.tokens.keys:
+            terms = [term for term in self.terms if term.coefficient and (term.tokens or name in term.deltas)]
+        return [(term.sha256, term.coefficient) for term in terms]
+
+    def is_changed(self, name: str) -> bool:
+        """Check whether a merged tensor can differ from the base's."""
+        return bool(self.active(name) or self.moved(name)) or self.shape(name) != self.base[name].shape
+
+    def moved(self, name: str) -> frozenset[int]:
+        """Return the rows of a tensor that are summed by token, because a vector has another token there."""
+        return self.tokens.moved(name, self.terms)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the merged shape: the base's, plus the rows that vectors with a larger vocabulary add."""
         base_shape = self.base[name].shape
         added = [stored.rows.get_shape()[0] for _, stored in self.active(name) if stored.rows is not None]
-        if not added:
+        rows = self.tokens.rows(name)
+        if not added and not rows:
             return base_shape
-        return (base_shape[0] + max(added), *base_shape[1:])
+        return (max(rows, base_shape[0] + max(added, default=0)), *base_shape[1:])
 
     def dtype(self, name: str, wanted: torch.dtype | None) -> torch.dtype:
         """Return the merged dtype: `wanted` for a float tensor, if it is given; else the base's own."""
@@ -177,13 +194,16 @@ class Merge:
     def blocks(self, name: str, index: Index, device: torch.device) -> list[Index]:
         """Divide a slice into consecutive blocks of rows, each of which [`Merge.tensor`] can compute on its own.
 
-        Rows that the base has and rows that vectors add are never in one block.
+        Rows that the base has and rows that vectors add are never in one block, and a row that is summed by its token is
+        a block of its own.
         """
         if not index:
             return [index]
         base_rows = self.base[name].shape[0]
         in_base = (slice(index[0].start, min(index[0].stop, base_rows)), *index[1:])
-        blocks = list(row_blocks(in_base, self._block_size(name, device)))
+        blocks: list[Index] = []
+        for part in split_rows(in_base, self.moved(name)):
+            blocks += row_blocks(part, self._block_size(name, device))
         if index[0].stop > base_rows:
             blocks.append((slice(max(index[0].start, base_rows), index[0].stop), *index[1:]))
         return blocks or [index]
@@ -191,7 +211,9 @@ class Merge:
     def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
         """Return the deltas of a slice, decoded on a device, each with the number to multiply it by."""
         base = self.base.lazy(name)
-        summands = []
+        if index and index[0].start in self.moved(name):
+            return self.tokens.summands(name, base, self.terms, index, device, _accumulator_dtype(device))
+        summands: list[Scaled] = []
         for coefficient, stored in self.active(name):
             for scale, delta in stored.decode(base, index, device):
                 summands.append((coefficient * scale, delta))
@@ -209,10 +231,9 @@ class Merge:
 
     def _unsummed(self, name: str) -> LazyTensor | None:
         """Return the tensor that is taken as it is: an unchanged one of the base, or the replacement of a buffer."""
-        active = self.active(name)
-        if not active:
+        if not self.is_changed(name):
             return self.base.lazy(name)
-        for _, stored in active:
+        for _, stored in self.active(name):
             if stored.replacement is not None:
                 return stored.replacement
         return None
@@ -260,6 +281,8 @@ class Merge:
     def _new_rows(self, name: str, index: Index) -> Tensor:
         """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients.
 
+        A row of a token is that of the vectors with the token. The others are padding, and rows whose token is not known.
+
         The weights are magnitudes. With weights of both signs, whose sum can be almost 0, the mean would not lie
         between the rows, but anywhere. A vector's own rows are not negated by its coefficient, either.
         """
@@ -280,6 +303,12 @@ class Merge:
             total[:count] += abs(coefficient) * values
             weight[:count] += abs(coefficient)
             signed[:count] += coefficient
+        base = self.base.lazy(name)
+        for row in range(index[0].start, index[0].stop):
+            if row in self.tokens.texts:
+                place = row - index[0].start
+                total[place] = self.tokens.new_row(name, base, self.terms, (slice(row, row + 1), *columns))[0]
+                weight[place] = signed[place] = 1.0
         if not signed.all():
             raise CoefficientError(
                 f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. "

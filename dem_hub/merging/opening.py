@@ -32,6 +32,7 @@ from dem_hub.merging.merge import Merge
 from dem_hub.merging.records import VectorRecord
 from dem_hub.numerics.threads import take_context
 from dem_hub.vectors.deltas import all_deltas
+from dem_hub.vectors.tokens import tokens_of
 from dem_hub.vectors.vector import DistributionVector
 
 
@@ -114,7 +115,8 @@ def open_base_and_vectors(
     sources = [VectorSource.parse(name) for name in vectors]
     opened = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
     records = tuple(
-        _record(vector, coefficient) for vector, coefficient in zip(opened.vectors, vectors.values(), strict=True)
+        _record(vector, coefficient, opened.base)
+        for vector, coefficient in zip(opened.vectors, vectors.values(), strict=True)
     )
     architectures = tuple(read_config(opened.base.folder).get("architectures") or ())
     recipe = DEMConfig(opened.base.record, records, architectures=architectures)
@@ -168,7 +170,12 @@ def open_config(
     if check_base:
         _check_base(recipe, opened.base)
     _check_vectors(recipe, opened.vectors)
-    return OpenedRecipe(recipe, opened.base, opened.vectors)
+    # A recipe that was written by hand does not have the tokens of its vectors.
+    records = tuple(
+        replace(record, tokens=tokens_of(vector, opened.base) or None)
+        for record, vector in zip(recipe.vectors, opened.vectors, strict=True)
+    )
+    return OpenedRecipe(replace(recipe, vectors=records), opened.base, opened.vectors)
 
 
 def _check_base(recipe: DEMConfig, base: Base) -> None:
@@ -200,13 +207,14 @@ def _check_vectors(recipe: DEMConfig, vectors: Sequence[DistributionVector]) -> 
         )
 
 
-def _record(vector: DistributionVector, coefficient: Coefficient) -> VectorRecord:
+def _record(vector: DistributionVector, coefficient: Coefficient, base: Base) -> VectorRecord:
     source = vector.source
     name = source.repo_id
     if vector.commit is None:
         # The absolute path, because the caller may change the working directory.
         name = str(Path(name).resolve())
-    return VectorRecord(name, coefficient, vector.commit, source.subfolder, vector.sha256, vector.codec)
+    tokens = tokens_of(vector, base) or None
+    return VectorRecord(name, coefficient, vector.commit, source.subfolder, vector.sha256, vector.codec, tokens)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def push_recipe(
     with scratch_folder() as folder:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
-        files = {**vectors.files, **side_files(recipe.base.source, HubOptions(token)), **drawn}
+        beside = side_files(recipe.base.source, HubOptions(token))
+        files = {**vectors.files, **beside, **public.tokenizer_texts(beside), **drawn}
         announce(repo_id, {**files, RECIPE_CONFIG: public.to_json()})
 
         def compose(head: Head) -> Change:

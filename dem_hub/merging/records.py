@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.errors import ConfigError
 from dem_hub.files.strict_json import as_mapping, check_inside, check_name, shown
 from dem_hub.hub.references import COMMIT, REPO_ID, HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, check_coefficient
+from dem_hub.vectors.config import read_tokens
 
 # The `repo_id` of a vector that is kept in the recipe's own folder or repository.
 HERE = "."
@@ -30,6 +32,7 @@ class VectorRecord:
         subfolder (`str`, *optional*, defaults to `""`): Subfolder of the repository or folder.
         sha256 (`str`, *optional*): Hash of the contents, 64 hex digits; see [`DistributionVector.sha256`].
         codec (`str`, *optional*): Name of the codec, for display.
+        tokens (`Mapping[str, Token]`, *optional*): The tokens that the vector's fine-tune has and the base lacks.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If the coefficient is not finite, the commit is short or the subfolder leaves
@@ -42,6 +45,7 @@ class VectorRecord:
     subfolder: str = ""
     sha256: str | None = None
     codec: str | None = None
+    tokens: Mapping[str, Token] | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -105,11 +109,15 @@ def distinct_names(folders: Sequence[Path]) -> list[tuple[str, ...]]:
 def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return the JSON entry of a base or a vector. A folder of this machine has the key `path` in place of `repo_id`.
 
+    A vector without new tokens has no key for them.
+
     Args:
         entry (`Mapping[str, Any]`): The fields of the record.
         folder (`Path`, *optional*): Folder of the recipe. Paths are written relative to it; without it they are
             absolute.
     """
+    if not entry.get("tokens", True):
+        entry = {key: value for key, value in entry.items() if key != "tokens"}
     name = entry["repo_id"]
     if name in (None, HERE) or isinstance(name, HubId) or not Path(name).is_dir():
         return dict(entry)
@@ -140,6 +148,8 @@ def read_reference(data: object, where: str, home: Path | VectorSource | None) -
                 f"{where} has the {name} {shown(entry[name])} of a base or a vector, which is not a text."
             )
         check_name(entry.get(name) or "", f"{name} of a base or a vector in {where}")
+    if "tokens" in entry:
+        entry["tokens"] = read_tokens(entry["tokens"], f"{where}: tokens of a vector")
     reference = entry.get("path", entry.get("repo_id"))
     if reference == HERE and home is not None:
         return _read_own_vector(entry, where, home)

@@ -5,11 +5,12 @@ multiplied, so its deltas are not read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import BaseMismatchError, CoefficientError, refuse
 from dem_hub.files.strict_json import shown
@@ -20,30 +21,46 @@ from dem_hub.vectors.vector import DistributionVector
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet."""
+    """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet.
+
+    `tokens` has the row in the vector of each token that the base lacks; `None` if it is not known what the vector's rows
+    stand for. `is_whole` is false for a group.
+    """
 
     name: str
     sha256: str
     coefficient: float
     deltas: Mapping[str, StoredDelta]
+    tokens: Mapping[str, int] | None = None
+    is_whole: bool = True
 
 
 def terms_of(
-    vector: DistributionVector, coefficient: Coefficient, deltas: Mapping[str, StoredDelta], base: Base
+    vector: DistributionVector,
+    coefficient: Coefficient,
+    deltas: Mapping[str, StoredDelta],
+    base: Base,
+    tokens: Mapping[str, Token] | None = None,
 ) -> list[Term]:
     """Return a vector as one term, or as one for each group that has a coefficient of its own."""
+    rows = None if tokens is None else {text: token.id for text, token in tokens.items()}
+    whole = Term(vector.name, vector.sha256, 0.0, deltas, rows)
     if not isinstance(coefficient, Mapping):
-        return [_term(vector.name, vector.sha256, coefficient, deltas)]
+        return [_scaled(whole, coefficient)]
     groups = take_apart(deltas, tuple(coefficient), base, vector.name)
-    return [
-        _term(f"{vector.name} [{group}]", vector.sha256, number, groups[group]) for group, number in coefficient.items()
-    ]
+    terms = []
+    for group, number in coefficient.items():
+        part = replace(whole, name=f"{vector.name} [{group}]", deltas=groups[group], is_whole=False)
+        terms.append(_scaled(part, number))
+    return terms
 
 
-def _term(name: str, sha256: str, coefficient: float, deltas: Mapping[str, StoredDelta]) -> Term:
+def _scaled(term: Term, coefficient: float) -> Term:
     if not is_finite(coefficient):
-        raise CoefficientError(f"Vector '{name}' has coefficient {shown(coefficient)}; it must be a finite number.")
-    return Term(name, sha256, float(coefficient), deltas)
+        raise CoefficientError(
+            f"Vector '{term.name}' has coefficient {shown(coefficient)}; it must be a finite number."
+        )
+    return replace(term, coefficient=float(coefficient))
 
 
 def active_terms(terms: Sequence[Term], name: str) -> list[Term]:

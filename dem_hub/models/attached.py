@@ -211,7 +211,7 @@ class AttachedRecipe:
         model = self._whole_model()
         old = self.open().merge(self._config, allow_base_mismatch=self._allow_base_mismatch)
         new = opened.merge(recipe, allow_base_mismatch=self._allow_base_mismatch)
-        names = {name for name in new.base if old.active(name) or new.active(name)}
+        names = {name for name in new.base if old.is_changed(name) or new.is_changed(name)}
         if only_changed:
             names = {name for name in names if old.coefficients(name) != new.coefficients(name)}
         names |= self._mixed  # what an earlier change left behind

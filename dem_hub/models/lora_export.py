@@ -80,7 +80,7 @@ def export_adapter(
 
     opened.check_target(target, ADAPTER)
     merge = opened.merge(opened.recipe)
-    changed = [name for name in merge.base if merge.active(name)]
+    changed = [name for name in merge.base if merge.is_changed(name)]
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")
     with atomic_folder(target) as folder:
@@ -117,6 +117,9 @@ class _Export:
     def add(self, name: str) -> None:
         """Write the delta of one tensor, or note that no LoRA can change it."""
         shape = self.merge.base[name].shape
+        if self.merge.moved(name):
+            self.faults.append(f"'{name}' {list(shape)} has rows of new tokens that are elsewhere in some vector")
+            return
         module = self.writer.module(name)
         factors, dense = combine_factors(self.merge.summands(name, full_index(shape), CPU), torch.float32)
         is_low_rank = factors is not None and not dense and self.merge.shape(name) == shape

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import dump_json
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.tokenizer_files import with_tokens
 from dem_hub.models.vocabulary import set_vocabulary_in_json
 from dem_hub.numerics.slices import full_index, index_shape
 
@@ -128,6 +129,7 @@ class PlannedModel:
             __version__,
             torch.__version__,
             numba.__version__,
+            {text: asdict(token) for text, token in self.merge.tokens.merged.items()},
         ]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -162,13 +164,15 @@ class PlannedModel:
                     yield begin, partial(self.merge.tensor, outline.name, part, _CPU, self.torch_dtype)
 
     def texts(self, folder: Path | None = None) -> dict[str, str]:
-        """Return the model's config and its recipe, by file name.
+        """Return the model's config and its recipe, and the files of a tokenizer with more tokens, by file name.
 
         Args:
             folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are
                 written relative to it.
         """
-        texts = {PROVENANCE_CONFIG: replace(self.opened.recipe, dtype=self.dtype).to_json(folder)}
+        tokens = self.merge.tokens.merged
+        texts = with_tokens(self.opened.base.side_files, self.opened.base.vocabulary, tokens) if tokens else {}
+        texts[PROVENANCE_CONFIG] = replace(self.opened.recipe, dtype=self.dtype).to_json(folder)
         config = self._model_config()
         if config:
             texts[RECIPE_CONFIG] = dump_json(config)

@@ -10,6 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -30,7 +31,7 @@ from dem_hub.training.gathering import Gathering, share
 from dem_hub.training.measurements import measure_vector
 from dem_hub.training.repository import prepare_repository, pusher
 from dem_hub.training.settings import When, check_when, choose_folder
-from dem_hub.training.source import Source, base_name
+from dem_hub.training.source import Source, base_name, tokenizer_of
 from dem_hub.vectors.folder import replaced_folder
 from dem_hub.vectors.vector import DistributionVector
 
@@ -191,11 +192,12 @@ class DEMCallback(TrainerCallback):
         self._tried_at = None
         self._unlogged = {}
         gathering = Gathering(kwargs["model"])
+        tokenizer = tokenizer_of(kwargs.get("processing_class"))
         error: Exception | None = None
         if state.is_world_process_zero:
             with gathering.leading():
                 try:
-                    self._prepare(args, state, gathering)
+                    self._prepare(args, state, gathering, tokenizer)
                 except Exception as refused:  # noqa: BLE001  raised below, once the other processes know
                     error = refused
         else:
@@ -239,13 +241,14 @@ class DEMCallback(TrainerCallback):
 
     # Before training
 
-    def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering) -> None:
+    def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering, tokenizer: Any) -> None:
         """Find everything that a vector needs, on the main process."""
         check_when(self.when, args)
         self.folder = choose_folder(self._output_dir, args)
         token = args.hub_token if self._token is None else self._token
         name = base_name(gathering.model) if self.base_model is None else self.base_model
-        self._source = Source.of(VectorSource.parse(name), gathering, HubOptions(token))
+        source = Source.of(VectorSource.parse(name), gathering, HubOptions(token))
+        self._source = replace(source, tokenizer=tokenizer)
         is_resumed = state.global_step > 0
         if not is_resumed:
             self._source.warn_if_not_base(gathering)

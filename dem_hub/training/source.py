@@ -18,11 +18,20 @@ import torch
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.tokenizer import Vocabulary
 from dem_hub.checkpoints.writer import system_errors
 from dem_hub.codecs.encoder import Encoder
 from dem_hub.errors import AdapterError, CheckpointError, ConfigError
 from dem_hub.files.atomic import write_text
-from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, TRAINER_STATE, VECTOR_CONFIG
+from dem_hub.files.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_FILES,
+    TOKENIZER,
+    TRAINER_STATE,
+    VECTOR_CONFIG,
+    VECTOR_TOKENIZER,
+)
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
@@ -32,7 +41,7 @@ from dem_hub.training.gathering import Gathering
 from dem_hub.training.live_model import LiveModel
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.lora.config import read_adapter_config
-from dem_hub.vectors.lora.reader import saves_one_end
+from dem_hub.vectors.lora.reader import has_embedding, saves_one_end
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 from dem_hub.vectors.matching import match_tensors
 from dem_hub.vectors.sidecars import write_training
@@ -46,11 +55,12 @@ _NO_ADAPTER = "no adapter"
 @dataclass(frozen=True)
 class Source:
     """The base of a run, and the kind of its vector: the adapter itself (`is_adapter`), or the difference of all
-    weights.
+    weights. `tokenizer` is what the run's texts are tokenized with, if the Trainer knows it.
     """
 
     base: Base
     is_adapter: bool
+    tokenizer: Any = None
 
     @classmethod
     def of(cls, name: VectorSource, gathering: Gathering, options: HubOptions) -> "Source":
@@ -130,11 +140,23 @@ class Source:
                 saved = save_adapter(gathering, Path(scratch))
                 for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                     (saved / name).replace(folder / name)
+                if self.tokenizer is not None and has_embedding(folder):
+                    self.tokenizer.save_pretrained(scratch)
+                    if Path(scratch, TOKENIZER).is_file():
+                        Path(scratch, TOKENIZER).replace(folder / VECTOR_TOKENIZER)
             write_training(folder, facts, libraries)
             return
-        config = extract_tensors(folder, self.base, LiveModel(gathering, self.base), encoder, device=device)
+        vocabulary = None if self.tokenizer is None else Vocabulary.of(self.tokenizer)
+        live = LiveModel(gathering, self.base)
+        config = extract_tensors(folder, self.base, live, encoder, vocabulary=vocabulary, device=device)
         config = replace(config, training=dict(facts), libraries={**config.libraries, **libraries})
         write_text(folder / VECTOR_CONFIG, config.to_json())
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """Return the tokenizer of a Trainer's `processing_class`, which may be a processor of images too, or `None`."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    return tokenizer if hasattr(tokenizer, "added_tokens_decoder") else None
 
 
 def base_name(model: Any) -> str:

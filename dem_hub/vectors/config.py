@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import VECTOR_FILE
 from dem_hub.files.strict_json import (
@@ -24,6 +25,7 @@ from dem_hub.files.strict_json import (
     parse_json,
     read_json,
     read_record,
+    shown,
 )
 from dem_hub.hub.references import BaseRecord
 
@@ -101,6 +103,8 @@ class VectorConfig:
         files (`Mapping[str, str]`): The sha256 of each file, by name.
         finetuned (`str`, *optional*): Name of the fine-tune: a Hub id or a folder.
         choice (`str`): What `codec="auto"` chose and why, in one line.
+        tokens (`Mapping[str, Token]`, *optional*): The tokens that the base's tokenizer lacks, by their texts. `None`
+            if it is not known what tokens the fine-tune has.
         training (`Mapping[str, Any]`): Training facts, if they are known.
         libraries (`Mapping[str, str]`): Versions of the libraries that made the vector.
     """
@@ -112,6 +116,7 @@ class VectorConfig:
     files: Mapping[str, str]
     finetuned: str | None = None
     choice: str = ""
+    tokens: Mapping[str, Token] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -121,16 +126,22 @@ class VectorConfig:
         the rest.
         """
         data = asdict(self)
+        if self.tokens is None:
+            del data["tokens"]
         return dump_json({**data, "checksum": _checksum(data)}, foreign=True)
 
     @property
     def sha256(self) -> str:
-        """The vector's identity, 64 hex digits: the hash of its files' hashes and of how its tensors are stored.
+        """The vector's identity, 64 hex digits: the hash of its files' hashes, of how its tensors are stored, and of its
+        new tokens.
 
         Names, paths and training facts are no part of it.
         """
         tensors = {name: asdict(record) for name, record in self.tensors.items()}
-        return _checksum({"files": dict(self.files), "tensors": tensors})
+        identity: dict[str, Any] = {"files": dict(self.files), "tensors": tensors}
+        if self.tokens:
+            identity["tokens"] = {text: asdict(token) for text, token in self.tokens.items()}
+        return _checksum(identity)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str) -> "VectorConfig":
@@ -163,7 +174,10 @@ class VectorConfig:
         tensors = {}
         for name, entry in as_mapping(written.get("tensors"), f"{where}: tensors").items():
             tensors[name] = _tensor_record(entry, f"{where}: tensor '{name}'")
-        config = read_record(cls, {**written, "base": base, "tensors": tensors}, where)
+        values = {**written, "base": base, "tensors": tensors}
+        if "tokens" in written:
+            values["tokens"] = read_tokens(written["tokens"], f"{where}: tokens")
+        config = read_record(cls, values, where)
         for name, value in as_mapping(config.files, f"{where}: files").items():
             check_inside(name, f"file named in {where}")
             if not VECTOR_FILE.fullmatch(name):
@@ -198,6 +212,23 @@ def contents_sha256(files: Mapping[str, str]) -> str:
     """
     lines = "".join(f"{name} {value}\n" for name, value in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_tokens(data: object, where: str) -> dict[str, Token]:
+    """Read the records of tokens by their texts, from JSON data.
+
+    Raises:
+        `ConfigError`: If they are not records of tokens, or two have one id.
+    """
+    tokens = {}
+    for text, entry in as_mapping(data, where).items():
+        token = read_record(Token, entry, f"{where}: {shown(text)}")
+        if not text or not 0 <= token.id < _LARGEST_SIZE:
+            raise ConfigError(f"{where} has {shown(text)} with the id {token.id}, which is no token.")
+        tokens[text] = token
+    if len({token.id for token in tokens.values()}) < len(tokens):
+        raise ConfigError(f"{where} has two tokens with one id.")
+    return tokens
 
 
 def _checksum(data: Mapping[str, Any]) -> str:

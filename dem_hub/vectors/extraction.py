@@ -21,6 +21,7 @@ from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
+from dem_hub.checkpoints.tokenizer import Token, Vocabulary, new_tokens
 from dem_hub.codecs.auto.budget import SMALL
 from dem_hub.codecs.dense import Dense
 from dem_hub.codecs.encoder import Encoder, TensorEncoder
@@ -98,18 +99,20 @@ def extract(
         tensors,
         encoder,
         finetuned=str(finetuned.source.absolute),
+        vocabulary=Vocabulary.read(finetuned.folder),
         device=device,
         max_shard_size=max_shard_size,
     )
 
 
-def extract_tensors(
+def extract_tensors(  # noqa: PLR0913  the fine-tune is its tensors, its name and its tokens
     folder: Path,
     base: Base,
     tensors: TensorSource,
     encoder: Encoder,
     *,
     finetuned: str | None = None,
+    vocabulary: Vocabulary | None = None,
     device: str | torch.device | None = None,
     max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> VectorConfig:
@@ -121,6 +124,7 @@ def extract_tensors(
         tensors ([`TensorSource`]): the fine-tune's tensors, under the names that they have on disk.
         encoder, device, max_shard_size: as in [`extract`].
         finetuned (`str`, *optional*): the name of the fine-tune, for messages and for the vector's config.
+        vocabulary ([`Vocabulary`], *optional*): the tokens of the fine-tune's tokenizer.
     """
     sides = _Sides(base, tensors, _choose_device(device))
     pairs = match_tensors(base, tensors)
@@ -148,10 +152,21 @@ def extract_tensors(
         files=files,
         finetuned=finetuned,
         choice=tensor_encoder.explain(writer.tensors, nbytes),
+        tokens=_new_tokens(vocabulary, base, pairs),
         libraries={"dem_hub": __version__, "torch": version("torch"), "safetensors": version("safetensors")},
     )
     write_text(folder / VECTOR_CONFIG, config.to_json())
     return config
+
+
+def _new_tokens(vocabulary: Vocabulary | None, base: Base, pairs: Sequence[Pair]) -> dict[str, Token] | None:
+    """Return the tokens that the fine-tune has and the base lacks."""
+    if vocabulary is None:
+        return None
+    grown = [pair for pair in pairs if pair.rows]
+    base_rows = max([base.vocabulary_rows, *(base.checkpoint[pair.base_key].shape[0] for pair in grown)])
+    rows = base_rows + max((pair.rows for pair in grown), default=0)
+    return new_tokens(vocabulary, base.vocabulary, rows=rows, base_rows=base_rows)
 
 
 @dataclass(frozen=True)

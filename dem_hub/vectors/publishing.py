@@ -41,6 +41,7 @@ from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.folder import stale_files
 from dem_hub.vectors.sidecars import read_training, sidecars_of
+from dem_hub.vectors.tokens import tokenizer_beside
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -207,6 +208,7 @@ def _public_adapter(folder: Path, base_model: str | None, *, token: str | bool |
         base_id = public_base(BaseRecord(recorded), base_model, f"adapter '{folder}'", token=token).repo_id
     on_disk = {name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     hashes = {name: digest(path) for name, path in on_disk.items()}
+    on_disk |= tokenizer_beside(folder)
     changed: dict[str, str] = {}
     if base_id is not None and base_id != recorded:
         changed[ADAPTER_CONFIG] = _with_base(adapter, base_id)

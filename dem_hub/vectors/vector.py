@@ -46,6 +46,7 @@ from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.reader import read_adapter
 from dem_hub.vectors.publishing import push_vector
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
+from dem_hub.vectors.tokens import adapter_tokenizer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -99,6 +100,7 @@ class DistributionVector:
         self.folder = resolved.folder
         self.commit = resolved.commit
         self.remote = resolved.remote
+        self.options = resolved.options
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
         self._owns_files = False  # the files are this object's own, so they may be linked instead of copied
@@ -255,13 +257,14 @@ class DistributionVector:
         if target.is_dir() and target.resolve() == self.folder.resolve():
             with around or nullcontext():
                 return
-        check_paths([self.folder / name for name in self.file_names], self.folder)
+        files = {name: self.folder / name for name in self.file_names}
+        check_paths(files.values(), self.folder)
+        files |= adapter_tokenizer(self)
         may_link = self._owns_files
         self._owns_files = False  # a linked file is the target's too, so a second target needs a copy
         with replaced_folder(target, around) as folder:
-            for name in self.file_names:
-                source = (self.folder / name).resolve()  # the Hub's cache has links to its blobs
-                place_file(source, folder / name, link=may_link)
+            for name, file in files.items():
+                place_file(file.resolve(), folder / name, link=may_link)  # the Hub's cache has links to its blobs
 
     def push_to_hub(
         self, repo_id: str, *, subfolder: str = "", base_model: str | None = None, **options: Unpack[PushOptions]
@@ -332,9 +335,7 @@ class DistributionVector:
         """The identity of the vector, 64 hex digits: the same for two vectors with the same contents."""
         if self.config is not None:
             return self.config.sha256
-        hashes = {}
-        for name in self.file_names:
-            hashes[name] = self._remote_hashes.get(name) or digest(self.folder / name)
+        hashes = {name: self._remote_hashes.get(name) or digest(self.folder / name) for name in self.file_names}
         self.check_unchanged()
         return contents_sha256(hashes)
 

@@ -23,6 +23,7 @@ from tests.support.tiny_models import (
     Models,
     Zoo,
     adapter_deltas,
+    add_tokens,
     assert_around,
     edit_json,
     load_tensors,
@@ -220,7 +221,9 @@ def grown(zoo: Zoo, folder: Path, family: str, rows: dict[str, Tensor], name: st
             tensors[key] = torch.cat([tensors[key], values])
 
     finetuned = reshard(models.full, folder / name, change=grow)
-    edit_json(finetuned / "config.json", vocab_size=64 + len(next(iter(rows.values()))))
+    count = 64 + len(next(iter(rows.values())))
+    edit_json(finetuned / "config.json", vocab_size=count)
+    add_tokens(models.base, finetuned, [f"<{number}>" for number in range(64, count)])
     return finetuned, DistributionVector.extract(models.base, finetuned, codec="dense")
 
 

@@ -5,7 +5,7 @@ package: they read safetensors and add in float64.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,15 @@ def save_tokenizer(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     fast.save_pretrained(folder)
+
+
+def add_tokens(source: Path, target: Path, tokens: Sequence[str], **flags: bool) -> None:
+    """Save the tokenizer of a folder into another one, with more tokens."""
+    from transformers import AddedToken, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens([AddedToken(token, **flags) for token in tokens])
+    tokenizer.save_pretrained(target)
 
 
 @dataclass(frozen=True)

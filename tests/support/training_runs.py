@@ -29,8 +29,12 @@ def arguments(folder: Path, kind: type[Any] = TrainingArguments, **changes: Any)
     return kind(**{**settings, **changes})
 
 
-def train(model: Any, callback: DEMCallback, folder: Path, resume: bool = False, **changes: Any) -> Trainer:
-    trainer = Trainer(model, arguments(folder, **changes), train_dataset=rows(), eval_dataset=rows(1, 8))
+def train(
+    model: Any, callback: DEMCallback, folder: Path, resume: bool = False, processing_class: Any = None, **changes: Any
+) -> Trainer:
+    settings = arguments(folder, **changes)
+    data = {"train_dataset": rows(), "eval_dataset": rows(1, 8)}
+    trainer = Trainer(model, settings, processing_class=processing_class, **data)
     trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume or None)
     return trainer

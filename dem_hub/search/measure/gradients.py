@@ -51,6 +51,7 @@ class CoefficientGradient:
         deltas_by_coefficient = _deltas_by_coefficient(opened, groups)
         self.count = len(deltas_by_coefficient)
         names = memory_names(model, self.base)
+        merge = opened.merge(model.dem.config, allow_base_mismatch=True)  # checked when the model was loaded
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.deltas: dict[torch.nn.Parameter, tuple[str, list[StoredDelta | None]]] = {}
         unsupported = []
@@ -61,7 +62,7 @@ class CoefficientGradient:
                 # A buffer is replaced, and no coefficient scales it.
                 continue
             parameter = parameters.get(names[key]) if key in names else None
-            if parameter is None or any(delta.rows is not None for delta in given):
+            if parameter is None or merge.moved(key) or any(delta.rows is not None for delta in given):
                 unsupported.append(key)
             else:
                 # Tied weights are one parameter of several names. The first one counts.
@@ -70,7 +71,7 @@ class CoefficientGradient:
             shown = ", ".join(map(repr, unsupported[:_SHOWN_KEYS]))
             raise CoefficientError(
                 f"The gradient does not reach the coefficients through {shown}: "
-                "they have rows that the base lacks, or are several tensors on disk and one in memory. "
+                "they have rows of new tokens, or are several tensors on disk and one in memory. "
                 "Use method='gauss_newton'."
             )
 

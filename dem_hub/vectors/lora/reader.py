@@ -79,6 +79,39 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
     return deltas
 
 
+def has_embedding(folder: Path) -> bool:
+    """Check whether an adapter has a tensor that may be an embedding: a whole one, or the LoRA of an embedding."""
+    matches = [_FACTOR.fullmatch(name) for name in Checkpoint(folder, index=ADAPTER_WEIGHTS)]
+    return any(match is None or match["embedding"] for match in matches)
+
+
+def vocabulary_rows(folder: Path, base: Base) -> int:
+    """Return the number of rows of the embeddings that an adapter changes; 0 if it changes none.
+
+    Args:
+        folder (`Path`): Folder of the adapter.
+        base ([`Base`]): The base that the adapter is put on.
+    """
+    if base.architecture is None:
+        return 0
+    weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
+    architecture = _trained_architecture(weights, base)
+    rows = 0
+    for name in weights:
+        match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
+        parameter = _parameter(name) if match is None else f"{match['module']}.weight"
+        key = architecture.parameters.get(parameter)
+        if key in architecture.vocabulary:
+            of_adapter = weights[name].shape[0] if match is None else 0
+            rows = max(rows, of_adapter, base.checkpoint[key].shape[0])
+    return rows
+
+
+def _parameter(name: str) -> str:
+    """Return the parameter in the model that a whole tensor of an adapter stands for."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+
+
 def _trained_architecture(weights: Checkpoint, base: Base) -> Architecture:
     """Return the architecture whose names an adapter has: the base's, or that of its text model alone."""
     assert base.architecture is not None
