@@ -15,7 +15,7 @@ from dem_hub.checkpoints.tokenizer import Token, Vocabulary, new_tokens
 from dem_hub.files.links import check_link
 from dem_hub.files.names import TOKENIZER, VECTOR_TOKENIZER
 from dem_hub.hub.download import resolve
-from dem_hub.vectors.lora.reader import has_embedding, vocabulary_rows
+from dem_hub.vectors.lora.embeddings import has_embedding, vocabulary_rows
 
 if TYPE_CHECKING:
     from dem_hub.vectors.vector import DistributionVector

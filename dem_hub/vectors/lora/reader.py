@@ -11,7 +11,6 @@ does not fit the base is listed in one error.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from dem_hub.files.names import ADAPTER_WEIGHTS
 from dem_hub.vectors.lora.contents import missing_modules, wrapper_remedy
 from dem_hub.vectors.lora.experts import expert_factors, expert_shapes, find_experts
 from dem_hub.vectors.lora.factors import Factors, Target
+from dem_hub.vectors.lora.names import FACTOR, current_parameters, parameter_of, rename, whole_parameter
 from dem_hub.vectors.lora.patterns import Patterns
 from dem_hub.vectors.lora.products import ConvolutionProduct, ExpertsProduct
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
@@ -37,8 +37,6 @@ _REMEDY = (
     "Use the base it was trained on. If this is that base, merge the adapter into it with PEFT, and extract the vector of "
     "the result."
 )
-
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
 
 
 def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
@@ -57,17 +55,23 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
             listed. Also if the adapter does not hold what its config says.
     """
     weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
-    architecture = _trained_architecture(weights, base)
-    reader = _AdapterReader(weights, config, base.checkpoint, architecture)
+    architecture = trained_architecture(weights, base)
+    reader = _AdapterReader(weights, config, base.checkpoint, architecture, {})
     deltas = reader.read()
+    renamed: dict[str, str] = {}
+    if reader.faults:
+        renamed = current_parameters(map(parameter_of, weights), base, architecture)
+    if renamed:
+        reader = _AdapterReader(weights, config, base.checkpoint, architecture, renamed)
+        deltas = reader.read()
     if reader.faults:
         refuse(
             AdapterError,
             f"The adapter '{folder}' does not fit the base '{base.folder}'.",
             reader.faults,
-            wrapper_remedy(reader.names) or _REMEDY,
+            wrapper_remedy(weights) or _REMEDY,
         )
-    missing = missing_modules(config, architecture, reader.names)
+    missing = missing_modules(config, architecture, reader.names.values())
     if missing:
         refuse(
             AdapterError,
@@ -79,40 +83,7 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
     return deltas
 
 
-def has_embedding(folder: Path) -> bool:
-    """Check whether an adapter has a tensor that may be an embedding: a whole one, or the LoRA of an embedding."""
-    matches = [_FACTOR.fullmatch(name) for name in Checkpoint(folder, index=ADAPTER_WEIGHTS)]
-    return any(match is None or match["embedding"] for match in matches)
-
-
-def vocabulary_rows(folder: Path, base: Base) -> int:
-    """Return the number of rows of the embeddings that an adapter changes; 0 if it changes none.
-
-    Args:
-        folder (`Path`): Folder of the adapter.
-        base ([`Base`]): The base that the adapter is put on.
-    """
-    if base.architecture is None:
-        return 0
-    weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
-    architecture = _trained_architecture(weights, base)
-    rows = 0
-    for name in weights:
-        match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
-        parameter = _parameter(name) if match is None else f"{match['module']}.weight"
-        key = architecture.parameters.get(parameter)
-        if key in architecture.vocabulary:
-            of_adapter = weights[name].shape[0] if match is None else 0
-            rows = max(rows, of_adapter, base.checkpoint[key].shape[0])
-    return rows
-
-
-def _parameter(name: str) -> str:
-    """Return the parameter in the model that a whole tensor of an adapter stands for."""
-    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-
-
-def _trained_architecture(weights: Checkpoint, base: Base) -> Architecture:
+def trained_architecture(weights: Checkpoint, base: Base) -> Architecture:
     """Return the architecture whose names an adapter has: the base's, or that of its text model alone."""
     assert base.architecture is not None
     unknown = _count_unknown(weights, base.architecture)
@@ -125,7 +96,7 @@ def _count_unknown(weights: Checkpoint, architecture: Architecture) -> int:
     """Return the number of LoRA's tensors of an adapter whose module an architecture does not have."""
     unknown = 0
     for name in weights:
-        match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
+        match = FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
         unknown += match is not None and match["module"] not in architecture.keys
     return unknown
 
@@ -143,13 +114,8 @@ def saves_one_end(module: str, architecture: Architecture, config: Mapping[str, 
     """
     if module not in architecture.tied or not _ends_with_any(module, config.get("modules_to_save")):
         return False
-    saved = {_parameter(name) for name in names}
+    saved = {whole_parameter(name) for name in names}
     return not config.get("ensure_weight_tying") or not architecture.other_ends(f"{module}.weight") <= saved
-
-
-def _parameter(name: str) -> str:
-    """Return the parameter in memory that a tensor of an adapter is, if PEFT keeps it whole."""
-    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _ends_with_any(name: str, suffixes: list[str] | None) -> bool:
@@ -161,13 +127,20 @@ class _AdapterReader:
     """Reads the deltas of one adapter. What does not fit the base is collected in `faults`, one line each."""
 
     def __init__(
-        self, weights: Checkpoint, config: Mapping[str, Any], base: Checkpoint, architecture: Architecture
+        self,
+        weights: Checkpoint,
+        config: Mapping[str, Any],
+        base: Checkpoint,
+        architecture: Architecture,
+        renamed: Mapping[str, str],
     ) -> None:
         self.faults: list[str] = []
         self._weights = weights
         self._config = config
         self._base = base
         self._architecture = architecture
+        # Each tensor of the adapter with its name in the model of today, and the names that modules had before.
+        self.names, self._old_modules = rename(weights, renamed)
         self._alphas = Patterns(config.get("alpha_pattern") or {}, "alpha_pattern")
         self._experts = expert_shapes(architecture, base)
 
@@ -175,11 +148,11 @@ class _AdapterReader:
         """Return the deltas by the base's keys, without those that do not fit."""
         deltas: dict[str, StoredDelta] = {}
         factors: dict[str, dict[str, str]] = {}  # the names of A and B of each module
-        for name in sorted(self._weights):
+        for name, bare in self.names.items():
             if ".original_module." in name:
                 # PEFT's copy of the base's module, beside the trained one.
                 continue
-            match = _FACTOR.fullmatch(name.removeprefix(PEFT_PREFIX))
+            match = FACTOR.fullmatch(bare)
             if match is None:
                 deltas.update(self._whole_delta(name))
             elif self._has_target(match["module"]) or match["module"] in self._architecture.tied:
@@ -202,11 +175,6 @@ class _AdapterReader:
                 whole = deltas.get(key, StoredDelta())
                 deltas[key] = StoredDelta((component, *whole.components), whole.rows)
         return deltas
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all tensors of the adapter."""
-        return list(self._weights)
 
     def _pairs(self, factors: Mapping[str, Mapping[str, str]]) -> dict[str, Factors]:
         """Return A and B of each module that has both, and note the faults of those that do not fit together."""
@@ -275,7 +243,7 @@ class _AdapterReader:
 
     def _scale(self, name: str, rank: int) -> float:
         """Return the factor that PEFT multiplies B @ A by: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-        alpha = self._alphas.first(name, self._config.get("lora_alpha", 8))
+        alpha = self._alphas.first(self._old_modules.get(name, name), self._config.get("lora_alpha", 8))
         if self._config.get("use_rslora"):
             return alpha / math.sqrt(rank)
         return alpha / rank
@@ -332,7 +300,7 @@ class _AdapterReader:
         """Return the delta of a saved module, a trained bias or an embedding beside its LoRA; empty if it changes
         nothing.
         """
-        parameter = _parameter(name)
+        parameter = whole_parameter(self.names[name])
         saved = self._weights[name]
         if ".modules_to_save." in name and not self._is_written_alike(name):
             self.faults.append(
@@ -372,8 +340,8 @@ class _AdapterReader:
         if not _ends_with_any(module, self._config.get("modules_to_save")):
             # PEFT adds both embeddings to the file of an adapter that has more tokens than its base.
             return True
-        ends = self._architecture.other_ends(_parameter(name))
-        copies = [other for other in self._weights if _parameter(other) in ends]
+        ends = self._architecture.other_ends(whole_parameter(self.names[name]))
+        copies = [other for other, bare in self.names.items() if whole_parameter(bare) in ends]
         return all(torch.equal(self._weights.read(copy), self._weights.read(name)) for copy in copies)
 
     def _is_written_alike(self, name: str) -> bool:
