@@ -13,7 +13,7 @@ from dem_hub.errors import AdapterError
 from dem_hub.hub.download import Resolved
 from dem_hub.merging.lazy import merged_tensor
 from dem_hub.vectors.lora.names import parameter_of, rename
-from tests.contracts import test_todays_families as families
+from tests.support import families
 from tests.support.lora_merges import merge_one
 from tests.support.tiny_models import edit_json, load_tensors
 
