@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
+from dem_hub.evaluation.causality import refuse_two_sided
 from dem_hub.evaluation.scorable import refuse_not_scorable
 from dem_hub.evaluation.windows import NOT_SCORED, Window, count_scored
 
@@ -75,10 +76,11 @@ def scored_logits(
     The order of the windows is not theirs, but it is always the same. The tokens of a window come in order.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If `batch_size` is below 1.
+        [`~dem_hub.errors.ConfigError`]: If `batch_size` is below 1, or the model sees the tokens on both sides.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
+    refuse_two_sided(model, windows)
     seq2seq = is_seq2seq(model)
     for places in batches(windows, batch_size):
         inputs = as_inputs([windows[place] for place in places], model.device)

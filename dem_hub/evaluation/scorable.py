@@ -33,7 +33,7 @@ _POSITIONS = (
     "max_decoder_position_embeddings",
 )
 
-_REMEDY = "Give score=, a function of the model, in place of data, or name a base that predicts the next token."
+REMEDY = "Give score=, a function of the model, in place of data, or name a base that predicts the next token."
 
 
 def refuse_not_scorable(config: "PretrainedConfig", architectures: Sequence[str] = ()) -> None:
@@ -51,7 +51,23 @@ def refuse_not_scorable(config: "PretrainedConfig", architectures: Sequence[str]
         return
     reason = _reason(config, names[0])
     if reason:
-        raise ConfigError(f"The model is a {names[0]}, and {reason}. {_REMEDY}")
+        raise ConfigError(f"The model is a {names[0]}, and {reason}. {REMEDY}")
+
+
+def is_known_causal(config: "PretrainedConfig", class_name: str) -> bool:
+    """Return whether the config says that a model, which [`refuse_not_scorable`] let pass, is causal.
+
+    Args:
+        config (`PretrainedConfig`): The config of the model.
+        class_name (`str`): The name of its class, if the config does not have it.
+    """
+    name = (config.architectures or [class_name])[0]
+    parts = (config, config.get_text_config())
+    if any(getattr(part, "use_bidirectional_attention", False) for part in parts):
+        return False
+    if any(getattr(part, "is_causal", True) is False for part in parts):
+        return False
+    return bool(config.is_encoder_decoder) or name in _predicting()
 
 
 def positions(config: "PretrainedConfig") -> int | None:
@@ -70,9 +86,7 @@ def _reason(config: "PretrainedConfig", name: str) -> str:
     from transformers.models.auto import modeling_auto
 
     masked = _names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
-    predicting: set[str] = set()
-    for mapping in _PREDICTING:
-        predicting |= _names(getattr(modeling_auto, mapping, {}).values())
+    predicting = _predicting()
     if name in _NOT_CAUSAL or (name in masked and name not in predicting) or name.endswith("ForMaskedLM"):
         return (
             "a masked language model sees the tokens on both sides of the one that it predicts: "
@@ -90,6 +104,16 @@ def _reason(config: "PretrainedConfig", name: str) -> str:
             listed |= _names(classes.values())
     # A class that transformers does not list may be somebody's own language model.
     return "it does not predict the next token of a text" if name in listed else ""
+
+
+def _predicting() -> set[str]:
+    """Return the names of the classes that predict the next token."""
+    from transformers.models.auto import modeling_auto
+
+    names: set[str] = set()
+    for mapping in _PREDICTING:
+        names |= _names(getattr(modeling_auto, mapping, {}).values())
+    return names
 
 
 def _two_sided(config: "PretrainedConfig") -> str:

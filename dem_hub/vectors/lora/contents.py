@@ -5,43 +5,74 @@ a sign of it, so the adapter is refused. The modules are those that PEFT would p
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.tensor_groups import EMBEDDING
+from dem_hub.errors import AdapterError
+from dem_hub.vectors.lora.patterns import full_match
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
 # What wraps a model in training. PEFT writes none of these into an adapter.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.base_model.model.")
 
 _LAYER = re.compile(r".*?\.[^.]*\.(?P<number>\d+)\.")
+# PEFT takes the names of `layers_pattern` as regular expressions. They are names in all adapters but made-up ones.
+_NAME = re.compile(r"\w+")
+# The value of `target_modules` that stands for every linear layer but the output. PEFT writes the names out.
+_ALL_LINEAR = "all-linear"
+_CLASSIFIER_HEADS = ("score", "classifier")
 
 
-def missing_modules(config: Mapping[str, Any], architecture: Architecture, names: Iterable[str]) -> list[str]:
-    """Return one line for each module that an adapter's config names, and that its weights do not have.
+@dataclass(frozen=True)
+class Contents:
+    """What an adapter lacks: `faults`, for which it is refused, and `notes`, which may be meant to be so."""
 
-    A stack of layers without a single LoRA is no fault: the text model of a model that reads images, too, is often
-    trained alone.
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_contents(
+    config: Mapping[str, Any], architecture: Architecture, names: Iterable[str], *, has_old_names: bool = False
+) -> Contents:
+    """Find each module that an adapter's config names, and that its weights do not have.
+
+    A stack of layers without a single LoRA is noted and is no fault: the text model of a model that reads images, too,
+    is often trained alone. Then modules outside of the layers are no fault, either.
 
     Args:
         config (`Mapping[str, Any]`): The adapter's config.
         architecture ([`Architecture`]): The architecture of the base.
-        names (`Iterable[str]`): The names of the adapter's tensors.
+        names (`Iterable[str]`): The names of the adapter's tensors in the model of today.
+        has_old_names (`bool`, *optional*, defaults to `False`): Whether the config has the names of an older version of
+            transformers, which are those of the checkpoint.
     """
     bare = {name.removeprefix(PEFT_PREFIX) for name in names}
     if not bare:
-        return ["its file has no tensors"]
+        return Contents(["its file has no tensors"])
+    contents = Contents()
     present = {name.rpartition(".lora_")[0] for name in bare if ".lora_" in name}
-    stacks = {_stack(module) for module in present}
-    absent = sorted({module.name for module in architecture.modules.values()} - present)
-    faults = [
-        f"'{module}' is in target_modules and has no lora_A and lora_B"
-        for module in absent
-        if _stack(module) in stacks and _is_targeted(module, config, architecture)
-    ]
-    unsaved = [name for name in config.get("modules_to_save") or () if not _is_saved(name, bare, architecture)]
-    return [*faults, *(f"'{name}' is in modules_to_save and has no tensor" for name in unsaved)]
+    trained = {_stack(module) for module in present}
+    try:
+        is_targeted = _targets(config, architecture, has_old_names=has_old_names)
+        absent = sorted({module.name for module in architecture.modules.values() if is_targeted(module.name)} - present)
+    except AdapterError as error:
+        contents.notes.append(f"its modules cannot be checked: {error}")
+        contents.notes.extend(_uneven_stacks(config, architecture, present))
+        absent = []
+    untrained = sorted({_stack(module) for module in absent} - trained - {""})
+    for stack in untrained:
+        contents.notes.append(f"'{stack}' is in target_modules, and none of its layers has a LoRA")
+    for module in absent:
+        stack = _stack(module)
+        if stack in trained or (not stack and not untrained):
+            contents.faults.append(f"'{module}' is in target_modules and has no lora_A and lora_B")
+    for name in config.get("modules_to_save") or ():
+        if not _is_saved(name, bare, architecture):
+            contents.faults.append(f"'{name}' is in modules_to_save and has no tensor")
+    return contents
 
 
 def wrapper_remedy(names: Iterable[str]) -> str:
@@ -62,48 +93,105 @@ def wrapper_remedy(names: Iterable[str]) -> str:
 
 
 def _stack(module: str) -> str:
-    """Return the name of the stack of layers that a module is in, without numbers behind; itself if it is in none."""
+    """Return the name of the stack of layers that a module is in, without numbers behind; empty if it is in none."""
     match = _LAYER.match(f".{module}")
     if match is None:
-        return module
-    return f".{module}"[: match.start("number")]
+        return ""
+    return module[: match.start("number") - 2]
 
 
-def _is_targeted(module: str, config: Mapping[str, Any], architecture: Architecture) -> bool:
-    """Check whether PEFT would put a LoRA on a module, from lists of names alone.
+def _uneven_stacks(config: Mapping[str, Any], architecture: Architecture, present: Iterable[str]) -> Iterator[str]:
+    """Yield a line for each stack of which some layers have a LoRA and others, that may have one, have none."""
+    if config.get("layers_to_transform"):
+        return
+    layers = _layers(module.name for module in architecture.modules.values())
+    for stack, trained in sorted(_layers(present).items()):
+        without = sorted(layers.get(stack, set()) - trained)
+        if without:
+            yield f"layers {', '.join(map(str, without))} of '{stack}' have no LoRA, and others do"
 
-    A regular expression of a stranger is not run here, and `all-linear` is left to PEFT, which writes the list out.
+
+def _layers(modules: Iterable[str]) -> dict[str, set[int]]:
+    """Return the numbers of the layers of each stack that modules are in."""
+    layers: dict[str, set[int]] = {}
+    for module in modules:
+        match = _LAYER.match(f".{module}")
+        if match is not None:
+            layers.setdefault(_stack(module), set()).add(int(match["number"]))
+    return layers
+
+
+def _targets(
+    config: Mapping[str, Any], architecture: Architecture, *, has_old_names: bool = False
+) -> Callable[[str], bool]:
+    """Return a function that tells whether PEFT would put a LoRA on a module.
+
+    Raises:
+        [`~dem_hub.errors.AdapterError`]: If a pattern of the config cannot be matched as PEFT does, in linear time.
     """
-    targets = config.get("target_modules")
-    if not isinstance(targets, list) or config.get("layers_pattern"):
-        return False
+    is_chosen = _chosen(config, architecture)
     excluded = config.get("exclude_modules") or []
-    if isinstance(excluded, str):
-        return False
-    is_embedding = architecture.groups.get(architecture.keys[module]) == EMBEDDING
-    # Both names of a tie are one tensor, which is refused where only one of them has a LoRA.
-    if is_embedding and module in architecture.tied:
-        return False
-    if _ends_with_any(module, excluded) or _is_inside_any(module, config.get("modules_to_save") or []):
-        return False
-    return _ends_with_any(module, targets) and _is_in_layers(module, config.get("layers_to_transform"))
+    is_excluded = _one_of(excluded) if isinstance(excluded, list) else full_match(excluded, "exclude_modules")
+    saved = config.get("modules_to_save") or []
+
+    def is_targeted(module: str) -> bool:
+        key = architecture.keys[module]
+        # Both names of a tie are one tensor, which is refused where only one of them has a LoRA.
+        if architecture.groups.get(key) == EMBEDDING and module in architecture.tied:
+            return False
+        name = key.removesuffix(".weight") if has_old_names else module
+        return is_chosen(name) and not is_excluded(name) and not _is_inside_any(name, saved)
+
+    return is_targeted
 
 
-def _is_in_layers(module: str, layers: Any) -> bool:
-    """Check whether a module is in one of the layers of `layers_to_transform`; `None` stands for all."""
+def _chosen(config: Mapping[str, Any], architecture: Architecture) -> Callable[[str], bool]:
+    """Return a function that tells whether `target_modules` has a module."""
+    targets = config.get("target_modules") or []
+    if isinstance(targets, list):
+        is_named = _one_of(targets)
+        is_in_layers = _in_layers(config)
+        # PEFT asks for the layer of a module only if its whole name is not in the list.
+        whole = frozenset(targets)
+        return lambda module: module in whole or (is_named(module) and is_in_layers(module))
+    if targets.lower() != _ALL_LINEAR:
+        return full_match(targets, "target_modules")
+    heads = _CLASSIFIER_HEADS if config.get("task_type") == "SEQ_CLS" else ()
+    linear: set[str] = set()
+    for key, module in architecture.modules.items():
+        is_output = architecture.groups.get(key) == EMBEDDING or module.name in heads
+        if module.kind in ("linear", "conv1d") and not is_output:
+            linear |= {module.name, key.removesuffix(".weight")}
+    return lambda module: module in linear
+
+
+def _in_layers(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Return a function that tells whether a module is in one of `layers_to_transform`; `None` stands for all."""
+    layers = config.get("layers_to_transform")
     if layers is None or layers == []:
-        return True
-    match = _LAYER.match(module)
-    if match is None:
-        return False
+        return lambda _: True
     wanted = layers if isinstance(layers, list) else [layers]
-    return int(match["number"]) in wanted
+    names = config.get("layers_pattern") or []
+    names = names if isinstance(names, list) else [names]
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise AdapterError(f"layers_pattern has {name!r}, which is more than a name.")
+    patterns = [re.compile(rf"(?:^|.*?\.){name}\.(?P<number>\d+)\.") for name in names] or [_LAYER]
+
+    def is_in_layers(module: str) -> bool:
+        for pattern in patterns:
+            match = pattern.match(module)
+            if match is not None:
+                return int(match["number"]) in wanted
+        return False
+
+    return is_in_layers
 
 
 def _is_saved(suffix: str, names: set[str], architecture: Architecture) -> bool:
     """Check whether a saved module has a tensor, where the base has such a module at all."""
-    owners = {name.rpartition(".")[0] for name in architecture.parameters}
-    in_base = [owner for owner in owners if _ends_with_any(owner, [suffix])]
+    is_it = _one_of([suffix])
+    in_base = {owner for owner in (name.rpartition(".")[0] for name in architecture.parameters) if is_it(owner)}
     if not in_base or any(owner in architecture.tied for owner in in_base):
         return True
     return any(f".{suffix}." in f".{name}" for name in names)
@@ -113,5 +201,12 @@ def _is_inside_any(module: str, names: Iterable[str]) -> bool:
     return any(f".{name}." in f".{module}." for name in names)
 
 
-def _ends_with_any(module: str, suffixes: Iterable[str]) -> bool:
-    return any(f".{module}".endswith(f".{suffix}") for suffix in suffixes)
+def _one_of(names: Collection[str]) -> Callable[[str], bool]:
+    """Return a function that tells whether a dotted name, or its end after a dot, is one of several names."""
+    known = frozenset(names)
+
+    def is_one(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[start:]) in known for start in range(len(parts)))
+
+    return is_one

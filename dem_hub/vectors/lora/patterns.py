@@ -1,4 +1,4 @@
-"""Patterns of an adapter's config (`alpha_pattern`), matched as PEFT matches them, in linear time.
+"""Patterns of an adapter's config (`alpha_pattern`, `target_modules`), matched as PEFT matches them, in linear time.
 
 PEFT runs a pattern with Python's `re`, which takes exponential time for some patterns, and the file may come from
 anybody. RE2 takes linear time and bounded memory for every pattern. (The package `regex` has a time limit for
@@ -8,7 +8,7 @@ matching, but none for compiling: `a{1000000000}` takes all memory.) RE2 and `re
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dem_hub.errors import AdapterError
@@ -61,26 +61,56 @@ class Patterns:
             [`~dem_hub.errors.AdapterError`]: If there are patterns, and the name has characters by which RE2 and `re`
                 differ.
         """
-        # RE2 reads `a{9999999999}` as letters, which a name with braces could match.
-        is_plain = name.isascii() and name.isprintable() and "{" not in name
-        if self._compiled and not is_plain:
-            raise AdapterError(
-                f"{self._setting} cannot be matched with the module {name!r}, whose name is not plain ASCII. Merge the "
-                "adapter with PEFT, and extract the vector of the result."
-            )
+        if self._compiled:
+            _check_name(name, self._setting)
         for matches, value in self._compiled:
             if matches(name):
                 return value
         return default
 
 
+def full_match(pattern: str, setting: str) -> Callable[[str], bool]:
+    """Return a function that tells whether all of a name matches a pattern, as PEFT matches `target_modules`.
+
+    Args:
+        pattern (`str`): The pattern.
+        setting (`str`): The setting that it comes from, for messages.
+
+    Raises:
+        [`~dem_hub.errors.AdapterError`]: If the pattern, or later a name, is not one that `re` and RE2 understand in
+            the same way.
+    """
+    compiled = _compiled(pattern, f"(?:{pattern})", setting)
+
+    def matches(name: str) -> bool:
+        _check_name(name, setting)
+        return compiled.fullmatch(name) is not None
+
+    return matches
+
+
+def _check_name(name: str, setting: str) -> None:
+    """Refuse a name with characters by which RE2 and `re` differ."""
+    # RE2 reads `a{9999999999}` as letters, which a name with braces could match.
+    if not name.isascii() or not name.isprintable() or "{" in name:
+        raise AdapterError(
+            f"{setting} cannot be matched with the module {name!r}, whose name is not plain ASCII. Merge the adapter "
+            "with PEFT, and extract the vector of the result."
+        )
+
+
 def _compile(pattern: str, setting: str) -> Any:
     """Return a function that tells whether a name, or its end after a dot, matches a pattern."""
+    if len(pattern) <= _LONGEST and _PLAIN.fullmatch(pattern):
+        return _plain(pattern)
+    return _compiled(pattern, _as_peft(pattern), setting).match
+
+
+def _compiled(pattern: str, expression: str, setting: str) -> Any:
+    """Return RE2's object for an expression that PEFT makes of a pattern."""
     if len(pattern) > _LONGEST:
         raise _refusal(f"{pattern[:60]}...", setting, f"it has {len(pattern)} characters, and {_LONGEST} are allowed")
-    if _PLAIN.fullmatch(pattern):
-        return _plain(pattern)
-    fault = _fault(pattern)
+    fault = _fault(pattern, expression)
     if fault:
         raise _refusal(pattern, setting, fault)
     import re2
@@ -89,11 +119,10 @@ def _compile(pattern: str, setting: str) -> Any:
     options.max_mem = _MEMORY
     options.log_errors = False  # RE2 would write them to stderr
     try:
-        compiled = re2.compile(_as_peft(pattern), options)
+        return re2.compile(expression, options)
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
         raise _refusal(pattern, setting, f"it cannot be matched in linear time ({reason})") from error
-    return compiled.match
 
 
 def _plain(pattern: str) -> Any:
@@ -107,7 +136,7 @@ def _plain(pattern: str) -> Any:
     return matches
 
 
-def _fault(pattern: str) -> str:
+def _fault(pattern: str, expression: str) -> str:
     """Return why a pattern is not one that `re` and RE2 understand in the same way; an empty text if it may be."""
     if not pattern.isascii() or not pattern.isprintable():
         return "it has characters other than printable ASCII"
@@ -117,7 +146,7 @@ def _fault(pattern: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            re.compile(_as_peft(pattern))
+            re.compile(expression)
     except (re.error, OverflowError, RecursionError, Warning) as error:
         return f"it is not a regular expression of Python ({error})"
     return ""

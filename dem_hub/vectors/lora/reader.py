@@ -10,6 +10,7 @@ does not fit the base is listed in one error.
 [`read_adapter_config`][dem_hub.vectors.lora.config.read_adapter_config] has refused before what is not a plain sum.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,13 +26,15 @@ from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.whole import Full
 from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS
-from dem_hub.vectors.lora.contents import missing_modules, wrapper_remedy
+from dem_hub.vectors.lora.contents import check_contents, wrapper_remedy
 from dem_hub.vectors.lora.experts import expert_factors, expert_shapes, find_experts
 from dem_hub.vectors.lora.factors import Factors, Target
 from dem_hub.vectors.lora.names import FACTOR, current_parameters, parameter_of, rename, whole_parameter
 from dem_hub.vectors.lora.patterns import Patterns
 from dem_hub.vectors.lora.products import ConvolutionProduct, ExpertsProduct
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
+
+logger = logging.getLogger(__name__)
 
 _REMEDY = (
     "Use the base it was trained on. If this is that base, merge the adapter into it with PEFT, and extract the vector of "
@@ -71,15 +74,17 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
             reader.faults,
             wrapper_remedy(weights) or _REMEDY,
         )
-    missing = missing_modules(config, architecture, reader.names.values())
-    if missing:
+    contents = check_contents(config, architecture, reader.names.values(), has_old_names=bool(renamed))
+    if contents.faults:
         refuse(
             AdapterError,
             f"The adapter '{folder}' does not hold what its config says.",
-            missing,
+            contents.faults,
             "Fetch it again, or save it again. If it is meant to be so, say it in adapter_config.json: target_modules "
             "and layers_to_transform name what there is.",
         )
+    for note in contents.notes:
+        logger.warning("The adapter '%s': %s", folder, note)
     return deltas
 
 

@@ -1,5 +1,7 @@
 """Adapters that do not hold what their config says, and names that PEFT does not write."""
 
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dem_hub.checkpoints.architecture import describe
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import AdapterError
+from dem_hub.vectors.lora.contents import _targets
 from tests.support.lora_merges import LINEAR, assert_as_peft, changed_adapter, merge_one
 from tests.support.tiny_models import Zoo, edit_json, load_tensors, make_adapter
 
@@ -37,6 +42,115 @@ def test_what_is_missing_is_named(zoo: Zoo, tmp_path: Path, part: str, message: 
     adapter = changed_adapter(zoo, tmp_path / "adapter", drop(part))
     with pytest.raises(AdapterError, match=rf"(?s)does not hold what its config says.*{message}.*Fetch it again, or"):
         merge_one(zoo.models("llama-tied", "float32").base, adapter)
+
+
+# Each with what is removed from an adapter of all linear layers, and what is said of it.
+INCOMPLETE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a pattern": (
+        {"target_modules": r".*\.(q|v|down)_proj"},
+        "layers.1.self_attn.v_proj",
+        "'model.layers.1.self_attn.v_proj' is in target_modules and has no lora_A",
+    ),
+    "a pattern, and a layer": (
+        {"target_modules": r"model\.layers\.\d+\.self_attn\.[qk]_proj"},
+        "layers.0.",
+        "'model.layers.0.self_attn.q_proj' is in target_modules",
+    ),
+    "a pattern with another for what is excluded": (
+        {"target_modules": r".*_proj", "exclude_modules": r".*\.0\..*"},
+        "layers.1.mlp.up_proj",
+        "'model.layers.1.mlp.up_proj' is in target_modules",
+    ),
+    "all linear layers": (
+        {"target_modules": "all-linear"},
+        "layers.1.mlp.gate_proj",
+        "'model.layers.1.mlp.gate_proj' is in target_modules",
+    ),
+    "a module outside the layers": (
+        {"target_modules": ["q_proj", "lm_head"]},
+        "lm_head",
+        "'lm_head' is in target_modules and has no lora_A",
+    ),
+    "layers by pattern": (
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        "layers.1.self_attn.v_proj",
+        "'model.layers.1.self_attn.v_proj' is in target_modules",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "part", "message"), INCOMPLETE.values(), ids=INCOMPLETE)
+def test_what_a_config_says_in_any_form_is_checked(
+    zoo: Zoo, tmp_path: Path, options: dict[str, Any], part: str, message: str
+) -> None:
+    base = zoo.models("llama-untied", "float32").base
+    adapted = make_adapter(base, tmp_path, **options)
+    edit_json(tmp_path / "adapter_config.json", target_modules=options["target_modules"])  # PEFT writes names out
+    assert_as_peft(base, tmp_path, adapted)
+    tensors = load_tensors(tmp_path, "adapter_model")
+    drop(part)(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=rf"(?s)does not hold what its config says.*{re.escape(message)}"):
+        merge_one(base, tmp_path)
+
+
+LOOKAHEAD = r"^(?!.*k_proj).*self_attn.*_proj$"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part", "notes"),
+    [
+        (LOOKAHEAD, "nothing", ["cannot be matched in linear time"]),
+        (LOOKAHEAD, "layers.1.", ["cannot be matched in linear time", "layers 1 of 'model.layers' have no LoRA"]),
+        (
+            r"(model\.layers.*self_attn\.q_proj|lm_head)",
+            "layers.",
+            ["'model.layers' is in target_modules, and none of"],
+        ),
+    ],
+    ids=["a pattern that is not matched", "and a layer without a LoRA", "no layer with a LoRA"],
+)
+def test_what_is_said_and_not_refused(
+    zoo: Zoo, tmp_path: Path, pattern: str, part: str, notes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    base = zoo.models("llama-untied", "float32").base
+    make_adapter(base, tmp_path, target_modules=pattern)
+    tensors = load_tensors(tmp_path, "adapter_model")
+    drop(part)(tensors)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    merge_one(base, tmp_path)
+    assert len(caplog.messages) == len(notes)
+    assert all(note in message for note, message in zip(notes, caplog.messages, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_targets_are_those_of_peft(zoo: Zoo, seed: int) -> None:
+    """Each module of a model, against PEFT's own function."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    base = zoo.models("qwen2-moe", "float32").base
+    architecture = describe(base, Checkpoint(base))
+    rng = random.Random(seed)
+    names = ["q_proj", "self_attn.v_proj", "lm_head", "up_proj", "gate", "layers.1.self_attn.o_proj", "embed_tokens"]
+    patterns = [r".*\.[qk]_proj", r".*layers\.0.*", r"lm_head", r".*(up|down)_proj", r"model\.layers\.\d\.mlp\..*"]
+    targeted = 0
+    for _ in range(200):
+        config: dict[str, Any] = {"target_modules": rng.choice([rng.choice(patterns), rng.sample(names, 3)])}
+        config["exclude_modules"] = rng.choice([None, rng.choice(patterns), rng.sample(names, 2)])
+        config["modules_to_save"] = rng.choice([None, rng.sample(["lm_head", "mlp", "up_proj"], 1)])
+        if isinstance(config["target_modules"], list):
+            config["layers_to_transform"] = rng.choice([None, [], 1, [0], [0, 1], [5]])
+            if config["layers_to_transform"]:
+                config["layers_pattern"] = rng.choice([None, "layers", ["h", "layers"], "mlp"])
+        is_targeted = _targets(config, architecture)
+        theirs = LoraConfig(**config)
+        for module in architecture.keys:
+            found = check_target_module_exists(theirs, module)
+            expected = bool(found) and type(found).__name__ != "_ExcludedModule"
+            assert is_targeted(module) == expected, (module, config)
+            targeted += expected
+    assert targeted > 300
 
 
 def test_a_saved_module_that_is_missing(zoo: Zoo, tmp_path: Path) -> None:

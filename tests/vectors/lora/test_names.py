@@ -71,6 +71,28 @@ def test_old_names_are_those_of_today(tmp_path: Path, make: Callable[[bool], Any
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", [r"model\.layers\..*\.[qv]_proj", "all-linear"])
+def test_patterns_of_an_old_config_have_old_names(tmp_path: Path, targets: str) -> None:
+    """What a pattern matched then, and the file lacks, is missing."""
+    from peft import LoraConfig, get_peft_model
+
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model = families.qwen2_5_vl(False)
+    model.save_pretrained(base)
+    today = targets.replace(r"model\.layers", r"model\.language_model\.layers")
+    get_peft_model(model, LoraConfig(r=2, target_modules=today, init_lora_weights=False)).save_pretrained(adapter)
+    with_old_names(base, adapter)
+    edit_json(adapter / "adapter_config.json", target_modules=targets)
+    merge_one(base, adapter)
+    tensors = load_tensors(adapter, "adapter_model")
+    kept = {name: tensor for name, tensor in tensors.items() if "layers.1.self_attn.v_proj" not in name}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(AdapterError, match="layers.1.self_attn.v_proj' is in target_modules and has no lora_A"):
+        merge_one(base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_names_of_no_version_are_refused(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

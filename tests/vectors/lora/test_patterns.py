@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft.utils.other import get_pattern_key
+from peft.utils.other import get_pattern_key, match_target_against_key
 
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
@@ -14,7 +14,7 @@ from dem_hub.errors import AdapterError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
-from dem_hub.vectors.lora.patterns import Patterns
+from dem_hub.vectors.lora.patterns import Patterns, full_match
 from tests.support.tiny_models import Zoo, edit_json, make_adapter
 
 NAMES = (
@@ -63,6 +63,19 @@ def test_as_peft_matches() -> None:
             assert ours.first(name, -1) == patterns.get(key, -1), (patterns, name)
             matched += key in patterns
     assert matched > 1000
+
+
+def test_whole_names_as_peft_matches_them() -> None:
+    rng = random.Random(1)
+    matched = 0
+    for _ in range(3000):
+        text = rng.choice(["", ".*"]) + pattern(rng) + rng.choice(["", ".*"])
+        ours = full_match(text, "target_modules")
+        for name in NAMES:
+            expected = match_target_against_key(text, name) is not None
+            assert ours(name) == expected, (text, name)
+            matched += expected
+    assert matched > 500
 
 
 @pytest.mark.parametrize("endless", ENDLESS)
