@@ -9,8 +9,8 @@ which downloads the same file, sees that file grow.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +42,7 @@ def bounded(
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import close_session, httpx
+    from huggingface_hub.utils import close_session
 
     folder = Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type="model"))
     stopped = threading.Event()
@@ -56,39 +56,37 @@ def bounded(
 
     threading.Thread(target=run, name="dem_hub-download", daemon=True).start()
     try:
-        for seconds in _while_growing(folder, outcome):
-            raise httpx.ReadTimeout(f"no file has grown for {seconds:.0f} seconds")
-        return outcome.result()
+        _wait(outcome, folder)
     except BaseException:
-        # A thread that is left behind ends with its connection, or with the next piece of its file.
+        # The thread that is left behind ends with its connection, or with the next piece of its file.
         stopped.set()
-        if not outcome.done():
-            close_session()
+        close_session()
         raise
+    return outcome.result()
 
 
-def _while_growing(folder: Path, outcome: Future[Any]) -> Iterator[float]:
-    """Wait for the end of a download; yield the time limit if no file grows within it."""
-    limit = remote.TIME_LIMIT + _PIECE / remote._SLOWEST
+def _wait(outcome: Future[Any], folder: Path) -> None:
+    """Wait for the end of a download.
+
+    Raises:
+        `ReadTimeout`: If no file has grown in time.
+    """
+    from huggingface_hub.utils import httpx
+
+    limit = remote.TIME_LIMIT + _PIECE / remote.SLOWEST
     since = time.monotonic()
     before = _growing(folder)
-    while True:
-        try:
-            outcome.exception(min(_POLL, limit / 2))
-        except TimeoutError:
-            now = _growing(folder)
-            if now != before:
-                before = now
-                since = time.monotonic()
-            elif time.monotonic() - since > limit:
-                yield limit
-                return
-        else:
-            return
+    while wait([outcome], min(_POLL, limit / 2)).not_done:
+        now = _growing(folder)
+        if now != before:
+            before = now
+            since = time.monotonic()
+        elif time.monotonic() - since > limit:
+            raise httpx.ReadTimeout(f"no file has grown for {limit:.0f} seconds")
 
 
 def _growing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the size and the time of each file of a repository that is being downloaded, and of those that are here."""
+    """Return the size and the time of each file of a repository, also of those that are being downloaded."""
     files = {}
     for path in folder.glob("blobs/*"):
         try:

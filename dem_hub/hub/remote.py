@@ -28,7 +28,7 @@ LARGEST_READ = 100_000_000
 # Seconds that one ranged request may take in all, and bytes that a second more is given for: a line of 400 kbit/s.
 # Chosen by hand, not measured.
 TIME_LIMIT = 60.0
-_SLOWEST = 50_000
+SLOWEST = 50_000
 # Bytes of a refusal that are read: its message is a few lines.
 _LONGEST_MESSAGE = 1 << 16
 # Seconds for which the thread of a request may give up by itself, with a message that says how much came.
@@ -86,7 +86,7 @@ class RemoteWeights:
                 f"{path} of '{self.source.repo_id}' says that {wanted} bytes of it are its header, and {LARGEST_READ} "
                 "are the most that one has. Nothing was loaded. Do not use this repository."
             )
-        seconds = TIME_LIMIT + wanted / _SLOWEST
+        seconds = TIME_LIMIT + wanted / SLOWEST
         with download_errors(self.source):
             content = _within(seconds, lambda: self._fetch(path, start, stop, time.monotonic() + seconds))
             if len(content) < wanted:

@@ -34,7 +34,7 @@ def weights(hub: Hub) -> RemoteWeights:
 @pytest.fixture
 def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "TIME_LIMIT", 0.4)
-    monkeypatch.setattr(remote, "_SLOWEST", 1e12)
+    monkeypatch.setattr(remote, "SLOWEST", 1e12)
     monkeypatch.setattr(remote, "_GRACE", 0.4)
 
 
