@@ -4,7 +4,7 @@ Each tensor is hashed over its dtype, its shape and some of its bytes, in up to 
 bytes, and the last takes all of them:
 
 1. *places*: 64 pieces, evenly spaced. A few requests fetch them from the Hub.
-2. *blocks*: 8 bytes of every row, and of every 4,104 bytes of a longer row. So a change of one row cannot pass. The
+2. *blocks*: 8 bytes of every row, and of every 4,072 bytes of a longer row. So a change of one row cannot pass. The
    file is mapped for this. To read all of it would take four times as long or more (`benchmarks/fingerprint.py`),
    and a call of the system for each piece twice as long as that.
 3. *bytes*: all of them. Only for `verify="full"`.
@@ -34,10 +34,10 @@ from dem_hub.errors import CheckpointError
 SAMPLES = 64
 SAMPLE_BYTES = 64
 # Blocks: bytes of a piece, and the most bytes from the start of one piece to the start of the next. A page of memory
-# is 4,096 bytes, and to look at a second piece of it costs almost nothing. The 8 bytes more let the pieces walk
-# through the columns of a matrix, so that a change of one column is seen too.
+# is 4,096 bytes, and to look at a second piece of it costs almost nothing. 4,072 is 8 times a prime, so the pieces
+# walk through all columns of a matrix of 510 rows, if a row is a multiple of 8 bytes: a change of one column is seen.
 PIECE_BYTES = 8
-LARGEST_STEP = 4104
+LARGEST_STEP = 4072
 # Bytes that are hashed at a time where all are. Chosen by hand, not measured.
 _CHUNK = 1 << 20
 # Hex digits of each part of a tensor's digest (64 bits).
