@@ -7,6 +7,7 @@ Nothing in the folder loads as a model before the last byte is written, and an e
 where it stopped.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dem_hub.files.folders import MERGED, kind_of
 from dem_hub.files.names import MERGED_FILES, SAFETENSORS
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.hub.download import copy_side_files
+from dem_hub.hub.hashes import digest
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
@@ -47,11 +49,11 @@ def export(model: PlannedModel, target: Path) -> None:
             write_text(work.folder / name, text)
         # A single file of weights is complete with its last byte. Several files are complete with their index, so
         # that is written last.
-        _write_weights(model, work)
+        hashes = _write_weights(model, work)
         model.opened.check_unchanged()
         for name, text in model.index.items():
             write_text(work.folder / name, text)
-        write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose).text)
+        write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose, hashes).text)
 
 
 def is_exported(model: PlannedModel, target: Path) -> bool:
@@ -67,6 +69,8 @@ def is_exported(model: PlannedModel, target: Path) -> bool:
 def is_interrupted(target: Path) -> bool:
     """Check whether a folder has a merged model without all of its files, as a killed export leaves it.
 
+    Files that somebody has changed since are not what a killed export leaves, and are not lost.
+
     Raises:
         [`~dem_hub.errors.ConfigError`]: If the manifest of the folder is damaged.
     """
@@ -75,7 +79,7 @@ def is_interrupted(target: Path) -> bool:
     manifest = Manifest.read(target)
     if manifest is None:
         return not any(name.endswith(SAFETENSORS) for name in owned_files(target))
-    return not manifest.is_complete(target)
+    return bool(manifest.missing(target)) and not manifest.changed(target)
 
 
 def estimate_export(model: PlannedModel, target: Path) -> Estimate:
@@ -89,17 +93,21 @@ def estimate_export(model: PlannedModel, target: Path) -> Estimate:
     return estimate(model, target, model.nbytes, already_written)
 
 
-def _write_weights(model: PlannedModel, work: PartialFolder) -> None:
-    """Write the files of the weights, from the byte on that an interrupted export came to."""
+def _write_weights(model: PlannedModel, work: PartialFolder) -> dict[str, str]:
+    """Write the files of the weights, from the byte on that an interrupted export came to, and return their sha256."""
     offsets = [0, *accumulate(shard.nbytes for shard in model.shards)]
     shards = list(zip(model.shards, offsets, strict=False))
     start = work.written
     # The journal says how far the export came. If a file has become shorter since, all of them are written again.
     if not all(shard.holds(work.folder / shard.name, start - offset) for shard, offset in shards):
         start = 0
-    with merging_bar(model.nbytes, start) as bar:
+    # A file is hashed while the next one is written, as long as the system still has it in memory.
+    hashes = {}
+    with merging_bar(model.nbytes, start) as bar, ThreadPoolExecutor(max_workers=1) as pool:
         for shard, offset in shards:
             in_shard = min(max(0, start - offset), shard.nbytes)
             for written in model.write(work.folder / shard.name, shard, in_shard):
                 bar.update(offset + written - bar.n)
                 work.record(offset + written)
+            hashes[shard.name] = pool.submit(digest, work.folder / shard.name)
+    return {name: sha256.result() for name, sha256 in hashes.items()}

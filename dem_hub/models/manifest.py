@@ -17,7 +17,7 @@ from dem_hub.files.links import check_link, check_paths
 from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.side_files import is_module_file, is_side_file, side_files_of
 from dem_hub.files.strict_json import FORMAT_VERSION, check_inside, check_version, dump_json, read_json, read_record
-from dem_hub.hub.hashes import digest
+from dem_hub.hub.hashes import digest, short_hash
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,6 +33,7 @@ class Manifest:
     """The files of a merged model by name, and the purpose of the merge.
 
     `files` has the size in bytes of each file of weights, and `None` for each other file, which a person may edit.
+    `weights` has the sha256 of each file of weights; it is empty in a manifest of an earlier version.
     `others` has the sha256 of each file whose name is none that a model's files have, such as a license.
     `purpose` is that of [`PlannedModel`]: two merges with the same purpose write the same bytes.
     """
@@ -40,20 +41,21 @@ class Manifest:
     purpose: str
     files: Mapping[str, int | None]
     others: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Refuse a name that no merge writes, and a size that no file has."""
-        are_objects = isinstance(self.files, Mapping) and isinstance(self.others, Mapping)
+        are_objects = all(isinstance(value, Mapping) for value in (self.files, self.others, self.weights))
         if not isinstance(self.purpose, str) or not are_objects:
-            raise ConfigError("purpose must be a text, and files and others JSON objects.")
+            raise ConfigError("purpose must be a text, and files, others and weights JSON objects.")
         for name, size in self.files.items():
             if not _is_ours(name):
                 raise ConfigError(f"'{name}' is no file that a merge writes.")
             is_size = type(size) is int and size >= 0
             if not is_size and size is not None:
                 raise ConfigError(f"'{name}' has the size {size!r}, which must be a number of bytes, or null.")
-        for name, sha256 in self.others.items():
+        for name, sha256 in (*self.others.items(), *self.weights.items()):
             check_inside(name, "file of a merge")
             if not _SHA256.fullmatch(str(sha256)):
                 raise ConfigError(f"'{name}' has the sha256 {sha256!r}, which must be 64 hex digits.")
@@ -77,11 +79,11 @@ class Manifest:
     def text(self) -> str:
         """The text of the file."""
         data = {"format_version": self.format_version, "purpose": self.purpose, "files": dict(self.files)}
-        return dump_json({**data, "others": dict(self.others)})
+        return dump_json({**data, "others": dict(self.others), "weights": dict(self.weights)})
 
     @classmethod
-    def of(cls, folder: Path, purpose: str) -> "Manifest":
-        """Return the manifest of a folder that a merge has just written."""
+    def of(cls, folder: Path, purpose: str, weights: Mapping[str, str]) -> "Manifest":
+        """Return the manifest of a folder that a merge has just written, with the sha256 of its files of weights."""
         files: dict[str, int | None] = {}
         others = {}
         for path in sorted(folder.rglob("*")):
@@ -90,21 +92,28 @@ class Manifest:
                 files[name] = path.stat().st_size if _WEIGHTS.fullmatch(name) else None
             elif path.is_file() and name != MERGED_FILES and not name.startswith("."):  # the merge's journal is hidden
                 others[name] = digest(path)
-        return cls(purpose, files, others)
+        return cls(purpose, files, others, weights)
 
     def is_complete(self, folder: Path) -> bool:
-        """Check whether a folder has every file of the manifest, in its size."""
-        return not self.faults(folder)
+        """Check whether a folder has every file of the manifest, and the weights that were written."""
+        return not self.missing(folder) and not self.changed(folder)
 
-    def faults(self, folder: Path) -> list[str]:
-        """Return a line for each file that a folder lacks, or whose size is not that of the manifest."""
+    def missing(self, folder: Path) -> list[str]:
+        """Return a line for each file that a folder lacks."""
+        return [f"'{name}' is missing" for name in sorted(self.files) if not (folder / name).is_file()]
+
+    def changed(self, folder: Path) -> list[str]:
+        """Return a line for each file of a folder that is not the one that was written."""
         faults = []
         for name, expected in sorted(self.files.items()):
             path = folder / name
-            if not path.is_file():
-                faults.append(f"'{name}' is missing")
-            elif expected is not None and path.stat().st_size != expected:
+            if expected is None or not path.is_file():
+                continue
+            if path.stat().st_size != expected:
                 faults.append(f"'{name}' has {path.stat().st_size} bytes, and was written with {expected}")
+            elif name in self.weights and digest(path) != self.weights[name]:
+                actual, written = short_hash(digest(path)), short_hash(self.weights[name])
+                faults.append(f"'{name}' has sha256 {actual}, and was written with {written}")
         changed = sorted(set(self.others) - self._others_there(folder))
         faults += [f"'{name}' is missing, or was changed" for name in changed]
         return faults
@@ -170,10 +179,10 @@ def merged_files(folder: Path, *, include_code: bool = False) -> dict[str, Path]
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If one of the files is a link that leads out of the folder.
-        [`~dem_hub.errors.CheckpointError`]: If files that the merge wrote are missing, or weights have another size.
+        [`~dem_hub.errors.CheckpointError`]: If files that the merge wrote are missing, or weights were changed.
     """
     manifest = Manifest.read(folder)
-    faults = [] if manifest is None else manifest.faults(folder)
+    faults = [] if manifest is None else sorted([*manifest.missing(folder), *manifest.changed(folder)])
     if faults:
         refuse(CheckpointError, f"The merged model '{folder}' is not whole.", faults, "Merge it again.")
     names = sorted(owned_files(folder) - {MERGED_FILES})

@@ -9,8 +9,9 @@ import pytest
 
 from dem_hub import VectorSource
 from dem_hub.errors import CheckpointError, ConfigError
+from dem_hub.files.folders import MERGED, check_output
 from dem_hub.merging.opening import open_base_and_vectors
-from dem_hub.models.export import export, is_exported
+from dem_hub.models.export import export, is_exported, is_interrupted
 from dem_hub.models.manifest import Manifest, merged_files, owned_files
 from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import Zoo
@@ -96,6 +97,49 @@ def test_a_folder_that_is_not_whole(merged: Path) -> None:
     (merged / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"'model.safetensors' has 5 bytes, .*\n  - 'tokenizer.json' is missing"):
         merged_files(merged)
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("shards", [1, 6])
+def test_weights_of_the_same_size_that_are_others(zoo: Zoo, tmp_path: Path, shards: int) -> None:
+    """They are not this model, are not pushed, and are replaced only with `--overwrite`."""
+    target = tmp_path / "merged"
+    plan = planned(zoo, **({} if shards == 1 else {"max_shard_size": "8KB"}))
+    export(plan, target)
+    assert is_exported(plan, target)
+    weights = sorted(target.glob("model*.safetensors"))[-1]
+    flip_a_bit(weights)
+    assert not is_exported(plan, target)
+    assert not is_interrupted(target)
+    with pytest.raises(
+        CheckpointError, match=f"'{weights.name}' has sha256 .*, and was written with (?s:.*)Merge it again"
+    ):
+        merged_files(target)
+    with pytest.raises(ConfigError, match="holds a merged model already"):
+        check_output(target, MERGED, overwrite=is_interrupted(target))
+    export(plan, target)
+    assert is_exported(plan, target)
+
+
+def test_weights_that_a_person_saved_there_are_not_what_a_killed_run_left(zoo: Zoo, merged: Path) -> None:
+    (merged / "tokenizer.json").unlink()
+    assert is_interrupted(merged)
+    shutil.copyfile(zoo.models("llama-tied", "float32").full / "model.safetensors", merged / "model.safetensors")
+    assert not is_interrupted(merged)
+
+
+def test_a_manifest_without_hashes(zoo: Zoo, merged: Path) -> None:
+    """Of an earlier version: the sizes count."""
+    data = json.loads((merged / "dem_files.json").read_text())
+    del data["weights"]
+    (merged / "dem_files.json").write_text(json.dumps(data))
+    flip_a_bit(merged / "model.safetensors")
+    assert is_exported(planned(zoo), merged)
 
 
 def test_a_person_may_edit_a_config(merged: Path) -> None:
