@@ -38,11 +38,6 @@ class EarlierSearch:
             return cls(coefficients, source.cache)
         return cls({name: level(value) for name, value in source.coefficients.items()})
 
-    @property
-    def has_logits(self) -> bool:
-        """True if the logits are there that make a new vector cost one forward pass."""
-        return self.cache.has_logits
-
     def start(self, names: Sequence[str]) -> Point | None:
         """Return the known coefficients, with their mean for each new vector; `None` if no vector is known."""
         known = [self.coefficients[name] for name in names if name in self.coefficients]

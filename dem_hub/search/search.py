@@ -207,7 +207,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         region,
         max_forward,
         start,
-        quick=start is not None and earlier.has_logits,
+        quick=start is not None and isinstance(evaluator, LossEvaluator) and evaluator.has_logits(earlier.cache),
         seed=seed,
         callback=callback,
     )

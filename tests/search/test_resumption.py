@@ -138,6 +138,15 @@ def test_dropping_a_vector_costs_a_check(gentle: Counters) -> None:
     assert three.reweight(without=[vectors[1]]).coefficients[vectors[1]] == 0  # and an estimate nothing at all
 
 
+def test_logits_of_other_data_are_no_start(gentle: Counters) -> None:
+    """The known coefficients are the start then, with no table."""
+    vectors = list(gentle.vectors.values())[:2]
+    one, other = ({name: gentle.data[name]} for name in ("up", "down"))
+    earlier = search_coefficients(gentle.base, vectors, one)
+    again = search_coefficients(gentle.base, vectors, other, resume_from=earlier)
+    assert again.trials[0].coefficients == earlier.best.coefficients
+
+
 def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
     """With the logits it costs what it does in memory; from a recipe, or without them, the known coefficients are the start."""
     vectors = list(gentle.vectors.values())

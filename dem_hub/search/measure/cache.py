@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.processes import rank, world_size
+from dem_hub.files.atomic import atomic_file
 from dem_hub.files.locks import locked
 from dem_hub.files.names import MEASUREMENTS, SAFETENSORS
 from dem_hub.search.measure.logits import Block
@@ -70,15 +72,6 @@ class MeasurementCache:
         """
         return self._known is not None and key in self._known
 
-    @property
-    def has_logits(self) -> bool:
-        """True if there are logits to begin a search from."""
-        if self._known is not None and self._known.has_logits:
-            return True
-        if self._blocks:
-            return True
-        return self.folder is not None and any((self.folder / _LOGITS_FOLDER).glob(f"*{SAFETENSORS}"))
-
     def put(self, key: str, value: Any) -> None:
         """Keep a value of JSON data."""
         self._numbers[key] = value
@@ -119,8 +112,23 @@ class MeasurementCache:
             if key not in copy:
                 copy.put(key, value)
         if with_logits:
-            for key, block in self._blocks.items():
-                copy.put_block(key, block)
+            self._save_logits(copy)
+
+    def _save_logits(self, copy: "MeasurementCache") -> None:
+        """Write the logits to another cache, those on disk first: a block in memory may have got moves since."""
+        assert copy.folder is not None
+        if self._known is not None:
+            self._known._save_logits(copy)
+        if self.folder is not None and self.folder.resolve() == copy.folder.resolve():
+            return  # they are there
+        if self.folder is not None:
+            for file in sorted((self.folder / _LOGITS_FOLDER).glob(f"*{SAFETENSORS}")):
+                place = copy.folder / _LOGITS_FOLDER / file.name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(place, shared=True) as partial:
+                    shutil.copyfile(file, partial)
+        for key, block in self._blocks.items():
+            copy.put_block(key, block)
 
     def _all_numbers(self) -> dict[str, Any]:
         if self._known is None:

@@ -159,6 +159,12 @@ class LossEvaluator:
                 self._keep_cell(name, point, vector)
             self._refuse_not_finite(point, vector)
 
+    def has_logits(self, cache: MeasurementCache) -> bool:
+        """Return whether a cache has logits of any of these data, so that what is new is all that has to be run."""
+        known = sum(cache.block(self._logits_key(name)) is not None for name in self.data)
+        # Each process has files of its own, and all must go the same way.
+        return bool(processes.total(torch.tensor([known], dtype=torch.float64), self.model.device).any())
+
     def _keep_cell(self, name: str, point: Point, vector: int | None) -> None:
         """Run one model on one distribution and keep its logits, unless both its losses and its logits are known."""
         block_key = self._logits_key(name)

@@ -52,7 +52,11 @@ class Region:
         if excess <= 0:
             return inside
         room = inside - self.low
-        return inside - room * (excess / float(room.sum()))
+        whole = float(room.sum())
+        # What is to go is all that there is if rounding, or bounds near the largest float64, left nothing else.
+        if whole <= excess:
+            return self.low.clone()
+        return inside - room * (excess / whole)
 
     def contains(self, point: Tensor) -> bool:
         """Return whether a point lies in the region, apart from rounding."""

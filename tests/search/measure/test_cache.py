@@ -32,10 +32,10 @@ def same(first: Block, second: Block) -> bool:
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_numbers_and_logits(tmp_path: Path, on_disk: bool) -> None:
     cache = MeasurementCache(tmp_path / "cache" if on_disk else None)
-    assert (cache.block("key"), cache.has_logits, "score" in cache) == (None, False, False)
+    assert (cache.block("key"), "score" in cache) == (None, False)
     cache.put("score", [0.1, 1 / 3])
     cache.put_block("key", block())
-    assert (cache["score"], len(cache), cache.has_logits) == ([0.1, 1 / 3], 1, True)
+    assert (cache["score"], len(cache)) == ([0.1, 1 / 3], 1)
     assert same(cache.block("key"), block())  # type: ignore[arg-type]
     again = MeasurementCache(cache.folder)
     assert ("score" in again, again.block("key") is not None) == (on_disk, on_disk)
@@ -68,7 +68,29 @@ def test_save(tmp_path: Path, with_logits: bool) -> None:
     cache.put_block("key", block())
     cache.save(tmp_path, with_logits=with_logits)
     assert MeasurementCache(tmp_path)["score"] == 1.0
-    assert MeasurementCache(tmp_path).has_logits is with_logits
+    assert (MeasurementCache(tmp_path).block("key") is not None) is with_logits
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+@pytest.mark.parametrize("place", ["its own folder", "that of an earlier search", "the same folder"])
+def test_save_logits_that_are_on_disk(tmp_path: Path, place: str, read_before: bool) -> None:
+    MeasurementCache(tmp_path / "a").put_block("key", block())
+    cache = MeasurementCache(tmp_path / "a")
+    if place == "that of an earlier search":
+        cache = MeasurementCache(tmp_path / "b", known=cache)
+    if read_before:
+        found = cache.block("key")
+        assert found is not None
+        found.moves["new"] = torch.full((3, 4), 2.0).half()
+        cache.put_move("key", "new")
+    target = tmp_path / ("a" if place == "the same folder" else "copy")
+    cache.save(target, with_logits=True)
+    saved = MeasurementCache(target).block("key")
+    assert saved is not None
+    expected = block()
+    if read_before:
+        expected.moves["new"] = torch.full((3, 4), 2.0).half()
+    assert same(saved, expected)
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:

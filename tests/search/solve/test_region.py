@@ -27,3 +27,22 @@ def test_clip(point: tuple[float, float], inside: tuple[float, float]) -> None:
     region = Region.of([(0, 1)] * 2, 1.0)
     assert region.clip(torch.tensor(point, dtype=torch.float64)).tolist() == pytest.approx(inside)
     assert region.contains(region.clip(torch.tensor(point, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 100])
+@pytest.mark.parametrize("low", [0.0, 0.1, -0.7, 1 / 3, 1e-300])
+def test_clip_where_the_lower_bounds_take_all_of_the_sum(count: int, low: float) -> None:
+    lowest = torch.full((count,), low, dtype=torch.float64)
+    region = Region.of([(low, low + 1)] * count, float(lowest.sum()))
+    smallest = torch.nextafter(lowest, torch.full_like(lowest, torch.inf))
+    for point in (lowest, smallest, lowest + 1e-16, lowest + 0.5, lowest + 7):
+        clipped = region.clip(point)
+        assert region.contains(clipped)
+        assert bool((clipped >= lowest).all())
+
+
+def test_clip_between_the_largest_numbers() -> None:
+    region = Region.of([(0, 1e308), (0, 1e308)], 1.0)
+    clipped = region.clip(torch.full((2,), 1e308, dtype=torch.float64))
+    assert region.contains(clipped)
+    assert bool(torch.isfinite(clipped).all())
