@@ -130,7 +130,7 @@ def add_to_store() -> None:
 def search() -> None:
     data = {way: counting_rows(step, 12, seed=2) for way, step in COUNTING.items() if way != "threes"}
     result = search_coefficients(BASE, [OLD, NEW], data, cache="work/cache", max_forward=6)
-    result.save_pretrained("work/found")
+    result.save_pretrained("work/found", exist_ok=True)
 
 
 def push() -> None:

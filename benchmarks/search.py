@@ -145,7 +145,7 @@ def run(
                 max_forward=count,
                 cache=work / f"store {name}",
             )
-            result.save_pretrained(work / f"result {name}")
+            result.save_pretrained(work / f"result {name}", exist_ok=True)
             first = result if name == "gauss_newton" else first
             path.write_text(json.dumps(record(result, model, sides["test"], scores)))
         records[name] = json.loads(path.read_text())

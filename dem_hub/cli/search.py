@@ -22,6 +22,7 @@ from dem_hub.cli.arguments import (
     json_option,
     max_length_option,
     number,
+    overwrite_option,
     split_columns,
     split_pairs,
     verify_option,
@@ -174,6 +175,7 @@ _Table = tuple[tuple[str, ...], _Rows]
     metavar="FOLDER",
     help="Folder for the recipe and all measurements.",
 )
+@overwrite_option
 @option(
     "--with-logits",
     is_flag=True,
@@ -193,19 +195,23 @@ def search(
     sampler: str | None,
     storage: str | None,
     output: str,
+    overwrite: bool,
     with_logits: bool,
     plot: str | None,
     as_json: bool,
     **search_options: Any,
 ) -> None:
     """Search for the coefficients with the lowest validation loss and save a recipe."""
-    from dem_hub.files.folders import RECIPE, check_target
+    from dem_hub.files.folders import RECIPE, check_output, check_output_file
     from dem_hub.plotting import require_matplotlib
     from dem_hub.search import Optuna, search_coefficients
 
     if plot:
         require_matplotlib()
-    check_target(Path(output), RECIPE)  # before hours of work
+    # Before hours of work.
+    check_output(Path(output), RECIPE, overwrite=overwrite)
+    if plot:
+        check_output_file(Path(plot), overwrite=overwrite)
     if (sampler or storage) and method not in (METHOD, Optuna.name):
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
     datasets = split_pairs(data, "--data")
@@ -221,7 +227,7 @@ def search(
         weights=weight_of,
         **search_options,
     )
-    result.save_pretrained(output, with_logits=with_logits)
+    result.save_pretrained(output, with_logits=with_logits, exist_ok=overwrite)
     if plot:
         result.plot(plot)
     if as_json:

@@ -27,6 +27,7 @@ from pathlib import Path
 from random import Random
 
 from dem_hub.errors import DemHubError, MissingDependencyError
+from dem_hub.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +116,7 @@ def write_distributions(distributions: Iterable[Distribution], folder: Path) -> 
         for side in SIDES:
             path = folder / f"{distribution.name}.{side}.jsonl"
             lines = (json.dumps({"text": text}) + "\n" for text in getattr(distribution, side))
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(lines), encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, "".join(lines), shared=True)
             paths.append(path)
     return paths
 

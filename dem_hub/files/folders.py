@@ -14,16 +14,17 @@ from dem_hub.errors import ConfigError
 from dem_hub.files.names import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
+    MEASUREMENTS,
     PICKLES,
     PROVENANCE_CONFIG,
     RECIPE_CONFIG,
     SAFETENSORS,
-    SIDE_FILES,
     SIDECARS,
     STORE_CONFIG,
     VECTOR_CONFIG,
     VECTOR_FILES,
 )
+from dem_hub.files.side_files import is_module_file, is_side_file
 from dem_hub.files.strict_json import read_json
 
 # What a folder can hold, in the words of messages.
@@ -141,6 +142,25 @@ def check_target(target: Path, kind: str, inputs: Mapping[str, Path] = MappingPr
         )
 
 
+def check_replaced(target: Path, kind: str, *, exist_ok: bool) -> None:
+    """Do what [`check_target`] does, and refuse a folder that holds `kind` already unless it may be replaced.
+
+    Args:
+        target (`Path`): The folder to write to.
+        kind (`str`): What will be written: `VECTOR`, `MERGED`, ...
+        exist_ok (`bool`): Whether a result of the same kind is replaced.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the folder holds something else, or `kind` and `exist_ok` is not set.
+    """
+    check_target(target, kind)
+    if not exist_ok and kind_of(target) == kind:
+        raise ConfigError(
+            f"'{target}' holds {kind} already. Choose another folder, or replace it: --overwrite, in Python "
+            "exist_ok=True."
+        )
+
+
 def check_output(target: Path, kind: str, *, overwrite: bool) -> None:
     """Refuse the folder of a command's `-o` if it holds a finished result, or files that dem_hub did not write.
 
@@ -153,15 +173,12 @@ def check_output(target: Path, kind: str, *, overwrite: bool) -> None:
         [`~dem_hub.errors.ConfigError`]: If the folder holds something else than `kind`; without `overwrite` also if
             it holds anything at all, but what comes with an empty repository (`.git`, a README, a license).
     """
-    check_target(target, kind)
+    check_replaced(target, kind, exist_ok=overwrite)
     if overwrite or not target.is_dir():
         return
-    if kind_of(target) == kind:
-        raise ConfigError(f"'{target}' holds {kind} already. Choose another folder, or replace it: --overwrite.")
     # A run that was killed while its files got their names may have left some of the small ones.
-    known = {*SIDE_FILES, *SIDECARS}
-    names = sorted(path.name for path in target.iterdir())
-    others = [name for name in names if name not in known and not _OF_A_CLONE.fullmatch(name)]
+    strange = [path for path in sorted(target.iterdir()) if not _is_known(path, target)]
+    others = [path.name for path in strange if not _OF_A_CLONE.fullmatch(path.name)]
     if others:
         more = ", ..." if len(others) > _SHOWN else ""
         raise ConfigError(
@@ -169,3 +186,32 @@ def check_output(target: Path, kind: str, *, overwrite: bool) -> None:
             f"{kind} is to be written there. Choose an empty folder; or give --overwrite, and they stay beside it and "
             "are not pushed."
         )
+
+
+def check_output_file(target: Path, *, overwrite: bool) -> None:
+    """Refuse the file of a command's option if there is one already.
+
+    Args:
+        target (`Path`): The file to write.
+        overwrite (`bool`): The user said so: a file that is there is replaced.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If there is one and `overwrite` is not set, or a folder has its name.
+    """
+    if target.is_dir():
+        raise ConfigError(f"'{target}' is a folder, and a file is to be written there. Choose another name.")
+    if target.exists() and not overwrite:
+        raise ConfigError(f"'{target}' is there already. Choose another name, or replace it: --overwrite.")
+
+
+def _is_known(path: Path, target: Path) -> bool:
+    """Check whether a path in a folder has a name that dem_hub writes beside weights, or is a folder of such."""
+    if path.is_symlink():
+        return False
+    if (path / MEASUREMENTS).is_file():
+        return True  # a search writes its measurements as it goes on, and its recipe at the end
+    if path.is_dir():
+        inner = list(path.iterdir())
+        return bool(inner) and all(_is_known(each, target) for each in inner)
+    name = path.relative_to(target).as_posix()
+    return name in SIDECARS or is_side_file(name) or is_module_file(name)

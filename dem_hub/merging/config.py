@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder, write_text
-from dem_hub.files.folders import RECIPE, check_target
+from dem_hub.files.folders import RECIPE, check_replaced
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
@@ -185,20 +185,20 @@ class DEMConfig:
         values["architectures"] = tuple(values.get("architectures") or ())
         return read_record(cls, values, where)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, exist_ok: bool = True) -> None:
         """Write the recipe as `config.json`, together with the base's tokenizer, chat template and generation config.
 
         The folder appears complete or not at all.
 
         Args:
-            save_directory (`str` or `os.PathLike`): Folder to write. It is created if it does not exist; a recipe in
-                it is replaced.
+            save_directory (`str` or `os.PathLike`): Folder to write. It is created if it does not exist.
+            exist_ok (`bool`, *optional*, defaults to `True`): Whether a recipe that is already there is replaced.
 
         Raises:
             [`~dem_hub.errors.ConfigError`]: If the folder holds something other than a recipe.
         """
         folder = Path(save_directory)
-        check_target(folder, RECIPE)
+        check_replaced(folder, RECIPE, exist_ok=exist_ok)
         with atomic_folder(folder, last=RECIPE_CONFIG) as partial:
             self.write(partial, folder)
 

@@ -198,9 +198,9 @@ class AttachedRecipe:
                 self._opened = open_config(self._config, self._options, check_base=not self._allow_base_mismatch)
             return self._opened
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, exist_ok: bool = True) -> None:
         """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""
-        self.config.save_pretrained(save_directory)
+        self.config.save_pretrained(save_directory, exist_ok=exist_ok)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> "CommitInfo":
         """Push the recipe, not the weights; see [`DEMConfig.push_to_hub`]."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder
-from dem_hub.files.folders import RECIPE, check_target
+from dem_hub.files.folders import RECIPE, check_replaced
 from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.replacing import settle
 from dem_hub.files.strict_json import FORMAT_VERSION, check_version, read_json
@@ -217,7 +217,9 @@ class SearchResult:
             before = self._base_losses()
         return plot_search([trial.value for trial in self.trials], before, self.chosen.losses, path)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *, with_logits: bool = False) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *, with_logits: bool = False, exist_ok: bool = False
+    ) -> None:
         """Write the recipe, and beside it everything that the search has measured.
 
         Args:
@@ -225,9 +227,13 @@ class SearchResult:
                 [`DEMModel.from_pretrained`].
             with_logits (`bool`, defaults to `False`): Whether to write the logits too (gigabytes). With them a new
                 vector costs one forward pass.
+            exist_ok (`bool`, defaults to `False`): Whether a recipe or result in the folder is replaced.
+
+        Raises:
+            `ConfigError`: The folder holds something else, or a recipe and `exist_ok` is not set.
         """
         folder = Path(save_directory)
-        check_target(folder, RECIPE)
+        check_replaced(folder, RECIPE, exist_ok=exist_ok)
         # The measurements come first: each is a line or a file of its own, and true whatever comes after it. The
         # recipe and the result take their place together.
         self.cache.save(folder / SEARCH_CACHE, with_logits=with_logits)

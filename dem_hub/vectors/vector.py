@@ -25,7 +25,7 @@ from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.defaults import VERIFY, Verify
 from dem_hub.errors import AdapterError
-from dem_hub.files.folders import ADAPTER, VECTOR, check_target
+from dem_hub.files.folders import ADAPTER, VECTOR, check_replaced
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
@@ -235,17 +235,18 @@ class DistributionVector:
             weakref.finalize(vector, stack.pop_all().close)
         return vector
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *, exist_ok: bool = True) -> None:
         """Save the vector in a folder. The folder appears complete or not at all.
 
         Args:
-            save_directory (`str` or `os.PathLike`): The folder. A vector that is already there is replaced.
+            save_directory (`str` or `os.PathLike`): The folder.
+            exist_ok (`bool`, *optional*, defaults to `True`): Whether a vector that is already there is replaced.
 
         Raises:
             `ConfigError`: If the folder holds something other than a vector: a model, a recipe, a store.
         """
         target = Path(save_directory)
-        check_target(target, VECTOR if self.config is not None else ADAPTER)
+        check_replaced(target, VECTOR if self.config is not None else ADAPTER, exist_ok=exist_ok)
         self.put(target)
 
     def put(self, target: Path, around: AbstractContextManager[object] | None = None) -> None:

@@ -65,7 +65,8 @@ def search_all(
             seed=settings.seed,
             cache=folder / f"store {label}",
         )
-        result.save_pretrained(folder / label, with_logits=label == FOUND)  # with which one more vector costs little
+        # With the logits one more vector costs little. What a run left that was killed after this line is replaced.
+        result.save_pretrained(folder / label, with_logits=label == FOUND, exist_ok=True)
         result.plot(folder / f"{label}.png")
         return _record(result, first)
 
@@ -80,7 +81,7 @@ def search_all(
             resume_from=folder / FOUND,
             cache=folder / f"store {GROWN}",
         )
-        result.save_pretrained(folder / GROWN)
+        result.save_pretrained(folder / GROWN, exist_ok=True)
         return _record(result, [*first, later])
 
     found = {FOUND: keep(folder / f"{FOUND}.json", lambda: run(FOUND, GaussNewton()))}

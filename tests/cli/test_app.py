@@ -67,6 +67,7 @@ OPTIONS = {
         "--max-forward",
         "--held-out",
         "--resume-from",
+        "--overwrite",
         "--with-logits",
         "--cache",
         "--seed",

@@ -59,6 +59,45 @@ def test_a_picture_that_cannot_be_drawn_is_refused_first(
     assert not (tmp_path / "found").exists()
 
 
+def test_a_result_is_replaced_only_with_overwrite(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [*command, "--method", "uniform", "--max-forward", "1", "--held-out", "0"]
+    folder = tmp_path / "found"
+    assert main([*quick, "--cache", str(folder / "cache")]) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with monkeypatch.context() as context:
+        context.setattr("dem_hub.search.search.load_model", lambda *_: pytest.fail("hours of work come first"))
+        assert main(quick) == 2
+        assert (
+            "found' holds a recipe already. Choose another folder, or replace it: --overwrite"
+            in capsys.readouterr().err
+        )
+        (tmp_path / "plot.png").touch()
+        other = [str(tmp_path / "other") if part == str(folder) else part for part in quick]
+        assert main([*other, "--plot", str(tmp_path / "plot.png")]) == 2
+        assert "plot.png' is there already. Choose another name, or replace it: --overwrite" in capsys.readouterr().err
+        assert main([*other, "--plot", str(tmp_path), "--overwrite"]) == 2
+        assert "is a folder, and a file is to be written there" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "notes.txt").write_text("mine")
+    assert main([*quick, "--seed", "1", "--overwrite", "--plot", str(tmp_path / "plot.png")]) == 0
+    assert SearchResult.from_pretrained(folder).config.search["seed"] == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
+def test_a_search_goes_on_in_the_folder_of_a_killed_one(command: list[str], tmp_path: Path) -> None:
+    quick = [*command, "--method", "uniform", "--max-forward", "1", "--held-out", "0"]
+    folder = tmp_path / "found"
+    assert main([*quick, "--cache", str(folder / "cache")]) == 0
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    assert main([*quick, "--cache", str(folder / "cache")]) == 0
+    assert SearchResult.from_pretrained(folder).method == "uniform"
+
+
 def test_json_and_options(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--json",

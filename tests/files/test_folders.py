@@ -8,7 +8,8 @@ import pytest
 
 from dem_hub import DistributionVector, VectorSource, VectorStore
 from dem_hub.errors import ConfigError
-from dem_hub.files.folders import ADAPTER, MERGED, RECIPE, STORE, VECTOR, WEIGHTS, kind_of
+from dem_hub.files.folders import ADAPTER, MERGED, RECIPE, STORE, VECTOR, WEIGHTS, check_output, kind_of
+from dem_hub.files.names import SIDE_FILES, SIDECARS
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.lora_export import export_adapter
@@ -108,3 +109,27 @@ def test_a_store_takes_either_kind_of_vector_under_a_name(recipe: OpenedRecipe, 
     for vector in (zoo.adapter("llama-tied"), recipe.vectors[0].folder):
         store.add("maths", DistributionVector.from_pretrained(vector))
     assert store["maths"].sha256 == recipe.vectors[0].sha256
+
+
+@pytest.mark.parametrize("name", [*SIDE_FILES, *SIDECARS, "1_Pooling/config.json", "2_Dense/model.safetensors"])
+def test_what_a_killed_run_left_is_no_hindrance_to_a_command(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name.replace("*", "x")
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    check_output(tmp_path, MERGED, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "vocab.txt.old", "private/vocab.txt", "1_Pooling/notes.txt", ".env"])
+def test_what_a_user_has_there_is_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(ConfigError, match=f"holds files that dem_hub did not write .'{name.partition('/')[0]}'"):
+        check_output(tmp_path, MERGED, overwrite=False)
+    check_output(tmp_path, MERGED, overwrite=True)
+
+
+def test_an_empty_folder_in_the_target_is_a_users(tmp_path: Path) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    with pytest.raises(ConfigError, match="did not write"):
+        check_output(tmp_path, MERGED, overwrite=False)

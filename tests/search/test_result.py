@@ -36,6 +36,16 @@ def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
     json.loads((tmp_path / "found" / "search_result.json").read_text())
 
 
+def test_a_result_is_replaced_only_if_told_so(result: SearchResult, tmp_path: Path) -> None:
+    result.config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds a recipe already\. Choose another folder, .* exist_ok=True"):
+        result.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="holds a recipe already"):
+        result.config.save_pretrained(tmp_path, exist_ok=False)
+    result.save_pretrained(tmp_path, exist_ok=True)
+    assert SearchResult.from_pretrained(tmp_path).config.coefficients == result.config.coefficients
+
+
 def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
     with pytest.raises(NotFoundError, match="has no search_result.json") as caught:
         SearchResult.from_pretrained(tmp_path)
