@@ -13,6 +13,7 @@ starts from a few names:
   publishes it. A LoRA adapter is a vector already. [`DEMCallback`] makes vectors from a running `Trainer`, and
   [`VectorStore`] keeps many of them in one repository.
 * [`search_coefficients`] finds the coefficients and returns a [`SearchResult`] with the recipe, a [`DEMConfig`].
+* [`regmean`] changes vectors by what their distributions' inputs are, so that their plain sum is better.
 * [`DEMModel`] loads a recipe, or a base and vectors, as an ordinary transformers model, and merges while loading.
 * [`list_vectors`] finds the vectors of a base on the Hub, and [`VectorSource`] names one at a revision or in a
   subfolder.
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from dem_hub.models.loading import DEMModel
     from dem_hub.search import SearchResult, search_coefficients
     from dem_hub.training import DEMCallback
+    from dem_hub.transformations.regmean import regmean
     from dem_hub.vectors.store import VectorStore
     from dem_hub.vectors.vector import DistributionVector
 
@@ -50,6 +52,7 @@ _HOMES = {
     "VectorSource": "dem_hub.hub.references",
     "VectorStore": "dem_hub.vectors.store",
     "list_vectors": "dem_hub.hub.listing",
+    "regmean": "dem_hub.transformations.regmean",
     "search_coefficients": "dem_hub.search",
 }
 
@@ -63,6 +66,7 @@ __all__ = [
     "VectorStore",
     "__version__",
     "list_vectors",
+    "regmean",
     "search_coefficients",
 ]
 

@@ -15,6 +15,7 @@ import click
 
 from dem_hub._version import __version__
 from dem_hub.cli.command import Group
+from dem_hub.cli.dare import dare
 from dem_hub.cli.demo import demo
 from dem_hub.cli.eval import eval_command
 from dem_hub.cli.export import export
@@ -23,8 +24,11 @@ from dem_hub.cli.info import info
 from dem_hub.cli.list import list_command
 from dem_hub.cli.merge import merge
 from dem_hub.cli.push import push
+from dem_hub.cli.regmean import regmean
 from dem_hub.cli.search import search
 from dem_hub.cli.startup import leave
+from dem_hub.cli.statistics import statistics
+from dem_hub.cli.ties import ties
 from dem_hub.errors import DemHubError
 from dem_hub.hub.foreign_text import printable
 
@@ -58,7 +62,21 @@ def app() -> None:
     """
 
 
-for _command in (extract, info, merge, export, search, eval_command, push, list_command, demo):
+for _command in (
+    extract,
+    info,
+    merge,
+    export,
+    search,
+    statistics,
+    regmean,
+    ties,
+    dare,
+    eval_command,
+    push,
+    list_command,
+    demo,
+):
     app.add_command(_command)
 
 

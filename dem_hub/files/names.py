@@ -101,7 +101,9 @@ VECTOR_FILE = re.compile(
 
 TRAINING_FACTS = "dem_training.json"  # how a PEFT adapter was trained; its own config has no place for that
 NORMS_PLOT = "norms.png"
-SIDECARS = (NORMS_PLOT, TRAINING_FACTS)
+INPUT_STATISTICS = "input_statistics.json"  # what the inputs of each layer look like, for RegMean
+INPUT_STATISTICS_TENSORS = "input_statistics.safetensors"
+SIDECARS = (NORMS_PLOT, TRAINING_FACTS, INPUT_STATISTICS, INPUT_STATISTICS_TENSORS)
 
 # A store of vectors, a recipe, and a merged model.
 

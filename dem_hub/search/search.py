@@ -30,10 +30,10 @@ from dem_hub.evaluation import processes
 from dem_hub.evaluation.columns import with_columns
 from dem_hub.evaluation.reader import Reader, read_and_split
 from dem_hub.hub.references import VectorSource
+from dem_hub.models.measurable import load_config, load_model, tokenizer_loader
 from dem_hub.search.arguments import as_objective, bound_pairs, check, check_granularity
 from dem_hub.search.cross_loss import CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, baseline_points, best_common_point
-from dem_hub.search.loading import load_config, load_model, tokenizer_loader
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator

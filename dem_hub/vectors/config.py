@@ -107,6 +107,8 @@ class VectorConfig:
             if it is not known what tokens the fine-tune has.
         training (`Mapping[str, Any]`): Training facts, if they are known.
         libraries (`Mapping[str, str]`): Versions of the libraries that made the vector.
+        transformation (`Mapping[str, Any]`): For a vector that was computed from others (RegMean, TIES, DARE): how, and
+            from which. Not written if it is empty.
     """
 
     base: BaseRecord
@@ -119,6 +121,7 @@ class VectorConfig:
     tokens: Mapping[str, Token] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
+    transformation: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -128,6 +131,8 @@ class VectorConfig:
         data = asdict(self)
         if self.tokens is None:
             del data["tokens"]
+        if not self.transformation:
+            del data["transformation"]
         return dump_json({**data, "checksum": _checksum(data)}, foreign=True)
 
     @property

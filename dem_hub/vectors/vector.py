@@ -8,10 +8,10 @@ needed.
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -164,11 +164,18 @@ class DistributionVector:
         """
         encoder = encoder_from_name(codec, codec_options)
         options = HubOptions(token, cache_dir, local_files_only)
-        with ExitStack() as stack, hashing_again(verify):
+        with hashing_again(verify):
             resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
             resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
+            write = partial(extract, base=resolved_base, finetuned=resolved_finetuned, encoder=encoder, device=device)
+            return cls.written_by(write)
+
+    @classmethod
+    def written_by(cls, write: Callable[[Path], object]) -> "DistributionVector":
+        """Return the vector that a function writes into a temporary folder, which is removed with the object."""
+        with ExitStack() as stack:
             folder = stack.enter_context(scratch_folder())
-            extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
+            write(folder)
             vector = cls(Resolved.local(folder), verify=False)
             weakref.finalize(vector, stack.pop_all().close)
         vector._owns_files = True
@@ -343,9 +350,7 @@ class DistributionVector:
     @property
     def _remote_hashes(self) -> Mapping[str, str]:
         """The sha256 of each file that is still on the Hub."""
-        if self.remote is None:
-            return {}
-        return self.remote.hashes
+        return {} if self.remote is None else self.remote.hashes
 
     def deltas(self, base: Base, *, allow_base_mismatch: bool = False) -> dict[str, StoredDelta]:
         """Return the stored delta of each tensor that the vector changes, if the vector belongs on this base.

@@ -1,4 +1,4 @@
-"""Loading of what a search runs: the base with its vectors, and the tokenizer of the data."""
+"""What is run on data: the base with its vectors at coefficient 0, its config ahead of it, and the tokenizer of the data."""
 
 import functools
 import os

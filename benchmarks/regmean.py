@@ -1,0 +1,276 @@
+"""RegMean on the demo's fine-tunes: is it better than searched coefficients, and what do its settings matter?
+
+    dem-hub demo                                     # base, fine-tunes, vectors, coefficients: in dem-hub-demo
+    python benchmarks/regmean.py dem-hub-demo        # the headline rows, and a table for each setting
+
+Every model is scored on test text on which nothing was chosen. The difference to the searched DEM has a standard error
+over documents. The settings are tried with one change at a time from the defaults of the library.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from dem_hub import DEMModel, regmean
+from dem_hub.codecs.delta import to_dense
+from dem_hub.demo.texts import load_distributions
+from dem_hub.evaluation.likelihood import scored_tokens, totals
+from dem_hub.evaluation.windows import Window
+from dem_hub.input_statistics import gathering
+from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.moments import Moments
+from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
+from dem_hub.search.cross_loss import clustered_error
+from dem_hub.transformations.regmean import RegMean
+from dem_hub.transformations.transformation import TensorDeltas
+from dem_hub.vectors.deltas import all_deltas
+
+WINDOW = 256  # tokens
+TEST_TOKENS = 2_000  # of each distribution, at the least
+TOKENS = 4_000  # of each distribution, for the statistics
+WHOLE = 1 << 20  # a rank that keeps every eigenvector
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The negative log-likelihood of each test window, by distribution."""
+
+    totals: Mapping[str, Tensor]
+
+
+class Study:
+    """The demo's models and texts, and how a set of weights is scored."""
+
+    def __init__(self, folder: Path) -> None:
+        self.names = [path.name for path in sorted((folder / "vectors").iterdir())]
+        self.vectors = [str(folder / "vectors" / name) for name in self.names]
+        self.base = folder / "base"
+        tokenizer = AutoTokenizer.from_pretrained(self.base)
+        texts = {item.name: item for item in load_distributions()}
+        self.test = {name: windows_of(tokenizer, texts[name].test, TEST_TOKENS) for name in self.names}
+        self.train = {name: windows_of(tokenizer, texts[name].train, 4 * TOKENS) for name in self.names}
+        self.validation = {name: windows_of(tokenizer, texts[name].validation, TOKENS) for name in self.names}
+        self.model = DEMModel.from_pretrained(self.base, vectors=dict.fromkeys(self.vectors, 0.0), dtype="float32")
+        self.opened = self.model.dem.open()
+        self.architecture = self.opened.base.architecture
+        self.stored = all_deltas(self.opened.vectors, self.opened.base)
+
+    def set(self, coefficients: Sequence[float]) -> None:
+        """Merge a plain weighted sum."""
+        self.model.dem.set_coefficients(dict(zip(self.model.dem.coefficients, coefficients, strict=True)))
+
+    def score(self) -> Scores:
+        """Score the weights as they are."""
+        return Scores({name: totals(self.model, windows) for name, windows in self.test.items()})
+
+    def score_transformed(self, transformation: RegMean) -> Scores:
+        """Score the base plus all transformed deltas, in float32 and without a codec."""
+        self.set([0.0] * len(self.names))
+        parameters = dict(self.model.named_parameters())
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for key, delta in self.deltas(transformation):
+                parameter = parameters[key]
+                if key not in kept:
+                    kept[key] = parameter.clone()
+                parameter += delta
+            scores = self.score()
+            for key, values in kept.items():
+                parameters[key].copy_(values)
+        return scores
+
+    def deltas(self, transformation: RegMean) -> Iterator[tuple[str, Tensor]]:
+        """Yield each tensor's new delta of each vector."""
+        for place in range(len(self.names)):
+            for key in self.stored[place]:
+                stored = tuple(of_vector.get(key) for of_vector in self.stored)
+                deltas = TensorDeltas(self.opened.base, key, stored, tuple(self.names), CPU)
+                shape = self.opened.base.checkpoint[key].shape
+                yield key, to_dense(transformation.delta(place, key, deltas), torch.empty(shape))
+
+    def statistics(self, data: Mapping[str, list[Window]], rank: int, at: str = "finetune") -> list[InputStatistics]:
+        """Gather the statistics of each distribution: through its fine-tune, the base, or the DEM."""
+        gathering.RANK = rank
+        gathered = []
+        for place, name in enumerate(self.names):
+            points = {
+                "finetune": [float(other == place) for other in range(len(self.names))],
+                "base": [0.0] * len(self.names),
+                "average": [1 / len(self.names)] * len(self.names),
+            }
+            self.set(points[at])
+            gathered.append(gather(self.model, self.architecture, data[name]))
+        return gathered
+
+
+def windows_of(tokenizer: object, texts: Sequence[str], tokens: int) -> list[Window]:
+    """Return the beginnings of documents, as many as it takes for this many tokens."""
+    windows: list[Window] = []
+    for number, text in enumerate(texts):
+        ids = tokenizer(text)["input_ids"][:WINDOW]  # type: ignore[operator]
+        if len(ids) > 1:
+            windows.append(Window(tuple(ids), tuple(ids), number))
+        if sum(map(len, windows)) >= tokens:
+            break
+    return windows
+
+
+def first(windows: list[Window], tokens: int) -> list[Window]:
+    """Return as many of the windows as it takes for this many tokens, the last one cut."""
+    kept = []
+    for window in windows:
+        size = min(len(window), tokens - sum(map(len, kept)))
+        if size < 2:
+            break
+        kept.append(Window(window.input_ids[:size], window.labels[:size], window.document))
+    return kept
+
+
+def truncated(statistics: Sequence[InputStatistics], rank: int) -> list[InputStatistics]:
+    """Return statistics with the leading eigenvectors only; the diagonal stays exact."""
+    shorter = []
+    for item in statistics:
+        inputs = []
+        for layer in item.inputs:
+            moments = layer.moments
+            vectors = moments.vectors[:, :rank]
+            values = moments.values[:rank]
+            rest = (moments.diagonal() - vectors.square() @ values).clamp(min=0)
+            inputs.append(LayerInput(layer.keys, Moments(vectors, values, rest)))
+        shorter.append(replace(item, inputs=tuple(inputs)))
+    return shorter
+
+
+def without_embeddings(statistics: Sequence[InputStatistics]) -> list[InputStatistics]:
+    """Return statistics without the frequencies of tokens: embeddings are then averaged."""
+    return [
+        replace(item, inputs=tuple(layer for layer in item.inputs if "embed_tokens" not in layer.name))
+        for item in statistics
+    ]
+
+
+class Table:
+    """Rows of losses, with the difference to the searched DEM."""
+
+    def __init__(self, study: Study, reference: Scores) -> None:
+        self.study = study
+        self.reference = reference
+
+    def head(self, title: str) -> None:
+        """Print a title and the columns."""
+        names = "".join(f"{name:>11}" for name in self.study.names)
+        print(f"\n{title:40}{names}{'mean':>10}   DEM minus this", flush=True)
+
+    def row(self, label: str, scores: Scores) -> None:
+        """Print one model."""
+        losses = []
+        differences = []
+        errors = []
+        for name, windows in self.study.test.items():
+            counts = scored_tokens(windows)
+            losses.append(float(scores.totals[name].sum()) / sum(counts))
+            gains = self.reference.totals[name] - scores.totals[name]
+            differences.append(float(gains.sum()) / sum(counts))
+            errors.append(clustered_error(gains, counts, windows))
+        count = len(losses)
+        error = sum(value**2 for value in errors) ** 0.5 / count
+        cells = "".join(f"{loss:11.4f}" for loss in losses)
+        print(
+            f"{label:40}{cells}{sum(losses) / count:10.4f}   {sum(differences) / count:+.4f} ({error:.4f})", flush=True
+        )
+
+
+def headline(study: Study, folder: Path) -> Table:
+    """Print base, average, DEM and RegMean, the last one as the library writes and loads it."""
+    rows = {row["model"]: row["coefficients"] for row in json.loads((folder / "table.json").read_text())}
+    order = [row["model"].removesuffix(" alone") for row in json.loads((folder / "table.json").read_text())]
+    places = [order.index(name) - 1 for name in study.names]
+    count = len(study.names)
+    study.set([rows["DEM"][place] for place in places])
+    reference = study.score()
+    table = Table(study, reference)
+    table.head("test loss, nats a token")
+    for label, point in (("base", [0.0] * count), ("1/N", [1 / count] * count)):
+        study.set(point)
+        table.row(label, study.score())
+    table.row("DEM, searched", reference)
+    data = {
+        vector: [window.input_ids for window in study.train[name]]
+        for vector, name in zip(study.vectors, study.names, strict=True)
+    }
+    data = {vector: first_rows(rows_of_vector, TOKENS) for vector, rows_of_vector in data.items()}
+    saved = {}
+    for name, vector in zip(study.names, regmean(study.base, data).values(), strict=True):
+        vector.save_pretrained(folder / "regmean" / name)
+        saved[str(folder / "regmean" / name)] = 1.0
+    model = DEMModel.from_pretrained(study.base, vectors=saved, dtype="float32")
+    study.model, kept = model, study.model
+    table.row("RegMean, nothing searched", study.score())
+    study.model = kept
+    return table
+
+
+def first_rows(rows: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+    """Return as many rows as it takes for this many tokens."""
+    kept: list[Sequence[int]] = []
+    for row in rows:
+        if sum(map(len, kept)) >= tokens:
+            break
+        kept.append(row)
+    return kept
+
+
+def settings(study: Study, table: Table) -> None:
+    """Print a table for each setting."""
+    training = {name: first(windows, TOKENS) for name, windows in study.train.items()}
+    whole = study.statistics(training, WHOLE)
+
+    def transformed(statistics: Sequence[InputStatistics], **options: float) -> Scores:
+        return study.score_transformed(RegMean(tuple(statistics), study.architecture, **options))
+
+    table.head("eigenvectors of each input")
+    table.row("all, whole matrices", transformed(whole))
+    for rank in (0, 4, 16, 32, 64, 128):
+        table.row(f"{rank}, exact", transformed(truncated(whole, rank)))
+    for rank in (16, 64):
+        table.row(f"{rank}, from a sketch", transformed(study.statistics(training, rank)))
+
+    leading = truncated(whole, 64)
+    table.head("ridge")
+    for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        table.row(f"{ridge:g}", transformed(leading, ridge=ridge))
+
+    table.head("embeddings")
+    table.row("weighted by their tokens", transformed(leading))
+    table.row("averaged", transformed(without_embeddings(leading)))
+
+    table.head("statistics of")
+    for tokens in (250, 1_000, 4_000, 16_000):
+        data = {name: first(windows, tokens) for name, windows in study.train.items()}
+        table.row(f"training text, {tokens} tokens", transformed(study.statistics(data, 64)))
+    table.row("validation text", transformed(study.statistics(study.validation, 64)))
+    for at in ("base", "average"):
+        table.row(f"training text, inputs of the {at}", transformed(study.statistics(training, 64, at)))
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
+    parser.add_argument("--headline", action="store_true", help="print the first table only")
+    arguments = parser.parse_args()
+    study = Study(arguments.folder)
+    table = headline(study, arguments.folder)
+    if not arguments.headline:
+        settings(study, table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""Gathering of input statistics: hooks on the layers of a model, while it runs.
+
+    with watching(model, architecture) as watch:
+        model(...)
+    statistics = watch.statistics(data)
+
+Layers that get the same tensor share its statistics: q, k and v of an attention, gate and up of an MLP. The experts of
+a layer, which are one tensor in memory, are watched one by one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dem_hub.checkpoints.architecture import Architecture
+from dem_hub.defaults import BATCH_SIZE
+from dem_hub.errors import ConfigError
+from dem_hub.evaluation.likelihood import as_inputs, batches, is_seq2seq
+from dem_hub.evaluation.windows import Window, hash_windows
+from dem_hub.input_statistics.moments import Moments
+from dem_hub.input_statistics.sketch import MomentSketch
+from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Leading eigenvectors of each input. On SmolLM2's demo 64 lose nothing against the whole matrices, and 16 a fifth of
+# RegMean's gain (benchmarks/README.md, `regmean.py`).
+RANK = 64
+
+# The same for one expert of a mixture, which sees a fraction of the tokens.
+EXPERT_RANK = 16
+
+
+_PRODUCTS = (torch.nn.functional.linear, torch.matmul, Tensor.__matmul__, Tensor.matmul)
+
+
+class Watch:
+    """The inputs of a model's layers, summed up while it runs. Made by [`watching`]."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.mask: Tensor | None = None  # (batch, tokens) of the batch that is running: 1 where a token is
+        self._sketches: dict[str, MomentSketch] = {}  # by the key of the first layer with that input
+        self._counts: dict[str, Tensor] = {}  # of each token, for embeddings, by key
+        self._leaders: dict[str, str] = {}  # the key whose sketch a key shares
+        self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its input
+
+    def begin(self, mask: Tensor | None, shape: Sequence[int]) -> None:
+        """Note that a batch of tokens begins, (batch, tokens), with its mask if it has one."""
+        self.mask = None if mask is None or mask.dim() != 2 else mask.bool()
+        self.tokens += int(self.mask.sum()) if self.mask is not None else shape[0] * shape[1]
+        self._last = None
+
+    def see_linear(self, key: str, inputs: Tensor) -> None:
+        """Add the inputs of a linear layer, (..., D), unless another layer has just had the same tensor."""
+        leader = self._leaders.get(key)
+        if leader is None:
+            is_shared = self._last is not None and self._last[1] is inputs
+            leader = self._last[0] if is_shared and self._last is not None else key
+            self._leaders[key] = leader
+        if leader == key:
+            self.add(key, self._rows(inputs), RANK)
+        self._last = (leader, inputs)
+
+    def see_embedding(self, key: str, ids: Tensor, size: int) -> None:
+        """Count token ids, whose one-hot vectors are the inputs of an embedding of `size` rows."""
+        counts = torch.bincount(self._rows(ids.unsqueeze(-1)).flatten(), minlength=size)
+        self._counts[key] = self._counts.get(key, torch.zeros_like(counts)) + counts
+        self._leaders[key] = key
+
+    def add(self, key: str, inputs: Tensor, rank: int) -> None:
+        """Add inputs, (T, D), to the sketch of a layer."""
+        if key not in self._sketches:
+            self._sketches[key] = MomentSketch(inputs.shape[1], rank, inputs.device)
+        self._sketches[key].add(inputs)
+        self._leaders.setdefault(key, key)
+
+    def share(self, keys: Sequence[str], leader: str) -> None:
+        """Note layers whose input is that of another one."""
+        self._leaders |= dict.fromkeys(keys, leader)
+
+    def statistics(self, data: str) -> InputStatistics:
+        """Return what was seen.
+
+        Args:
+            data (`str`): A name or hash of the data, to record.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If the model did not run.
+        """
+        if not self.tokens:
+            raise ConfigError("There are no input statistics: no token went through the model.")
+        inputs = []
+        for leader in sorted(set(self._leaders.values())):
+            keys = tuple(sorted(key for key, value in self._leaders.items() if value == leader))
+            inputs.append(LayerInput(keys, self._moments(leader)))
+        return InputStatistics(tuple(inputs), self.tokens, data)
+
+    def _moments(self, leader: str) -> Moments:
+        if leader in self._counts:
+            return Moments.of_diagonal(self._counts[leader].double().cpu() / self.tokens)
+        return self._sketches[leader].moments(self.tokens)
+
+    def _rows(self, inputs: Tensor) -> Tensor:
+        """Return inputs as (T, D), without those of padding."""
+        rows = inputs.detach().flatten(0, -2)
+        if self.mask is not None and self.mask.numel() == len(rows):
+            return rows[self.mask.flatten().to(rows.device)]
+        return rows
+
+
+@contextmanager
+def watching(model: "PreTrainedModel", architecture: Architecture) -> Iterator[Watch]:
+    """Sum up the inputs of a model's layers while it runs in this context.
+
+    Args:
+        model (`PreTrainedModel`): The model, on any device, in any float dtype, or quantized.
+        architecture ([`Architecture`]): Its architecture, which names its layers as on disk.
+    """
+    watch = Watch()
+    handles = [model.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True)]
+    for key, module in architecture.modules.items():
+        layer = model.get_submodule(module.name)
+        if module.kind == "embedding":
+            handles.append(layer.register_forward_pre_hook(_embedding_hook(watch, key)))
+        else:
+            handles.append(layer.register_forward_pre_hook(_linear_hook(watch, key)))
+    experts = _ExpertMode(model, architecture, watch)
+    try:
+        with experts.one_by_one():
+            yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def gather(
+    model: "PreTrainedModel", architecture: Architecture, windows: Sequence[Window], batch_size: int = BATCH_SIZE
+) -> InputStatistics:
+    """Run a model over windows, and return the statistics of its layers' inputs.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        architecture ([`Architecture`]): Its architecture.
+        windows (`Sequence[Window]`): Tokens, all of which count, scored or not.
+        batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass.
+    """
+    # An encoder's and a decoder's padding are not told apart by their shapes. One window has none.
+    size = 1 if is_seq2seq(model) else batch_size
+    with watching(model, architecture) as watch, torch.inference_mode():
+        for places in batches(windows, size):
+            inputs = as_inputs([windows[place] for place in places], model.device)
+            if not is_seq2seq(model):
+                del inputs["labels"]
+            model(**inputs, use_cache=False)
+    return watch.statistics(hash_windows(windows))
+
+
+def _batch_hook(watch: Watch) -> Any:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise ConfigError("Input statistics need `input_ids`, and this forward pass has none.")
+        watch.begin(kwargs.get("attention_mask"), ids.shape)
+
+    return hook
+
+
+def _linear_hook(watch: Watch, key: str) -> Any:
+    def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        watch.see_linear(key, args[0])
+
+    return hook
+
+
+def _embedding_hook(watch: Watch, key: str) -> Any:
+    def hook(layer: torch.nn.Embedding, args: tuple[Any, ...]) -> None:
+        watch.see_embedding(key, args[0], layer.num_embeddings)
+
+    return hook
+
+
+class _ExpertMode(TorchFunctionMode):
+    """Sees the products of inputs with the matrices of experts, which are slices of one parameter.
+
+    transformers multiplies them one by one in its `eager` implementation: `linear(states[tokens], parameter[expert])`,
+    and then the result in the same order of tokens.
+    """
+
+    def __init__(self, model: "PreTrainedModel", architecture: Architecture, watch: Watch) -> None:
+        super().__init__()
+        self._model = model
+        self._fused = architecture.fused
+        self._watch = watch
+        self._names = {id(model.get_parameter(name)): name for name in architecture.fused}
+        self._taken: tuple[Any, str, int] | None = None  # the matrix that was taken last, its parameter and expert
+        self._tokens: Tensor | None = None  # the numbers of the tokens that were taken last
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Let the model multiply expert by expert, and watch it."""
+        if not self._fused:
+            yield
+            return
+        implementation = self._model.config._experts_implementation
+        self._model.set_experts_implementation("eager")
+        try:
+            with self:
+                yield
+        finally:
+            self._model.set_experts_implementation(implementation)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch, and note what it is about."""
+        if func in _PRODUCTS:
+            self._look(args[0], args[1])
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.__getitem__:
+            if id(args[0]) in self._names:
+                self._taken = (result, self._names[id(args[0])], int(args[1]))
+            elif isinstance(args[1], Tensor) and args[1].dim() == 1:
+                self._tokens = args[1]
+        return result
+
+    def _look(self, inputs: Tensor, matrix: Any) -> None:
+        """Add the inputs of an expert's matrix, without those of padding."""
+        if self._taken is None or self._taken[0] is not matrix:
+            return
+        _, name, expert = self._taken
+        rows = inputs.detach()
+        mask = self._watch.mask
+        if mask is not None and self._tokens is not None and len(self._tokens) == len(rows):
+            rows = rows[mask.flatten().to(rows.device)[self._tokens]]
+        keys = [part[expert] for part in self._fused[name]]
+        if len(rows):
+            self._watch.add(keys[0], rows, EXPERT_RANK)
+            self._watch.share(keys, keys[0])

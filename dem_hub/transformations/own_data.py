@@ -1,0 +1,111 @@
+"""Input statistics of vectors: each fine-tune runs once over the data of its own distribution."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE
+from dem_hub.errors import ConfigError
+from dem_hub.evaluation.columns import select_columns
+from dem_hub.evaluation.reader import Reader
+from dem_hub.hub.references import VectorSource
+from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.statistics_file import InputStatistics
+from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.models.measurable import load_config, load_model, tokenizer_loader
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """How data are read and run: the arguments of [`gather_statistics`] under the same names."""
+
+    columns: Mapping[str, str | Sequence[str]] | None
+    tokenizer: Any
+    batch_size: int
+    max_length: int
+    dtype: str | None
+    model_kwargs: Mapping[str, Any]
+
+    def gather(
+        self, base: str | os.PathLike[str] | VectorSource, vectors: Mapping[str, Any]
+    ) -> tuple[OpenedRecipe, list[InputStatistics]]:
+        """Return the base and the vectors, opened, and the statistics of each vector in order.
+
+        Args:
+            base (`str`, `os.PathLike` or [`VectorSource`]): The base.
+            vectors (`Mapping[str, Any]`): By vector its data; `None` reads the statistics beside it.
+        """
+        names = list(vectors)
+        config = load_config(base, names, self.dtype, self.model_kwargs)
+        data = select_columns({name: rows for name, rows in vectors.items() if rows is not None}, self.columns)
+        reader = Reader.of_model(config, tokenizer_loader(self.tokenizer, base, self.model_kwargs), self.max_length)
+        windows = {name: reader.windows(rows) for name, rows in data.items()}
+        empty = [f"'{name}'" for name, of_name in windows.items() if not of_name]
+        if empty:
+            raise ConfigError(f"There is no text in the data of {', '.join(empty)}.")
+        model = load_model(base, names, self.dtype, self.model_kwargs)
+        opened = model.dem.open()
+        architecture = opened.base.architecture
+        if architecture is None:
+            raise ConfigError(f"The architecture of '{base}' is not known, so its layers' inputs cannot be told apart.")
+        statistics = []
+        for place, (name, vector) in enumerate(zip(names, opened.vectors, strict=True)):
+            if name not in windows:
+                statistics.append(InputStatistics.read(vector.folder))
+                continue
+            point = [float(other == place) for other in range(len(names))]
+            model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
+            statistics.append(gather(model, architecture, windows[name], self.batch_size))
+        return opened, statistics
+
+
+def gather_statistics(
+    base: str | os.PathLike[str] | VectorSource,
+    vectors: Mapping[str, Any],
+    *,
+    columns: Mapping[str, str | Sequence[str]] | None = None,
+    tokenizer: Any = None,
+    batch_size: int = BATCH_SIZE,
+    max_length: int = MAX_LENGTH,
+    dtype: str | None = SEARCH_DTYPE,
+    **model_kwargs: Any,
+) -> dict[str, InputStatistics]:
+    """Return the input statistics of each vector's distribution, from a little data of it.
+
+    Saved beside a vector they take the place of the data, so that a new vector costs a pass over its own data alone.
+    They have no text, but they tell something about it: how often each token comes, and the directions that a layer's
+    inputs have.
+
+    Args:
+        base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
+        vectors (`Mapping[str, Any]`): Data by Hub id or folder of each vector, in any form that [`Reader.windows`]
+            reads.
+        columns (`Mapping`, *optional*): By vector the columns of its data, where these have names of their own.
+        tokenizer (*optional*): By default that of the base.
+        batch_size (`int`, defaults to 8): Windows in a forward pass.
+        max_length (`int`, defaults to 1024): Tokens in a window.
+        dtype (`str`, defaults to `"float32"`): Type of the model that runs; `None` is the base's own.
+        model_kwargs: Further arguments of [`DEMModel.from_pretrained`].
+
+    Returns:
+        `dict[str, InputStatistics]`: The statistics by vector.
+
+    Raises:
+        `ConfigError`: Data cannot be read or are empty, or the base needs remote code.
+        `NotFoundError`: The base or a vector is not found.
+        `BaseMismatchError`, `AdapterError`: A vector does not fit the base.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.transformations import gather_statistics
+    >>> statistics = gather_statistics(base_folder, {vector_folder: ["w1 w2 w3 w4", "w5 w6"]})
+    >>> statistics[vector_folder].tokens
+    6
+
+    ```
+    """
+    run = OwnData(columns, tokenizer, batch_size, max_length, dtype, model_kwargs)
+    _, statistics = run.gather(base, vectors)
+    return dict(zip(vectors, statistics, strict=True))

@@ -1,0 +1,82 @@
+"""`dem-hub regmean`, `ties` and `dare`: a store of vectors, and the command that merges them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dem_hub import VectorStore
+from dem_hub.cli.app import main
+from tests.cli.running import run
+from tests.support.tiny_models import Zoo
+
+FAMILY = "llama-untied"
+
+
+@pytest.fixture
+def inputs(zoo: Zoo, tmp_path: Path) -> dict[str, Path]:
+    data = tmp_path / "maths.jsonl"
+    data.write_text("".join(json.dumps({"text": f"w{number} w{number + 1} w7 w8"}) + "\n" for number in range(40)))
+    return {"base": zoo.models(FAMILY).base, "dense": zoo.vector(FAMILY), "lora": zoo.adapter(FAMILY), "data": data}
+
+
+def test_regmean(inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "regmean"
+    vectors = [f"--vector={inputs[name]}={inputs['data']}" for name in ("dense", "lora")]
+    text = run(capsys, "regmean", inputs["base"], *vectors, "-o", out)
+    store = VectorStore.from_pretrained(out)
+    assert sorted(store) == ["adapter", "vector-dense"]
+    assert {store[name].config.transformation["name"] for name in store} == {"regmean"}  # type: ignore[union-attr]
+    command = text.splitlines()[-1].removeprefix("Merge them: dem-hub ").replace("FOLDER", str(tmp_path / "merged"))
+    run(capsys, *command.split())
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("normalize", [[], ["--no-normalize"]])
+def test_ties(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], normalize: list[str]
+) -> None:
+    vectors = [f"--vector={inputs['dense']}=1", f"--vector={inputs['lora']}=0.5"]
+    text = run(capsys, "ties", inputs["base"], *vectors, "--density", "0.4", "-o", tmp_path / "ties", *normalize)
+    store = VectorStore.from_pretrained(tmp_path / "ties")
+    record = store["adapter"].config.transformation  # type: ignore[union-attr]
+    assert (record["density"], record["weights"], record["normalize"]) == (0.4, [1.0, 0.5], not normalize)
+    assert "//adapter=0.5" in text.splitlines()[-1]
+
+
+def test_dare(inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(
+        capsys,
+        "dare",
+        inputs["base"],
+        "--vector",
+        inputs["dense"],
+        "--density",
+        "0.3",
+        "--seed",
+        "7",
+        "-o",
+        tmp_path / "d",
+    )
+    record = VectorStore.from_pretrained(tmp_path / "d")["vector-dense"].config.transformation  # type: ignore[union-attr]
+    assert (record["density"], record["seed"]) == (0.3, 7)
+
+
+def test_a_vector_named_twice_is_refused(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = [f"--vector={inputs['lora']}={inputs['data']}"] * 2
+    assert main(["regmean", str(inputs["base"]), *twice, "-o", str(tmp_path / "x")]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+def test_statistics_take_the_place_of_data(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = [shutil.copytree(inputs[name], tmp_path / name) for name in ("dense", "lora")]
+    pairs = [f"--vector={vector}={inputs['data']}" for vector in vectors]
+    text = run(capsys, "statistics", inputs["base"], *pairs)
+    assert [line.partition(": ")[2] for line in text.splitlines()] == ["160 tokens, 11 inputs"] * 2
+    run(capsys, "regmean", inputs["base"], *(f"--vector={vector}" for vector in vectors), "-o", tmp_path / "regmean")
+    assert sorted(VectorStore.from_pretrained(tmp_path / "regmean")) == ["dense", "lora"]

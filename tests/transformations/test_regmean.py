@@ -1,0 +1,184 @@
+"""RegMean on real models, against its formula in float64 on whole matrices."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dem_hub import DEMModel, DistributionVector, regmean
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.codecs.delta import to_dense
+from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.evaluation.windows import Window
+from dem_hub.hub.download import Resolved
+from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.statistics_file import InputStatistics
+from dem_hub.numerics.slices import full_index
+from dem_hub.transformations.regmean import RIDGE, RegMean
+from dem_hub.transformations.transformation import TensorDeltas
+from tests.support.tiny_models import VOCABULARY, Zoo
+
+
+def some_data(seed: int) -> list[list[int]]:
+    """Return rows of token ids, of which each seed has its own."""
+    generator = torch.Generator().manual_seed(seed)
+    low = 4 + 20 * seed
+    return [torch.randint(low, low + 30, (12,), generator=generator).tolist() for _ in range(12)]
+
+
+def delta_of(vector: DistributionVector, base: Path, key: str) -> Tensor:
+    return vector.decode(key, base).double()
+
+
+def statistics_of(base: Path, vector: Path, data: list[list[int]]) -> InputStatistics:
+    model = DEMModel.from_pretrained(base, vectors={str(vector): 1.0}, dtype="float32")
+    architecture = model.dem.open().base.architecture
+    assert architecture is not None
+    return gather(model, architecture, [Window.of(row) for row in data])
+
+
+def expected_delta(delta: Tensor, place: int, grams: list[Tensor]) -> Tensor:
+    """Return delta G_i (sum_j G_j)^-1 with the ridge, as the paper writes it."""
+    mean = sum(float(gram.diagonal().mean()) for gram in grams) / len(grams)
+    eye = torch.eye(len(grams[0]), dtype=torch.float64)
+    ridged = [gram + RIDGE * mean * eye for gram in grams]
+    return delta @ ridged[place] @ torch.linalg.inv(sum(ridged))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def mixed(zoo: Zoo) -> dict[str, Any]:
+    """A dense vector and a LoRA of one base, their RegMean, and statistics gathered apart."""
+    base = zoo.models("llama-untied").base
+    sources = [zoo.vector("llama-untied"), zoo.adapter("llama-untied")]
+    data = [some_data(0), some_data(1)]
+    transformed = regmean(base, dict(zip(map(str, sources), data, strict=True)), codec="dense")
+    statistics = [statistics_of(base, source, rows) for source, rows in zip(sources, data, strict=True)]
+    return {"base": base, "sources": sources, "transformed": list(transformed.values()), "statistics": statistics}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_each_linear_layer_is_that_of_the_formula(mixed: dict[str, Any], place: int) -> None:
+    architecture = Base(Resolved.local(mixed["base"])).architecture
+    assert architecture is not None
+    source = DistributionVector.from_pretrained(mixed["sources"][place])
+    compared = 0
+    for key, module in architecture.modules.items():
+        delta = delta_of(source, mixed["base"], key)
+        if module.kind == "embedding" or not delta.any():
+            continue
+        grams = [item.moments[key].dense() for item in mixed["statistics"]]
+        expected = expected_delta(delta, place, grams)
+        new = delta_of(mixed["transformed"][place], mixed["base"], key)
+        # The dense vector is float32 between a base and a sum in float32: 1e-4 of a small delta.
+        tolerance = 1e-5 if place == 1 else 1e-3
+        torch.testing.assert_close(new, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+        compared += 1
+    assert compared >= 14
+
+
+def test_a_lora_stays_a_lora_of_its_rank(mixed: dict[str, Any]) -> None:
+    from peft import PeftConfig
+
+    config = mixed["transformed"][1].config
+    assert {record.codec for record in config.tensors.values()} == {"lowrank"}
+    assert {record.options["rank"] for record in config.tensors.values()} == {3}
+    assert PeftConfig.from_pretrained(mixed["transformed"][1].folder).r == 3
+
+
+def test_rows_of_an_embedding_are_weighted_by_their_tokens(mixed: dict[str, Any]) -> None:
+    key = "model.embed_tokens.weight"
+    old = delta_of(DistributionVector.from_pretrained(mixed["sources"][0]), mixed["base"], key)
+    new = delta_of(mixed["transformed"][0], mixed["base"], key)
+    counts = [torch.zeros(VOCABULARY, dtype=torch.float64) for _ in range(2)]
+    for seed, of_seed in enumerate(counts):
+        for row in some_data(seed):
+            of_seed += torch.bincount(torch.tensor(row), minlength=VOCABULARY) / 144
+    ridge = RIDGE / VOCABULARY
+    shares = (counts[0] + ridge) / (counts[0] + counts[1] + 2 * ridge)
+    assert float(shares[0]) == pytest.approx(0.5)
+    torch.testing.assert_close(new, old * shares[:, None], rtol=1e-3, atol=1e-6)
+
+
+def test_norms_are_averaged(mixed: dict[str, Any]) -> None:
+    old = delta_of(DistributionVector.from_pretrained(mixed["sources"][0]), mixed["base"], "model.norm.weight")
+    new = delta_of(mixed["transformed"][0], mixed["base"], "model.norm.weight")
+    torch.testing.assert_close(new, old / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_what_it_was_made_from_is_recorded(mixed: dict[str, Any]) -> None:
+    record = mixed["transformed"][1].config.transformation
+    assert (record["name"], record["place"], record["ridge"]) == ("regmean", 1, RIDGE)
+    assert [entry["name"] for entry in record["vectors"]] == [str(source) for source in mixed["sources"]]
+    assert [entry["tokens"] for entry in record["data"]] == [144, 144]
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_two_loras_equal_the_dense_formula_in_float64(zoo: Zoo, family: str) -> None:
+    """To a millionth of the delta: only factors in float32 are rounded."""
+    base = Base(Resolved.local(zoo.models(family, "float32").base))
+    architecture = base.architecture
+    assert architecture is not None
+    vector = DistributionVector.from_pretrained(zoo.adapter(family))
+    deltas = vector.deltas(base)
+    statistics = [statistics_of(base.folder, vector.folder, some_data(seed)) for seed in range(2)]
+    transformation = RegMean(tuple(statistics), architecture)
+    for key, stored in deltas.items():
+        tensors = TensorDeltas(base, key, (stored, stored), ("a", "b"), torch.device("cpu"))
+        new = transformation.delta(0, key, tensors)
+        assert new.left is not None and new.right is not None and new.dense is None
+        index = full_index(base.checkpoint[key].shape)
+        like = torch.zeros(base.checkpoint[key].shape)
+        old = sum(
+            scale * (delta.left.double() @ delta.right.double())
+            for scale, delta in stored.decode(base.checkpoint.lazy(key), index)
+        )
+        grams = [item.moments[key].dense() for item in statistics]
+        if architecture.modules[key].transposed:
+            expected = expected_delta(old.T, 0, grams).T
+        else:
+            expected = expected_delta(old, 0, grams)
+        got = new.left.double() @ new.right.double()
+        assert float((got - expected).norm()) < 1e-6 * float(expected.norm())
+        assert to_dense(new, like).shape == like.shape
+
+
+def test_one_vector_alone_comes_back_unchanged(zoo: Zoo) -> None:
+    name = str(zoo.adapter("llama-tied"))
+    (alone,) = regmean(zoo.models("llama-tied").base, {name: some_data(0)}).values()
+    assert alone.sha256 == DistributionVector.from_pretrained(name).sha256
+
+
+def test_vectors_of_one_distribution_are_averaged(zoo: Zoo) -> None:
+    """The same inputs for both: a layer's inputs differ a little, as they run through two fine-tunes."""
+    base = zoo.models("llama-untied").base
+    sources = [str(zoo.vector("llama-untied", kind="dense")), str(zoo.vector("llama-untied", kind="short"))]
+    new = regmean(base, dict.fromkeys(sources, some_data(0)), codec="dense")
+    key = "model.layers.1.mlp.up_proj.weight"
+    old = delta_of(DistributionVector.from_pretrained(sources[0]), base, key)
+    assert float((delta_of(new[sources[0]], base, key) - old / 2).norm()) < 0.02 * float(old.norm())
+
+
+def test_statistics_beside_a_vector_take_the_place_of_data(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-tied").base
+    data = [some_data(0), some_data(1)]
+    sources = [tmp_path / "first", tmp_path / "second"]
+    for source, rows in zip(sources, data, strict=True):
+        DistributionVector.from_pretrained(zoo.adapter("llama-tied")).save_pretrained(source)
+        statistics_of(base, source, rows).save(source)
+    by_data = regmean(base, dict(zip(map(str, sources), data, strict=True)))
+    by_file = regmean(base, dict.fromkeys(map(str, sources)))
+    key = "model.layers.0.mlp.down_proj.weight"
+    for name in by_data:
+        expected = delta_of(by_data[name], base, key)
+        # The file has eigenvectors in bfloat16.
+        difference = delta_of(by_file[name], base, key) - expected
+        assert float(difference.norm()) < 0.01 * float(expected.norm())
+
+
+def test_a_vector_with_neither_is_refused(zoo: Zoo) -> None:
+    base = zoo.models("llama-tied").base
+    names = [str(zoo.adapter("llama-tied")), str(zoo.vector("llama-tied"))]
+    with pytest.raises((ConfigError, NotFoundError), match="input statistics"):
+        regmean(base, {names[0]: some_data(0), names[1]: None})
