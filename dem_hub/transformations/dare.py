@@ -111,8 +111,8 @@ def dare(
     ```python
     >>> from dem_hub.transformations.dare import dare
     >>> vectors = dare(base_folder, [vector_folder], density=0.5, codec="exact")
-    >>> [vector.config.transformation["density"] for vector in vectors.values()]
-    [0.5]
+    >>> vectors[vector_folder].config.transformation["density"]
+    0.5
 
     ```
     """

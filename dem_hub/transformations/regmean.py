@@ -153,14 +153,16 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
 
     ```python
     >>> import tempfile
-    >>> from dem_hub import DEMModel, regmean
-    >>> texts = {vector_folder: ["w1 w2 w3 w4", "w5 w6"], other_vector_folder: ["w7 w8 w9 w10"]}
-    >>> sources = {}
-    >>> for name, vector in regmean(base_folder, texts).items():
+    >>> from dem_hub import DEMModel, DistributionVector, regmean
+    >>> other_folder = tempfile.mkdtemp()
+    >>> DistributionVector.extract(base_folder, finetuned_folder, codec="dense").save_pretrained(other_folder)
+    >>> vectors = regmean(base_folder, {vector_folder: ["w1 w2 w3", "w4 w5"], other_folder: ["w7 w8 w9"]})
+    >>> coefficients = {}
+    >>> for vector in vectors.values():
     ...     folder = tempfile.mkdtemp()
     ...     vector.save_pretrained(folder)
-    ...     sources[folder] = 1.0
-    >>> type(DEMModel.from_pretrained(base_folder, vectors=sources)).__name__
+    ...     coefficients[folder] = 1.0
+    >>> type(DEMModel.from_pretrained(base_folder, vectors=coefficients)).__name__
     'LlamaForCausalLM'
 
     ```

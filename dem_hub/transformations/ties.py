@@ -92,7 +92,7 @@ def trim(delta: Tensor, density: float) -> Tensor:
 
 def ties(
     base: str | os.PathLike[str] | VectorSource,
-    vectors: Sequence[str | VectorSource] | Mapping[str | VectorSource, float],
+    vectors: Sequence[str] | Mapping[str, float],
     *,
     density: float = 0.2,
     normalize: bool = True,
@@ -123,13 +123,13 @@ def ties(
 
     ```python
     >>> from dem_hub.transformations.ties import ties
-    >>> vectors = ties(base_folder, [vector_folder, other_vector_folder], density=0.5)
-    >>> [vector.config.transformation["name"] for vector in vectors.values()]
-    ['ties', 'ties']
+    >>> vectors = ties(base_folder, {vector_folder: 0.5}, density=0.2)
+    >>> vectors[vector_folder].config.transformation["density"]
+    0.2
 
     ```
     """
-    weights = dict(vectors) if isinstance(vectors, Mapping) else dict.fromkeys(vectors, 1.0)
+    weights = dict(vectors if isinstance(vectors, Mapping) else dict.fromkeys(vectors, 1.0))
     if not all(map(math.isfinite, weights.values())):
         raise ConfigError(f"The weights are {list(weights.values())}; they must be finite numbers.")
     transformation = Ties(density, tuple(map(float, weights.values())), normalize)

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -167,8 +167,9 @@ class DistributionVector:
         with hashing_again(verify):
             resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
             resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
-            write = partial(extract, base=resolved_base, finetuned=resolved_finetuned, encoder=encoder, device=device)
-            return cls.written_by(write)
+            return cls.written_by(
+                lambda folder: extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
+            )
 
     @classmethod
     def written_by(cls, write: Callable[[Path], object]) -> "DistributionVector":
@@ -194,9 +195,7 @@ class DistributionVector:
         force_download: bool = False,
         verify: Verify = VERIFY,
     ) -> "DistributionVector":
-        """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub.
-
-        Files are downloaded and checked; no tensor is read.
+        """Open a vector or a PEFT LoRA adapter, from a folder or from the Hub. Files are downloaded and checked.
 
         Args:
             name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder: `ID[@REVISION][//SUBFOLDER]`.
@@ -235,10 +234,9 @@ class DistributionVector:
             `CheckpointError`: If a header is truncated, or the weights are pickled.
             `HubError`: If the Hub cannot be reached or fails.
         """
-        source = VectorSource.parse(name_or_path)
         with ExitStack() as stack:
             scratch = stack.enter_context(scratch_folder())
-            vector = cls(resolve_headers(source, VECTOR_FILES, scratch=scratch), verify=False)
+            vector = cls(resolve_headers(VectorSource.parse(name_or_path), VECTOR_FILES, scratch=scratch), verify=False)
             weakref.finalize(vector, stack.pop_all().close)
         return vector
 
