@@ -40,5 +40,5 @@ def statistics(*, base: str, vectors: Sequence[str], **options: Any) -> None:
         from dem_hub.transformations.own_data import gather_statistics
 
     for name, gathered in gather_statistics(base, data, **options).items():
-        gathered.save(Path(name))
+        gathered.save_pretrained(name)
         print(f"{name}: {gathered.tokens} tokens, {len(gathered.inputs)} inputs")

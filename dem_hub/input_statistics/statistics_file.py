@@ -6,6 +6,7 @@ each token came. `input_statistics.json` has everything else: the tokens, a hash
 input, and the sha256 of the tensors.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,8 +66,13 @@ class InputStatistics:
         """The moments by the checkpoint key of each layer's weight. A layer that saw no token is not in it."""
         return {key: item.moments for item in self.inputs for key in item.keys}
 
-    def save(self, folder: Path) -> None:
-        """Write both files into a folder, in place of older ones."""
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write both files into the folder of a vector, in place of older ones.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder. It must exist.
+        """
+        folder = Path(save_directory)
         tensors: dict[str, Tensor] = {}
         for item in self.inputs:
             prefix = item.name + _SEPARATOR
@@ -87,21 +93,24 @@ class InputStatistics:
         write_text(folder / INPUT_STATISTICS, dump_json(record))
 
     @classmethod
-    def read(cls, folder: Path) -> "InputStatistics":
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> "InputStatistics":
         """Read the files of a folder.
+
+        Args:
+            folder (`str` or `os.PathLike`): The folder of a vector.
 
         Raises:
             [`~dem_hub.errors.NotFoundError`]: If the folder has none.
             [`~dem_hub.errors.ConfigError`]: If the record is damaged, or of a newer version.
             [`~dem_hub.errors.CheckpointError`]: If the tensors are damaged, or are not those of the record.
         """
-        path = folder / INPUT_STATISTICS
+        path = Path(folder) / INPUT_STATISTICS
         if not path.is_file():
             raise NotFoundError(f"'{folder}' has no input statistics ({INPUT_STATISTICS}). Gather them from data.")
         data = read_json(path)
         check_version(data, str(path))
         record = read_record(_Record, {key: value for key, value in data.items() if key != "format_version"}, str(path))
-        tensors = folder / INPUT_STATISTICS_TENSORS
+        tensors = Path(folder) / INPUT_STATISTICS_TENSORS
         if not tensors.is_file() or digest(tensors) != record.sha256:
             raise CheckpointError(f"'{tensors}' is missing, or not the file that {INPUT_STATISTICS} is about.")
         checkpoint = Checkpoint(tensors)

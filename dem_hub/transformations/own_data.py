@@ -52,7 +52,7 @@ class OwnData:
         statistics = []
         for place, (name, vector) in enumerate(zip(names, opened.vectors, strict=True)):
             if name not in windows:
-                statistics.append(InputStatistics.read(vector.folder))
+                statistics.append(InputStatistics.from_pretrained(vector.folder))
                 continue
             point = [float(other == place) for other in range(len(names))]
             model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))

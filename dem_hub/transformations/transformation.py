@@ -33,6 +33,7 @@ from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.numerics.slices import Index, full_index
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.extraction import extract_tensors
+from dem_hub.vectors.tokens import tokens_of
 from dem_hub.vectors.vector import DistributionVector
 
 
@@ -109,19 +110,27 @@ def transform(
     stored = all_deltas(vectors, base)
     record = {
         "name": transformation.name,
-        "vectors": [{"name": vector.name, "sha256": vector.sha256} for vector in vectors],
+        "vectors": [_record(vector) for vector in vectors],
         **transformation.settings,
     }
     hashes = tuple(vector.sha256 for vector in vectors)
     transformed = []
     for place, vector in enumerate(vectors):
         source = _Transformed(base, stored, hashes, place, transformation, device)
-        facts = {"transformation": {**record, "place": place}}
+        facts: dict[str, Any] = {"transformation": {**record, "place": place}, "tokens": tokens_of(vector, base)}
         if vector.config is not None:
             facts["training"] = dict(vector.config.training)
         write = partial(_write, base=base, source=source, encoder=encoder, name=vector.name, facts=facts)
         transformed.append(DistributionVector.written_by(write))
     return transformed
+
+
+def _record(vector: DistributionVector) -> dict[str, str]:
+    """Return what to record of a vector: its hash, and its name on the Hub. A folder is a matter of this machine."""
+    record = {"sha256": vector.sha256}
+    if vector.commit is not None:
+        record["name"] = vector.name
+    return record
 
 
 def transform_named(

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -167,9 +167,8 @@ class DistributionVector:
         with hashing_again(verify):
             resolved_base = resolve(VectorSource.parse(base), MODEL_FILES, options)
             resolved_finetuned = resolve(VectorSource.parse(finetuned), MODEL_FILES, options)
-            return cls.written_by(
-                lambda folder: extract(folder, resolved_base, resolved_finetuned, encoder, device=device)
-            )
+            write = partial(extract, base=resolved_base, finetuned=resolved_finetuned, encoder=encoder, device=device)
+            return cls.written_by(write)
 
     @classmethod
     def written_by(cls, write: Callable[[Path], object]) -> "DistributionVector":
@@ -203,9 +202,6 @@ class DistributionVector:
             subfolder (`str`, *optional*): Subfolder of the repository or folder, likewise.
             token, cache_dir, local_files_only, force_download (*optional*): As in transformers.
             verify (`str`, *optional*, defaults to `"quick"`): `"full"` hashes files again that did not seem to change.
-
-        Returns:
-            [`DistributionVector`]: The vector.
 
         Raises:
             `VectorNotFoundError`: If what is there is not a vector.
