@@ -1,17 +1,17 @@
 """What an adapter must hold according to its config: a file that was cut or emptied is no smaller adapter.
 
-PEFT warns of modules without factors and loads the rest, which changes nothing there. Such a model is wrong without
+Each fault of an adapter says what to do about that fault. PEFT warns of modules without factors and loads the rest, which changes nothing there. Such a model is wrong without
 a sign of it, so the adapter is refused. The modules are those that PEFT would put a LoRA on.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.tensor_groups import EMBEDDING
-from dem_hub.errors import AdapterError
+from dem_hub.errors import AdapterError, refuse
 from dem_hub.vectors.lora.patterns import full_match
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
@@ -26,11 +26,35 @@ _ALL_LINEAR = "all-linear"
 _CLASSIFIER_HEADS = ("score", "classifier")
 
 
+# What to do about a file that is not what PEFT wrote.
+DAMAGED = "Fetch it again, or save it again."
+_MEANT = f"{DAMAGED} If it is meant to be so, say it in adapter_config.json:"
+_FEWER_TARGETS = f"{_MEANT} target_modules and layers_to_transform name what there is."
+_FEWER_SAVED = f"{_MEANT} modules_to_save names what there is."
+
+
+class Fault(NamedTuple):
+    """What is wrong with an adapter, on one line, and what the user can do about it."""
+
+    text: str
+    remedy: str
+
+
+def refuse_adapter(summary: str, faults: Sequence[Fault]) -> NoReturn:
+    """Raise an error that lists all faults, and each remedy once.
+
+    Raises:
+        `AdapterError`: Always.
+    """
+    remedies = dict.fromkeys(fault.remedy for fault in faults)
+    refuse(AdapterError, summary, [fault.text for fault in faults], "\n".join(remedies))
+
+
 @dataclass(frozen=True)
 class Contents:
     """What an adapter lacks: `faults`, for which it is refused, and `notes`, which may be meant to be so."""
 
-    faults: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,7 +75,7 @@ def check_contents(
     """
     bare = {name.removeprefix(PEFT_PREFIX) for name in names}
     if not bare:
-        return Contents(["its file has no tensors"])
+        return Contents([Fault("its file has no tensors", DAMAGED)])
     contents = Contents()
     present = {name.rpartition(".lora_")[0] for name in bare if ".lora_" in name}
     trained = {_stack(module) for module in present}
@@ -68,10 +92,11 @@ def check_contents(
     for module in absent:
         stack = _stack(module)
         if stack in trained or (not stack and not untrained):
-            contents.faults.append(f"'{module}' is in target_modules and has no lora_A and lora_B")
+            text = f"'{module}' is in target_modules and has no lora_A and lora_B"
+            contents.faults.append(Fault(text, _FEWER_TARGETS))
     for name in config.get("modules_to_save") or ():
         if not _is_saved(name, bare, architecture):
-            contents.faults.append(f"'{name}' is in modules_to_save and has no tensor")
+            contents.faults.append(Fault(f"'{name}' is in modules_to_save and has no tensor", _FEWER_SAVED))
     return contents
 
 

@@ -24,9 +24,8 @@ from dem_hub.checkpoints.lazy import Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.whole import Full
-from dem_hub.errors import AdapterError, refuse
 from dem_hub.files.names import ADAPTER_WEIGHTS
-from dem_hub.vectors.lora.contents import check_contents, wrapper_remedy
+from dem_hub.vectors.lora.contents import DAMAGED, Fault, check_contents, refuse_adapter, wrapper_remedy
 from dem_hub.vectors.lora.experts import expert_factors, expert_shapes, find_experts
 from dem_hub.vectors.lora.factors import Factors, Target
 from dem_hub.vectors.lora.names import FACTOR, current_parameters, parameter_of, rename, whole_parameter
@@ -36,10 +35,11 @@ from dem_hub.vectors.lora.writer import PEFT_PREFIX
 
 logger = logging.getLogger(__name__)
 
-_REMEDY = (
+_OTHER_BASE = (
     "Use the base it was trained on. If this is that base, merge the adapter into it with PEFT, and extract the vector of "
     "the result."
 )
+_UNTIE = "Train both ends with ensure_weight_tying=True, or on a base whose embeddings are untied."
 
 
 def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
@@ -67,22 +67,15 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
     if renamed:
         reader = _AdapterReader(weights, config, base.checkpoint, architecture, renamed)
         deltas = reader.read()
-    if reader.faults:
-        refuse(
-            AdapterError,
-            f"The adapter '{folder}' does not fit the base '{base.folder}'.",
-            reader.faults,
-            wrapper_remedy(weights) or _REMEDY,
-        )
+    faults = reader.faults
+    remedy = wrapper_remedy(weights)
+    if remedy:
+        faults = [fault._replace(remedy=remedy) for fault in faults]
+    if faults:
+        refuse_adapter(f"The adapter '{folder}' does not fit the base '{base.folder}'.", faults)
     contents = check_contents(config, architecture, reader.names.values(), has_old_names=bool(renamed))
     if contents.faults:
-        refuse(
-            AdapterError,
-            f"The adapter '{folder}' does not hold what its config says.",
-            contents.faults,
-            "Fetch it again, or save it again. If it is meant to be so, say it in adapter_config.json: target_modules "
-            "and layers_to_transform name what there is.",
-        )
+        refuse_adapter(f"The adapter '{folder}' does not hold what its config says.", contents.faults)
     for note in contents.notes:
         logger.warning("The adapter '%s': %s", folder, note)
     return deltas
@@ -139,7 +132,7 @@ class _AdapterReader:
         architecture: Architecture,
         renamed: Mapping[str, str],
     ) -> None:
-        self.faults: list[str] = []
+        self.faults: list[Fault] = []
         self._weights = weights
         self._config = config
         self._base = base
@@ -163,14 +156,14 @@ class _AdapterReader:
             elif self._has_target(match["module"]) or match["module"] in self._architecture.tied:
                 factors.setdefault(match["module"], {})[match["factor"]] = name
             else:
-                self._add_fault(f"'{name}': the base has no single weight for a module '{match['module']}'")
+                self._unknown(f"'{name}': the base has no single weight for a module '{match['module']}'")
         pairs = self._pairs(factors)
         for module, pair in sorted(pairs.items()):
             if not self._is_at_all_ends(module, pairs):
-                self.faults.append(
+                self._fault(
                     f"'{module}' is one tensor with another embedding, and its LoRA is not that embedding's: the change "
-                    "of one end is none of the tensor. Train both ends with ensure_weight_tying=True, or on a base "
-                    "whose embeddings are untied"
+                    "of one end is none of the tensor",
+                    _UNTIE,
                 )
                 continue
             if module in self._architecture.tied and module not in self._architecture.keys:
@@ -186,15 +179,15 @@ class _AdapterReader:
         pairs = {}
         for module, names in sorted(factors.items()):
             if len(names) == 1:
-                self.faults.append(f"'{module}' has only lora_{next(iter(names))}")
+                self._fault(f"'{module}' has only lora_{next(iter(names))}", DAMAGED)
                 continue
             a, b = self._weights.lazy(names["A"]), self._weights.lazy(names["B"])
             a_shape, b_shape = a.get_shape(), b.get_shape()
             form = f"'{module}' has factors of shape {a_shape} and {b_shape}"
             if len(a_shape) != self._dimensions(module) or len(b_shape) != len(a_shape):
-                self.faults.append(f"{form}; only matrices are supported, and kernels for convolutions")
+                self._fault(f"{form}; only matrices are supported, and kernels for convolutions")
             elif 0 in a_shape + b_shape:
-                self.faults.append(f"{form}: a rank or a size is 0")
+                self._fault(f"{form}: a rank or a size is 0", DAMAGED)
             else:
                 pairs[module] = Factors(a, b, ".lora_embedding_" in names["A"])
         return pairs
@@ -221,8 +214,12 @@ class _AdapterReader:
                 return False
         return True
 
-    def _add_fault(self, fault: str) -> None:
-        self.faults.append(f"{fault} ({self._architecture.name})")
+    def _fault(self, text: str, remedy: str = _OTHER_BASE) -> None:
+        self.faults.append(Fault(text, remedy))
+
+    def _unknown(self, text: str) -> None:
+        """Note a fault of a name that the base does not have."""
+        self._fault(f"{text} ({self._architecture.name})")
 
     # Factors
 
@@ -231,7 +228,7 @@ class _AdapterReader:
         a_shape, b_shape = pair.a.get_shape(), pair.b.get_shape()
         targets = self._targets(module, pair)
         if not targets:
-            self.faults.append(
+            self._fault(
                 f"'{module}' has factors of shape {a_shape} and {b_shape}, which are for none of its experts' "
                 "parameters, or for several (or for one in two ways: PEFT before 0.19 has A and B the other way "
                 "round, so peft_version in adapter_config.json must say which wrote it)"
@@ -239,9 +236,10 @@ class _AdapterReader:
         for target in targets:
             in_base = self._base[target.key].shape
             if in_base != target.shape or a_shape[0] != b_shape[1]:
-                self.faults.append(
+                self._fault(
                     f"'{target.key}' is {list(in_base)} in the base, and the LoRA's B @ A is {list(target.shape)} (A "
-                    f"{a_shape}, B {b_shape})"
+                    f"{a_shape}, B {b_shape})",
+                    _OTHER_BASE if a_shape[0] == b_shape[1] else DAMAGED,
                 )
                 continue
             yield target.key, Component(target.codec, target.parts, in_base, self._scale(target.name, target.rank))
@@ -308,35 +306,44 @@ class _AdapterReader:
         parameter = whole_parameter(self.names[name])
         saved = self._weights[name]
         if ".modules_to_save." in name and not self._is_written_alike(name):
-            self.faults.append(
-                f"'{name}' and '{name.replace('.modules_to_save.', '.')}' are one tensor, and differ in the file"
+            self._fault(
+                f"'{name}' and '{name.replace('.modules_to_save.', '.')}' are one tensor, and differ in the file",
+                DAMAGED,
             )
             return {}
-        key = self._architecture.parameters.get(parameter)
-        if key is None or key not in self._base:
+        key = self._key(parameter)
+        is_other_end = key is None
+        if key is None:
             # PEFT writes the output embedding out beside the input embedding that it is tied to.
-            is_tied_copy = self._architecture.tied and _has_copy(name, self._weights)
-            if not is_tied_copy:
-                self._add_fault(f"'{name}' {list(saved.shape)}: the base has no tensor for '{parameter}'")
+            if self._architecture.tied and _has_copy(name, self._weights):
+                return {}
+            key = next(filter(None, map(self._key, self._architecture.other_ends(parameter))), None)
+        if key is None:
+            self._unknown(f"'{name}' {list(saved.shape)}: the base has no tensor for '{parameter}'")
             return {}
         in_base = self._base[key]
         is_grown = _has_more_rows(saved.shape, in_base.shape)
         if saved.shape != in_base.shape and not is_grown:
-            self.faults.append(f"'{key}' is {list(saved.shape)} in the adapter and {list(in_base.shape)} in the base")
+            self._fault(f"'{key}' is {list(saved.shape)} in the adapter and {list(in_base.shape)} in the base")
             return {}
         is_trained = is_grown or not torch.equal(self._weights.read(name).to(in_base.torch_dtype), self._base.read(key))
         if not is_trained:
             return {}
         module = parameter.rpartition(".")[0]
-        if not self._is_saved_at_all_ends(name, module):
-            self.faults.append(
-                f"'{module}' is one tensor with another embedding, and PEFT changed one end alone (modules_to_save). "
-                "Save both ends with ensure_weight_tying=True, or train on a base whose embeddings are untied"
+        if is_other_end or not self._is_saved_at_all_ends(name, module):
+            self._fault(
+                f"'{module}' is one tensor with another embedding, and PEFT changed one end alone (modules_to_save)",
+                _UNTIE,
             )
             return {}
         values = self._weights.lazy(name)
         new_rows = Rows(values, in_base.shape[0], saved.shape[0]) if is_grown else None
         return {key: StoredDelta((Component(Full(), {"full": values}, saved.shape),), new_rows)}
+
+    def _key(self, parameter: str) -> str | None:
+        """Return the key of a parameter in the checkpoint; `None` if the checkpoint has no such tensor."""
+        key = self._architecture.parameters.get(parameter)
+        return key if key in self._base else None
 
     def _is_saved_at_all_ends(self, name: str, module: str) -> bool:
         """Check that a saved module is the same at all ends of a tie; `True` if it has no other end."""

@@ -149,6 +149,63 @@ def test_adapters_that_do_not_fit(
         merge_one(zoo.models("llama-tied", "float32").base, adapter)
 
 
+DAMAGED = "Fetch it again, or save it again."
+OTHER_BASE = "Use the base it was trained on. If this is that base, merge the adapter"
+REMEDIES = {
+    "unknown module": OTHER_BASE,
+    "unknown tensor": OTHER_BASE,
+    "only A": DAMAGED,
+    "another size": OTHER_BASE,
+    "ranks that differ": DAMAGED,
+    "convolution": OTHER_BASE,
+    "saved module of another size": OTHER_BASE,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_remedy_fits_the_fault(zoo: Zoo, tmp_path: Path, name: str) -> None:
+    adapter = changed_adapter(zoo, tmp_path / "adapter", CHANGES[name][0])
+    with pytest.raises(AdapterError) as caught:
+        merge_one(zoo.models("llama-tied", "float32").base, adapter)
+    assert [remedy for remedy in sorted({*REMEDIES.values()}) if remedy in str(caught.value)] == [REMEDIES[name]]
+
+
+SAVED: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "input": (["embed_tokens"], {}, "model.embed_tokens"),
+    "output, which is not on disk": (["lm_head"], {}, "lm_head"),
+    "each alone": (["embed_tokens", "lm_head"], {}, "model.embed_tokens"),
+    "one tensor": (["embed_tokens", "lm_head"], {"ensure_weight_tying": True}, ""),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT, of tied embeddings
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("saved", "options", "refused"), SAVED.values(), ids=SAVED)
+def test_saved_ends_of_a_tie(
+    zoo: Zoo, tmp_path: Path, saved: list[str], options: dict[str, Any], refused: str, trained: bool
+) -> None:
+    """One that was not trained changes nothing. One that was is a tensor of its own, unless PEFT tied both."""
+
+    def train(model: Any) -> None:
+        for name, parameter in model.named_parameters():
+            if trained and "modules_to_save" in name:
+                parameter.add_(0.1)
+
+    base = zoo.models("llama-tied", "float32").base
+    adapted = make_adapter(
+        base, tmp_path / "adapter", train=train, target_modules=["q_proj"], modules_to_save=saved, **options
+    )
+    if trained and refused:
+        message = (
+            rf"(?s)'{refused}' is one tensor with another embedding.*Train both ends with ensure_weight_tying=True, or"
+        )
+        with pytest.raises(AdapterError, match=message) as caught:
+            merge_one(base, tmp_path / "adapter")
+        assert OTHER_BASE not in str(caught.value)
+    else:
+        assert_as_peft(base, tmp_path / "adapter", adapted)
+
+
 def test_all_misfits_in_one_error(zoo: Zoo, tmp_path: Path) -> None:
     adapter = changed_adapter(
         zoo, tmp_path / "adapter", *(CHANGES[name][0] for name in ("unknown module", "unknown tensor", "only A"))

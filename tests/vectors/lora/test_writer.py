@@ -41,21 +41,21 @@ def test_our_adapter_in_peft(zoo: Zoo, tmp_path: Path, family: str) -> None:
     assert (logits[3] - logits[0]).abs().max() > 1e-3
 
 
-# What `task_type` is, by the classes that PEFT has: a wrong one makes a model that cannot be run.
-TASKS = {
-    "qwen3": "CAUSAL_LM",
+# `task_type` where it is not that of a causal language model: encoders, and models that read images or hear, have none.
+TASKS: dict[str, str | None] = {
     "t5": "SEQ_2_SEQ_LM",
-    "whisper": None,
-    "qwen2.5-vl": None,
-    "gemma3": None,
-    "modernbert": None,
-    "vit": None,
+    **dict.fromkeys(["bert", "modernbert", "vit", "whisper", "llava", "qwen2.5-vl", "qwen3-vl"]),
+    **dict.fromkeys(["gemma3", "gemma4", "mistral3", "glm-4v"]),
 }
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers, about sizes that no real model has
-@pytest.mark.parametrize("family", TASKS)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"llama4", "mamba"}))
 def test_peft_runs_our_adapter_of_any_family(tmp_path: Path, family: str) -> None:
+    """A wrong `task_type` makes a model that cannot be run.
+
+    PEFT cannot run the router of Llama 4, and not all of Mamba's vector can be an adapter.
+    """
     from peft import PeftModel
 
     base = build_family(family)
@@ -64,7 +64,8 @@ def test_peft_runs_our_adapter_of_any_family(tmp_path: Path, family: str) -> Non
     base.save_pretrained(tmp_path / "finetuned")
     vector = DistributionVector.extract(tmp_path / "base", tmp_path / "finetuned", codec="lowrank", rank=2)
     vector.save_pretrained(tmp_path / "vector")
-    assert json.loads((tmp_path / "vector" / "adapter_config.json").read_text())["task_type"] == TASKS[family]
+    config = json.loads((tmp_path / "vector" / "adapter_config.json").read_text())
+    assert config["task_type"] == TASKS.get(family, "CAUSAL_LM")
     theirs = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), tmp_path / "vector")
     ours = DEMModel.from_pretrained(tmp_path / "base", vectors={str(tmp_path / "vector"): 1.0})
     with torch.no_grad():
