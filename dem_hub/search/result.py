@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.evaluation.processes import rank
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import RECIPE, check_replaced
 from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
@@ -233,10 +234,13 @@ class SearchResult:
             `ConfigError`: The folder holds something else, or a recipe and `exist_ok` is not set.
         """
         folder = Path(save_directory)
-        check_replaced(folder, RECIPE, exist_ok=exist_ok)
+        if rank() == 0:
+            check_replaced(folder, RECIPE, exist_ok=exist_ok)
         # The measurements come first: each is a line or a file of its own, and true whatever comes after it. The
         # recipe and the result take their place together.
         self.cache.save(folder / SEARCH_CACHE, with_logits=with_logits)
+        if rank() != 0:
+            return  # of several processes, each has logits of its own, and the first one writes what all have
         with atomic_folder(folder, last=RECIPE_CONFIG) as partial:
             self.config.write(partial, folder)
             (partial / SEARCH_RESULT).write_text(json.dumps(_to_file(self), indent=1) + "\n", "utf-8")

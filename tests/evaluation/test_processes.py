@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dem_hub import search_coefficients
+from dem_hub import SearchResult, search_coefficients
 from tests.support.counting_models import Counters
 
 SEARCH = """
@@ -26,6 +26,8 @@ for way in ways:
                     "held_out": result.held_out_loss, "baselines": result.baselines,
                     "trials": [list(trial.coefficients) for trial in result.trials],
                     "groups": [refined.best.coefficients, refined.one.difference, refined.num_forward_held_out] if refined else []})
+if not request["storage"]:
+    result.save_pretrained(request["output"] + "-saved", with_logits=True)
 with open(f"{request['output']}.{os.environ.get('RANK', request['storage'] and os.getpid())}", "w") as file:
     json.dump(records, file)
 """
@@ -91,6 +93,10 @@ def test_accelerate_launch(counters: Counters, tmp_path: Path, script: Path, env
     assert done.returncode == 0, done.stderr[-9000:]
     first, second = results(tmp_path)
     assert first == second
+    saved = SearchResult.from_pretrained(tmp_path / "result-saved")
+    assert list(saved.best.coefficients) == first[-1]["coefficients"]
+    centers = [path for path in tmp_path.glob("result-saved/measured/logits/*") if "-" not in path.name]
+    assert len(centers) == 2 * len(counters.data), "each process has logits of its own"
     for way, record in zip(WAYS, first, strict=True):
         alone = search_coefficients(counters.base, list(counters.vectors.values()), counters.data, batch_size=4, **way)
         assert record["coefficients"] == pytest.approx(alone.best.coefficients, abs=1e-4)
