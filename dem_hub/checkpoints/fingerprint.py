@@ -5,8 +5,8 @@ bytes, and the last takes all of them:
 
 1. *places*: 64 pieces, evenly spaced. A few requests fetch them from the Hub.
 2. *blocks*: 8 bytes of every row, and of every 4,072 bytes of a longer row. So a change of one row cannot pass. The
-   file is mapped for this. To read all of it would take four times as long or more (`benchmarks/fingerprint.py`),
-   and a call of the system for each piece twice as long as that.
+   file is mapped for this. To read all of it takes 2.5 times as long or more (`benchmarks/fingerprint.py`), and a call
+   of the system for each piece twice as long as that.
 3. *bytes*: all of them. Only for `verify="full"`.
 
 A digest, and a fingerprint, has the results joined by `-`, the last one first: `blocks-places`. Two of them agree if
