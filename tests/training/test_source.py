@@ -75,6 +75,17 @@ def test_one_side_of_a_tied_embedding(llama: Models, tmp_path: Path) -> None:
         begin(DEMCallback(), model, arguments(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore:.*ensure_weight_tying", "ignore:.*fan_in_fan_out")
+def test_one_side_of_a_tie_that_peft_does_not_know(zoo: Zoo, tmp_path: Path) -> None:
+    """PEFT ties by names, and `wte` is no such name."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["wte"], ensure_weight_tying=True)
+    model = adapted(zoo.models("gpt2").base, config)
+    with pytest.raises(CheckpointError, match="'lm_head.weight' .* is in the fine-tune only"):
+        begin(DEMCallback(), model, arguments(tmp_path))
+
+
 def test_a_base_that_is_not_known(llama: Models, tmp_path: Path) -> None:
     model = load(llama.base)
     model.config._name_or_path = ""

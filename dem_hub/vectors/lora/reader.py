@@ -200,7 +200,7 @@ class _AdapterReader:
         return len(self._base[key].shape)
 
     def _is_at_all_ends(self, module: str, pairs: Mapping[str, Factors]) -> bool:
-        """Check that the LoRA of a tied embedding is that of all modules with the same tensor; `True` if none has.
+        """Check that all modules with the same tensor have the same LoRA; `True` if the tensor is of one module alone.
 
         With `ensure_weight_tying` PEFT writes the factors of each of them: those of an embedding are those of an
         output embedding, transposed.
@@ -347,7 +347,7 @@ class _AdapterReader:
 
     def _is_saved_at_all_ends(self, name: str, module: str) -> bool:
         """Check that a saved module is the same at all ends of a tie; `True` if it has no other end."""
-        if saves_one_end(module, self._architecture, self._config, self._weights):
+        if saves_one_end(module, self._architecture, self._config, self.names.values()):
             return False
         if not _ends_with_any(module, self._config.get("modules_to_save")):
             # PEFT adds both embeddings to the file of an adapter that has more tokens than its base.
