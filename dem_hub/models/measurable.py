@@ -4,6 +4,8 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import ConfigError
@@ -22,67 +24,67 @@ if TYPE_CHECKING:
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 
 
-def load_config(
-    base: str | os.PathLike[str] | VectorSource,
-    vectors: Sequence[str | VectorSource],
-    dtype: str | None,
-    kwargs: Mapping[str, Any],
-) -> "PretrainedConfig":
-    """Return the config of the base, read before its weights are.
+@dataclass(frozen=True)
+class Measurable:
+    """A base with all vectors at coefficient 0, which is loaded once, when the model is first asked for.
 
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): The base.
         vectors (`Sequence[str]`): The vectors.
         dtype (`str`, *optional*): Type of the weights; `None` is the base's own.
         kwargs (`Mapping[str, Any]`): Further arguments of [`DEMModel.from_pretrained`].
-
-    Raises:
-        `NotFoundError`: There is no such base.
     """
-    from transformers import AutoConfig, PretrainedConfig
 
-    config: PretrainedConfig | str | None = kwargs.get("config")
-    if isinstance(config, PretrainedConfig):
-        return config
-    folder = resolve(VectorSource.parse(base), (MODEL_CONFIG,), _hub_options(kwargs)).folder
-    if (folder / MODEL_CONFIG).is_file() and not is_recipe(folder):
-        with suppress(OSError, ValueError, KeyError):
-            read: PretrainedConfig = AutoConfig.from_pretrained(
-                folder, trust_remote_code=bool(kwargs.get("trust_remote_code"))
-            )
-            return read
-    # The loading of the model says what is wrong with the config, or copes with it.
-    return load_model(base, vectors, dtype, kwargs).config
+    base: str | os.PathLike[str] | VectorSource
+    vectors: Sequence[str | VectorSource]
+    dtype: str | None
+    kwargs: Mapping[str, Any]
 
+    @cached_property
+    def config(self) -> "PretrainedConfig":
+        """The config of the model, read before its weights are, where that is possible.
 
-def load_model(
-    base: str | os.PathLike[str] | VectorSource,
-    vectors: Sequence[str | VectorSource],
-    dtype: str | None,
-    kwargs: Mapping[str, Any],
-) -> "MergedModel":
-    """Load the base with all vectors at coefficient 0.
+        Raises:
+            `NotFoundError`: There is no such base.
+        """
+        from transformers import AutoConfig, PretrainedConfig
 
-    Args:
-        base (`str`, `os.PathLike` or [`VectorSource`]): The base.
-        vectors (`Sequence[str]`): The vectors.
-        dtype (`str`, *optional*): Type of the weights; `None` is the base's own.
-        kwargs (`Mapping[str, Any]`): Further arguments of [`DEMModel.from_pretrained`].
+        config: PretrainedConfig | str | None = self.kwargs.get("config")
+        if isinstance(config, PretrainedConfig):
+            return config
+        folder = resolve(VectorSource.parse(self.base), (MODEL_CONFIG,), _hub_options(self.kwargs)).folder
+        if config is None and (folder / MODEL_CONFIG).is_file() and not is_recipe(folder):
+            with suppress(OSError, ValueError, KeyError):
+                read: PretrainedConfig = AutoConfig.from_pretrained(
+                    folder, trust_remote_code=bool(self.kwargs.get("trust_remote_code"))
+                )
+                return read
+        # The loading of the model says what is wrong with the config, or copes with it.
+        return self.model.config
 
-    Raises:
-        `ConfigError`: A vector is named twice.
-    """
-    from dem_hub.models.loading import DEMModel
+    @cached_property
+    def model(self) -> "MergedModel":
+        """The model.
 
-    source = VectorSource.parse(base)
-    names = [VectorSource.parse(vector) for vector in vectors]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")
-    zeros: dict[VectorSource, float] = dict.fromkeys(names, 0.0)
-    return DEMModel.from_pretrained(
-        source.repo_id, revision=source.revision, subfolder=source.subfolder, vectors=zeros, dtype=dtype, **kwargs
-    )
+        Raises:
+            `ConfigError`: A vector is named twice.
+        """
+        from dem_hub.models.loading import DEMModel
+
+        source = VectorSource.parse(self.base)
+        names = [VectorSource.parse(vector) for vector in self.vectors]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")
+        zeros: dict[VectorSource, float] = dict.fromkeys(names, 0.0)
+        return DEMModel.from_pretrained(
+            source.repo_id,
+            revision=source.revision,
+            subfolder=source.subfolder,
+            vectors=zeros,
+            dtype=self.dtype,
+            **self.kwargs,
+        )
 
 
 def tokenizer_loader(

@@ -30,7 +30,7 @@ from dem_hub.evaluation import processes
 from dem_hub.evaluation.columns import with_columns
 from dem_hub.evaluation.reader import Reader, read_and_split
 from dem_hub.hub.references import VectorSource
-from dem_hub.models.measurable import load_config, load_model, tokenizer_loader
+from dem_hub.models.measurable import Measurable, tokenizer_loader
 from dem_hub.search.arguments import as_objective, bound_pairs, check, check_granularity
 from dem_hub.search.cross_loss import CrossLoss, geometry_flags
 from dem_hub.search.held_out import Acceptance, accept, baseline_points, best_common_point
@@ -185,19 +185,19 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     processes.join()
     earlier = EarlierSearch.of(resume_from)
     measurements = MeasurementCache(cache, earlier.cache)
+    measurable = Measurable(base, vectors, dtype, model_kwargs)
     evaluator: ScoreEvaluator | LossEvaluator
     held_out_evaluator: LossEvaluator | None
     if score is not None:
-        model = load_model(base, vectors, dtype, model_kwargs)
+        model = measurable.model
         evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
         held_out_evaluator = None
     else:
         # Data that cannot be used are found before the weights are loaded.
-        base_config = load_config(base, vectors, dtype, model_kwargs)
         load_tokenizer = tokenizer_loader(tokenizer, base, model_kwargs)
-        reader = Reader.of_model(base_config, load_tokenizer, max_length, packing=packing)
+        reader = Reader.of_model(measurable.config, load_tokenizer, max_length, packing=packing)
         search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
-        model = load_model(base, vectors, dtype, model_kwargs)
+        model = measurable.model
         evaluator = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
         held_out_evaluator = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
     start = earlier.start(evaluator.names)

@@ -13,7 +13,7 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.models.measurable import load_config, load_model, tokenizer_loader
+from dem_hub.models.measurable import Measurable, tokenizer_loader
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,15 @@ class OwnData:
             vectors (`Mapping[str, Any]`): By vector its data; `None` reads the statistics beside it.
         """
         names = list(vectors)
-        config = load_config(base, names, self.dtype, self.model_kwargs)
+        measurable = Measurable(base, names, self.dtype, self.model_kwargs)
         data = select_columns({name: rows for name, rows in vectors.items() if rows is not None}, self.columns)
-        reader = Reader.of_model(config, tokenizer_loader(self.tokenizer, base, self.model_kwargs), self.max_length)
+        load_tokenizer = tokenizer_loader(self.tokenizer, base, self.model_kwargs)
+        reader = Reader.of_model(measurable.config, load_tokenizer, self.max_length)
         windows = {name: reader.windows(rows) for name, rows in data.items()}
         empty = [f"'{name}'" for name, of_name in windows.items() if not of_name]
         if empty:
             raise ConfigError(f"There is no text in the data of {', '.join(empty)}.")
-        model = load_model(base, names, self.dtype, self.model_kwargs)
+        model = measurable.model
         opened = model.dem.open()
         architecture = opened.base.architecture
         if architecture is None:
