@@ -25,6 +25,9 @@ _MODULE = re.compile(r"\d+_\w+")
 # Modules of sentence-transformers that hold a whole model. Its weights are the base's, and not the merged ones.
 _WHOLE_MODELS = ("Transformer", "MLMTransformer", "CLIPModel", "Router", "Asym")
 
+# Modules of sentence-transformers that compute something without weights.
+_WITHOUT_WEIGHTS = ("Pooling", "Normalize", "Dropout")
+
 
 def is_side_file(path: str) -> bool:
     """Check whether a path in a folder has a name that transformers, tokenizers or sentence-transformers read there.
@@ -99,7 +102,8 @@ def module_folders(folder: Path) -> list[str]:
 
 def modules_with_weights(folder: Path) -> list[str]:
     """Return those of [`module_folders`] whose weights come along: a projection has some that no base has."""
-    return [path for path, kind in _modules(folder) if kind.rpartition(".")[2] not in _WHOLE_MODELS]
+    without = (*_WHOLE_MODELS, *_WITHOUT_WEIGHTS)
+    return [path for path, kind in _modules(folder) if kind.rpartition(".")[2] not in without]
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:

@@ -118,17 +118,38 @@ def side_files(source: VectorSource, options: HubOptions | None = None) -> dict[
     """
     options = options or HubOptions()
     if source.is_local:
-        return side_files_of(resolve(source, (), options).folder)
-    snapshot = _download(source, ("*",), NO_SIDE_FILES, options)
-    folder = snapshot / source.subfolder
-    weights = tuple(f"{module}/*{SAFETENSORS}" for module in modules_with_weights(folder))
-    if weights:
-        _download(replace(source, revision=snapshot.name), weights, (), options)
-    files = side_files_of(folder, is_published=True)
+        resolved = resolve(source, (), options)
+    else:
+        snapshot = _download(source, ("*",), NO_SIDE_FILES, options)
+        resolved = Resolved(source, snapshot / source.subfolder, snapshot.name, options=options)
+    folder = resolved.folder
+    weights = module_weights(resolved)
     for module in module_folders(folder):
         if not (folder / module).is_dir():
             logger.warning("'%s' lacks its module '%s', so what is made from it lacks it too.", source, module)
-    return files
+        elif weights.get(module) == []:
+            logger.warning(
+                "The module '%s' of '%s' has no weights in safetensors, and pickled ones are not copied, so what is made "
+                "from it lacks them. Convert them: SentenceTransformer(...).save_pretrained(folder).",
+                module,
+                source,
+            )
+    return side_files_of(folder, is_published=not source.is_local)
+
+
+def module_weights(resolved: Resolved) -> dict[str, list[Path]]:
+    """Return the files of weights of each module of sentence-transformers that has some of its own, by its folder.
+
+    A list is empty if there are none in safetensors. Those on the Hub are downloaded.
+
+    Raises:
+        The errors of [`resolve`].
+    """
+    modules = modules_with_weights(resolved.folder)
+    if modules and resolved.commit is not None:
+        source = replace(resolved.source, revision=resolved.commit)
+        _download(source, tuple(f"{module}/*{SAFETENSORS}" for module in modules), (), resolved.options)
+    return {module: sorted((resolved.folder / module).glob(f"*{SAFETENSORS}")) for module in modules}
 
 
 def copy_side_files(files: Mapping[str, Path], target: Path) -> None:

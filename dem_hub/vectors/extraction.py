@@ -37,7 +37,7 @@ from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import in_order
 from dem_hub.vectors.config import TensorRecord, VectorConfig
-from dem_hub.vectors.inputs import refuse_what_is_no_model
+from dem_hub.vectors.inputs import refuse_what_is_no_model, warn_of_modules
 from dem_hub.vectors.matching import Pair, match_tensors, vocabulary_size
 from dem_hub.vectors.writer import EncodedTensor, VectorWriter
 
@@ -93,6 +93,7 @@ def extract(
     tensors = Checkpoint(finetuned.folder)
     refuse_quantized_tensors(opened.checkpoint, base.folder, "base")
     refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune", base=opened.checkpoint)
+    warn_of_modules(base, finetuned)
     return extract_tensors(
         folder,
         opened,

@@ -1,10 +1,16 @@
 """What a vector can be extracted from: two models, and nothing else that a folder may hold."""
 
+import logging
 from pathlib import Path
 
+import torch
+
+from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError
 from dem_hub.files.folders import has_model_weights, is_recipe, lone_vector
-from dem_hub.hub.download import Resolved
+from dem_hub.hub.download import Resolved, module_weights
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
@@ -31,6 +37,37 @@ def refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
         raise CheckpointError(
             f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from."
         )
+
+
+def warn_of_modules(base: Resolved, finetuned: Resolved) -> None:
+    """Warn of projections and other modules of sentence-transformers that a fine-tune changed.
+
+    A vector has the tensors of the model alone, so these changes are not in it.
+    """
+    ours = module_weights(base)
+    for module, files in module_weights(finetuned).items():
+        if not files:
+            fault = "has no weights in safetensors, so it is not known whether it was trained"
+        elif not ours.get(module):
+            fault = "has weights, and the base has none for it"
+        elif not _have_same_tensors(finetuned.folder / module, base.folder / module):
+            fault = "was trained"
+        else:
+            continue
+        logger.warning(
+            "The module '%s' of '%s' %s. A vector has no part of it: what is merged has the base's, so copy the folder '%s' "
+            "into the merged model if you want the fine-tune's.",
+            module,
+            finetuned.source,
+            fault,
+            module,
+        )
+
+
+def _have_same_tensors(folder: Path, other: Path) -> bool:
+    mine = Checkpoint(folder)
+    theirs = Checkpoint(other)
+    return set(mine) == set(theirs) and all(torch.equal(mine.read(name), theirs.read(name)) for name in mine)
 
 
 def _vector_kind(folder: Path) -> str:

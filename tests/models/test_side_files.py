@@ -1,10 +1,14 @@
 """What comes along with a base, from a folder and from the Hub, into merged models and recipes."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import HfApi
+from safetensors.torch import save_file
 
 from dem_hub import DEMModel, DistributionVector, VectorSource
 from dem_hub.hub.download import side_files
@@ -12,7 +16,7 @@ from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
 from tests.fake_hub.server import Hub
-from tests.support.tiny_models import Models, Zoo
+from tests.support.tiny_models import Models, Zoo, reshard
 
 # In a repository: what comes along, and what does not.
 OTHERS = {
@@ -86,3 +90,61 @@ def test_a_sentence_transformer_pools_and_projects_as_before(zoo: Zoo, tmp_path:
     assert not torch.allclose(encode("base"), expected, atol=1e-3)
     torch.testing.assert_close(encode("merged"), expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(encode("recipe"), expected, rtol=0, atol=1e-6)
+
+
+def save_projection(folder: Path, values: float, *, pickled: bool = False, kind: str = "Dense") -> None:
+    name = f"sentence_transformers.models.{kind}"
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2_Dense", "type": name}]))
+    for module in ("1_Pooling", "2_Dense"):
+        (folder / module).mkdir(exist_ok=True)
+        (folder / module / "config.json").write_text("{}")
+    weights = {"linear.weight": torch.full((2, 32), values)}
+    if pickled:
+        torch.save(weights, folder / "2_Dense" / "pytorch_model.bin")
+    else:
+        save_file(weights, folder / "2_Dense" / "model.safetensors")
+
+
+# What the module of the base and of the fine-tune is, and what is said. `None` stands for no module.
+PROJECTIONS = {
+    "the same": (1.0, 1.0, ""),
+    "trained": (1.0, 2.0, "'2_Dense' of .* was trained"),
+    "new": (None, 1.0, "has weights, and the base has none for it"),
+    "only in the base": (1.0, None, ""),
+    "pickled": (1.0, "pickled", "not known whether it was trained"),
+    "both pickled": ("pickled", "pickled", "not known whether it was trained"),
+}
+
+
+@pytest.mark.parametrize("where", ["folder", "Hub"])
+@pytest.mark.parametrize(("ours", "theirs", "said"), PROJECTIONS.values(), ids=PROJECTIONS)
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata:UserWarning")
+def test_a_projection_that_a_vector_does_not_have(
+    hub: Hub,
+    llama: Models,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    ours: Any,
+    theirs: Any,
+    said: str,
+    where: str,
+) -> None:
+    sides = {}
+    for name, source, value in (("base", llama.base, ours), ("finetuned", llama.low, theirs)):
+        folder = reshard(source, tmp_path / name)
+        sides[name] = str(folder)
+        if value is not None:
+            save_projection(folder, 1.0 if value == "pickled" else value, pickled=value == "pickled")
+    if where == "Hub":
+        api = HfApi(token=hub.add_user("me").token)
+        for name, folder in sides.items():
+            api.create_repo(f"me/{name}")
+            api.upload_folder(repo_id=f"me/{name}", folder_path=folder)
+            sides[name] = f"me/{name}"
+    DistributionVector.extract(sides["base"], sides["finetuned"], codec="dense")
+    assert bool(said) == ("2_Dense" in caplog.text)
+    assert re.search(said, caplog.text)
+    caplog.clear()
+    side_files(VectorSource(sides["base"]))
+    assert ("no weights in safetensors, and pickled ones are not copied" in caplog.text) == (ours == "pickled")
