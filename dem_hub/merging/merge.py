@@ -63,8 +63,8 @@ _DENSE_BYTES = 8
 class Merge:
     """A weighted sum over one base, any slice of which can be computed on any device and in any dtype.
 
-    `tokens` are the rows of tokens that the base's tokenizer lacks. `twins` are copies of one tensor under several names (see `Base.twins`). They share their random bits, so tied
-    weights stay tied.
+    `tokens` are the rows of tokens that the base's tokenizer lacks. `twins` are copies of one tensor under several
+    names (see `Base.twins`). They share their random bits, so tied weights stay tied.
     """
 
     base: Checkpoint

@@ -30,12 +30,13 @@ from dem_hub.numerics.slices import Index
 class TokenRows:
     """The rows of new tokens in a merge, where a row says what a token says and not what its number says.
 
-    `placed` are the tokens of all vectors with their merged ids, `merged` those of them that the merged model has, and
-    `keys` the tensors that have a row for each token.
+    `placed` are the tokens of all vectors with their merged ids, `merged` those of them that the merged model has, `old`
+    those that the base has at another id than a vector, and `keys` the tensors that have a row for each token.
     """
 
     placed: Mapping[str, Token] = field(default_factory=dict)
     merged: Mapping[str, Token] = field(default_factory=dict)
+    old: frozenset[str] = frozenset()
     keys: frozenset[str] = frozenset()
 
     @classmethod
@@ -58,7 +59,9 @@ class TokenRows:
         if base.architecture is not None:
             keys |= base.architecture.vocabulary
         placed = place_tokens(base.vocabulary, [tokens for tokens, _ in vectors])
-        return cls(placed, merged_tokens(base.vocabulary, vectors), frozenset(keys))
+        known = () if base.vocabulary is None else base.vocabulary.ids
+        old = frozenset(text for text in placed if text in known)
+        return cls(placed, merged_tokens(base.vocabulary, vectors), old, frozenset(keys))
 
     @cached_property
     def texts(self) -> Mapping[int, str]:
@@ -77,7 +80,17 @@ class TokenRows:
             return frozenset()
         known = [term.tokens for term in terms if term.tokens is not None and term.coefficient]
         rows = set(self.texts).union(*(tokens.values() for tokens in known))
-        return frozenset(row for row in rows if any(tokens.get(self.texts.get(row, "")) != row for tokens in known))
+        return frozenset(row for row in rows if any(self._source(tokens, row) != row for tokens in known))
+
+    def _source(self, tokens: Mapping[str, int] | None, row: int) -> int | None:
+        """Return the row that a vector has for what a merged row stands for; `None` if it has none."""
+        if tokens is None:
+            return row
+        text = self.texts.get(row)
+        if text is not None and text in tokens:
+            return tokens[text]
+        is_base_token = text is None or text in self.old
+        return row if is_base_token and row not in tokens.values() else None
 
     def summands(
         self,
@@ -96,13 +109,9 @@ class TokenRows:
         row = index[0].start
         summands: list[Scaled] = []
         for term in terms:
-            if not term.coefficient:
-                continue
-            source = row
-            if term.tokens is not None:
-                source = term.tokens.get(self.texts.get(row, ""), -1)
+            source = self._source(term.tokens, row)
             stored = _stored(term, name)
-            if stored is None or source < 0:
+            if not term.coefficient or stored is None or source is None:
                 continue
             if source == row:
                 decoded = stored.decode(base, index, device)

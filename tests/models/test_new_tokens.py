@@ -1,5 +1,6 @@
 """Models of several vectors that bring tokens: each token keeps its row's meaning, and the tokenizer has it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
 from tests.models.helpers import same_tensors, state_of
 from tests.support.new_tokens import INPUT, OUTPUT, assert_by_token, finetune, ids_of, make_base
-from tests.support.tiny_models import Zoo, load_tensors
+from tests.support.tiny_models import Zoo, edit_json, load_tensors
 
 TOKENS = {
     "different": (["<a>"], ["<b>"]),
@@ -130,6 +131,27 @@ def test_a_reserved_token_with_a_new_name(zoo: Zoo, tmp_path: Path) -> None:
     export(PlannedModel.of(open_base_and_vectors(VectorSource(str(base)), vectors)), tmp_path / "merged")
     ids = ids_of(tmp_path / "merged")
     assert (ids["<think>"], ids["<tool>"], ids["<r1>"]) == (62, 64, 63)
+    merged = load_tensors(tmp_path / "merged")
+    for name in (INPUT, OUTPUT):
+        assert_by_token(name, merged[name], base, dict.fromkeys(finetunes, 0.5), ids)
+
+
+@pytest.mark.parametrize("rename", [{"<r0>": "<r1>", "<r1>": "<r0>"}, {"<r0>": "<tool>"}], ids=["swapped", "renamed"])
+def test_tokens_of_the_base_that_one_vector_has_elsewhere(zoo: Zoo, tmp_path: Path, rename: dict[str, str]) -> None:
+    """The changes of the other vector stay with the tokens of the base."""
+    base = make_base(zoo.models("llama-untied", "float32").base, tmp_path / "base", 64, ["<r0>", "<r1>"])
+    finetunes = [finetune(base, tmp_path / f"finetuned-{number}", [], seed=number) for number in range(2)]
+    data = json.loads((finetunes[0] / "tokenizer.json").read_text())
+    for token in data["added_tokens"]:
+        token["content"] = rename.get(token["content"], token["content"])
+    data["added_tokens"].sort(key=lambda token: token["id"])
+    (finetunes[0] / "tokenizer.json").write_text(json.dumps(data))
+    edit_json(finetunes[0] / "tokenizer_config.json", extra_special_tokens=[])
+    for number, folder in enumerate(finetunes):
+        DistributionVector.extract(base, folder, codec="dense").save_pretrained(tmp_path / f"vector-{number}")
+    vectors = {str(tmp_path / f"vector-{number}"): 0.5 for number in range(2)}
+    export(PlannedModel.of(open_base_and_vectors(VectorSource(str(base)), vectors)), tmp_path / "merged")
+    ids = ids_of(tmp_path / "merged")
     merged = load_tensors(tmp_path / "merged")
     for name in (INPUT, OUTPUT):
         assert_by_token(name, merged[name], base, dict.fromkeys(finetunes, 0.5), ids)
