@@ -77,7 +77,12 @@ class MeasurementCache:
         self._numbers[key] = value
         if self.folder is not None and rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _append(self.folder / MEASUREMENTS, json.dumps([key, value]) + "\n")
+            path = self.folder / MEASUREMENTS
+            try:
+                _append(path, json.dumps([key, value]) + "\n")
+            except OSError as error:
+                error.filename = error.filename or str(path)  # the system does not say where a write failed
+                raise
 
     def block(self, key: str) -> Block | None:
         """Return the logits that this process has kept under a key, or `None`."""
