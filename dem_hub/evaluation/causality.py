@@ -70,7 +70,7 @@ def _two_texts(windows: Sequence[Window]) -> torch.Tensor | None:
         half = len(ids) // 2
         for other in (ids[half:][::-1], [ids[0]] * (len(ids) - half), [ids[-1]] * (len(ids) - half)):
             if half and other != ids[half:]:
-                return torch.tensor([ids, ids[:half] + other])
+                return torch.tensor([ids, ids[:half] + other], device="cpu")
     return None
 
 
