@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ def test_a_vector_there_and_back(
     assert str(llama.base) not in "".join(text.decode("latin-1") for text in hub.files("ann/maths").values())
     model = DEMModel.from_pretrained(BASE, vectors={"ann/maths": 0.5})
     assert_same(model, DEMModel.from_pretrained(llama.base, vectors={saved(vector, tmp_path): 0.5}))
+
+
+def test_a_fine_tune_in_a_folder_is_no_repository(hub: Hub, base: str, llama: Models, tmp_path: Path) -> None:
+    """Its relative path has the form of a Hub id. The tests' working directory is `tmp_path`."""
+    shutil.copytree(llama.full, tmp_path / "runs" / "maths")
+    vector = DistributionVector.extract(base, "runs/maths", codec="dense")
+    assert vector.config is not None
+    assert vector.config.finetuned == str(tmp_path / "runs" / "maths")
+    vector.push_to_hub("ann/maths")
+    files = hub.files("ann/maths")
+    assert json.loads(files["vector_config.json"])["finetuned"] is None
+    assert b"runs/maths" not in files["README.md"]
 
 
 def test_the_base_must_have_a_name_that_others_know(hub: Hub, vector: DistributionVector, llama: Models) -> None:
