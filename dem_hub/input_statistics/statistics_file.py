@@ -55,11 +55,13 @@ class InputStatistics:
         inputs (`tuple[LayerInput, ...]`): Each distinct input.
         tokens (`int`): Tokens that went through the model.
         data (`str`): A hash of them.
+        vector (`str`): The sha256 of the vector whose fine-tune they went through; empty for a model without one.
     """
 
     inputs: tuple[LayerInput, ...]
     tokens: int
     data: str
+    vector: str = ""
 
     @cached_property
     def moments(self) -> Mapping[str, Moments]:
@@ -87,6 +89,7 @@ class InputStatistics:
             "format_version": FORMAT_VERSION,
             "tokens": self.tokens,
             "data": self.data,
+            "vector": self.vector,
             "inputs": {item.name: list(item.keys) for item in self.inputs},
             "sha256": digest(path),
         }
@@ -117,7 +120,7 @@ class InputStatistics:
         inputs = []
         for name, keys in record.inputs.items():
             inputs.append(LayerInput(tuple(keys), _read_moments(checkpoint, name)))
-        return cls(tuple(inputs), record.tokens, record.data)
+        return cls(tuple(inputs), record.tokens, record.data, record.vector)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class _Record:
 
     tokens: int
     data: str
+    vector: str
     inputs: Mapping[str, tuple[str, ...]]
     sha256: str
 

@@ -16,6 +16,7 @@ Source: Jin, Ren, Preotiuc-Pietro and Cheng, *Dataless Knowledge Fusion by Mergi
 2023, equation 2; on task vectors, *LOT Merging*, arXiv 2505.23859.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE
+from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.input_statistics.moments import Moments
 from dem_hub.input_statistics.statistics_file import InputStatistics
@@ -36,10 +38,15 @@ from dem_hub.transformations.shares import Shares
 from dem_hub.transformations.transformation import TensorDeltas, transform
 from dem_hub.vectors.vector import DistributionVector
 
+logger = logging.getLogger(__name__)
+
 # What is added to each diagonal, relative to the mean of all: where no distribution has inputs, each vector then gets
 # 1/N. On SmolLM2's demo 0.001 is as good as less, and 0.1 loses a tenth of the gain (benchmarks/README.md,
 # `regmean.py`).
 RIDGE = 1e-3
+
+# Tokens of a distribution below which a warning says so (benchmarks/README.md, `regmean.py`).
+_FEW_TOKENS = 1_000
 
 # Elements of a dense delta that are multiplied at a time, in float64: 32 MiB. Chosen by hand, not measured.
 _BLOCK = 1 << 22
@@ -70,9 +77,16 @@ class RegMean:
         known = [_on(item.moments.get(key), deltas.device) for item in self.statistics]
         if not any(known):
             return _scaled(delta, 1 / len(deltas))
-        shares = Shares.of(known, self.ridge)
         module = self.architecture.modules.get(key)
-        if module is not None and module.transposed:
+        is_transposed = module is not None and module.transposed
+        shares = Shares.of(known, self.ridge)
+        size = deltas.base.checkpoint[key].shape[0 if is_transposed else 1]
+        if len(shares.scale) != size:
+            raise ConfigError(
+                f"'{key}' reads {size} numbers, and its input statistics are of {len(shares.scale)}: they are of "
+                "another base. Gather them again."
+            )
+        if is_transposed:
             return _transposed(_shared(_transposed(delta), place, shares))
         return _shared(delta, place, shares)
 
@@ -93,6 +107,27 @@ def _shared(delta: Delta, place: int, shares: Shares) -> Delta:
         for rows in row_blocks(full_index(dense.shape), _BLOCK):
             dense[rows] = shares.apply(place, delta.dense[rows]).to(dense)
     return Delta(left=delta.left, right=right, dense=dense)
+
+
+def _say_what_is_thin(architecture: Architecture, statistics: Sequence[InputStatistics]) -> None:
+    """Warn of layers that no distribution reached, and of data that cannot tell the directions of an input apart."""
+    layers = {*architecture.modules, *architecture.expert_keys}
+    seen = {key for item in statistics for key in item.moments}
+    unseen = sorted(layers - seen)
+    if unseen:
+        logger.warning(
+            "%d of %d layers had no input in the data of any vector ('%s'); their deltas are averaged. Give more data.",
+            len(unseen),
+            len(layers),
+            unseen[0],
+        )
+    few = [item.tokens for item in statistics if item.tokens < _FEW_TOKENS]
+    if few:
+        logger.warning(
+            "The input statistics are of %s tokens; from %d on, RegMean gains little more.",
+            " and ".join(map(str, few)),
+            _FEW_TOKENS,
+        )
 
 
 def _scaled(delta: Delta, factor: float) -> Delta:
@@ -174,6 +209,7 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
         return dict(zip(vectors, opened.vectors, strict=True))
     architecture = opened.base.architecture
     assert architecture is not None  # the statistics were gathered with it
+    _say_what_is_thin(architecture, statistics)
     transformation = RegMean(tuple(statistics), architecture)
     transformed = transform(opened.base, opened.vectors, transformation, encoder, torch.device(device or "cpu"))
     return dict(zip(vectors, transformed, strict=True))

@@ -41,8 +41,8 @@ def test_the_diagonal_is_exact_and_the_error_near_the_best(rank: int) -> None:
     values, vectors = torch.linalg.eigh(exact)
     best = (vectors[:, -rank:] * values[-rank:]) @ vectors[:, -rank:].T
     held = (moments.vectors * moments.values) @ moments.vectors.T
-    # Twice the best is what Tropp et al. (theorem 4.1) give for the expected error of a sketch of twice the rank.
-    assert (exact - held).norm() < 2 * (exact - best).norm()
+    # Tropp et al. (theorem 4.1) expect an error of 1 + K / (W - K - 1) times the best, with W = 4 K columns.
+    assert (exact - held).norm() < 1.5 * (exact - best).norm()
 
 
 def test_what_is_left_of_the_diagonal_is_never_negative() -> None:
@@ -70,4 +70,4 @@ def test_fewer_tokens_than_directions(tokens: int) -> None:
 
 def test_the_memory_of_a_sketch_does_not_grow() -> None:
     sketch = MomentSketch(4096, 64, CPU)
-    assert sketch.product.shape == (4096, 128)
+    assert sketch.product.shape == (4096, 256)

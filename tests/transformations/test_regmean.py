@@ -1,5 +1,6 @@
 """RegMean on real models, against its formula in float64 on whole matrices."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def statistics_of(base: Path, vector: Path, data: list[list[int]]) -> InputStati
     model = DEMModel.from_pretrained(base, vectors={str(vector): 1.0}, dtype="float32")
     architecture = model.dem.open().base.architecture
     assert architecture is not None
-    return gather(model, architecture, [Window.of(row) for row in data])
+    gathered = gather(model, architecture, [Window.of(row) for row in data])
+    return replace(gathered, vector=DistributionVector.from_pretrained(vector).sha256)
 
 
 def expected_delta(delta: Tensor, place: int, grams: list[Tensor]) -> Tensor:
@@ -183,3 +185,27 @@ def test_a_vector_with_neither_is_refused(zoo: Zoo) -> None:
     names = [str(zoo.adapter("llama-tied")), str(zoo.vector("llama-tied"))]
     with pytest.raises((ConfigError, NotFoundError), match="input statistics"):
         regmean(base, {names[0]: some_data(0), names[1]: None})
+
+
+def test_statistics_of_another_vector_are_refused(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("llama-tied").base
+    other = DistributionVector.from_pretrained(zoo.vector("llama-tied"))
+    other.save_pretrained(tmp_path)
+    statistics_of(base, zoo.adapter("llama-tied"), some_data(0)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="and the vector there has"):
+        regmean(base, {str(tmp_path): None, str(zoo.adapter("llama-tied")): some_data(1)})
+
+
+def test_layers_that_no_token_reached_are_said(zoo: Zoo, caplog: pytest.LogCaptureFixture) -> None:
+    """An expert of eleven that a few tokens do not reach keeps an equal share of each vector."""
+    base = zoo.models("qwen2-moe").base
+    names = [str(zoo.vector("qwen2-moe")), str(zoo.vector("qwen2-moe", kind="short"))]
+    new = regmean(base, {name: [[5, 5, 5]] for name in names}, codec="dense")
+    assert "layers had no input in the data of any vector" in caplog.text
+    assert "3 and 3 tokens" in caplog.text
+    opened = Base(Resolved.local(base))
+    assert opened.architecture is not None
+    statistics = statistics_of(base, Path(names[0]), [[5, 5, 5]])
+    key = min(opened.architecture.expert_keys - statistics.moments.keys())
+    old = delta_of(DistributionVector.from_pretrained(names[0]), base, key)
+    torch.testing.assert_close(delta_of(new[names[0]], base, key), old / 2, rtol=1e-3, atol=1e-6)
