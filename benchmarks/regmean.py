@@ -2,6 +2,7 @@
 
     dem-hub demo                                     # base, fine-tunes, vectors, coefficients: in dem-hub-demo
     python benchmarks/regmean.py dem-hub-demo        # the headline rows, and a table for each setting
+    python benchmarks/regmean.py dem-hub-demo --settings ridge data
 
 Every model is scored on test text on which nothing was chosen. The difference to the searched DEM has a standard error
 over documents. The settings are tried with one change at a time from the defaults of the library.
@@ -227,49 +228,68 @@ def first_rows(rows: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]
     return kept
 
 
-def settings(study: Study, table: Table) -> None:
-    """Print a table for each setting."""
-    training = {name: first(windows, TOKENS) for name, windows in study.train.items()}
-    whole = study.statistics(training, WHOLE)
+@dataclass(frozen=True)
+class Settings:
+    """The tables of settings, one change at a time from the defaults."""
 
-    def transformed(statistics: Sequence[InputStatistics], **options: float) -> Scores:
-        return study.score_transformed(RegMean(tuple(statistics), study.architecture, **options))
+    study: Study
+    table: Table
 
-    table.head("eigenvectors of each input")
-    table.row("all, whole matrices", transformed(whole))
-    for rank in (0, 4, 16, 32, 64, 128):
-        table.row(f"{rank}, exact", transformed(truncated(whole, rank)))
-    for rank in (16, 64):
-        table.row(f"{rank}, from a sketch", transformed(study.statistics(training, rank)))
+    def scores(self, statistics: Sequence[InputStatistics], **options: float) -> Scores:
+        """Score the transformed vectors."""
+        return self.study.score_transformed(RegMean(tuple(statistics), self.study.architecture, **options))
 
-    leading = truncated(whole, 64)
-    table.head("ridge")
-    for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
-        table.row(f"{ridge:g}", transformed(leading, ridge=ridge))
+    def training(self, tokens: int = TOKENS) -> dict[str, list[Window]]:
+        """Return this many tokens of training text of each distribution."""
+        return {name: first(windows, tokens) for name, windows in self.study.train.items()}
 
-    table.head("embeddings")
-    table.row("weighted by their tokens", transformed(leading))
-    table.row("averaged", transformed(without_embeddings(leading)))
+    def eigenvectors(self) -> None:
+        """Compare ranks, of whole matrices and of sketches."""
+        self.table.head("eigenvectors of each input")
+        whole = self.study.statistics(self.training(), WHOLE)
+        self.table.row("all, whole matrices", self.scores(whole))
+        for rank in (0, 4, 16, 32, 64, 128):
+            self.table.row(f"{rank}, exact", self.scores(truncated(whole, rank)))
+        for rank in (16, 64):
+            self.table.row(f"{rank}, from a sketch", self.scores(self.study.statistics(self.training(), rank)))
 
-    table.head("statistics of")
-    for tokens in (250, 1_000, 4_000, 16_000):
-        data = {name: first(windows, tokens) for name, windows in study.train.items()}
-        table.row(f"training text, {tokens} tokens", transformed(study.statistics(data, 64)))
-    table.row("validation text", transformed(study.statistics(study.validation, 64)))
-    for at in ("base", "average"):
-        table.row(f"training text, inputs of the {at}", transformed(study.statistics(training, 64, at)))
+    def ridge(self) -> None:
+        """Compare ridges."""
+        self.table.head("ridge")
+        leading = self.study.statistics(self.training(), 64)
+        for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+            self.table.row(f"{ridge:g}", self.scores(leading, ridge=ridge))
+
+    def embeddings(self) -> None:
+        """Compare embeddings weighted by their tokens with averaged ones."""
+        self.table.head("embeddings")
+        leading = self.study.statistics(self.training(), 64)
+        self.table.row("weighted by their tokens", self.scores(leading))
+        self.table.row("averaged", self.scores(without_embeddings(leading)))
+
+    def data(self) -> None:
+        """Compare amounts and kinds of data, and the models that they run through."""
+        self.table.head("statistics of")
+        for tokens in (250, 1_000, 4_000):
+            statistics = self.study.statistics(self.training(tokens), 64)
+            self.table.row(f"training text, {tokens} tokens", self.scores(statistics))
+        self.table.row("validation text", self.scores(self.study.statistics(self.study.validation, 64)))
+        for at in ("base", "average"):
+            statistics = self.study.statistics(self.training(), 64, at)
+            self.table.row(f"training text, inputs of the {at}", self.scores(statistics))
 
 
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
-    parser.add_argument("--headline", action="store_true", help="print the first table only")
+    tables = ["eigenvectors", "ridge", "embeddings", "data"]
+    parser.add_argument("--settings", nargs="*", choices=tables, default=tables, help="the tables of settings")
     arguments = parser.parse_args()
     study = Study(arguments.folder)
     table = headline(study, arguments.folder)
-    if not arguments.headline:
-        settings(study, table)
+    for name in arguments.settings:
+        getattr(Settings(study, table), name)()
 
 
 if __name__ == "__main__":
