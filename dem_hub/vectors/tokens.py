@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.tokenizer import Token, Vocabulary, new_tokens
@@ -19,6 +20,10 @@ from dem_hub.vectors.lora.embeddings import has_embedding, vocabulary_rows
 
 if TYPE_CHECKING:
     from dem_hub.vectors.vector import DistributionVector
+
+# The tokens of adapters that are open, by the folder of the base. A search asks at each of its points, and a tokenizer is
+# a large file.
+_FOUND: "WeakKeyDictionary[DistributionVector, dict[Path, Mapping[str, Token] | None]]" = WeakKeyDictionary()
 
 
 def tokens_of(vector: "DistributionVector", base: Base) -> Mapping[str, Token] | None:
@@ -33,6 +38,13 @@ def tokens_of(vector: "DistributionVector", base: Base) -> Mapping[str, Token] |
     """
     if vector.config is not None:
         return vector.config.tokens
+    found = _FOUND.setdefault(vector, {})
+    if base.folder not in found:
+        found[base.folder] = _tokens_of_adapter(vector, base)
+    return found[base.folder]
+
+
+def _tokens_of_adapter(vector: "DistributionVector", base: Base) -> Mapping[str, Token] | None:
     rows = vocabulary_rows(vector.folder, base)
     if not rows:
         return {}
