@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,7 +68,8 @@ def test_a_result_is_replaced_only_with_overwrite(
     assert main([*quick, "--cache", str(folder / "cache")]) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with monkeypatch.context() as context:
-        context.setattr("dem_hub.search.search.load_model", lambda *_: pytest.fail("hours of work come first"))
+        never = Mock(side_effect=AssertionError("hours of work come first"))
+        context.setattr("dem_hub.models.loading.DEMModel.from_pretrained", never)
         assert main(quick) == 2
         assert (
             "found' holds a recipe already. Choose another folder, or replace it: --overwrite"
