@@ -74,7 +74,7 @@ def kind_of(folder: Path) -> str:
             return kind
     if is_recipe(folder):
         return RECIPE
-    if any(path.name.endswith(_WEIGHTS_SUFFIXES) for path in folder.iterdir()):
+    if any(path.name.endswith(_WEIGHTS_SUFFIXES) and path.name not in SIDECARS for path in folder.iterdir()):
         return WEIGHTS
     return ""
 
