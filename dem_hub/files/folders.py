@@ -82,7 +82,7 @@ def kind_of(folder: Path) -> str:
 def has_model_weights(folder: Path) -> bool:
     """Check whether a folder holds weights that are not those of a vector or an adapter."""
     for path in folder.iterdir():
-        is_vector = any(fnmatch(path.name, pattern) for pattern in (*VECTOR_FILES, ADAPTER_PICKLE))
+        is_vector = any(fnmatch(path.name, pattern) for pattern in (*VECTOR_FILES, *SIDECARS, ADAPTER_PICKLE))
         if path.name.endswith(_WEIGHTS_SUFFIXES) and not is_vector:
             return True
     return False

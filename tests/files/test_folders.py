@@ -8,7 +8,17 @@ import pytest
 
 from dem_hub import DistributionVector, VectorSource, VectorStore
 from dem_hub.errors import ConfigError
-from dem_hub.files.folders import ADAPTER, MERGED, RECIPE, STORE, VECTOR, WEIGHTS, check_output, kind_of
+from dem_hub.files.folders import (
+    ADAPTER,
+    MERGED,
+    RECIPE,
+    STORE,
+    VECTOR,
+    WEIGHTS,
+    check_output,
+    has_model_weights,
+    kind_of,
+)
 from dem_hub.files.names import SIDE_FILES, SIDECARS
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.export import estimate_export, export
@@ -133,3 +143,11 @@ def test_an_empty_folder_in_the_target_is_a_users(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling").mkdir()
     with pytest.raises(ConfigError, match="did not write"):
         check_output(tmp_path, MERGED, overwrite=False)
+
+
+@pytest.mark.parametrize("name", SIDECARS)
+def test_a_sidecar_is_no_model(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "vector"
+    shutil.copytree(folders[VECTOR], folder)
+    (folder / name).touch()
+    assert not has_model_weights(folder)
