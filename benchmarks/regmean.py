@@ -149,14 +149,6 @@ def truncated(statistics: Sequence[InputStatistics], rank: int) -> list[InputSta
     return shorter
 
 
-def without_embeddings(statistics: Sequence[InputStatistics]) -> list[InputStatistics]:
-    """Return statistics without the frequencies of tokens: embeddings are then averaged."""
-    return [
-        replace(item, inputs=tuple(layer for layer in item.inputs if "embed_tokens" not in layer.name))
-        for item in statistics
-    ]
-
-
 class Table:
     """Rows of losses, with the difference to the searched DEM."""
 
@@ -260,13 +252,6 @@ class Settings:
         for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
             self.table.row(f"{ridge:g}", self.scores(leading, ridge=ridge))
 
-    def embeddings(self) -> None:
-        """Compare embeddings weighted by their tokens with averaged ones."""
-        self.table.head("embeddings")
-        leading = self.study.statistics(self.training(), 64)
-        self.table.row("weighted by their tokens", self.scores(leading))
-        self.table.row("averaged", self.scores(without_embeddings(leading)))
-
     def data(self) -> None:
         """Compare amounts and kinds of data, and the models that they run through."""
         self.table.head("statistics of")
@@ -283,7 +268,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
-    tables = ["eigenvectors", "ridge", "embeddings", "data"]
+    tables = ["eigenvectors", "ridge", "data"]
     parser.add_argument("--settings", nargs="*", choices=tables, default=tables, help="the tables of settings")
     arguments = parser.parse_args()
     study = Study(arguments.folder)

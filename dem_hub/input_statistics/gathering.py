@@ -21,7 +21,6 @@ from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.likelihood import as_inputs, batches, is_seq2seq
 from dem_hub.evaluation.windows import Window, hash_windows
-from dem_hub.input_statistics.moments import Moments
 from dem_hub.input_statistics.sketch import MomentSketch
 from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
 
@@ -46,7 +45,6 @@ class Watch:
         self.tokens = 0
         self.mask: Tensor | None = None  # (batch, tokens) of the batch that is running: 1 where a token is
         self._sketches: dict[str, MomentSketch] = {}  # by the key of the first layer with that input
-        self._counts: dict[str, Tensor] = {}  # of each token, for embeddings, by key
         self._leaders: dict[str, str] = {}  # the key whose sketch a key shares
         self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its input
 
@@ -66,12 +64,6 @@ class Watch:
         if leader == key:
             self.add(key, self._rows(inputs), RANK)
         self._last = (leader, inputs)
-
-    def see_embedding(self, key: str, ids: Tensor, size: int) -> None:
-        """Count token ids, whose one-hot vectors are the inputs of an embedding of `size` rows."""
-        counts = torch.bincount(self._rows(ids.unsqueeze(-1)).flatten(), minlength=size)
-        self._counts[key] = self._counts.get(key, torch.zeros_like(counts)) + counts
-        self._leaders[key] = key
 
     def add(self, key: str, inputs: Tensor, rank: int) -> None:
         """Add inputs, (T, D), to the sketch of a layer."""
@@ -98,13 +90,8 @@ class Watch:
         inputs = []
         for leader in sorted(set(self._leaders.values())):
             keys = tuple(sorted(key for key, value in self._leaders.items() if value == leader))
-            inputs.append(LayerInput(keys, self._moments(leader)))
+            inputs.append(LayerInput(keys, self._sketches[leader].moments(self.tokens)))
         return InputStatistics(tuple(inputs), self.tokens, data)
-
-    def _moments(self, leader: str) -> Moments:
-        if leader in self._counts:
-            return Moments.of_diagonal(self._counts[leader].double().cpu() / self.tokens)
-        return self._sketches[leader].moments(self.tokens)
 
     def _rows(self, inputs: Tensor) -> Tensor:
         """Return inputs as (T, D), without those of padding."""
@@ -125,10 +112,8 @@ def watching(model: "PreTrainedModel", architecture: Architecture) -> Iterator[W
     watch = Watch()
     handles = [model.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True)]
     for key, module in architecture.modules.items():
-        layer = model.get_submodule(module.name)
-        if module.kind == "embedding":
-            handles.append(layer.register_forward_pre_hook(_embedding_hook(watch, key)))
-        else:
+        if module.kind != "embedding":
+            layer = model.get_submodule(module.name)
             handles.append(layer.register_forward_pre_hook(_linear_hook(watch, key)))
     experts = _ExpertMode(model, architecture, watch)
     try:
@@ -174,13 +159,6 @@ def _batch_hook(watch: Watch) -> Any:
 def _linear_hook(watch: Watch, key: str) -> Any:
     def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
         watch.see_linear(key, args[0])
-
-    return hook
-
-
-def _embedding_hook(watch: Watch, key: str) -> Any:
-    def hook(layer: torch.nn.Embedding, args: tuple[Any, ...]) -> None:
-        watch.see_embedding(key, args[0], layer.num_embeddings)
 
     return hook
 

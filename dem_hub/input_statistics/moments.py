@@ -24,7 +24,7 @@ class Moments:
 
     @classmethod
     def of_diagonal(cls, diagonal: Tensor) -> "Moments":
-        """Return moments without any off the diagonal: those of the one-hot inputs of an embedding, for instance."""
+        """Return moments without any off the diagonal."""
         size = len(diagonal)
         return cls(diagonal.new_zeros(size, 0), diagonal.new_zeros(0), diagonal)
 

@@ -1,9 +1,8 @@
 """Input statistics as a record, and as two files beside a vector.
 
 `input_statistics.safetensors` has three tensors for each distinct input, named by the first layer that gets it:
-`<key>::vectors` in bfloat16, `<key>::values` and `<key>::rest` in float32. For an embedding, `<key>::rest` is how often
-each token came. `input_statistics.json` has everything else: the tokens, a hash of the data, which layers share an
-input, and the sha256 of the tensors.
+`<key>::vectors` in bfloat16, `<key>::values` and `<key>::rest` in float32. `input_statistics.json` has everything else:
+the number of tokens, a hash of the data, the vector, which layers share an input, and the sha256 of the tensors.
 """
 
 import os

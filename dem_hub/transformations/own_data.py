@@ -94,8 +94,7 @@ def gather_statistics(
     """Return the input statistics of each vector's distribution, from a little data of it.
 
     Saved beside a vector they take the place of the data, so that a new vector costs a pass over its own data alone.
-    They have no text, but they tell something about it: how often each token comes, and the directions that a layer's
-    inputs have.
+    They have no text, but they tell something about it: the directions that each layer's inputs have.
 
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.

@@ -9,8 +9,8 @@ as that distribution's own fine-tune does:
 So a vector keeps all of its delta in directions that only its own distribution uses, and a share where several do. The
 matrices of all vectors sum to the identity, so there are no coefficients to be found: all are 1.
 
-An embedding is a linear layer whose inputs are one-hot vectors of tokens: its rows are weighted by how often each
-distribution has the token. What has no input statistics (norms, biases) is weighted by 1/N.
+What has no input statistics (embeddings, norms, biases) is weighted by 1/N. Rows of embeddings weighted by how often
+each distribution has their token, which is the formula for one-hot inputs, were no better (benchmarks/README.md).
 
 Source: Jin, Ren, Preotiuc-Pietro and Cheng, *Dataless Knowledge Fusion by Merging Weights of Language Models*, ICLR
 2023, equation 2; on task vectors, *LOT Merging*, arXiv 2505.23859.
@@ -111,7 +111,8 @@ def _shared(delta: Delta, place: int, shares: Shares) -> Delta:
 
 def _say_what_is_thin(architecture: Architecture, statistics: Sequence[InputStatistics]) -> None:
     """Warn of layers that no distribution reached, and of data that cannot tell the directions of an input apart."""
-    layers = {*architecture.modules, *architecture.expert_keys}
+    linears = {key for key, module in architecture.modules.items() if module.kind != "embedding"}
+    layers = linears | architecture.expert_keys
     seen = {key for item in statistics for key in item.moments}
     unseen = sorted(layers - seen)
     if unseen:

@@ -77,7 +77,7 @@ def test_statistics_take_the_place_of_data(
     vectors = [shutil.copytree(inputs[name], tmp_path / name) for name in ("dense", "lora")]
     pairs = [f"--vector={vector}={inputs['data']}" for vector in vectors]
     text = run(capsys, "statistics", inputs["base"], *pairs)
-    # Four distinct inputs in each of two layers, the embedding's and the output's.
-    assert [line.partition(": ")[2] for line in text.splitlines()] == ["160 tokens, 10 inputs"] * 2
+    # Four distinct inputs in each of two layers, and the output's.
+    assert [line.partition(": ")[2] for line in text.splitlines()] == ["160 tokens, 9 inputs"] * 2
     run(capsys, "regmean", inputs["base"], *(f"--vector={vector}" for vector in vectors), "-o", tmp_path / "regmean")
     assert sorted(VectorStore.from_pretrained(tmp_path / "regmean")) == ["dense", "lora"]

@@ -60,18 +60,6 @@ def test_the_moments_of_each_linear_layer(
         torch.testing.assert_close(statistics.moments[key].dense(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "bert"])
-def test_the_frequency_of_each_token(zoo: Zoo, family: str) -> None:
-    model, base = opened(zoo, family)
-    data = windows([9, 4, 12])
-    statistics = gather(model, base.architecture, data, 2)
-    words = {"llama-tied": "model.embed_tokens", "bert": "bert.embeddings.word_embeddings"}[family]
-    key = base.architecture.keys[words]
-    ids = torch.tensor([token for window in data for token in window.input_ids])
-    expected = torch.bincount(ids, minlength=VOCABULARY).double() / 25
-    torch.testing.assert_close(statistics.moments[key].diagonal(), expected)
-
-
 def test_layers_with_one_input_share_it(zoo: Zoo) -> None:
     model, base = opened(zoo, "llama-untied")
     statistics = gather(model, base.architecture, windows([5]))
