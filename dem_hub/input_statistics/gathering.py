@@ -27,8 +27,8 @@ from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Leading eigenvectors of each input. On SmolLM2's demo 64 lose nothing against the whole matrices, and 16 a fifth of
-# RegMean's gain (benchmarks/README.md, `regmean.py`).
+# Leading eigenvectors of each input. On SmolLM2's demo 64 lose a tenth of RegMean's gain with whole matrices, and 16 four
+# tenths (benchmarks/README.md, `regmean.py`).
 RANK = 64
 
 # The same for one expert of a mixture, which sees a fraction of the tokens.

@@ -41,11 +41,10 @@ from dem_hub.vectors.vector import DistributionVector
 logger = logging.getLogger(__name__)
 
 # What is added to each diagonal, relative to the mean of all: where no distribution has inputs, each vector then gets
-# 1/N. On SmolLM2's demo 0.001 is as good as less, and 0.1 loses a tenth of the gain (benchmarks/README.md,
-# `regmean.py`).
+# 1/N. On SmolLM2's demo 1e-6, 1e-4 and 1e-3 are equally good (benchmarks/README.md, `regmean.py`).
 RIDGE = 1e-3
 
-# Tokens of a distribution below which a warning says so (benchmarks/README.md, `regmean.py`).
+# Tokens of a distribution below which a warning says so.
 _FEW_TOKENS = 1_000
 
 # Elements of a dense delta that are multiplied at a time, in float64: 32 MiB. Chosen by hand, not measured.
@@ -125,9 +124,8 @@ def _say_what_is_thin(architecture: Architecture, statistics: Sequence[InputStat
     few = [item.tokens for item in statistics if item.tokens < _FEW_TOKENS]
     if few:
         logger.warning(
-            "The input statistics are of %s tokens; from %d on, RegMean gains little more.",
-            " and ".join(map(str, few)),
-            _FEW_TOKENS,
+            "Some input statistics are of few tokens: %s. With 250 RegMean gained half of what it gained with 4,000.",
+            ", ".join(map(str, few)),
         )
 
 

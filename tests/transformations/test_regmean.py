@@ -189,7 +189,7 @@ def test_layers_that_no_token_reached_are_said(zoo: Zoo, caplog: pytest.LogCaptu
     names = [str(zoo.vector("qwen2-moe")), str(zoo.vector("qwen2-moe", kind="short"))]
     new = regmean(base, {name: [[5, 5, 5]] for name in names}, codec="dense")
     assert "layers had no input in the data of any vector" in caplog.text
-    assert "3 and 3 tokens" in caplog.text
+    assert "few tokens: 3, 3" in caplog.text
     opened = Base(Resolved.local(base))
     assert opened.architecture is not None
     statistics = statistics_of(base, Path(names[0]), [[5, 5, 5]])
