@@ -94,7 +94,7 @@ class Study:
                 stored = tuple(of_vector.get(key) for of_vector in self.stored)
                 deltas = TensorDeltas(self.opened.base, key, stored, tuple(self.names), CPU)
                 shape = self.opened.base.checkpoint[key].shape
-                yield key, to_dense(transformation.delta(place, key, deltas), torch.empty(shape))
+                yield key, to_dense(transformation.delta(place, deltas), torch.empty(shape))
 
     def statistics(self, data: Mapping[str, list[Window]], rank: int, at: str = "finetune") -> list[InputStatistics]:
         """Gather the statistics of each distribution: through its fine-tune, the base, or the DEM."""

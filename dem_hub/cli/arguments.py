@@ -15,6 +15,7 @@ from dem_hub.errors import ConfigError
 # The headings that more than one command has in its `--help`.
 DATA = "Data"
 MODEL = "Model"
+METHOD_GROUP = "Method"
 OUTPUT = "Output"
 HUB = "Hub"
 

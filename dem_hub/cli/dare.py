@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dem_hub.cli.arguments import MODEL, verify_option
+from dem_hub.cli.arguments import METHOD_GROUP, MODEL, verify_option
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.startup import heavy_imports
 from dem_hub.cli.transformed import base_argument, codec_option, device_option, keep, store_option
 from dem_hub.defaults import SEED
-
-METHOD = "Method"
 
 
 @command(
@@ -29,8 +27,8 @@ METHOD = "Method"
     help="Vector or LoRA adapter. Can be repeated.",
 )
 @verify_option
-@option("--density", type=float, default=0.5, group=METHOD, help="Share of the elements that stays.")
-@option("--seed", type=int, default=SEED, group=METHOD, help="Decides which elements stay.")
+@option("--density", type=float, default=0.5, group=METHOD_GROUP, help="Share of the elements that stays.")
+@option("--seed", type=int, default=SEED, group=METHOD_GROUP, help="Decides which elements stay.")
 @store_option
 @codec_option
 @device_option

@@ -13,6 +13,7 @@ import click
 
 from dem_hub.cli.arguments import (
     DATA,
+    METHOD_GROUP,
     MODEL,
     OUTPUT,
     batch_size_option,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from dem_hub.search.held_out import Acceptance
 
 OBJECTIVE_GROUP = "Objective"
-METHOD_GROUP = "Method"
 
 _Rows = list[tuple[str, ...]]
 _Table = tuple[tuple[str, ...], _Rows]

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dem_hub.cli.arguments import MODEL, number, verify_option
+from dem_hub.cli.arguments import METHOD_GROUP, MODEL, number, verify_option
 from dem_hub.cli.command import command, option
 from dem_hub.cli.startup import heavy_imports
 from dem_hub.cli.transformed import base_argument, codec_option, device_option, keep, store_option
-
-METHOD = "Method"
 
 
 @command(
@@ -26,11 +24,11 @@ METHOD = "Method"
     help="Vector or LoRA adapter, and its weight. Can be repeated.",
 )
 @verify_option
-@option("--density", type=float, default=0.2, group=METHOD, help="Share of each tensor's elements that is kept.")
+@option("--density", type=float, default=0.2, group=METHOD_GROUP, help="Share of each tensor's elements that is kept.")
 @option(
     "--normalize/--no-normalize",
     default=True,
-    group=METHOD,
+    group=METHOD_GROUP,
     help="Divide the sum by the weights of the vectors that agree.",
 )
 @store_option

@@ -9,7 +9,7 @@ a layer, which are one tensor in memory, are watched one by one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,18 +110,15 @@ def watching(model: "PreTrainedModel", architecture: Architecture) -> Iterator[W
         architecture ([`Architecture`]): Its architecture, which names its layers as on disk.
     """
     watch = Watch()
-    handles = [model.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True)]
-    for key, module in architecture.modules.items():
-        if module.kind != "embedding":
-            layer = model.get_submodule(module.name)
-            handles.append(layer.register_forward_pre_hook(_linear_hook(watch, key)))
     experts = _ExpertMode(model, architecture, watch)
-    try:
-        with experts.one_by_one():
-            yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True).remove)
+        for key, module in architecture.modules.items():
+            if module.kind != "embedding":
+                layer = model.get_submodule(module.name)
+                stack.callback(layer.register_forward_pre_hook(_linear_hook(watch, key)).remove)
+        stack.enter_context(experts.one_by_one())
+        yield watch
 
 
 def gather(

@@ -50,12 +50,11 @@ class Dare:
         """Both numbers."""
         return {"density": self.density, "seed": self.seed}
 
-    def delta(self, place: int, key: str, deltas: TensorDeltas) -> Delta:
+    def delta(self, place: int, deltas: TensorDeltas) -> Delta:
         """Return one vector's delta with most elements dropped; see [`Transformation.delta`]."""
-        dense = deltas.read_dense(place)
-        if dense is None:
-            raise AssertionError(f"the vector has no delta of '{key}'")
-        return Delta(dense=drop(dense, self.density, self.seed, f"{deltas.hashes[place]} {key}"))
+        return Delta(
+            dense=drop(deltas.read_dense(place), self.density, self.seed, f"{deltas.hashes[place]} {deltas.key}")
+        )
 
 
 def drop(delta: Tensor, density: float, seed: int, name: str) -> Tensor:

@@ -68,11 +68,10 @@ class RegMean:
             "data": [{"sha256": item.data, "tokens": item.tokens} for item in self.statistics],
         }
 
-    def delta(self, place: int, key: str, deltas: TensorDeltas) -> Delta:
+    def delta(self, place: int, deltas: TensorDeltas) -> Delta:
         """Return one vector's delta of a tensor times its matrix; see [`Transformation.delta`]."""
+        key = deltas.key
         delta = deltas.read(place)
-        if delta is None:
-            raise AssertionError(f"the vector has no delta of '{key}'")
         known = [_on(item.moments.get(key), deltas.device) for item in self.statistics]
         if not any(known):
             return _scaled(delta, 1 / len(deltas))

@@ -47,31 +47,24 @@ class Ties:
         """The three numbers."""
         return {"density": self.density, "weights": list(self.weights), "normalize": self.normalize}
 
-    def delta(self, place: int, key: str, deltas: TensorDeltas) -> Delta:
+    def delta(self, place: int, deltas: TensorDeltas) -> Delta:
         """Return one vector's part of the merged delta; see [`Transformation.delta`]."""
-        trimmed = []
-        for other in range(len(deltas)):
-            dense = deltas.read_dense(other)
-            trimmed.append(None if dense is None else trim(dense, self.density))
+        trimmed = [trim(deltas.read_dense(other), self.density) for other in range(len(deltas))]
         own = trimmed[place]
-        if own is None:
-            raise AssertionError(f"the vector has no delta of '{key}'")
-        weighted = torch.zeros_like(own)
-        for weight, other_delta in zip(self.weights, trimmed, strict=True):
-            if other_delta is not None:
-                weighted.add_(other_delta, alpha=weight)
-        elected = torch.where(weighted >= 0, 1.0, -1.0)
+        total = torch.zeros_like(own)
+        for weight, delta in zip(self.weights, trimmed, strict=True):
+            total.add_(delta, alpha=weight)
+        elected = torch.where(total >= 0, 1.0, -1.0)
         agreed = own * ((own * self.weights[place]).sign() == elected)
         if self.normalize:
             agreed /= self._divisor(trimmed, elected)
         return Delta(dense=agreed)
 
-    def _divisor(self, trimmed: Sequence[Tensor | None], elected: Tensor) -> Tensor:
+    def _divisor(self, trimmed: Sequence[Tensor], elected: Tensor) -> Tensor:
         """Return the sum of the weights of the vectors whose sign is the elected one; 1 where that is 0."""
         divisor = torch.zeros_like(elected)
         for weight, delta in zip(self.weights, trimmed, strict=True):
-            if delta is not None:
-                divisor.add_((delta * weight).sign() == elected, alpha=weight)
+            divisor.add_((delta * weight).sign() == elected, alpha=weight)
         return divisor.masked_fill_(divisor == 0, 1.0)
 
 

@@ -48,12 +48,11 @@ class Transformation(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """Everything that the result depends on besides the vectors, to record."""
 
-    def delta(self, place: int, key: str, deltas: "TensorDeltas") -> Delta:
+    def delta(self, place: int, deltas: "TensorDeltas") -> Delta:
         """Return the new delta of one tensor of one vector.
 
         Args:
             place (`int`): Which of the vectors.
-            key (`str`): The tensor, by its name in the base's checkpoint.
             deltas ([`TensorDeltas`]): The deltas of all vectors, each read when it is asked for.
         """
 
@@ -71,21 +70,18 @@ class TensorDeltas:
     def __len__(self) -> int:
         return len(self.stored)
 
-    def read(self, place: int) -> Delta | None:
-        """Return the whole delta of one vector, factors and the rest, in float32; `None` if it has none."""
+    def read(self, place: int) -> Delta:
+        """Return the whole delta of one vector, factors and the rest, in float32; an empty one if it has none."""
         stored = self.stored[place]
         if stored is None:
-            return None
+            return Delta()
         lazy = self.base.checkpoint.lazy(self.key)
         return _joined(stored.decode(lazy, full_index(lazy.get_shape()), self.device))
 
-    def read_dense(self, place: int) -> Tensor | None:
-        """Return the whole delta of one vector, multiplied out in float32; `None` if it has none."""
-        delta = self.read(place)
-        if delta is None:
-            return None
+    def read_dense(self, place: int) -> Tensor:
+        """Return the whole delta of one vector, multiplied out in float32; zeros if it has none."""
         shape = self.base.checkpoint[self.key].shape
-        return to_dense(delta, torch.empty(shape, device=self.device))
+        return to_dense(self.read(place), torch.empty(shape, device=self.device))
 
 
 def transform(
@@ -215,7 +211,7 @@ class _Transformed:
         if index and stored.rows is not None and index[0].start == rows:
             return stored.rows[...]
         deltas = TensorDeltas(self._base, name, tuple(of.get(name) for of in self._stored), self._hashes, self._device)
-        delta = self._transformation.delta(self._place, name, deltas)
+        delta = self._transformation.delta(self._place, deltas)
         if delta.dense is None and delta.left is not None and delta.right is not None:
             self.factors[name] = (delta.left, delta.right)
         new = old + to_dense(delta, old)

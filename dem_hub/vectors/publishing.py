@@ -19,6 +19,7 @@ from dem_hub.files.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD,
+    INPUT_STATISTICS,
     NORMS_PLOT,
     SAFETENSORS,
     SIDECARS,
@@ -46,6 +47,9 @@ from dem_hub.vectors.tokens import tokenizer_beside
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
+
+# The fields of a vector's config that only tell a reader something.
+_TOLD = ("choice", "codec_options", "training", "libraries", "transformation")
 
 # A repository of the Hub, maybe at a revision and with a subfolder, as `finetuned` of a vector names it.
 _NAME = re.compile(rf"{REPO_ID.pattern}(@[\w][\w./-]*)?(//[\w][\w./-]*)?")
@@ -102,8 +106,9 @@ def push_vector(
     check_inside(subfolder, f"subfolder of '{repo_id}'")
     prefix = f"{subfolder}/" if subfolder else ""
     sidecars: dict[str, Path | str] = {**sidecars_of(folder)}
-    if TRAINING_FACTS in sidecars:
-        sidecars[TRAINING_FACTS] = dump_json(printable_data(read_json(folder / TRAINING_FACTS)), foreign=True)
+    for name in (TRAINING_FACTS, INPUT_STATISTICS):
+        if name in sidecars:
+            sidecars[name] = dump_json(printable_data(read_json(folder / name)), foreign=True)
     announce(repo_id, {prefix + name: file for name, file in {**vector.files, **sidecars}.items()})
     picture = NORMS_PLOT if NORMS_PLOT in sidecars else ""
     training = read_training(folder)
@@ -190,9 +195,7 @@ def _public_extracted(folder: Path, base_model: str | None, *, token: str | bool
         changed[ADAPTER_CONFIG] = _with_base(adapter, base.repo_id)
         hashes[ADAPTER_CONFIG] = _text_sha256(changed[ADAPTER_CONFIG])
     # What only tells a reader something may come from a stranger, whose vector is pushed on.
-    told = {
-        name: printable_data(getattr(config, name)) for name in ("choice", "codec_options", "training", "libraries")
-    }
+    told = {name: printable_data(getattr(config, name)) for name in _TOLD}
     config = replace(config, base=base, finetuned=finetuned or None, files=hashes, **told)
     changed[VECTOR_CONFIG] = config.to_json()
     on_disk = {name: folder / name for name in hashes}

@@ -387,7 +387,7 @@ def test_links_of_the_cache_are_followed(published: Published, tmp_path: Path) -
 EVIL = "x\n<script>1</script> <!-- dem-hub: end --> \x1b]0;pwned\x07 ![](http://evil/t.png) www.evil.com | `|` "
 
 
-EVIL_FILES = re.compile(r"(vector_config|dem_training|dem_config|vector_store|^config)\.json")
+EVIL_FILES = re.compile(r"(vector_config|dem_training|input_statistics|dem_config|vector_store|^config)\.json")
 
 
 def _evil_vector(published: Published, tmp_path: Path) -> Path:
@@ -395,7 +395,9 @@ def _evil_vector(published: Published, tmp_path: Path) -> Path:
     edit_vector(
         folder, choice=EVIL, codec_options={EVIL: EVIL}, finetuned="me/x@](http://evil) ![](http://evil/t.png)",
         training={"note": EVIL, EVIL: [EVIL, 1], "datasets": [EVIL, "org/data"]}, libraries={EVIL: EVIL},
+        transformation={EVIL: [EVIL]},
     )  # fmt: skip
+    (folder / "input_statistics.json").write_text(json.dumps({"data": EVIL, "inputs": {EVIL: [EVIL]}}))
     return folder
 
 

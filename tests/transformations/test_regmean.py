@@ -116,7 +116,7 @@ def test_two_loras_equal_the_dense_formula_in_float64(zoo: Zoo, family: str) -> 
     transformation = RegMean(tuple(statistics), architecture)
     for key, stored in deltas.items():
         tensors = TensorDeltas(base, key, (stored, stored), ("a", "b"), torch.device("cpu"))
-        new = transformation.delta(0, key, tensors)
+        new = transformation.delta(0, tensors)
         assert new.left is not None and new.right is not None and new.dense is None
         index = full_index(base.checkpoint[key].shape)
         like = torch.zeros(base.checkpoint[key].shape)
