@@ -163,11 +163,12 @@ class Handler(BaseHTTPRequestHandler):
         return None if cut is None else self.hang_up()
 
     def trickle(self, content: bytes) -> None:
-        """Send a byte every 20 ms, until the client goes or the Hub stops."""
+        """Send a byte every 20 ms, until the client goes or the Hub stops, which ends the connection."""
         for place in range(len(content)):
             self.wfile.write(content[place : place + 1])
             if self.server.journal.released.wait(0.02):
-                return
+                return self.hang_up()
+        return None
 
     def flood(self, content: bytes) -> None:
         """Send chunks without end, until the client goes or the Hub stops."""
