@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @option(
     "--include-vectors", is_flag=True, group=CONTENTS, help="For a recipe: push its local vectors in the same commit."
 )
+@option(
+    "--include-statistics",
+    is_flag=True,
+    group=CONTENTS,
+    help="For a vector or a store: also push input statistics. They tell something about the vectors' data.",
+)
 @include_code_option
 @option("--dry-run", is_flag=True, group=CONTENTS, help="Print the files that would be pushed, and exit.")
 @private_option
@@ -76,11 +82,11 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
 
     resolved = Resolved.local(folder)
     if (folder / STORE_CONFIG).is_file():
-        _check_options(folder, "store", options, {"base_model"})
+        _check_options(folder, "store", options, {"base_model", "include_statistics"})
         return VectorStore(resolved, HubOptions()).push_to_hub(repo_id, **options)
     if (folder / VECTOR_CONFIG).is_file() or (folder / ADAPTER_CONFIG).is_file():
         vector = DistributionVector(resolved, verify=True)
-        _check_options(folder, "vector", options, {"base_model", "subfolder"})
+        _check_options(folder, "vector", options, {"base_model", "subfolder", "include_statistics"})
         return vector.push_to_hub(repo_id, **options)
     if (folder / PROVENANCE_CONFIG).is_file():
         _check_options(folder, "merged model", options, {"base_model", "include_code"})
@@ -94,6 +100,7 @@ def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":
 
 def _check_options(folder: Path, kind: str, options: dict[str, Any], allowed: set[str]) -> None:
     """Refuse options that are for another kind of content."""
-    wrong = sorted({"base_model", "subfolder", "include_vectors", "include_code"} & options.keys() - allowed)
+    conditional = {"base_model", "subfolder", "include_vectors", "include_statistics", "include_code"}
+    wrong = sorted(conditional & options.keys() - allowed)
     if wrong:
         raise ConfigError(f"'{folder}' is a {kind}, for which {', '.join(wrong)} means nothing. Leave it out.")

@@ -29,7 +29,7 @@ from dem_hub.errors import ConfigError
 def statistics(*, base: str, vectors: Sequence[str], **options: Any) -> None:
     """Gather what the inputs of each layer look like, beside the vectors, for dem-hub regmean.
 
-    They hold no text, but its subjects can be guessed from them. A push of the vector publishes them too.
+    They hold no text, but its subjects can be guessed from them. A push publishes them only with --include-statistics.
     """
     data = split_pairs(vectors, "--vector")
     missing = [f"'{name}'" for name in data if not Path(name).is_dir()]

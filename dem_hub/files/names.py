@@ -103,7 +103,8 @@ TRAINING_FACTS = "dem_training.json"  # how a PEFT adapter was trained; its own 
 NORMS_PLOT = "norms.png"
 INPUT_STATISTICS = "input_statistics.json"  # what the inputs of each layer look like, for RegMean
 INPUT_STATISTICS_TENSORS = "input_statistics.safetensors"
-SIDECARS = (NORMS_PLOT, TRAINING_FACTS, INPUT_STATISTICS, INPUT_STATISTICS_TENSORS)
+STATISTICS_FILES = (INPUT_STATISTICS, INPUT_STATISTICS_TENSORS)
+SIDECARS = (NORMS_PLOT, TRAINING_FACTS, *STATISTICS_FILES)
 
 # A store of vectors, a recipe, and a merged model.
 

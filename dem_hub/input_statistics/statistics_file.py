@@ -54,7 +54,8 @@ class InputStatistics:
         inputs (`tuple[LayerInput, ...]`): Each distinct input.
         tokens (`int`): Tokens that went through the model.
         data (`str`): A hash of them.
-        vector (`str`): The sha256 of the vector whose fine-tune they went through; empty for a model without one.
+        vector (`str`): A hash of the vector whose fine-tune they went through, see [`contents_of`]; empty for a model
+            without one.
     """
 
     inputs: tuple[LayerInput, ...]

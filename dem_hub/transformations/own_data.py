@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.columns import select_columns
 from dem_hub.evaluation.reader import Reader
-from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.references import VectorSource
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.models.measurable import Measurable, tokenizer_loader
-from dem_hub.vectors.vector import DistributionVector
+from dem_hub.vectors.statistics_beside import read_statistics, tied_statistics
 
 
 @dataclass(frozen=True)
@@ -55,29 +54,13 @@ class OwnData:
         statistics = []
         for place, (name, vector) in enumerate(zip(names, opened.vectors, strict=True)):
             if name not in windows:
-                statistics.append(_statistics_beside(vector))
+                statistics.append(read_statistics(vector))
                 continue
             point = [float(other == place) for other in range(len(names))]
             model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
             gathered = gather(model, architecture, windows[name], self.batch_size)
-            statistics.append(replace(gathered, vector=vector.sha256))
+            statistics.append(tied_statistics(gathered, vector))
         return opened, statistics
-
-
-def _statistics_beside(vector: DistributionVector) -> InputStatistics:
-    """Return the statistics in a vector's folder.
-
-    Raises:
-        `NotFoundError`: If there are none.
-        `ConfigError`: If they are those of another vector.
-    """
-    statistics = InputStatistics.from_pretrained(vector.folder)
-    if statistics.vector != vector.sha256:
-        raise ConfigError(
-            f"The input statistics in '{vector.folder}' are of a vector with sha256 {short_hash(statistics.vector)}, "
-            f"and the vector there has {short_hash(vector.sha256)}. Gather them again: dem-hub statistics."
-        )
-    return statistics
 
 
 def gather_statistics(

@@ -7,7 +7,7 @@ stays in the config, so every load still checks that the base is the same.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from dem_hub.files.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CARD,
-    INPUT_STATISTICS,
     NORMS_PLOT,
     SAFETENSORS,
     SIDECARS,
@@ -42,6 +41,7 @@ from dem_hub.vectors.cards import vector_card
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.folder import stale_files
 from dem_hub.vectors.sidecars import read_training, sidecars_of
+from dem_hub.vectors.statistics_beside import public_statistics
 from dem_hub.vectors.tokens import tokenizer_beside
 
 if TYPE_CHECKING:
@@ -84,7 +84,13 @@ class PublicVector:
 
 
 def push_vector(
-    folder: Path, repo_id: str, options: PushOptions, *, subfolder: str = "", base_model: str | None = None
+    folder: Path,
+    repo_id: str,
+    options: PushOptions,
+    *,
+    subfolder: str = "",
+    base_model: str | None = None,
+    include_statistics: bool = False,
 ) -> "CommitInfo":
     """Push a vector's folder in one commit, with a model card. A vector in the same place is replaced.
 
@@ -94,9 +100,11 @@ def push_vector(
         options ([`PushOptions`]): Options of the push.
         subfolder (`str`, *optional*): Subfolder of the repository to push into.
         base_model (`str`, *optional*): Hub id of the base, if the vector names a local folder.
+        include_statistics (`bool`, *optional*): Push its input statistics too.
 
     Raises:
-        `ConfigError`, `VectorNotFoundError`: As [`public_vector`] raises them.
+        `ConfigError`: If there are no input statistics that could be pushed, or as [`public_vector`] raises it.
+        `VectorNotFoundError`: As [`public_vector`] raises it.
         `PushConflictError`: If the same files were changed on the Hub in the meantime.
     """
     token = options.get("token")
@@ -106,9 +114,10 @@ def push_vector(
     check_inside(subfolder, f"subfolder of '{repo_id}'")
     prefix = f"{subfolder}/" if subfolder else ""
     sidecars: dict[str, Path | str] = {**sidecars_of(folder)}
-    for name in (TRAINING_FACTS, INPUT_STATISTICS):
-        if name in sidecars:
-            sidecars[name] = dump_json(printable_data(read_json(folder / name)), foreign=True)
+    if TRAINING_FACTS in sidecars:
+        sidecars[TRAINING_FACTS] = dump_json(printable_data(read_json(folder / TRAINING_FACTS)), foreign=True)
+    if include_statistics:
+        sidecars |= wanted_statistics([folder])[folder]
     announce(repo_id, {prefix + name: file for name, file in {**vector.files, **sidecars}.items()})
     picture = NORMS_PLOT if NORMS_PLOT in sidecars else ""
     training = read_training(folder)
@@ -122,6 +131,22 @@ def push_vector(
         return Change({**files, readme: render(card, head.read(readme))}, removed, frozenset({readme}))
 
     return push(repo_id, compose, options, f"Push the vector {subfolder or repo_id}")
+
+
+def wanted_statistics(folders: Iterable[Path]) -> dict[Path, dict[str, Path | str]]:
+    """Return the input statistics of vectors as they are pushed: the files by name, by folder.
+
+    Raises:
+        `ConfigError`: If no vector has any, or some are not those of their vector.
+        `CheckpointError`: If some are damaged.
+    """
+    found = {folder: public_statistics(folder) for folder in folders}
+    if not any(found.values()):
+        names = ", ".join(f"'{folder}'" for folder in found)
+        raise ConfigError(
+            f"No input statistics are in {names}, and they were to be pushed. Gather them first: dem-hub statistics."
+        )
+    return found
 
 
 def public_vector(folder: Path, base_model: str | None = None, *, token: str | bool | None = None) -> PublicVector:

@@ -1,5 +1,7 @@
 """Sidecar files of a vector: training facts and a plot. They are not part of its identity or its sha256.
 
+Input statistics are sidecars too, and have a module of their own (`statistics_beside`).
+
 PEFT's `adapter_config.json` has no place for training facts, so those of an adapter are kept in a file beside it. A
 vector that dem_hub extracted has them in its own config.
 """
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.files.atomic import write_text
-from dem_hub.files.names import SIDECARS, TRAINING_FACTS
+from dem_hub.files.names import NORMS_PLOT, TRAINING_FACTS
 from dem_hub.files.strict_json import as_mapping, dump_json, read_json
 
 
@@ -34,5 +36,5 @@ def read_training(folder: Path) -> dict[str, Any]:
 
 
 def sidecars_of(folder: Path) -> dict[str, Path]:
-    """Return the sidecar files that a vector's folder has, by name."""
-    return {name: folder / name for name in SIDECARS if (folder / name).is_file()}
+    """Return the plot and the training facts that a vector's folder has, by name."""
+    return {name: folder / name for name in (NORMS_PLOT, TRAINING_FACTS) if (folder / name).is_file()}

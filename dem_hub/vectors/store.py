@@ -18,7 +18,7 @@ from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemH
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
-from dem_hub.files.names import CARD, MODEL_FILES, STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.names import CARD, MODEL_FILES, STATISTICS_FILES, STORE_CHANGE, STORE_CONFIG
 from dem_hub.files.side_files import side_files_of
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
@@ -30,8 +30,10 @@ from dem_hub.hub.preview import announce
 from dem_hub.hub.references import BaseRecord, HubId, VectorSource
 from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
+from dem_hub.vectors.copies import copy_vector
 from dem_hub.vectors.folder import stale_files
-from dem_hub.vectors.publishing import public_base, public_vector
+from dem_hub.vectors.publishing import public_base, public_vector, wanted_statistics
+from dem_hub.vectors.statistics_beside import statistics_files
 from dem_hub.vectors.store_change import StoreChange, finish_change, store_at_rest
 from dem_hub.vectors.store_index import Member, StoreIndex
 from dem_hub.vectors.vector import DistributionVector
@@ -203,7 +205,9 @@ class VectorStore(Mapping[str, DistributionVector]):
         return VectorSource(repo_id, self.commit, subfolder)
 
     def add(self, name: str, vector: DistributionVector) -> None:
-        """Copy a vector or a PEFT adapter into the store's folder. A vector of the same name is replaced.
+        """Copy a vector or a PEFT adapter into the store's folder, with its input statistics if it has some.
+
+        A vector of the same name is replaced.
 
         Args:
             name (`str`): Name of the vector, which is also the name of its subfolder.
@@ -224,8 +228,10 @@ class VectorStore(Mapping[str, DistributionVector]):
                 "store for its base."
             )
         member = Member(vector.sha256, vector.codec, vector.nbytes)
+        # Into the folder of the vector in the cache, from where the copy takes them.
+        statistics_files(vector, download=True)
         # The files are copied first, which takes long, and the store is locked for the rest.
-        vector.put(folder, self._changing(StoreChange(name, member)))
+        copy_vector(vector, folder, self._changing(StoreChange(name, member)))
 
     def remove(self, name: str) -> None:
         """Remove a vector from the store's folder.
@@ -243,7 +249,12 @@ class VectorStore(Mapping[str, DistributionVector]):
             pass
 
     def push_to_hub(
-        self, repo_id: str, *, base_model: str | None = None, **options: Unpack[PushOptions]
+        self,
+        repo_id: str,
+        *,
+        base_model: str | None = None,
+        include_statistics: bool = False,
+        **options: Unpack[PushOptions],
     ) -> "CommitInfo":
         """Push all vectors of the store's folder, the index and a card in one commit.
 
@@ -252,6 +263,8 @@ class VectorStore(Mapping[str, DistributionVector]):
         Args:
             repo_id (`str`): The repository. It is created if it does not exist.
             base_model (`str`, *optional*): Hub id of the base. Needed if the store names a local folder.
+            include_statistics (`bool`, *optional*, defaults to `False`): Push the input statistics of the vectors that
+                have some, too. They tell something about the vectors' data.
             options ([`PushOptions`]): As in [`DistributionVector.push_to_hub`].
 
         Returns:
@@ -274,6 +287,9 @@ class VectorStore(Mapping[str, DistributionVector]):
             vector = public_vector(self.folder / name, base.repo_id, token=token)
             members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
             pushed |= {f"{name}/{file}": content for file, content in vector.files.items()}
+        if include_statistics:
+            for folder, files in wanted_statistics(self.folder / name for name in members).items():
+                pushed |= {f"{folder.name}/{file}": content for file, content in files.items()}
         pushed |= side_files_of(self.folder)
         announce(repo_id, {**pushed, STORE_CONFIG: StoreIndex(base, members).to_json()})
 
@@ -284,7 +300,8 @@ class VectorStore(Mapping[str, DistributionVector]):
             files = {**pushed, STORE_CONFIG: index.to_json(), CARD: render(card, head.read(CARD))}
             removed: set[str] = set()
             for name in members:
-                removed |= stale_files(head, f"{name}/", files)
+                statistics = {f"{name}/{file}" for file in STATISTICS_FILES}
+                removed |= stale_files(head, f"{name}/", files) | (statistics & set(head.files) - set(files))
             return Change(files, frozenset(removed), frozenset({CARD, STORE_CONFIG}))
 
         return push(repo_id, compose, options, f"Push the vectors {', '.join(self)}")

@@ -9,7 +9,7 @@ needed.
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.defaults import VERIFY, Verify
 from dem_hub.errors import AdapterError
 from dem_hub.files.folders import ADAPTER, VECTOR, check_replaced
-from dem_hub.files.links import check_paths
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
 from dem_hub.files.scratch import scratch_folder
@@ -40,13 +39,13 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.numerics.slices import full_index
 from dem_hub.vectors.compatibility import check_base
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
+from dem_hub.vectors.copies import copy_vector
 from dem_hub.vectors.extraction import extract
-from dem_hub.vectors.folder import is_vector_file, place_file, replaced_folder
+from dem_hub.vectors.folder import is_vector_file
 from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.reader import read_adapter
 from dem_hub.vectors.publishing import push_vector
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
-from dem_hub.vectors.tokens import adapter_tokenizer
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -103,7 +102,7 @@ class DistributionVector:
         self.options = resolved.options
         self.config: VectorConfig | None = None
         self._adapter_config: dict[str, Any] = {}
-        self._owns_files = False  # the files are this object's own, so they may be linked instead of copied
+        self.owns_files = False  # the files are this object's own, so they may be linked instead of copied
         read_steadily(self.folder, lambda: self._read(verify=verify))
 
     def _read(self, *, verify: bool) -> None:
@@ -178,7 +177,7 @@ class DistributionVector:
             write(folder)
             vector = cls(Resolved.local(folder), verify=False)
             weakref.finalize(vector, stack.pop_all().close)
-        vector._owns_files = True
+        vector.owns_files = True
         return vector
 
     @classmethod
@@ -248,28 +247,16 @@ class DistributionVector:
         """
         target = Path(save_directory)
         check_replaced(target, VECTOR if self.config is not None else ADAPTER, exist_ok=exist_ok)
-        self.put(target)
-
-    def put(self, target: Path, around: AbstractContextManager[object] | None = None) -> None:
-        """Write the vector into a folder, in place of the vector or adapter that is there, in one step.
-
-        Unlike [`DistributionVector.save_pretrained`], this does not check what else the folder holds. `around` is
-        entered before the files take their place, and left afterwards.
-        """
-        if target.is_dir() and target.resolve() == self.folder.resolve():
-            with around or nullcontext():
-                return
-        files = {name: self.folder / name for name in self.file_names}
-        check_paths(files.values(), self.folder)
-        files |= adapter_tokenizer(self)
-        may_link = self._owns_files
-        self._owns_files = False  # a linked file is the target's too, so a second target needs a copy
-        with replaced_folder(target, around) as folder:
-            for name, file in files.items():
-                place_file(file.resolve(), folder / name, link=may_link)  # the Hub's cache has links to its blobs
+        copy_vector(self, target)
 
     def push_to_hub(
-        self, repo_id: str, *, subfolder: str = "", base_model: str | None = None, **options: Unpack[PushOptions]
+        self,
+        repo_id: str,
+        *,
+        subfolder: str = "",
+        base_model: str | None = None,
+        include_statistics: bool = False,
+        **options: Unpack[PushOptions],
     ) -> "CommitInfo":
         """Push the vector to the Hub in one commit, with a model card. A vector in the same place is replaced.
 
@@ -278,6 +265,8 @@ class DistributionVector:
             subfolder (`str`, *optional*): Subfolder of the repository to push into, so that a repository can hold
                 many vectors.
             base_model (`str`, *optional*): Hub id of the base. Needed if the vector was extracted from a local base.
+            include_statistics (`bool`, *optional*, defaults to `False`): Push its input statistics too. They tell
+                something about its data.
             options ([`PushOptions`]): `commit_message`, `commit_description`, `private`, `token`, `revision`,
                 `create_pr` and `parent_commit`, as in `huggingface_hub`.
 
@@ -288,7 +277,14 @@ class DistributionVector:
             `ConfigError`: If the base is a local folder and `base_model` is not given.
             `PushConflictError`: If the same files were changed on the Hub in the meantime.
         """
-        return push_vector(self.folder, repo_id, options, subfolder=subfolder, base_model=base_model)
+        return push_vector(
+            self.folder,
+            repo_id,
+            options,
+            subfolder=subfolder,
+            base_model=base_model,
+            include_statistics=include_statistics,
+        )
 
     def __repr__(self) -> str:
         return f"DistributionVector('{self.source}', base='{self.base}', codec='{self.codec}', {self.nbytes:,} bytes)"

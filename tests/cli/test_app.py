@@ -125,6 +125,7 @@ OPTIONS = {
         "--base-model",
         "--subfolder",
         "--include-vectors",
+        "--include-statistics",
         "--include-code",
         "--dry-run",
         "--private",

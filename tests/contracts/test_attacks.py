@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorStore
@@ -22,8 +23,11 @@ from dem_hub.cli.output import table
 from dem_hub.errors import CheckpointError, ConfigError
 from dem_hub.hub.download import Resolved
 from dem_hub.hub.references import VectorSource
+from dem_hub.input_statistics.moments import Moments
+from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
 from dem_hub.merging.opening import open_recipe
 from dem_hub.training.repository import pusher
+from dem_hub.vectors.statistics_beside import tied_statistics
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published
 from tests.support.tiny_models import Models, Zoo, edit_json, edit_vector
@@ -397,7 +401,9 @@ def _evil_vector(published: Published, tmp_path: Path) -> Path:
         training={"note": EVIL, EVIL: [EVIL, 1], "datasets": [EVIL, "org/data"]}, libraries={EVIL: EVIL},
         transformation={EVIL: [EVIL]},
     )  # fmt: skip
-    (folder / "input_statistics.json").write_text(json.dumps({"data": EVIL, "inputs": {EVIL: [EVIL]}}))
+    moments = Moments.of_diagonal(torch.ones(2).double())
+    statistics = InputStatistics((LayerInput((EVIL,), moments),), 1, EVIL)
+    tied_statistics(statistics, DistributionVector.from_pretrained(folder)).save_pretrained(folder)
     return folder
 
 
@@ -431,11 +437,11 @@ def test_the_configs_that_are_pushed_for_a_stranger(
     evil = _evil_vector(published, tmp_path)
     search = {"losses": {EVIL: 1.0}, EVIL: [EVIL + "\x7f"]}
     if kind == "vector":
-        DistributionVector.from_pretrained(evil).push_to_hub("ann/inj", base_model=BASE)
+        DistributionVector.from_pretrained(evil).push_to_hub("ann/inj", base_model=BASE, include_statistics=True)
     elif kind == "store":
         store = VectorStore.create(tmp_path / "s", BASE)
         store.add("evil", DistributionVector.from_pretrained(evil))
-        store.push_to_hub("ann/inj")
+        store.push_to_hub("ann/inj", include_statistics=True)
     elif kind == "adapter":
         adapter = copy_of(zoo.adapter("llama-tied"), tmp_path / "adapter")
         (adapter / "dem_training.json").write_text(json.dumps({"training": {EVIL: EVIL}, "libraries": {}}))
@@ -447,6 +453,7 @@ def test_the_configs_that_are_pushed_for_a_stranger(
         assert main(["merge", str(tmp_path / "r"), "--push-to-hub", "ann/inj"]) == 0
     configs = {name: data.decode() for name, data in hub.files("ann/inj").items() if EVIL_FILES.search(name)}
     assert any("pwned" in text for text in configs.values())
+    assert any("input_statistics" in name for name in configs) == (kind in ("vector", "store"))
     for text in configs.values():
         assert "<" not in text
         assert [letter for letter in text if not letter.isprintable() and letter != "\n"] == []
