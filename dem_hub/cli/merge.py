@@ -16,6 +16,7 @@ from dem_hub.cli.uploads import base_model_option, include_code_option, shown_pu
 from dem_hub.defaults import MAX_SHARD_SIZE, Rounding
 from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
+from dem_hub.mergekit.document import is_document
 
 if TYPE_CHECKING:
     from dem_hub.hub.commits import PushOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         "dem-hub merge me/my-dem -o merged",
         "dem-hub merge org/base --vector me/maths-vector=0.4 --vector other/cot-lora=0.3 -o merged",
         "dem-hub merge me/my-dem --push-to-hub me/my-merged-model --private",
+        "dem-hub merge mergekit.yml -o merged",
         "dem-hub merge me/my-dem -o merged --dry-run",
     ],
 )
@@ -81,12 +83,11 @@ def merge(
 ) -> None:
     """Merge vectors into the base and save an ordinary transformers model.
 
+    A file that ends in .yml or .yaml is read as a mergekit config.
+
     The cost is printed on stderr before anything is written. An interrupted merge resumes where it stopped.
     """
-    if not output and repo_id is None:
-        raise ConfigError(
-            "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
-        )
+    _check_arguments(model, output, repo_id, dry_run=dry_run)
 
     with heavy_imports():
         from dem_hub.models.export import estimate_export, export
@@ -130,6 +131,15 @@ def merge(
             print(printable(commit.commit_url))
 
 
+def _check_arguments(model: str, output: str | None, repo_id: str | None, *, dry_run: bool) -> None:
+    if not output and repo_id is None:
+        raise ConfigError(
+            "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
+        )
+    if dry_run and is_document(model):
+        raise ConfigError(f"'{model}' is a mergekit config. Its vectors are extracted first, so it has no --dry-run.")
+
+
 def _is_needed(planned: "PlannedModel", target: Path, *, overwrite: bool) -> bool:
     """Check whether a folder lacks the model, and refuse one in which it may not be written."""
     from dem_hub.files.folders import MERGED, check_output
@@ -150,6 +160,19 @@ def _open(
     headers_only: bool = False,
 ) -> "OpenedRecipe":
     """Open what was named, and change the rounding of its recipe to what was given."""
-    opened = open_named(model, vectors, check_base=check_base, headers_only=headers_only)
+    if is_document(model):
+        opened = _open_config(model, vectors)
+    else:
+        opened = open_named(model, vectors, check_base=check_base, headers_only=headers_only)
     given = {name: value for name, value in recipe_changes.items() if value is not None}
     return replace(opened, recipe=replace(opened.recipe, **given))
+
+
+def _open_config(path: str, vectors: Sequence[str]) -> "OpenedRecipe":
+    """Open what a mergekit config names."""
+    from dem_hub.mergekit.document import Document
+    from dem_hub.mergekit.opening import open_document
+
+    if vectors:
+        raise ConfigError(f"'{path}' is a mergekit config and names its own models; leave --vector out.")
+    return open_document(Document.read(Path(path)))

@@ -115,7 +115,7 @@ def open_base_and_vectors(
     sources = [VectorSource.parse(name) for name in vectors]
     opened = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
     records = tuple(
-        _record(vector, coefficient, opened.base)
+        record_of(vector, coefficient, opened.base)
         for vector, coefficient in zip(opened.vectors, vectors.values(), strict=True)
     )
     architectures = tuple(read_config(opened.base.folder).get("architectures") or ())
@@ -207,7 +207,8 @@ def _check_vectors(recipe: DEMConfig, vectors: Sequence[DistributionVector]) -> 
         )
 
 
-def _record(vector: DistributionVector, coefficient: Coefficient, base: Base) -> VectorRecord:
+def record_of(vector: DistributionVector, coefficient: Coefficient, base: Base) -> VectorRecord:
+    """Return what a recipe says of a vector at a coefficient."""
     source = vector.source
     name = source.repo_id
     if vector.commit is None:

@@ -34,22 +34,34 @@ class Ties:
     """The transformation with its density, the weight of each vector, and whether the sum is divided by them."""
 
     name: ClassVar[str] = "ties"
-    density: float
+    density: float | tuple[float, ...]  # one for each vector, or one for all
     weights: tuple[float, ...]
     normalize: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a density that keeps nothing."""
-        check_density(self.density)
+        for density in self._densities:
+            check_density(density)
+        if len(self._densities) != len(self.weights):
+            raise ConfigError(f"There are {len(self._densities)} densities and {len(self.weights)} weights.")
+
+    @property
+    def _densities(self) -> tuple[float, ...]:
+        if isinstance(self.density, tuple):
+            return self.density
+        return (self.density,) * len(self.weights)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The three numbers."""
-        return {"density": self.density, "weights": list(self.weights), "normalize": self.normalize}
+        """The numbers; one density if all vectors have the same."""
+        density: float | list[float] = list(self._densities)
+        if len(set(self._densities)) == 1:
+            density = self._densities[0]
+        return {"density": density, "weights": list(self.weights), "normalize": self.normalize}
 
     def delta(self, place: int, deltas: TensorDeltas) -> Delta:
         """Return one vector's part of the merged delta; see [`Transformation.delta`]."""
-        trimmed = [trim(deltas.read_dense(other), self.density) for other in range(len(deltas))]
+        trimmed = [trim(deltas.read_dense(other), density) for other, density in enumerate(self._densities)]
         own = trimmed[place]
         total = torch.zeros_like(own)
         for weight, delta in zip(self.weights, trimmed, strict=True):
@@ -73,21 +85,26 @@ def trim(delta: Tensor, density: float) -> Tensor:
 
     Args:
         delta (`Tensor`): Of any shape, float32.
-        density (`float`): The share of elements that is kept, rounded down to a whole number of them, one at least.
+        density (`float`): The share of elements that is kept, rounded down to a whole number of them, one at least. Of
+            elements of one magnitude the first ones are kept: differences of 16-bit checkpoints have many such.
     """
     kept = max(1, int(density * delta.numel()))
     if kept >= delta.numel():
         return delta
     flat = delta.flatten()
-    places = flat.abs().topk(kept, sorted=False).indices
-    return torch.zeros_like(flat).index_copy_(0, places, flat[places]).reshape(delta.shape)
+    sizes = flat.abs()
+    smallest = sizes.topk(kept, sorted=False).values.min()
+    is_kept = sizes > smallest
+    at_limit = (sizes == smallest).nonzero().flatten()
+    is_kept[at_limit[: kept - int(is_kept.sum())]] = True
+    return (flat * is_kept).reshape(delta.shape)
 
 
 def ties(
     base: str | os.PathLike[str] | VectorSource,
     vectors: Sequence[str] | Mapping[str, float],
     *,
-    density: float = 0.2,
+    density: float | Sequence[float] = 0.2,
     normalize: bool = True,
     codec: str = "auto",
     device: str | torch.device | None = None,
@@ -98,7 +115,8 @@ def ties(
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
         vectors (`Mapping[str, float]` or `Sequence[str]`): Hub ids or folders of the vectors, with a weight each; 1 if
             there are none. The merge has these weights as coefficients.
-        density (`float`, defaults to 0.2): Share of each tensor's elements that is kept, as in the paper.
+        density (`float` or `Sequence[float]`, defaults to 0.2): Share of each tensor's elements that is kept, as in the
+            paper; or one for each vector, in their order.
         normalize (`bool`, defaults to `True`): Whether the sum is divided by the weights of the vectors that agree.
         codec (`str`, defaults to `"auto"`): How to store the deltas, none of which is a product of factors any more.
         device (`str` or `torch.device`, *optional*): Where it is computed; the CPU by default.
@@ -125,5 +143,7 @@ def ties(
     weights = dict(vectors if isinstance(vectors, Mapping) else dict.fromkeys(vectors, 1.0))
     if not all(map(math.isfinite, weights.values())):
         raise ConfigError(f"The weights are {list(weights.values())}; they must be finite numbers.")
+    if isinstance(density, Sequence):
+        density = tuple(map(float, density))
     transformation = Ties(density, tuple(map(float, weights.values())), normalize)
     return transform_named(base, list(weights), transformation, codec, device)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.errors import ConfigError
 from dem_hub.transformations import ties
 from dem_hub.transformations.ties import trim
+from tests.mergekit.cases import REFERENCE, RESULTS
 from tests.support.tiny_models import Zoo
 
 FAMILY = "llama-untied"
@@ -76,10 +78,50 @@ def test_trim_keeps_the_largest(density: float, kept: int) -> None:
     torch.testing.assert_close(trim(delta, density), delta * (delta.abs() >= threshold))
 
 
+@pytest.mark.parametrize("density", [0.1, 0.37, 0.5, 0.9])
+def test_of_equal_magnitudes_the_first_are_kept(density: float) -> None:
+    """The differences of 16-bit checkpoints are multiples of a step. mergekit's sort keeps any of them."""
+    delta = torch.randn(40, 30, generator=torch.Generator().manual_seed(3)).round(decimals=1)
+    places = delta.abs().flatten().argsort(descending=True, stable=True)[: int(density * delta.numel())]
+    expected = torch.zeros(delta.numel()).index_copy(0, places, delta.flatten()[places]).reshape(delta.shape)
+    assert torch.equal(trim(delta, density), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "weights", "densities", "normalize", "scale"),
+    [("ties", (0.6, 0.5), (0.3, 0.7), True, 1.0), ("ties-int8", (1.0, 0.5), (0.5, 0.5), False, 0.5), ("ties-opposed", (0.8, -0.4), (0.5, 0.2), True, 1.0)],
+)  # fmt: skip
+def test_the_weighted_sum_is_what_mergekit_wrote(
+    tmp_path: Path, case: str, weights: Sequence[float], densities: Sequence[float], normalize: bool, scale: float
+) -> None:
+    """`tests/mergekit/cases.py` has the configs, and wrote mergekit's results."""
+    base = REFERENCE / "base"
+    names = []
+    for name in ("maths", "chat"):
+        DistributionVector.extract(base, REFERENCE / name, codec="dense").save_pretrained(tmp_path / name)
+        names.append(str(tmp_path / name))
+    made = ties(base, dict(zip(names, weights, strict=True)), density=densities, normalize=normalize, codec="dense")
+    before = load_file(base / "model.safetensors")
+    expected = {
+        key.partition("/")[2]: tensor for key, tensor in load_file(RESULTS).items() if key.startswith(f"{case}/")
+    }
+    assert set(expected) == set(before)
+    for key, tensor in expected.items():
+        deltas = [
+            scale * weight * vector.decode(key, base) for weight, vector in zip(weights, made.values(), strict=True)
+        ]
+        torch.testing.assert_close(before[key] + sum(deltas), tensor, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan")])
 def test_a_density_that_keeps_nothing_is_refused(zoo: Zoo, sources: list[str], density: float) -> None:
     with pytest.raises(ConfigError, match="density"):
         ties(zoo.models(FAMILY, "float32").base, sources, density=density)
+
+
+def test_another_number_of_densities_than_vectors_is_refused(zoo: Zoo, sources: list[str]) -> None:
+    with pytest.raises(ConfigError, match="2 densities and 3 weights"):
+        ties(zoo.models(FAMILY, "float32").base, sources, density=(0.5, 0.2))
 
 
 def test_a_weight_that_is_no_number_is_refused(zoo: Zoo, sources: list[str]) -> None:

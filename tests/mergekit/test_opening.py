@@ -1,0 +1,60 @@
+"""Configs of mergekit, merged here and by mergekit 0.1.5, in float32."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.cli.running import run
+from tests.mergekit.cases import CASES, REFERENCE, RESULTS, run_mergekit, write_config
+
+HAS_MERGEKIT = importlib.util.find_spec("mergekit") is not None
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict[str, Tensor]]:
+    """What mergekit made of each config, by tensor."""
+    results: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(RESULTS).items():
+        case, _, key = name.partition("/")
+        results.setdefault(case, {})[key] = tensor
+    return results
+
+
+def merge(config: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Tensor]:
+    run(capsys, "merge", config, "-o", target)
+    return load_file(target / "model.safetensors")
+
+
+def assert_same(merged: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(merged) == set(expected)
+    for key, tensor in expected.items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(merged[key], tensor, rtol=0, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_merge_is_that_of_mergekit(
+    case: str, results: dict[str, dict[str, Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(CASES[case], tmp_path / "config.yml")
+    assert_same(merge(config, tmp_path / "merged", capsys), results[case])
+
+
+@pytest.mark.skipif(not HAS_MERGEKIT, reason="mergekit is not installed")
+@pytest.mark.parametrize("case", CASES)
+def test_the_results_are_those_of_the_mergekit_that_is_installed(
+    case: str, results: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    assert_same(run_mergekit(write_config(CASES[case], tmp_path / "config.yml"), tmp_path / "merged"), results[case])
+
+
+def test_the_merges_differ(results: dict[str, dict[str, Tensor]]) -> None:
+    """A reference in which nothing is merged would prove nothing."""
+    base = load_file(REFERENCE / "base" / "model.safetensors")
+    key = "model.layers.1.mlp.up_proj.weight"
+    changes = {case: (tensors[key] - base[key]).abs().max() for case, tensors in results.items()}
+    assert min(changes.values()) > 1e-3
