@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.tensor_groups import layer_number
+from dem_hub.checkpoints.tensor_groups import EMBEDDING, REST, layer_number
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import MODEL_FILES
@@ -20,7 +20,6 @@ from dem_hub.hub.download import resolve
 from dem_hub.mergekit.document import Document, Input, ModelName, with_base
 from dem_hub.mergekit.weights import Single, coefficients, divisor, merged_inputs, single_values, weights_by_tensor
 from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.groups import take_apart
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, record_of
 from dem_hub.transformations.dare import Dare
 from dem_hub.transformations.ties import Ties
@@ -176,7 +175,7 @@ def _check_tokens(
             f"tokenizer_source is {document.tokenizer or 'not there'}, and a model brings the token {shown(first)}, which "
             "the base lacks. Merged models keep the tokens of their vectors: write tokenizer_source: union."
         )
-    in_rows = [_number_of_rows(number, vector, base) for number, vector in zip(numbers, vectors, strict=True)]
+    in_rows = [_of_rows(number) for number in numbers]
     for text in _tokens(vectors, base):
         having = [number for number, of_vector in zip(in_rows, tokens, strict=True) if text in of_vector]
         _check_mean(text, having)
@@ -198,10 +197,8 @@ def _check_mean(text: str, having: Sequence[float]) -> None:
         )
 
 
-def _number_of_rows(number: Coefficient, vector: DistributionVector, base: Base) -> float:
-    """Return the coefficient of a vector for the embeddings."""
-    if not isinstance(number, Mapping):
-        return number
-    keys = frozenset[str]() if base.architecture is None else base.architecture.vocabulary
-    groups = take_apart(dict.fromkeys(keys), tuple(number), base, vector.name)
-    return next((number[group] for group, members in groups.items() if members), 0.0)
+def _of_rows(number: Coefficient) -> float:
+    """Return the coefficient that a vector has for the embeddings."""
+    if isinstance(number, Mapping):
+        return number.get(EMBEDDING, number.get(REST, 0.0))
+    return number

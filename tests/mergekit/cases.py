@@ -63,6 +63,7 @@ CASES = {
     "arithmetic-int8": _config("task_arithmetic", '{weight: "4e-1"}', "{weight: 1}", "parameters: {int8_mask: true}\nout_dtype: float32"),
     "arithmetic-filters": _config("task_arithmetic", _BY_FILTER, "{weight: 0.1}"),
     "arithmetic-gradient": _config("task_arithmetic", _GRADIENT, "{}", "parameters: {weight: 0.2}"),
+    "arithmetic-adapter-filters": _config("task_arithmetic", _BY_FILTER, "{weight: 0.1}").replace("/maths", "/base+{folder}/lora"),
     "arithmetic-slice": _LAYERED,
     "ties": _config("ties", "{weight: 0.6, density: 0.3}", "{weight: 0.5, density: 0.7}"),
     "ties-int8": _config("ties", "{weight: 1, density: 0.5}", "{weight: 0.5, density: 0.5}", "parameters: {int8_mask: true, normalize: false, lambda: 0.5}"),

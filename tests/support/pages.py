@@ -1,7 +1,7 @@
 """The code blocks of a Markdown page, run in one folder from the first to the last, as a reader would type them.
 
-Python blocks share one namespace, shell lines are `dem-hub` commands of this process, and JSON and YAML must parse. A
-block that cannot run here has a comment before it that says why: `<!-- no-test: reason -->`. All pages use the same
+Python blocks share one namespace, shell lines are `dem-hub` commands of this process, and JSON and YAML must parse. YAML
+that begins with the name of a file is put there. A block that cannot run here has a comment before it that says why: `<!-- no-test: reason -->`. All pages use the same
 names on the Hub: a base, fine-tunes, adapters and a vector.
 """
 
@@ -91,7 +91,11 @@ def _json(page: Path, block: Block, namespace: dict[str, Any]) -> None:
 
 
 def _yaml(page: Path, block: Block, namespace: dict[str, Any]) -> None:
+    """Parse a block; one whose first line is a comment with the name of a file is written to that file."""
     assert isinstance(yaml.safe_load(block.code), dict), f"{page.name}:{block.line} is no mapping."
+    named = re.match(r"# (\w+\.yml)\n", block.code)
+    if named:
+        Path(named[1]).write_text(block.code)
 
 
 _RUNNERS = {"python": _python, "bash": _shell, "json": _json, "yaml": _yaml}
