@@ -1,0 +1,152 @@
+"""The page: a table for each setting that was run, and a picture of quality against cost."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dem_hub.files.atomic import write_text
+from studies.beyond_sums.results import GOAL, REFERENCE, Interval, Results, read_results
+from studies.beyond_sums.settings import SETTINGS, Setting
+from studies.data_mixing.report import to_table
+
+# In the picture: what only trains on the mixture, what sums fine-tunes of one round, and what trains in rounds.
+_COLORS = {"mixture": "#e8590c", "sum": "#0b7285", "rounds": "#5f3dc4"}
+_DISCUSSION = Path(__file__).parent / "discussion.md"
+
+
+def write_report(folder: Path, target: Path) -> Path:
+    """Write `report.md`, its picture, and the documents' losses it is computed from; returns the page."""
+    found = {name: results for name, setting in SETTINGS.items() if (results := read_results(folder, setting))}
+    if not found:
+        raise SystemExit(f"No finished run lies in '{folder}'. Run a setting first.")
+    target.mkdir(parents=True, exist_ok=True)
+    data = {name: to_data(results) for name, results in found.items()}
+    write_text(target / "report.json", json.dumps(data) + "\n")
+    for name, results in found.items():
+        write_picture(results, target / f"{name}.png")
+    page = target / "report.md"
+    write_text(page, to_markdown(found))
+    return page
+
+
+def to_data(results: Results) -> dict[str, Any]:
+    """Return results as JSON data; [`from_data`] reads them."""
+    return {
+        "sources": results.sources,
+        "tokens": results.tokens,
+        "rows": {
+            label: {
+                "losses": [
+                    {name: [round(value, 5) for value in of_name] for name, of_name in losses.items()}
+                    for losses in results.losses[label]
+                ],
+                "training_tokens": cost.training,
+                "evaluation_tokens": cost.evaluation,
+            }
+            for label, cost in results.costs.items()
+        },
+    }
+
+
+def from_data(data: dict[str, Any]) -> Results:
+    """Return the results that `report.json` has of one setting."""
+    seeds = range(len(next(iter(data["rows"].values()))["losses"]))
+    runs = [
+        {
+            **data,
+            "rows": {label: {**row, "losses": row["losses"][seed]} for label, row in data["rows"].items()},
+        }
+        for seed in seeds
+    ]
+    return Results.of(runs)
+
+
+def to_markdown(found: dict[str, Results]) -> str:
+    """Return the page."""
+    parts = [_HEAD]
+    for name, results in found.items():
+        parts += _section(SETTINGS[name], results)
+    if _DISCUSSION.is_file():
+        parts.append(_DISCUSSION.read_text("utf-8").strip())
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = """# Beyond a weighted sum
+
+Written by `python -m studies.beyond_sums report`; every number is computed from `report.json`. The base is
+SmolLM2-135M-Instruct. Every row but the base and the single sources has seen the same number of training tokens, and
+everything is scored on test text of each source, from documents on which nothing was trained or chosen. Losses are in
+nats a token, in float32, the mean over seeds. A seed decides the training documents and their order.
+
+"Better than DEM by" is the DEM's mean loss minus the row's, with a 95 % interval over documents. "Of the gap" is the
+share of the distance between DEM and the uniform mixture that a row closes. A round begins without a warm-up, from each
+source's own optimizer's state, except for LoRAs, which are new in every round. Forward tokens are those of searches and
+of input statistics."""
+
+
+def _section(setting: Setting, results: Results) -> Iterator[str]:
+    seeds = len(results.losses[REFERENCE])
+    kind = "LoRAs of rank 16" if setting.lora else "full fine-tunes"
+    yield f"## {setting.name.capitalize()}: {len(setting.sources)} sources, {setting.steps} steps of 512 tokens each"
+    yield f"{kind.capitalize()}; {seeds} {'seed' if seeds == 1 else 'seeds'}. In the order of the mean loss:"
+    head = [
+        "row",
+        *results.sources,
+        "mean",
+        "by seed",
+        "better than DEM by",
+        "of the gap",
+        "training tokens",
+        "forward tokens",
+    ]
+    labels = sorted(results.losses, key=results.mean, reverse=True)
+    yield to_table(head, [_row(results, label) for label in labels])
+    yield f"![Quality against cost, {setting.name}]({setting.name}.png)"
+    rivals = [label for label in ("RegMean", "2 rounds, RegMean", "4 rounds, RegMean", GOAL) if label in results.losses]
+    yield "Better than DEM by distribution:"
+    rows = [[label, *(_interval(results.gain(label, [name])) for name in results.sources)] for label in rivals]
+    yield to_table(["row", *results.sources], rows)
+
+
+def _row(results: Results, label: str) -> list[str]:
+    cost = results.costs[label]
+    gain = "" if label == REFERENCE else _interval(results.gain(label))
+    return [
+        f"**{label}**" if label in (REFERENCE, "RegMean", GOAL) else label,
+        *(f"{results.loss(label, name):.4f}" for name in results.sources),
+        f"{results.mean(label):.4f}",
+        ", ".join(f"{value:.4f}" for value in results.by_seed(label)),
+        gain,
+        f"{results.closed(label):.0%}",
+        f"{cost.training:,.0f}",
+        f"{cost.evaluation:,.0f}",
+    ]
+
+
+def _interval(interval: Interval) -> str:
+    mean, low, high = interval
+    return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def write_picture(results: Results, path: Path) -> None:
+    """Draw the mean loss of each row over what it cost, relative to one training on the mixture."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
+    unit = results.costs[GOAL].flops(1)
+    shown = [label for label in results.losses if label != "base" and label not in results.sources]
+    for label in shown:
+        kind = "mixture" if "mixture" in label else "rounds" if "rounds" in label else "sum"
+        at = results.costs[label].flops(1) / unit, results.mean(label)
+        axes.plot(*at, "o", color=_COLORS[kind])
+        axes.annotate(f" {label}", at, fontsize=8, va="center")
+    axes.axhline(results.mean(GOAL), color=_COLORS["mixture"], linewidth=1, linestyle="--")
+    axes.set_xlabel("cost, in trainings on the mixture (operations)")
+    axes.set_ylabel("mean loss on test text, nats a token")
+    axes.set_xlim(right=axes.get_xlim()[1] + 0.35 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,248 @@
+"""The rows of one setting and one seed: each model is trained or merged, scored, and forgotten."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dem_hub.evaluation.likelihood import totals
+from dem_hub.evaluation.windows import Window
+from dem_hub.transformations import dare, ties
+from studies.beyond_sums import merges
+from studies.beyond_sums.merges import Merge
+from studies.beyond_sums.settings import (
+    DARE_DENSITIES,
+    STATISTICS_TOKENS,
+    TEST_TOKENS,
+    TIES_DENSITIES,
+    TUNED_SHARES,
+    VALIDATION_TOKENS,
+    WINDOW,
+    Setting,
+)
+from studies.beyond_sums.sources import statistics_texts, training_texts
+from studies.beyond_sums.training import STEP, Part, blocks_of, train
+from studies.data_mixing.cache import file_of, keep
+from studies.data_mixing.scores import distribution_loss, mean_loss, tokens_of
+from studies.data_mixing.texts import read_texts, windows
+
+logger = logging.getLogger(__name__)
+
+Blocks = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to score: how it is loaded, and the tokens of training and of forward passes that it cost."""
+
+    load: Callable[[], Any]
+    training_tokens: float
+    evaluation_tokens: float = 0
+
+
+class Run:
+    """One setting with one seed: its texts, its folder, and its rows so far."""
+
+    def __init__(self, setting: Setting, seed: int, base: Path, texts: Path, folder: Path) -> None:
+        self.setting = setting
+        self.seed = seed
+        self.base = base
+        self.folder = folder
+        self.names = setting.sources
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._texts = texts
+        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        self.blocks = {name: self.blocks_of(name, setting.steps) for name in self.names}
+        self.statistics = [statistics_texts(texts, name, self._tokenizer, seed) for name in self.names]
+        self.validation = self._windows("validation", VALIDATION_TOKENS)
+        self.test = self._windows("test", TEST_TOKENS)
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that all sources are trained on together."""
+        return self.setting.steps * STEP * len(self.names)
+
+    def blocks_of(self, name: str, steps: int) -> Blocks:
+        """Return the blocks of so many steps of a source."""
+        # A step more than is needed, because of the last block, which is cut off.
+        texts = training_texts(self._texts, name, (steps + 1) * STEP, self._tokenizer, self.seed)
+        return blocks_of(texts, self._tokenizer, steps, self.seed)
+
+    def part(self, start: Path, blocks: Blocks, target: Path, **options: Any) -> Part:
+        """Return a part to train as this setting trains."""
+        return Part(start, blocks, target, lora=self.setting.lora, seed=self.seed, **options)
+
+    def row(self, label: str, make: Callable[[], Model]) -> None:
+        """Make a model and score it on test text, unless that is done."""
+        self.rows[label] = keep(file_of(self.folder / "rows", label), lambda: self._score(make()))
+        logger.info("%s, seed %d, %s: %.4f", self.setting.name, self.seed, label, self.mean(label))
+
+    def mean(self, label: str) -> float:
+        """Return the mean over distributions of a row's loss."""
+        return mean_loss(self.rows[label]["losses"], tokens_of(self.test), self.names)
+
+    def _score(self, made: Model) -> dict[str, Any]:
+        counts = tokens_of(self.test)
+        model = made.load()
+        losses = {
+            name: (totals(model, of_name) / torch.tensor(counts[name])).tolist() for name, of_name in self.test.items()
+        }
+        return {
+            "losses": losses,
+            "training_tokens": made.training_tokens,
+            "evaluation_tokens": made.evaluation_tokens,
+        }
+
+    def _windows(self, side: str, tokens: int) -> dict[str, list[Window]]:
+        return {
+            name: windows(read_texts(self._texts, name, side), tokens, WINDOW, self._tokenizer) for name in self.names
+        }
+
+
+def run(setting: Setting, seed: int, base: Path, texts: Path, folder: Path) -> dict[str, Any]:
+    """Train, merge and score every row; returns what was measured."""
+    result = folder / "result.json"
+    return dict(keep(result, lambda: _measure(Run(setting, seed, base, texts, folder))))
+
+
+def _measure(run: Run) -> dict[str, Any]:
+    vectors = merges.vectors_of(run.base, _singles(run), run.folder / "vectors")
+    run.row("base", lambda: Model(partial(_load, run.base), 0))
+    for name, vector in zip(run.names, vectors, strict=True):
+        alone = Merge(run.base, {str(vector): 1.0})
+        run.row(name, lambda alone=alone: Model(alone.model, run.training_tokens / len(run.names)))
+    _mixtures(run)
+    _sums(run, vectors)
+    for count in run.setting.rounds:
+        for way in ("DEM", "RegMean"):
+            run.row(f"{count} rounds, {way}", partial(_rounds, run, count, way))
+        if run.setting.is_headline and count == min(run.setting.rounds):
+            # Whether each source's optimizer should go on from its own state.
+            run.row(f"{count} rounds, RegMean, new optimizer", partial(_rounds, run, count, "RegMean", is_new=True))
+        shutil.rmtree(run.folder / f"rounds-{count}", ignore_errors=True)
+    if run.setting.is_headline:
+        _sparse(run, vectors)
+    return _result(run)
+
+
+def _singles(run: Run) -> list[Path]:
+    """Train each source by itself; its first rounds are kept on the way."""
+    steps = run.setting.steps
+    found = []
+    for name in run.names:
+        kept = {steps // count: _first_round(run, count, name) for count in run.setting.rounds}
+        found.append(train(run.part(run.base, run.blocks[name], run.folder / "singles" / name, kept=kept)))
+    return found
+
+
+def _first_round(run: Run, count: int, name: str) -> Path:
+    return run.folder / f"rounds-{count}" / "first" / name
+
+
+def _mixtures(run: Run) -> None:
+    """Train on all sources at once: on the same blocks, and in the headline setting on tuned shares as well."""
+    together = [block for name in run.names for block in run.blocks[name]]
+    run.row("uniform mixture", partial(_mixture, run, "uniform", together))
+    if run.setting.is_headline:
+        count = len(run.names) * run.setting.steps
+        tuned = [block for name, share in TUNED_SHARES.items() for block in run.blocks_of(name, round(share * count))]
+        run.row("tuned mixture", partial(_mixture, run, "tuned", tuned))
+
+
+def _mixture(run: Run, name: str, blocks: list[dict[str, Any]]) -> Model:
+    Random(run.seed).shuffle(blocks)
+    target = train(run.part(run.base, blocks, run.folder / "mixtures" / name))
+    return Model(partial(_load, target), run.training_tokens)
+
+
+def _sums(run: Run, vectors: Sequence[Path]) -> None:
+    """Merge the single fine-tunes: averaged, searched, with RegMean, and with RegMean and a search."""
+    run.row("1/N", lambda: _merged(run, merges.average(run.base, vectors)))
+    run.row("DEM", lambda: _merged(run, merges.search(run.base, vectors, run.validation, run.folder / "dem.json")))
+    transformed = _regmean(run, run.base, vectors, run.folder / "regmean")
+    run.row("RegMean", lambda: _merged(run, transformed))
+    names = [Path(name) for name in transformed.coefficients]
+    record = run.folder / "regmean.json"
+    run.row(
+        "RegMean, searched",
+        lambda: _merged(run, merges.search(run.base, names, run.validation, record), transformed.evaluation_tokens),
+    )
+
+
+def _merged(run: Run, merge: Merge, evaluated: float = 0) -> Model:
+    """Return a merge of all sources' fine-tunes as a model, with the tokens that were evaluated before it."""
+    return Model(merge.model, run.training_tokens, merge.evaluation_tokens + evaluated)
+
+
+def _regmean(run: Run, base: Path, vectors: Sequence[Path], folder: Path) -> Merge:
+    return merges.with_regmean(base, vectors, run.statistics, folder, STATISTICS_TOKENS * len(run.names))
+
+
+def _sparse(run: Run, vectors: Sequence[Path]) -> None:
+    """Merge with TIES and DARE, each at its best density and common coefficient."""
+    for name, transformation, densities in (("TIES", ties, TIES_DENSITIES), ("DARE", dare, DARE_DENSITIES)):
+        folder = run.folder / name
+        best = partial(merges.with_best_density, transformation, densities, run.base, vectors, run.validation, folder)
+        run.row(name, lambda best=best: _merged(run, best()))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rounds(run: Run, count: int, way: str, *, is_new: bool = False) -> Model:
+    """Train in rounds: each source goes on from the merge of the round before."""
+    folder = run.folder / f"rounds-{count}" / (f"{way}, new" if is_new else way)
+    size = len(run.blocks[run.names[0]]) // count
+    base = run.base
+    finetunes = [_first_round(run, count, name) for name in run.names]
+    evaluated = 0
+    for number in range(count):
+        of_round = folder / str(number + 1)
+        if number:
+            finetunes = [
+                _continue(run, base, of_round / "finetunes" / name, number, size, None if is_new else before)
+                for name, before in zip(run.names, finetunes, strict=True)
+            ]
+        vectors = merges.vectors_of(base, finetunes, of_round / "vectors")
+        if way == "RegMean":
+            merge = _regmean(run, base, vectors, of_round / "regmean")
+        else:
+            merge = merges.search(base, vectors, run.validation, of_round / "dem.json")
+        evaluated += merge.evaluation_tokens
+        if number + 1 < count:
+            base = merge.export(of_round / "merged")
+    return Model(merge.model, run.training_tokens, evaluated)
+
+
+def _continue(run: Run, base: Path, target: Path, number: int, size: int, before: Path | None) -> Path:
+    """Train one source's part of a later round, without a warm-up, from its own optimizer's state if that is given."""
+    blocks = run.blocks[target.name][number * size : (number + 1) * size]
+    # A LoRA is a new one in every round, so the state of the old one is of other weights.
+    state = None if run.setting.lora else before
+    return train(run.part(base, blocks, target, warmup=0, state=state, keeps_state=True))
+
+
+def _load(folder: Path) -> Any:
+    """Load a trained model in float32, an adapter with its base."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _result(run: Run) -> dict[str, Any]:
+    counts = tokens_of(run.test)
+    return {
+        "setting": run.setting.name,
+        "seed": run.seed,
+        "sources": list(run.names),
+        "tokens": counts,
+        "rows": run.rows,
+        "means": {label: run.mean(label) for label in run.rows},
+        "by_distribution": {
+            label: {name: distribution_loss(row["losses"], counts, name) for name in run.names}
+            for label, row in run.rows.items()
+        },
+    }
