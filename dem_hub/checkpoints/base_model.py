@@ -16,12 +16,12 @@ from dem_hub.checkpoints.architecture import Architecture, describe, describe_pl
 from dem_hub.checkpoints.fingerprint import agree, fingerprint, places_digest, saw_all_bytes, tensor_digests
 from dem_hub.checkpoints.model_building import needs_remote_code
 from dem_hub.checkpoints.model_config import read_config
-from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.reader import Checkpoint, Tensors
 from dem_hub.checkpoints.tokenizer import Vocabulary
-from dem_hub.hub.download import Resolved, side_files
+from dem_hub.hub.download import Resolved, module_weights, side_files
 from dem_hub.hub.hashes import is_hashing_again
 from dem_hub.hub.references import BaseRecord, short_commit
-from dem_hub.hub.remote import RangeReader
+from dem_hub.hub.remote import RangeReader, RemoteWeights
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,15 @@ class Base:
     `fingerprint` is not.
     """
 
-    def __init__(self, resolved: Resolved) -> None:
-        """Open the headers of a resolved checkpoint."""
+    def __init__(self, resolved: Resolved, tensors: Tensors | None = None) -> None:
+        """Open the headers of a resolved checkpoint; or take `tensors`, and from the folder the small files alone."""
         self.source = resolved.source
         self.folder = resolved.folder
         self.commit = resolved.commit
         self.remote = resolved.remote
+        self._resolved = resolved
         self._options = resolved.options
-        self.checkpoint = Checkpoint(resolved.folder)
+        self.checkpoint: Tensors = Checkpoint(resolved.folder) if tensors is None else tensors
         self._hashes_all = is_hashing_again()
 
     def __str__(self) -> str:
@@ -48,9 +49,20 @@ class Base:
             return str(self.source)
         return f"{self.source} at {short_commit(self.commit)}"
 
+    @property
+    def remotes(self) -> list[RemoteWeights]:
+        """Its weights that are still on the Hub."""
+        return [] if self.remote is None else [self.remote]
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The folders that its tensors are read from, by what they are: no result may be written there."""
+        return {"the base": self.folder}
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """The digest of each tensor, by name; see [`dem_hub.checkpoints.fingerprint`]."""
+        assert isinstance(self.checkpoint, Checkpoint)
         digests = tensor_digests(self.checkpoint, full=self._hashes_all)
         self.checkpoint.check_unchanged()
         return digests
@@ -62,7 +74,7 @@ class Base:
         Tied embeddings that are written out are such copies. The mapping is empty for a base that is still on the
         Hub.
         """
-        if self.remote is not None:
+        if self.remotes:
             return {}
         names_by_digest: dict[str, list[str]] = {}
         for name, digest in sorted(self.digests.items()):
@@ -75,8 +87,11 @@ class Base:
                     twins[name] = first
         return twins
 
-    def digest(self, name: str) -> str:
-        """Return the digest of one tensor. If the base is still on the Hub, only its *places* are fetched."""
+    def digest(self, name: str) -> str | None:
+        """Return the digest of one tensor; `None` if it is not known without a download.
+
+        If the base is still on the Hub, only the tensor's *places* are fetched.
+        """
         if self.remote is None:
             return self.digests[name]
         info = self.checkpoint[name]
@@ -86,7 +101,7 @@ class Base:
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of all tensors; only for a base that is on this machine."""
-        assert self.remote is None
+        assert not self.remotes
         return fingerprint(self.digests)
 
     def is_recorded(self, record: BaseRecord) -> bool:
@@ -170,6 +185,11 @@ class Base:
         return side_files(replace(self.source, revision=self.commit), options)
 
     @cached_property
+    def module_weights(self) -> dict[str, list[Path]]:
+        """The weights of sentence-transformers' modules beside it; see [`dem_hub.hub.download.module_weights`]."""
+        return module_weights(self._resolved)
+
+    @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """The tokens of its tokenizer; `None` if it has none that can be read."""
         return Vocabulary.read(self.folder)
@@ -183,7 +203,7 @@ class Base:
     @property
     def record(self) -> BaseRecord:
         """The base as vectors and recipes name it in their configs."""
-        fingerprint = None if self.remote is not None else self.fingerprint
+        fingerprint = None if self.remotes else self.fingerprint
         if self.commit is None:
             return BaseRecord(str(self.folder.resolve()), None, "", fingerprint)
         return BaseRecord(self.source.repo_id, self.commit, self.source.subfolder, fingerprint)

@@ -22,10 +22,13 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dem_hub.checkpoints.reader import Checkpoint, TensorInfo
 from dem_hub.errors import CheckpointError
@@ -76,13 +79,13 @@ def places_digest(info: TensorInfo, stream: Seekable) -> str:
     return state.hexdigest()[:_DIGEST_DIGITS]
 
 
-def blocks_digest(info: TensorInfo, places: str, content: mmap.mmap) -> str:
+def blocks_digest(info: TensorInfo, places: str, content: mmap.mmap | memoryview) -> str:
     """Return the digest of `PIECE_BYTES` of every block of one tensor, and of its places, 16 hex digits.
 
     Args:
         info ([`TensorInfo`]): Where the tensor is.
         places (`str`): What [`places_digest`] returned.
-        content (`mmap.mmap`): Its file. Pieces begin at every multiple of [`block_step`], as far as they are whole.
+        content (`mmap.mmap` or `memoryview`): Its file, or its bytes alone. Pieces begin at every multiple of [`block_step`], as far as they are whole.
     """
     state = _begin(info)
     # Messages show the beginning of a fingerprint, which must differ if anything does.
@@ -144,6 +147,39 @@ def _digest(info: TensorInfo, *, full: bool) -> str:
         if full:
             parts.append(bytes_digest(info, stream))
     return _JOINT.join(reversed(parts))
+
+
+def values_digest(values: Tensor, info: TensorInfo, *, full: bool = False) -> str:
+    """Return the digest that a tensor in memory has once it is written, with all of its parts.
+
+    Args:
+        values (`Tensor`): The tensor, on the CPU.
+        info ([`TensorInfo`]): Its dtype and shape; its bytes count from 0.
+        full (`bool`, *optional*, defaults to `False`): Hash all bytes, too.
+    """
+    content = values.contiguous().view(-1).view(torch.uint8).numpy().data
+    stream = _Bytes(content)
+    parts = [places_digest(info, stream)]
+    parts.append(blocks_digest(info, parts[0], content))
+    if full:
+        parts.append(bytes_digest(info, stream))
+    return _JOINT.join(reversed(parts))
+
+
+@dataclass
+class _Bytes:
+    """Bytes in memory as a file to read single places of, without a copy of all of them."""
+
+    content: memoryview
+    position: int = 0
+
+    def seek(self, position: int) -> None:
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        start = self.position
+        self.position += size
+        return bytes(self.content[start : self.position])
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ anything is computed from it.
 
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,7 +66,51 @@ class TensorSource(Protocol):
     def is_copy(self, name: str, other: str) -> bool: ...
 
 
-class Checkpoint(Mapping[str, TensorInfo]):
+class Tensors(Mapping[str, TensorInfo]):
+    """All tensors of a model by their names on disk: those of files, or those that a merge makes when they are read.
+
+    `path` says where they are from, for messages.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def lazy(self, name: str) -> LazyTensor:
+        """Return the tensor as a safetensors slice: nothing is read until it is indexed."""
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Check that the files are still those that were opened. What reads the tensors calls this at its end.
+
+        Raises:
+            [`~dem_hub.errors.CheckpointError`]: If files were replaced or written to.
+        """
+
+    def read(self, name: str, index: Index | None = None) -> Tensor:
+        """Return the tensor or a slice of it, on the CPU in its own dtype.
+
+        It may be backed by a file, so do not write into it.
+
+        Args:
+            name (`str`): The tensor's name.
+            index (`tuple[slice, ...]`, *optional*): One slice for each dimension. Defaults to the whole tensor.
+        """
+        return self.lazy(name)[index if index else ...]
+
+    def is_copy(self, name: str, other: str) -> bool:
+        """Check whether two tensors have the same bits because one is a copy of the other.
+
+        Tensors of a single value are no evidence: all norms of a new model are ones, and none is a copy.
+        """
+        first = self[name]
+        second = self[other]
+        if (first.dtype, first.shape) != (second.dtype, second.shape) or first.nbytes == 0:
+            return False
+        values = self.read(name)
+        return torch.equal(values, self.read(other)) and not torch.equal(*torch.aminmax(values))
+
+
+class Checkpoint(Tensors):
     """The tensors of one or more safetensors files, by name. Only the headers are read when it is opened.
 
     Example:
@@ -132,42 +177,16 @@ class Checkpoint(Mapping[str, TensorInfo]):
         return handles
 
     def check_unchanged(self) -> None:
-        """Check that the files are still those whose headers were read.
+        """Check that the files are still those whose headers were read; see [`Tensors.check_unchanged`].
 
-        What reads a checkpoint calls this at its end. Each slice is preceded by the same check of its own file.
-
-        Raises:
-            [`~dem_hub.errors.CheckpointError`]: If files were replaced or written to.
+        Each slice is preceded by the same check of its own file.
         """
         check_unchanged(self._states)
 
     def lazy(self, name: str) -> LazyTensor:
-        """Return the tensor as a safetensors slice: nothing is read until it is indexed."""
+        """Return the tensor as a slice of its file."""
         file = self._tensors[name].file
         return _FileSlice(self._handles[file].get_slice(name), file, self._states[file])
-
-    def read(self, name: str, index: Index | None = None) -> Tensor:
-        """Return the tensor or a slice of it, on the CPU in its own dtype.
-
-        It is backed by the file, so do not write into it.
-
-        Args:
-            name (`str`): The tensor's name.
-            index (`tuple[slice, ...]`, *optional*): One slice for each dimension. Defaults to the whole tensor.
-        """
-        return self.lazy(name)[index if index else ...]
-
-    def is_copy(self, name: str, other: str) -> bool:
-        """Check whether two tensors have the same bits because one is a copy of the other.
-
-        Tensors of a single value are no evidence: all norms of a new model are ones, and none is a copy.
-        """
-        first = self[name]
-        second = self[other]
-        if (first.dtype, first.shape) != (second.dtype, second.shape) or first.nbytes == 0:
-            return False
-        values = self.read(name)
-        return torch.equal(values, self.read(other)) and not torch.equal(*torch.aminmax(values))
 
 
 @dataclass(frozen=True)

@@ -145,18 +145,23 @@ def _refuse_one_name_for_two(names: set[str]) -> None:
 
 
 def _load_config(name: str) -> "PretrainedConfig":
-    """Return the config of a model, or of the base of a recipe."""
+    """Return the config of a model, or of the model that a recipe is made from, by whatever number of rounds."""
     from transformers import AutoConfig
 
     from dem_hub.files.names import MODEL_CONFIG
     from dem_hub.hub.download import resolve
+    from dem_hub.hub.references import VectorSource
     from dem_hub.merging.config import DEMConfig
+    from dem_hub.merging.rounds import MOST_ROUNDS
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
-        if config.model_type == "dem":
-            base = resolve(DEMConfig.from_pretrained(name).base.source, (MODEL_CONFIG,))
-            config = AutoConfig.from_pretrained(base.folder)
+        source = VectorSource.parse(name)
+        for _ in range(MOST_ROUNDS + 1):  # a circle of recipes is refused when the model is loaded
+            if config.model_type != "dem":
+                break
+            source = DEMConfig.from_pretrained(source).base.source
+            config = AutoConfig.from_pretrained(resolve(source, (MODEL_CONFIG,)).folder)
     except DemHubError:
         raise
     except ValueError as error:

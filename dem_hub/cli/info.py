@@ -83,14 +83,14 @@ def info(*, paths: Sequence[str], base: str | None, tensors: bool, as_json: bool
 
 
 def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparison":
-    from dem_hub.checkpoints.base_model import Base
+    from dem_hub.checkpoints.opening import open_base
     from dem_hub.files.names import MODEL_FILES
     from dem_hub.hub.download import resolve
     from dem_hub.hub.references import VectorSource
     from dem_hub.vectors.comparison import compare
 
     source = VectorSource.parse(base) if base else vectors[0].base.source
-    return compare(vectors, Base(resolve(source, MODEL_FILES)))
+    return compare(vectors, open_base(resolve(source, MODEL_FILES)))
 
 
 def _vector_data(path: str, vector: "DistributionVector") -> dict[str, Any]:

@@ -81,7 +81,7 @@ def resolve(
             raise NotFoundError(f"'{source.repo_id}' has no subfolder '{source.subfolder}'.")
         settle(folder)
         check_links(folder, files, root)
-        return Resolved(source, folder, None)
+        return Resolved(source, folder, None, options=options)
     if not REPO_ID.fullmatch(source.repo_id):
         raise NotFoundError(
             f"'{source.repo_id}' is not a local folder, and not a Hub id (namespace/name). Check the path."

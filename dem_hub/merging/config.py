@@ -5,7 +5,8 @@ Nothing here imports torch or transformers: a recipe can be read, changed and pu
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder, write_text
-from dem_hub.files.folders import RECIPE, check_replaced
+from dem_hub.files.folders import RECIPE, check_replaced, is_recipe
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.files.scratch import scratch_folder
+from dem_hub.files.side_files import side_files_of
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     check_version,
@@ -33,6 +36,7 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
 from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
+from dem_hub.merging.rounds import UNSAVED, Chain, chain_with
 from dem_hub.merging.tokenizer_files import base_vocabulary, with_tokens
 from dem_hub.merging.tokens import merged_tokens
 
@@ -52,7 +56,7 @@ class DEMConfig:
     Vectors are called by their names: the Hub id or the path of the folder, and `//subfolder` if there is one.
 
     Args:
-        base ([`BaseRecord`]): The base: its id or folder, commit and fingerprint.
+        base ([`BaseRecord`]): The base: its id or folder, commit and fingerprint. It may be a recipe itself.
         vectors (`tuple[VectorRecord, ...]`): The vectors with their coefficients, each vector once.
         dtype (`str`, *optional*): Dtype to merge into, such as `"bfloat16"`. Defaults to the base's own.
         rounding (`str`, *optional*, defaults to `"stochastic"`): How a sum becomes bfloat16 or float16:
@@ -205,11 +209,37 @@ class DEMConfig:
     def write(self, partial: Path, folder: Path) -> None:
         """Write the recipe and the base's side files into a folder that will take the name `folder`."""
         if self.base.repo_id is not None:
-            files = side_files(self.base.source)
-            copy_side_files(files, partial)
-            for name, text in self.tokenizer_texts(files).items():
-                write_text(partial / name, text)
+            with self.base_files() as files:
+                self._write_side_files(files, partial)
         (partial / RECIPE_CONFIG).write_text(self.to_json(folder), "utf-8")
+
+    @contextmanager
+    def base_files(self, options: HubOptions | None = None) -> Iterator[dict[str, Path]]:
+        """Yield the side files of the base, by their paths; of a base that is a recipe, those that its export has.
+
+        Args:
+            options ([`HubOptions`], *optional*): Token, cache and so on.
+        """
+        with self._files_of_base(options or HubOptions(), UNSAVED) as files:
+            yield files
+
+    @contextmanager
+    def _files_of_base(self, options: HubOptions, above: Chain) -> Iterator[dict[str, Path]]:
+        resolved = resolve(self.base.source, (RECIPE_CONFIG,), options)
+        if not is_recipe(resolved.folder):
+            yield side_files(self.base.source, options)
+            return
+        chain = chain_with(resolved, above)
+        inner = DEMConfig.from_pretrained(self.base.source, **vars(options))
+        with inner._files_of_base(options, chain) as files, scratch_folder() as folder:
+            inner._write_side_files(files, folder)
+            yield side_files_of(folder, is_published=True)
+
+    def _write_side_files(self, files: Mapping[str, Path], folder: Path) -> None:
+        """Write the base's side files into a folder, with the tokens that vectors bring."""
+        copy_side_files(files, folder)
+        for name, text in self.tokenizer_texts(files).items():
+            write_text(folder / name, text)
 
     def tokenizer_texts(self, files: Mapping[str, Path]) -> dict[str, str]:
         """Return the texts of the tokenizer's files that differ from the base's, because vectors bring tokens.

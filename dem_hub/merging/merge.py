@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.lazy import LazyTensor
-from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.reader import Tensors
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, Scaled, combine_factors
@@ -67,7 +67,7 @@ class Merge:
     names (see `Base.twins`). They share their random bits, so tied weights stay tied.
     """
 
-    base: Checkpoint
+    base: Tensors
     terms: tuple[Term, ...]
     rounding: Rounding = "stochastic"
     seed: int = 0

@@ -6,13 +6,14 @@ parallel.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
@@ -29,7 +30,9 @@ from dem_hub.hub.remote import RemoteWeights
 from dem_hub.merging.coefficients import Coefficient, VectorCoefficients
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.merge import Merge
+from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.records import VectorRecord
+from dem_hub.merging.rounds import UNSAVED, Chain, chain_with, place_of
 from dem_hub.numerics.threads import take_context
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.tokens import tokens_of
@@ -48,8 +51,13 @@ class OpenedRecipe:
     @property
     def remotes(self) -> list[RemoteWeights]:
         """Weights that are still on the Hub. While there are any, a merge can be planned but not computed."""
-        remotes = [self.base.remote, *(vector.remote for vector in self.vectors)]
-        return [remote for remote in remotes if remote is not None]
+        of_vectors = [vector.remote for vector in self.vectors]
+        return [*self.base.remotes, *(remote for remote in of_vectors if remote is not None)]
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The folders that the sum is read from, by what they are."""
+        return {**self.base.inputs, **{f"the vector '{vector.name}'": vector.folder for vector in self.vectors}}
 
     def merge(self, recipe: DEMConfig, *, allow_base_mismatch: bool = False) -> Merge:
         """Return the sum that a recipe over these vectors stands for.
@@ -83,10 +91,7 @@ class OpenedRecipe:
 
     def check_target(self, target: Path, kind: str) -> None:
         """Refuse to write a result over the base, a vector, or something of another kind than `kind`."""
-        inputs = {"the base": self.base.folder}
-        for vector in self.vectors:
-            inputs[f"the vector '{vector.name}'"] = vector.folder
-        check_target(target, kind, inputs)
+        check_target(target, kind, self.inputs)
 
 
 def open_base_and_vectors(
@@ -109,11 +114,13 @@ def open_base_and_vectors(
             not computed.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the base is a recipe, or a coefficient is not a finite number.
+        [`~dem_hub.errors.ConfigError`]: If a coefficient is not a finite number, or the base is a recipe that is based
+            on itself.
         [`~dem_hub.errors.DemHubError`]: What opening a base or a vector raises.
     """
     sources = [VectorSource.parse(name) for name in vectors]
-    opened = _open(base, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only)
+    finder = _Finder(options or HubOptions(), UNSAVED, "never" if headers_only else "now", check_base=check_base)
+    opened = _open(base, sources, finder)
     records = tuple(
         record_of(vector, coefficient, opened.base)
         for vector, coefficient in zip(opened.vectors, vectors.values(), strict=True)
@@ -124,7 +131,11 @@ def open_base_and_vectors(
 
 
 def open_recipe(
-    source: VectorSource, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
+    source: VectorSource,
+    options: HubOptions | None = None,
+    *,
+    check_base: bool = True,
+    headers_only: bool = False,
 ) -> OpenedRecipe:
     """Read a recipe and open the base and the vectors that it names.
 
@@ -154,20 +165,39 @@ def open_recipe(
             f"'{source}' is not a recipe. Say which vectors to add to it: --vector ID=COEFFICIENT, in Python "
             f"vectors={{...}}."
         )
-    recipe = DEMConfig.from_pretrained(replace(source, revision=resolved.commit or source.revision), **vars(options))
-    opened = open_config(recipe, options, check_base=check_base, headers_only=headers_only)
-    return replace(opened, folder=resolved.folder)
+    recipe = _read_recipe(resolved)
+    above = (place_of(resolved),)
+    finder = _Finder(options, above, "never" if headers_only else "now", check_base=check_base)
+    return replace(_open_config(recipe, finder), folder=resolved.folder)
 
 
-def open_config(
-    recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True, headers_only: bool = False
-) -> OpenedRecipe:
+def open_config(recipe: DEMConfig, options: HubOptions | None = None, *, check_base: bool = True) -> OpenedRecipe:
     """Open the base and the vectors of a recipe, and check that they are the recorded ones; see [`open_recipe`]."""
+    return _open_config(recipe, _Finder(options or HubOptions(), UNSAVED, check_base=check_base))
+
+
+def open_round(resolved: Resolved) -> MergedBase:
+    """Open a recipe as a base: its own base and vectors, and theirs, down to a model.
+
+    Args:
+        resolved ([`Resolved`]): The recipe's folder. All that the recipe names is found with its options.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If a recipe is based on itself, or too many are on top of each other.
+        [`~dem_hub.errors.DemHubError`]: What [`open_recipe`] raises.
+    """
+    return _Finder(resolved.options, UNSAVED).open_round(resolved)
+
+
+def _read_recipe(resolved: Resolved) -> DEMConfig:
+    source = replace(resolved.source, revision=resolved.commit or resolved.source.revision)
+    return DEMConfig.from_pretrained(source, **vars(resolved.options))
+
+
+def _open_config(recipe: DEMConfig, finder: "_Finder") -> OpenedRecipe:
     sources = [record.source for record in recipe.vectors]
-    opened = _open(
-        recipe.base.source, sources, options or HubOptions(), check_base=check_base, headers_only=headers_only
-    )
-    if check_base:
+    opened = _open(recipe.base.source, sources, finder)
+    if finder.check_base:
         _check_base(recipe, opened.base)
     _check_vectors(recipe, opened.vectors)
     # A recipe that was written by hand does not have the tokens of its vectors.
@@ -181,7 +211,7 @@ def open_config(
 def _check_base(recipe: DEMConfig, base: Base) -> None:
     """Refuse a base with another fingerprint than the recorded one. Without its weights a base has no fingerprint."""
     recorded = recipe.base.fingerprint
-    if base.remote is not None or recorded is None or base.is_recorded(recipe.base):
+    if base.remotes or recorded is None or base.is_recorded(recipe.base):
         return
     raise BaseMismatchError(
         f"The recipe's base is '{recipe.base}' (fingerprint {short_hash(recorded)}), and what is there now has "
@@ -226,79 +256,91 @@ class _Opened:
     vectors: tuple[DistributionVector, ...]
 
 
-def _open(
-    base: VectorSource, vectors: Sequence[VectorSource], options: HubOptions, *, check_base: bool, headers_only: bool
-) -> _Opened:
+@dataclass(frozen=True)
+class _Finder:
+    """How the base and the vectors of one recipe are found and opened.
+
+    `above` is the recipe, with the recipes that it is a base of. The recipes below it are always compared with what they
+    record: only the caller's own recipe or vectors can be meant by `allow_base_mismatch`. `weights` says when those on
+    the Hub are downloaded: those of a recipe that is a base come `later`, once what is above it is known to fit.
+    """
+
+    options: HubOptions
+    above: Chain
+    weights: Literal["now", "later", "never"] = "now"
+    check_base: bool = True
+
+    def find(self, source: VectorSource, patterns: tuple[str, ...], folder: Path) -> Resolved:
+        """Find a base or a vector, without the weights if they are on the Hub; stand-ins of them go into a folder."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return resolve_headers(source, patterns, self.options, scratch=folder)
+        except (HubError, HfHubHTTPError):
+            if self.weights == "never":
+                raise
+            # Without the Hub the files may still be in the cache. If they are not, this error says what is wrong.
+            return resolve(source, patterns, self.options)
+
+    def download(self, part: Base | DistributionVector, patterns: tuple[str, ...]) -> Resolved | None:
+        """Download the weights of the commit whose headers were checked; return `None` if they are here already."""
+        if part.remote is None:
+            return None
+        return replace(resolve(part.remote.source, patterns, self.options), source=part.source)
+
+    def open_base(self, resolved: Resolved) -> Base:
+        """Open a base that was found; of a recipe, the headers alone of what it is merged from."""
+        if is_recipe(resolved.folder):
+            weights = self.weights if self.weights == "never" else "later"
+            return replace(self, weights=weights).open_round(resolved)
+        refuse_quantized(resolved.folder, "base")
+        base = Base(resolved)
+        refuse_quantized_tensors(base.checkpoint, resolved.folder, "base")
+        return base
+
+    def open_round(self, resolved: Resolved) -> MergedBase:
+        """Open a recipe as the base of the last recipe above."""
+        below = _Finder(self.options, chain_with(resolved, self.above), self.weights)
+        return MergedBase(resolved, _open_config(_read_recipe(resolved), below))
+
+
+def _open(base: VectorSource, vectors: Sequence[VectorSource], finder: _Finder) -> _Opened:
     """Open a base and vectors: first from headers, and, if these fit together, with weights from the Hub."""
     # The threads hash files, and must know as this one does whether remembered hashes count (`hashing_again`).
     with ExitStack() as stack, ThreadPoolExecutor(initializer=take_context, initargs=(copy_context(),)) as pool:
         folder = stack.enter_context(scratch_folder())
-        find = partial(_find, options=options, folder=folder, headers_only=headers_only)
-        opened = _from_headers(base, vectors, find, pool)
-        if headers_only:
+        opened = _from_headers(base, vectors, finder, folder, pool)
+        if finder.weights != "now":
             # The sparse files that stand in for the weights are removed together with the base.
             weakref.finalize(opened.base, stack.pop_all().close)
             return opened
-        if opened.base.remote is None and all(vector.remote is None for vector in opened.vectors):
+        if not opened.base.remotes and all(vector.remote is None for vector in opened.vectors):
             return opened
-        all_deltas(opened.vectors, opened.base, allow_base_mismatch=not check_base)
-        return _with_weights(opened, options, pool)
+        all_deltas(opened.vectors, opened.base, allow_base_mismatch=not finder.check_base)
+        return _with_weights(opened, finder, pool)
 
 
 def _from_headers(
-    base: VectorSource,
-    vectors: Sequence[VectorSource],
-    find: Callable[[VectorSource, tuple[str, ...]], Resolved],
-    pool: Executor,
+    base: VectorSource, vectors: Sequence[VectorSource], finder: _Finder, folder: Path, pool: Executor
 ) -> _Opened:
     """Open a base and vectors from their headers; what is on this machine is opened as it is."""
     patterns = [MODEL_FILES, *[VECTOR_FILES] * len(vectors)]
+    find = partial(finder.find, folder=folder)
     resolved_base, *resolved_vectors = pool.map(find, [base, *vectors], patterns)
-    return _Opened(_open_base(resolved_base), tuple(pool.map(_open_vector, resolved_vectors)))
+    return _Opened(finder.open_base(resolved_base), tuple(pool.map(_open_vector, resolved_vectors)))
 
 
-def _with_weights(opened: _Opened, options: HubOptions, pool: Executor) -> _Opened:
+def _with_weights(opened: _Opened, finder: _Finder, pool: Executor) -> _Opened:
     """Download the weights that are still on the Hub, and open again what they belong to."""
     parts = [opened.base, *opened.vectors]
     patterns = [MODEL_FILES, *[VECTOR_FILES] * len(opened.vectors)]
-    resolved_base, *resolved_vectors = pool.map(partial(_download, options=options), parts, patterns)
+    resolved_base, *resolved_vectors = pool.map(finder.download, parts, patterns)
     base = opened.base
     if resolved_base is not None:
-        base = _open_base(resolved_base)
+        base = finder.open_base(resolved_base)
+    elif isinstance(base, MergedBase) and base.remotes:
+        base = finder.open_round(base.recipe_source)
     return _Opened(base, tuple(pool.map(_reopen_vector, opened.vectors, resolved_vectors)))
-
-
-def _find(
-    source: VectorSource, patterns: tuple[str, ...], *, options: HubOptions, folder: Path, headers_only: bool
-) -> Resolved:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return resolve_headers(source, patterns, options, scratch=folder)
-    except (HubError, HfHubHTTPError):
-        if headers_only:
-            raise
-        # Without the Hub the files may still be in the cache. If they are not, this error says what is wrong.
-        return resolve(source, patterns, options)
-
-
-def _download(part: Base | DistributionVector, patterns: tuple[str, ...], *, options: HubOptions) -> Resolved | None:
-    """Download the weights of the commit whose headers were checked; return `None` if they are here already."""
-    if part.remote is None:
-        return None
-    return replace(resolve(part.remote.source, patterns, options), source=part.source)
-
-
-def _open_base(resolved: Resolved) -> Base:
-    if is_recipe(resolved.folder):
-        raise ConfigError(
-            f"'{resolved.source}' is a recipe and names its own vectors. Load it without vectors, or name its base; "
-            "a search goes on from it with --resume-from."
-        )
-    refuse_quantized(resolved.folder, "base")
-    base = Base(resolved)
-    refuse_quantized_tensors(base.checkpoint, resolved.folder, "base")
-    return base
 
 
 def _open_vector(resolved: Resolved) -> DistributionVector:

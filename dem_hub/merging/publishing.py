@@ -17,7 +17,6 @@ from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
-from dem_hub.hub.download import side_files
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.merging.cards import recipe_card, repositories
@@ -52,10 +51,9 @@ def push_recipe(
     vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
     public = replace(recipe, base=base, vectors=vectors.records)
     stated_licenses = licenses(repositories(public), token=token)
-    with scratch_folder() as folder:
+    with scratch_folder() as folder, recipe.base_files(HubOptions(token)) as beside:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
-        beside = side_files(recipe.base.source, HubOptions(token))
         files = {**vectors.files, **beside, **public.tokenizer_texts(beside), **drawn}
         announce(repo_id, {**files, RECIPE_CONFIG: public.to_json()})
 

@@ -12,24 +12,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numba
 import torch
 
 from dem_hub._version import __version__
 from dem_hub.checkpoints.lazy import CODES, DTYPES
-from dem_hub.checkpoints.model_config import read_config
-from dem_hub.checkpoints.writer import FLOAT_DTYPES, Block, Outline, Shard, plan_shards, shard_index, write_shard
+from dem_hub.checkpoints.writer import Block, Outline, Shard, plan_shards, shard_index, write_shard
 from dem_hub.defaults import MAX_SHARD_SIZE
-from dem_hub.errors import ConfigError
-from dem_hub.files.links import check_paths
-from dem_hub.files.names import MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
-from dem_hub.files.strict_json import dump_json
+from dem_hub.files.names import PROVENANCE_CONFIG
+from dem_hub.merging.exported_files import config_texts, copied_files, float_dtype, tokenizer_texts
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.merging.tokenizer_files import with_tokens
-from dem_hub.models.vocabulary import set_vocabulary_in_json
 from dem_hub.numerics.slices import full_index, index_shape
 
 if TYPE_CHECKING:
@@ -73,10 +68,8 @@ class PlannedModel:
             [`~dem_hub.errors.DemHubError`]: What [`Merge.of`] raises.
         """
         dtype = dtype or opened.recipe.dtype
-        if dtype is not None and dtype not in FLOAT_DTYPES:
-            raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")
+        torch_dtype = float_dtype(dtype)
         merge = opened.merge(opened.recipe, allow_base_mismatch=allow_base_mismatch)
-        torch_dtype = None if dtype is None else FLOAT_DTYPES[dtype]
         outlines = [
             Outline(name, CODES[merge.dtype(name, torch_dtype)], merge.shape(name)) for name in sorted(merge.base)
         ]
@@ -85,7 +78,7 @@ class PlannedModel:
     @property
     def torch_dtype(self) -> torch.dtype | None:
         """The dtype as an object of torch."""
-        return None if self.dtype is None else FLOAT_DTYPES[self.dtype]
+        return float_dtype(self.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -104,14 +97,8 @@ class PlannedModel:
 
     @cached_property
     def copies(self) -> dict[str, Path]:
-        """The base's files that are copied, by path: its side files, and its own code if it has some.
-
-        Code is copied and not run. Whoever loads the model decides that with `trust_remote_code`.
-        """
-        base = self.opened.base
-        code = {path.name: path for path in sorted(base.folder.glob(MODEL_CODE)) if path.is_file()}
-        check_paths(code.values(), base.folder)
-        return {**base.side_files, **code}
+        """The base's files that are copied, by path; see [`copied_files`]."""
+        return copied_files(self.opened.base)
 
     @cached_property
     def purpose(self) -> str:
@@ -170,24 +157,9 @@ class PlannedModel:
             folder (`Path`, *optional*): Folder that they are written to. Folders that the recipe refers to are
                 written relative to it.
         """
-        tokens = self.merge.tokens.merged
-        texts = with_tokens(self.opened.base.side_files, self.opened.base.vocabulary, tokens) if tokens else {}
+        texts = tokenizer_texts(self.opened.base, self.merge)
         texts[PROVENANCE_CONFIG] = replace(self.opened.recipe, dtype=self.dtype).to_json(folder)
-        config = self._model_config()
-        if config:
-            texts[RECIPE_CONFIG] = dump_json(config)
-        return texts
-
-    def _model_config(self) -> dict[str, Any]:
-        """Return the base's `config.json` with the merged dtype and vocabulary; empty if the base has none."""
-        config = read_config(self.opened.base.folder)
-        if not config:
-            return {}
-        if self.dtype is not None:
-            config.pop("torch_dtype", None)
-            config["dtype"] = self.dtype
-        set_vocabulary_in_json(config, self.merge)
-        return config
+        return {**texts, **config_texts(self.opened.base, self.merge, self.dtype)}
 
 
 def merging_bar(nbytes: int, start: int = 0) -> "tqdm":

@@ -17,6 +17,7 @@ import torch
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
+from dem_hub.checkpoints.opening import open_base
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.checkpoints.tokenizer import Vocabulary
 from dem_hub.checkpoints.writer import system_errors
@@ -79,7 +80,7 @@ class Source:
         """
         resolved = resolve(name, MODEL_FILES, options)
         refuse_quantized(resolved.folder, "base")
-        base = Base(resolved)
+        base = open_base(resolved)
         refuse_quantized_tensors(base.checkpoint, resolved.folder, "base")
         # The fingerprint reads the whole base once. Computed here, it is cached before training begins.
         logger.info("The base is '%s', with the fingerprint %s.", base, base.fingerprint)

@@ -38,7 +38,7 @@ def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: b
     if allow_mismatch:
         _check_exact(config, base, remedy)
         return
-    if base.remote is None:
+    if not base.remotes:
         if base.is_recorded(config.base):
             return
         different = _first_difference(config, base, sorted(config.tensors))
@@ -79,7 +79,7 @@ def _misfits(config: VectorConfig, base: Base) -> list[str]:
 
 def _check_exact(config: VectorConfig, base: Base, remedy: str) -> None:
     """Refuse tensors of the codec 'exact' on another base: they are stored as steps from the bits of their own base."""
-    if base.remote is not None:
+    if base.remotes:
         return  # reading the tensors would download them; checked again once they are here
     other = []
     for key, record in config.tensors.items():
@@ -95,9 +95,10 @@ def _check_exact(config: VectorConfig, base: Base, remedy: str) -> None:
 
 
 def _first_difference(config: VectorConfig, base: Base, keys: Iterable[str]) -> str | None:
-    """Return the first of some tensors whose digest is not the one that the vector recorded."""
+    """Return the first of some tensors whose digest is known, and not the one that the vector recorded."""
     for key in keys:
-        if not agree(base.digest(key), config.tensors[key].base):
+        digest = base.digest(key)
+        if digest is not None and not agree(digest, config.tensors[key].base):
             return key
     return None
 

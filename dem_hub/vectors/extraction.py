@@ -20,6 +20,7 @@ from torch import Tensor
 from dem_hub._version import __version__
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import refuse_quantized, refuse_quantized_tensors
+from dem_hub.checkpoints.opening import open_base
 from dem_hub.checkpoints.reader import Checkpoint, TensorSource
 from dem_hub.checkpoints.tokenizer import Token, Vocabulary, new_tokens
 from dem_hub.codecs.auto.budget import SMALL
@@ -72,7 +73,8 @@ def extract(
 
     Args:
         folder (`Path`): an empty folder.
-        base, finetuned ([`Resolved`]): the two checkpoints, in safetensors files, sharded in any way.
+        base, finetuned ([`Resolved`]): the two checkpoints, in safetensors files, sharded in any way. The base may be a
+            recipe.
         encoder ([`Encoder`]): what chooses a codec for each tensor; see [`encoder_from_name`].
         device (`str` or `torch.device`, *optional*): the device that encodes; by default the accelerator, if there is
             one.
@@ -82,18 +84,18 @@ def extract(
         [`VectorConfig`]: what was written.
 
     Raises:
-        `CheckpointError`: one side is a vector, an adapter or a recipe; a checkpoint is quantized or pickled; tensors
+        `CheckpointError`: one side is a vector or an adapter, or the fine-tune a recipe; a checkpoint is quantized or pickled; tensors
             differ in shape, or are missing on one side, or have NaN or inf.
         `CodecError`: the vector does not fit in the budget.
     """
     refuse_what_is_no_model(base, finetuned)
     refuse_quantized(base.folder, "base")
     refuse_quantized(finetuned.folder, "fine-tune")
-    opened = Base(base)
+    opened = open_base(base)
     tensors = Checkpoint(finetuned.folder)
     refuse_quantized_tensors(opened.checkpoint, base.folder, "base")
     refuse_quantized_tensors(tensors, finetuned.folder, "fine-tune", base=opened.checkpoint)
-    warn_of_modules(base, finetuned)
+    warn_of_modules(opened, finetuned)
     return extract_tensors(
         folder,
         opened,
@@ -200,7 +202,7 @@ class _Sides:
 
     def check_finite(self, pair: Pair, old: Tensor, new: Tensor) -> None:
         """Refuse a base or a fine-tune that diverged."""
-        _check_finite(old, self.base.folder, pair.base_key)
+        _check_finite(old, self.base.checkpoint.path, pair.base_key)
         _check_finite(new, self.finetuned.path, pair.finetuned_key)
 
     def read_new_rows(self, pair: Pair) -> Tensor | None:

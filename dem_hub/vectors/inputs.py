@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError
 from dem_hub.files.folders import has_model_weights, is_recipe, lone_vector
@@ -14,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
-    """Refuse a recipe, a vector or an adapter on either side, which would otherwise be refused for each of its tensors.
+    """Refuse a vector or an adapter on either side, and a recipe as the fine-tune.
+
+    They would otherwise be refused for each of their tensors. A recipe as the base is merged when it is read.
 
     Args:
         base, finetuned ([`Resolved`]): The two sides.
@@ -27,24 +30,23 @@ def refuse_what_is_no_model(base: Resolved, finetuned: Resolved) -> None:
             f"'{finetuned.source}' is {kind} already, which can be used as it is: dem-hub merge BASE --vector "
             f"{finetuned.source}=COEFFICIENT -o DIR, in Python vectors={{...}}."
         )
-    for role, side in (("base", base), ("fine-tune", finetuned)):
-        if is_recipe(side.folder):
-            raise CheckpointError(
-                f"The {role} '{side.source}' is a recipe. Make the model of it first: dem-hub merge {side.source} "
-                "-o MODEL."
-            )
+    if is_recipe(finetuned.folder):
+        raise CheckpointError(
+            f"The fine-tune '{finetuned.source}' is a recipe. Make the model of it first: dem-hub merge "
+            f"{finetuned.source} -o MODEL."
+        )
     if kind := _vector_kind(base.folder):
         raise CheckpointError(
             f"'{base.source}' is {kind}, and a base is a model. Name the model that the fine-tune was trained from."
         )
 
 
-def warn_of_modules(base: Resolved, finetuned: Resolved) -> None:
+def warn_of_modules(base: Base, finetuned: Resolved) -> None:
     """Warn of projections and other modules of sentence-transformers that a fine-tune changed.
 
     A vector has the tensors of the model alone, so these changes are not in it.
     """
-    ours = module_weights(base)
+    ours = base.module_weights
     for module, files in module_weights(finetuned).items():
         if not files:
             fault = "has no weights in safetensors, so it is not known whether it was trained"

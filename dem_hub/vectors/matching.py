@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
-from dem_hub.checkpoints.reader import Checkpoint, TensorSource
+from dem_hub.checkpoints.reader import Tensors, TensorSource
 from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.strict_json import shown
 from dem_hub.vectors.partners import Partners, find_partners
@@ -66,15 +66,15 @@ def match_tensors(base: Base, finetuned: TensorSource) -> list[Pair]:
             CheckpointError,
             f"'{finetuned.path}' is not a fine-tune of '{checkpoint.path}': {len(faults)} tensors do not fit.",
             sorted(faults),
-            f"Name the base that this model was trained from. {_reason(checkpoint, finetuned)}",
+            f"Name the base that this model was trained from. {_reason(base, finetuned)}",
         )
     _log_unpaired(partners)
     return pairs
 
 
-def _reason(base: Checkpoint, finetuned: TensorSource) -> str:
+def _reason(base: Base, finetuned: TensorSource) -> str:
     """Return a sentence that says why tensors of two models may not fit."""
-    classes = [read_config(folder).get("architectures") for folder in (base.path, finetuned.path)]
+    classes = [read_config(folder).get("architectures") for folder in (base.folder, finetuned.path)]
     if None in classes or classes[0] == classes[1]:
         return "An untied or differently built model has no vector on this base."
     return (
@@ -101,7 +101,7 @@ def _log_unpaired(partners: Partners) -> None:
         )
 
 
-def _find_fault(base: Checkpoint, key: str, finetuned: TensorSource, finetuned_key: str) -> str:
+def _find_fault(base: Tensors, key: str, finetuned: TensorSource, finetuned_key: str) -> str:
     """Return why two tensors are no pair, or an empty text if they are one."""
     ours = base[key]
     theirs = finetuned[finetuned_key]
@@ -116,7 +116,7 @@ def _find_fault(base: Checkpoint, key: str, finetuned: TensorSource, finetuned_k
     return ""
 
 
-def _has_new_rows(base: Checkpoint, key: str, finetuned: TensorSource, finetuned_key: str) -> bool:
+def _has_new_rows(base: Tensors, key: str, finetuned: TensorSource, finetuned_key: str) -> bool:
     """Return whether the fine-tune's tensor is the base's with more rows, as of a vocabulary that grew.
 
     If both configs tell the size of the vocabulary, the rows must be those of the vocabulary.

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.fingerprint import agree
+from dem_hub.checkpoints.opening import open_base
 from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
@@ -98,7 +98,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             `ConfigError`: If the folder has a store already, or holds something else.
         """
         target = Path(folder)
-        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
+        opened = open_base(resolve(VectorSource.parse(base), MODEL_FILES))
         target.mkdir(parents=True, exist_ok=True)
         with locked(target.resolve()):
             if (target / STORE_CONFIG).is_file():
@@ -317,7 +317,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             [`Comparison`]: The members in the order of their names.
         """
         source = self.base.source if base is None else VectorSource.parse(base)
-        opened = Base(resolve(source, MODEL_FILES, self._options))
+        opened = open_base(resolve(source, MODEL_FILES, self._options))
         return compare([self[name] for name in self], opened, names=list(self))
 
     def _verify(self) -> None:

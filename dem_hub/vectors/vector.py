@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.opening import open_base
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
@@ -135,7 +136,7 @@ class DistributionVector:
 
         Args:
             base, finetuned (`str`, `os.PathLike` or [`VectorSource`]): Hub ids or folders of two safetensors
-                checkpoints.
+                checkpoints. The base may be a recipe.
             codec (`str`, *optional*, defaults to `"auto"`): How to store the deltas.
 
                 * `"auto"` chooses a codec for each tensor. It stays within 9 % of the deltas' size in bf16, or
@@ -388,7 +389,7 @@ class DistributionVector:
             `torch.Tensor`: The delta in float32, in the shape of the base's tensor; zeros if the vector does not
                 change it.
         """
-        opened = Base(resolve(VectorSource.parse(base), MODEL_FILES))
+        opened = open_base(resolve(VectorSource.parse(base), MODEL_FILES))
         shape = opened.checkpoint[name].shape
         stored = self.deltas(opened).get(name, StoredDelta())
         summands = stored.decode(opened.checkpoint.lazy(name), full_index(shape))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dem_hub import DEMConfig, VectorSource
-from dem_hub.errors import BaseMismatchError, ConfigError, NotFoundError
+from dem_hub import DEMConfig, DEMModel, VectorSource
+from dem_hub.errors import BaseMismatchError, NotFoundError
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_config, open_recipe
 from tests.support.tiny_models import Zoo, reshard
 
@@ -58,7 +58,8 @@ def test_check_base(zoo: Zoo, tmp_path: Path) -> None:
     assert open_config(recipe, check_base=False).recipe == recipe
 
 
-def test_a_recipe_is_no_base(zoo: Zoo, opened: OpenedRecipe, tmp_path: Path) -> None:
+def test_a_recipe_as_a_base_takes_no_vectors_of_its_own_base(zoo: Zoo, opened: OpenedRecipe, tmp_path: Path) -> None:
     opened.recipe.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="is a recipe and names its own vectors"):
-        open_base_and_vectors(VectorSource(str(tmp_path)), {})
+    base = zoo.models("llama-tied").base
+    with pytest.raises(BaseMismatchError, match=f"was made from '{base}' .*, and this base is '{tmp_path}'"):
+        DEMModel.from_pretrained(tmp_path, vectors={str(zoo.vector("llama-tied")): 0.5})

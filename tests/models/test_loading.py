@@ -129,9 +129,9 @@ def test_relative_paths_outlive_a_change_of_directory(
     assert same_tensors(state_of(DEMModel.from_pretrained("recipe")), state_of(model))
 
 
-def test_recipe_and_vectors_exclude_each_other(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_recipe_with_vectors_of_its_base(zoo: Zoo, tmp_path: Path) -> None:
     recipe = save_recipe(zoo, tmp_path / "recipe")
-    with pytest.raises(ConfigError, match="is a recipe and names its own vectors"):
+    with pytest.raises(BaseMismatchError, match="Put it on the base it was made from"):
         DEMModel.from_pretrained(recipe, vectors={str(zoo.vector("llama-tied")): 0.5})
     with pytest.raises(NotFoundError, match="is not a recipe. Say which vectors to add to it") as caught:
         DEMModel.from_pretrained(zoo.models("llama-tied").base)

@@ -21,7 +21,7 @@ import torch
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.lazy import Rows, Transposed
-from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.reader import Checkpoint, Tensors
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.whole import Full
 from dem_hub.files.names import ADAPTER_WEIGHTS
@@ -72,7 +72,7 @@ def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[st
     if remedy:
         faults = [fault._replace(remedy=remedy) for fault in faults]
     if faults:
-        refuse_adapter(f"The adapter '{folder}' does not fit the base '{base.folder}'.", faults)
+        refuse_adapter(f"The adapter '{folder}' does not fit the base '{base.checkpoint.path}'.", faults)
     contents = check_contents(config, architecture, reader.names.values(), has_old_names=bool(renamed))
     if contents.faults:
         refuse_adapter(f"The adapter '{folder}' does not hold what its config says.", contents.faults)
@@ -128,7 +128,7 @@ class _AdapterReader:
         self,
         weights: Checkpoint,
         config: Mapping[str, Any],
-        base: Checkpoint,
+        base: Tensors,
         architecture: Architecture,
         renamed: Mapping[str, str],
     ) -> None:
