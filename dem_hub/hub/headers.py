@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dem_hub.errors import HubError
+from dem_hub.files.folders import is_recipe
 from dem_hub.files.names import SAFETENSORS
 from dem_hub.files.strict_json import shown
 from dem_hub.hub.client import HubOptions, hub_api
@@ -55,6 +56,8 @@ def resolve_headers(
     if source.is_local or options.local_files_only:
         return resolve(source, files, options)
     small_files = resolve(source, files, options, without=_WEIGHTS)
+    if is_recipe(small_files.folder):  # it has no weights of its own
+        return small_files
     pinned = replace(source, revision=small_files.commit)
     if _is_on_this_machine(pinned, files, options):
         return replace(resolve(pinned, files, options), source=source)

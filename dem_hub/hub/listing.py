@@ -77,6 +77,12 @@ def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dic
     return stated
 
 
+def is_private(repo_id: str, *, token: str | bool | None = None) -> bool:
+    """Check whether a repository is private."""
+    with hub_errors(action=f"The repository '{repo_id}' was looked up on the Hub.", remedy="Try again."):
+        return bool(in_time(partial(hub_api().model_info, repo_id, token=token)).private)
+
+
 def _kind(tags: Iterable[str]) -> str | None:
     """Return the kind of a repository; `None` if it is neither ours nor a PEFT adapter."""
     present = set(tags)

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 _Terms = Sequence[tuple[str, Coefficient]]
 
 
-def recipe_card(repo_id: str, recipe: "DEMConfig", licenses: Mapping[str, str], *, merged: bool = False) -> Card:
+def recipe_card(
+    repo_id: str,
+    recipe: "DEMConfig",
+    licenses: Mapping[str, str],
+    *,
+    merged: bool = False,
+    below: Sequence["DEMConfig"] = (),
+) -> Card:
     """Return the card of a recipe, or of the model that was merged from one.
 
     Only what is a repository is named as one. A folder of this machine is shown by its name, without its path.
@@ -43,6 +50,7 @@ def recipe_card(repo_id: str, recipe: "DEMConfig", licenses: Mapping[str, str], 
         recipe ([`DEMConfig`]): The recipe. The losses of its search become a table of perplexities.
         licenses (`Mapping[str, str]`): The license of each repository that states one.
         merged (`bool`, *optional*, defaults to `False`): The card is of a merged model.
+        below (`Sequence[DEMConfig]`, *optional*): The recipe that is the base, the base of that, and so on.
     """
     name = repo_id.rpartition("/")[2]
     base, *vectors = _names(recipe, repo_id)
@@ -58,6 +66,13 @@ def recipe_card(repo_id: str, recipe: "DEMConfig", licenses: Mapping[str, str], 
         f"and the base. {form}",
         markdown_table(("model or vector", "coefficient"), _rows(base, terms)),
     ]
+    bases = [base]
+    for inner in below:
+        name_below, *vectors_below = _names(inner, bases[-1])
+        text.append(f"The base {markdown_link(bases[-1])} is a recipe itself, from an earlier round:")
+        terms_below = list(zip(vectors_below, inner.coefficients.values(), strict=True))
+        text.append(markdown_table(("model or vector", "coefficient"), _rows(name_below, terms_below)))
+        bases.append(name_below)
     if losses:
         text.append("The coefficients were chosen by this validation perplexity (lower is better):")
         text.append(_perplexities(losses, base_losses))

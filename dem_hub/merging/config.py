@@ -6,7 +6,7 @@ Nothing here imports torch or transformers: a recipe can be read, changed and pu
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
@@ -36,7 +36,7 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
 from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
-from dem_hub.merging.rounds import UNSAVED, Chain, chain_with
+from dem_hub.merging.rounds import UNSAVED, chain_with
 from dem_hub.merging.tokenizer_files import base_vocabulary, with_tokens
 from dem_hub.merging.tokens import merged_tokens
 
@@ -220,20 +220,36 @@ class DEMConfig:
         Args:
             options ([`HubOptions`], *optional*): Token, cache and so on.
         """
-        with self._files_of_base(options or HubOptions(), UNSAVED) as files:
+        options = options or HubOptions()
+        below = self.below(options)
+        bottom = below[-1] if below else self
+        files = side_files(bottom.base.source, options)
+        with ExitStack() as stack:
+            for recipe in reversed(below):
+                folder = stack.enter_context(scratch_folder())
+                recipe._write_side_files(files, folder)
+                files = side_files_of(folder, is_published=True)
             yield files
 
-    @contextmanager
-    def _files_of_base(self, options: HubOptions, above: Chain) -> Iterator[dict[str, Path]]:
-        resolved = resolve(self.base.source, (RECIPE_CONFIG,), options)
-        if not is_recipe(resolved.folder):
-            yield side_files(self.base.source, options)
-            return
-        chain = chain_with(resolved, above)
-        inner = DEMConfig.from_pretrained(self.base.source, **vars(options))
-        with inner._files_of_base(options, chain) as files, scratch_folder() as folder:
-            inner._write_side_files(files, folder)
-            yield side_files_of(folder, is_published=True)
+    def below(self, options: HubOptions | None = None) -> list["DEMConfig"]:
+        """Return the recipes below this one, from the top down: its base, and the base of that. No vector is opened.
+
+        Args:
+            options ([`HubOptions`], *optional*): Token, cache and so on.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If one is based on itself, or too many are on top of each other.
+        """
+        options = options or HubOptions()
+        found: list[DEMConfig] = []
+        chain = UNSAVED
+        recipe = self
+        while is_recipe((resolved := resolve(recipe.base.source, (RECIPE_CONFIG,), options)).folder):
+            chain = chain_with(resolved, chain)
+            pinned = replace(recipe.base.source, revision=resolved.commit or recipe.base.source.revision)
+            recipe = DEMConfig.from_pretrained(pinned, **vars(options))
+            found.append(recipe)
+        return found
 
     def _write_side_files(self, files: Mapping[str, Path], folder: Path) -> None:
         """Write the base's side files into a folder, with the tokens that vectors bring."""

@@ -17,7 +17,7 @@ from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
-from dem_hub.hub.listing import licenses
+from dem_hub.hub.listing import is_private, licenses
 from dem_hub.hub.preview import announce
 from dem_hub.merging.cards import recipe_card, repositories
 from dem_hub.merging.records import HERE, VectorRecord, distinct_names
@@ -51,6 +51,7 @@ def push_recipe(
     vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
     public = replace(recipe, base=base, vectors=vectors.records)
     stated_licenses = licenses(repositories(public), token=token)
+    below = public_below(public, token=token)
     with scratch_folder() as folder, recipe.base_files(HubOptions(token)) as beside:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
@@ -58,11 +59,28 @@ def push_recipe(
         announce(repo_id, {**files, RECIPE_CONFIG: public.to_json()})
 
         def compose(head: Head) -> Change:
-            card = recipe_card(head.repo_id, public, stated_licenses)
+            card = recipe_card(head.repo_id, public, stated_licenses, below=below)
             written = {**files, RECIPE_CONFIG: public.to_json(), CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
         return push(repo_id, compose, options, "Push the recipe")
+
+
+def public_below(recipe: "DEMConfig", *, token: str | bool | None) -> list["DEMConfig"]:
+    """Return the recipes below one that everybody can read, from the top down, for its card.
+
+    What is in a private recipe is not told on a card that others see, and neither is what is below it.
+    """
+    found: list[DEMConfig] = []
+    if not recipe.base.source.is_repository:
+        return found
+    above = recipe
+    for inner in recipe.below(HubOptions(token)):
+        if is_private(str(above.base.repo_id), token=token):
+            break
+        found.append(inner)
+        above = inner
+    return found
 
 
 def _public_vectors(

@@ -170,6 +170,11 @@ def load(
     loaded = _from_merge(wanted, opened, recipe, merge, arguments, generation_config)
     opened.check_unchanged()
     model = loaded.model
+    # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one. A model of a recipe
+    # has the recipe's, which is the base of what is trained from this model.
+    name = str(source.repo_id if vectors is None else opened.base.source.repo_id)
+    model.name_or_path = name
+    model.config.name_or_path = name
     model.dem = AttachedRecipe(
         model, loaded.recipe, arguments.hub, loaded.places, allow_base_mismatch=allow_base_mismatch
     )
@@ -242,10 +247,6 @@ def _from_merge(
     )
     left_out = {name for name, *_ in info.get("mismatched_keys", ())}
     places = Places.of(loaded, merge.base, read, key_mapping=others.get("key_mapping"), left_out=left_out)
-    # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.
-    name = str(opened.base.source.repo_id)
-    loaded.name_or_path = name
-    loaded.config.name_or_path = name
     recipe = replace(recipe, dtype=str(dtype).removeprefix("torch."), architectures=tuple(config.architectures or ()))
     return _Loaded(loaded, info, recipe, places)
 

@@ -22,6 +22,7 @@ from dem_hub.hub.preview import announce
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.cards import recipe_card, repositories
 from dem_hub.merging.config import DEMConfig
+from dem_hub.merging.publishing import public_below
 from dem_hub.models.estimate import Estimate, estimate
 from dem_hub.models.manifest import is_code, merged_files, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
@@ -161,10 +162,11 @@ def _push(
         provenance = {}
     announce(repo_id, {**_without_provenance(listed), **provenance})
     stated_licenses = licenses(repositories(recipe), token=token)
+    below = public_below(recipe, token=token)
 
     def compose(head: Head) -> Change:
         files = {**_without_provenance(gather(head)), **provenance}
-        card = recipe_card(head.repo_id, recipe, stated_licenses, merged=True)
+        card = recipe_card(head.repo_id, recipe, stated_licenses, merged=True, below=below)
         old_weights = {path for path in head.files if fnmatch(path, MODEL_WEIGHT_FILES) and path not in files}
         return Change({**files, CARD: render(card, head.read(CARD))}, frozenset(old_weights))
 

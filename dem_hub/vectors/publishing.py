@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
+from dem_hub.files.folders import is_recipe
 from dem_hub.files.links import check_links
 from dem_hub.files.names import (
     ADAPTER_CONFIG,
@@ -190,10 +191,13 @@ def public_base(base: BaseRecord, base_model: str | None, what: str, *, token: s
     """
     if base_model is None:
         if base.repo_id is None or not base.source.is_repository:
+            push_first = ""
+            if base.repo_id is not None and is_recipe(Path(base.repo_id, base.subfolder)):
+                push_first = f" It is a recipe, so push it first: dem-hub push {base.repo_id} me/first-round."
             raise ConfigError(
                 f"The base of the {what} is '{base.repo_id}', a folder of this machine, which nobody else has. "
                 "Say what the Hub calls it: "
-                "--base-model org/base, in Python base_model='org/base'."
+                f"--base-model org/base, in Python base_model='org/base'.{push_first}"
             )
         return base
     with hub_errors(
