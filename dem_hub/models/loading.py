@@ -170,9 +170,8 @@ def load(
     loaded = _from_merge(wanted, opened, recipe, merge, arguments, generation_config)
     opened.check_unchanged()
     model = loaded.model
-    # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one. A model of a recipe
-    # has the recipe's, which is the base of what is trained from this model.
-    name = str(source.repo_id if vectors is None else opened.base.source.repo_id)
+    # The loader saw no name, because it was given a state dict. Trainer and pipelines show this one.
+    name = str(opened.base.source.repo_id)
     model.name_or_path = name
     model.config.name_or_path = name
     model.dem = AttachedRecipe(

@@ -34,9 +34,11 @@ from dem_hub.files.names import (
     VECTOR_TOKENIZER,
 )
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.files.strict_json import dump_json, read_json
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.opening import open_recipe
 from dem_hub.training.gathering import Gathering
 from dem_hub.training.live_model import LiveModel
@@ -142,6 +144,8 @@ class Source:
                 saved = save_adapter(gathering, Path(scratch))
                 for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                     (saved / name).replace(folder / name)
+                if isinstance(self.base, MergedBase):
+                    _name_base(folder / ADAPTER_CONFIG, self.base)
                 if self.tokenizer is not None and has_embedding(folder):
                     self.tokenizer.save_pretrained(scratch)
                     if Path(scratch, TOKENIZER).is_file():
@@ -212,6 +216,11 @@ def save_adapter(gathering: Gathering, folder: Path) -> Path:
     if adapter == "default":
         return folder
     return folder / adapter
+
+
+def _name_base(adapter: Path, base: Base) -> None:
+    """Name the base in an adapter's config: a model that was loaded from a recipe has the name of the model below it."""
+    write_text(adapter, dump_json(read_json(adapter) | {"base_model_name_or_path": base.record.repo_id}))
 
 
 def _is_peft_model(model: Any) -> bool:

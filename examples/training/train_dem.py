@@ -17,15 +17,20 @@ add an entry to the config and run again: it is trained, and the coefficients ar
 `train` and `validation` are Hub ids of datasets (with `split` for training and `validation_split`), or JSONL or text
 files. `template` makes a text from a row; without it, the text is the row's `text`. `training` are TrainingArguments,
 for all distributions or for one. docs/training.md gives the reasons for a constant learning rate and few steps.
+
+With `"rounds": 2`, each distribution is trained a second time, from the recipe of the first round. The vectors and the
+recipe of each round are in a folder of their own, `my-dem/round-1` and so on, and the last recipe is the result. Divide
+the steps among the rounds. A round is trained from the recipe of the round before it. So if that is searched again,
+because a distribution was added, the later rounds must be trained again, and the script says which folders are to go.
 """
 
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import (
@@ -40,6 +45,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dem_hub import DEMCallback, DistributionVector, search_coefficients
 from dem_hub.evaluation.rows import read_rows
+from dem_hub.files.atomic import write_text
 
 logger = logging.getLogger("train_dem")
 
@@ -56,8 +62,8 @@ def texts_of(name: str, split: str, template: str) -> list[str]:
     return [template.format(**row) for row in rows]
 
 
-def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path) -> Path:
-    """Train one distribution into its vector, or find that it is done."""
+def train(name: str, entry: dict[str, Any], config: dict[str, Any], base: str, folder: Path) -> Path:
+    """Train one distribution into its vector on a base, which may be a recipe, or find that it is done."""
     target, done = (
         folder / "vectors" / name,
         folder / "vectors" / f"{name}.done",
@@ -72,11 +78,15 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path
         "include_num_input_tokens_seen": "non_padding",
     }
     settings |= config.get("training", {})
-    arguments = TrainingArguments(str(folder / "runs" / name), **{**settings, **entry.get("training", {})})
+    settings |= entry.get("training", {})
+    if base != config["base"]:  # in later rounds, a warm-up would be a large part of few steps
+        settings["warmup_steps"] = 0
+    arguments = TrainingArguments(str(folder / "runs" / name), **settings)
     set_seed(arguments.seed)
-    tokenizer = AutoTokenizer.from_pretrained(config["base"])
+    tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(config["base"], dtype=torch.float32)
+    # In float32 only once it is loaded: a recipe is rounded to its own dtype, as its export would be.
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").float()
     if "lora" in entry:
         from peft import LoraConfig, get_peft_model
 
@@ -90,7 +100,7 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
     options = {"datasets": [entry["train"]]} | config.get("callback", {}) | entry.get("callback", {})
-    callback = DEMCallback(config["base"], output_dir=target, **options).attach(trainer)
+    callback = DEMCallback(base, output_dir=target, **options).attach(trainer)
     last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():
@@ -100,37 +110,47 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], folder: Path
     return target
 
 
-def find_recipe(vectors: dict[str, Path], config: dict[str, Any], folder: Path) -> None:
+def find_recipe(vectors: dict[str, Path], config: dict[str, Any], base: str, folder: Path, later: Path) -> Path:
     """Look for the coefficients, unless the recipe is of just these vectors."""
     recipe, made_of = folder / "recipe", folder / "recipe.vectors.json"
     names = sorted(vectors)
     contents = {name: DistributionVector.from_pretrained(vectors[name]).sha256 for name in names}
-    if recipe.is_dir() and made_of.is_file() and json.loads(made_of.read_text()) == contents:
-        logger.info("recipe: done already")
-        return
+
+    def is_done() -> bool:
+        return recipe.is_dir() and made_of.is_file() and json.loads(made_of.read_text()) == contents
+
+    while not PartialState().is_main_process and not is_done():
+        time.sleep(1)  # not a barrier: a search may take longer than its timeout
+    if is_done():
+        logger.info("%s: done already", recipe)
+        return recipe
+    if later.is_dir():
+        sys.exit(
+            f"'{later}' was trained from an earlier '{recipe}'. Move it away, with all later rounds, and run again."
+        )
     validation = {}
     for name, entry in config["distributions"].items():
         split, template = entry.get("validation_split", "validation"), entry.get("template", "{text}")
         validation[name] = texts_of(entry["validation"], split, template)
-    result = search_coefficients(
-        config["base"], [str(vectors[name]) for name in names], validation, **config.get("search", {})
-    )
+    result = search_coefficients(base, [str(vectors[name]) for name in names], validation, **config.get("search", {}))
     result.config.save_pretrained(recipe)
-    made_of.write_text(json.dumps(contents))
+    write_text(made_of, json.dumps(contents))
     for vector, coefficient in result.config.coefficients.items():
         print(f"{coefficient:.3f}  {vector}")
+    return recipe
 
 
 def main() -> None:
-    """Train what is not trained, and search."""
+    """Train what is not trained, and search, in each round."""
     logging.basicConfig(format="%(message)s")
     for name in ("train_dem", "dem_hub"):
         logging.getLogger(name).setLevel(logging.INFO)
     config = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    folder = Path(config["output_dir"])
-    vectors = {name: train(name, entry, config, folder) for name, entry in config["distributions"].items()}
-    if PartialState().is_main_process:  # the others do not wait: a search may take longer than a barrier's timeout
-        find_recipe(vectors, config, folder)
+    base, root = config["base"], Path(config["output_dir"])
+    for number in range(1, config.get("rounds", 1) + 1):
+        folder = root / f"round-{number}" if "rounds" in config else root
+        vectors = {name: train(name, entry, config, base, folder) for name, entry in config["distributions"].items()}
+        base = str(find_recipe(vectors, config, base, folder, later=root / f"round-{number + 1}"))
 
 
 if __name__ == "__main__":

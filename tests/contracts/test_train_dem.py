@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from dem_hub import DEMConfig, DistributionVector
+from dem_hub import DEMConfig, DEMModel, DistributionVector
 from tests.support.tiny_models import Models
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "training" / "train_dem.py"
 
 
-def run(config: dict[str, Any], folder: Path, processes: int = 0) -> str:
+def run(config: dict[str, Any], folder: Path, processes: int = 0, fails: bool = False) -> str:
     (folder / "config.json").write_text(json.dumps(config))
     launcher = (
         ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"]
@@ -27,12 +27,12 @@ def run(config: dict[str, Any], folder: Path, processes: int = 0) -> str:
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert bool(done.returncode) == fails, done.stderr[-3000:]
     return done.stderr
 
 
-@pytest.mark.slow
-def test_the_script(llama: Models, tmp_path: Path) -> None:
+def write_data(llama: Models, tmp_path: Path) -> dict[str, Any]:
+    """Write texts of two distributions, and return a config for them."""
     texts = {"up": [" ".join(f"w{(i + j) % 60}" for j in range(12)) for i in range(60)]}
     texts["down"] = [" ".join(reversed(text.split())) for text in texts["up"]]
     for name, lines in texts.items():
@@ -50,9 +50,16 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    config: dict[str, Any] = {
-        "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"max_forward": 7}, "distributions": {"up": entries["up"]},
+    return {
+        "base": str(llama.base), "output_dir": "dem", "training": training, "search": {"max_forward": 7}, "distributions": entries,
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_script(llama: Models, tmp_path: Path) -> None:
+    config = write_data(llama, tmp_path)
+    entries = config["distributions"]
+    config["distributions"] = {"up": entries["up"]}
     DistributionVector.extract(llama.base, llama.low).save_pretrained(
         tmp_path / "dem" / "vectors" / "up"
     )  # of a save, before it was killed
@@ -69,3 +76,28 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
     assert recipe.search is not None
     before, after = (sum(recipe.search[key].values()) for key in ("base_losses", "losses"))
     assert after < before
+
+
+@pytest.mark.slow
+def test_rounds(llama: Models, tmp_path: Path) -> None:
+    """A second round is trained from the recipe of the first, which is not made again."""
+    config = write_data(llama, tmp_path) | {"rounds": 1}
+    config["training"] |= {"max_steps": 2, "warmup_steps": 1}
+    run(config, tmp_path)
+    assert DEMConfig.from_pretrained(tmp_path / "dem" / "round-1" / "recipe").base.repo_id == str(llama.base)
+    log = run(config | {"rounds": 2}, tmp_path)
+    for name in ("up", "down", "dem/round-1/recipe"):
+        assert f"{name}: done already" in log
+    assert "is not the base" not in log  # it is trained from just what its vector is taken from
+    rounds = [tmp_path / "dem" / f"round-{number}" for number in (1, 2)]
+    recipe = DEMConfig.from_pretrained(rounds[1] / "recipe")
+    assert recipe.base.repo_id == str(rounds[0] / "recipe")
+    assert {Path(name) for name in recipe.coefficients} == {rounds[1] / "vectors" / name for name in ("up", "down")}
+    vector = DistributionVector.from_pretrained(rounds[1] / "vectors" / "up")
+    assert vector.base.fingerprint == recipe.base.fingerprint
+    # A LoRA says which base it is for, too.
+    lora = DistributionVector.from_pretrained(rounds[1] / "vectors" / "down")
+    assert lora.base.repo_id == str(rounds[0] / "recipe")
+    assert DEMModel.from_pretrained(rounds[1] / "recipe").dem.config.base == recipe.base
+    (rounds[0] / "recipe.vectors.json").unlink()
+    assert "Move it away" in run(config | {"rounds": 2}, tmp_path, fails=True)
