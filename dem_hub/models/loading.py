@@ -70,7 +70,7 @@ class DEMModel:
 
         Args:
             name_or_path (`str` or `os.PathLike`): Hub id or folder of a base if `vectors` are given, of a recipe if
-                not.
+                not. The base may be a recipe, to which the vectors are added.
             vectors (`Mapping[str, float]`, *optional*): The coefficient of each vector, by the vector's Hub id,
                 folder or [`VectorSource`]. A LoRA adapter is a vector too. In place of a number there may be a number
                 for each group of tensors: for the kinds `"embedding"`, `"attention"`, `"mlp"` and `"other"`, or for

@@ -109,7 +109,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     """Find the coefficients whose merged model has the lowest loss over several distributions.
 
     Args:
-        base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
+        base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base, which may be a recipe.
         vectors (`Sequence[str]`): Hub ids or folders of the vectors.
         eval_datasets (`Mapping[str, Any]`, *optional*): Validation data by distribution, in any form that
             [`Reader.windows`] reads: texts, files, rows, conversations, token ids, `openai/gsm8k:main:test`. Keep it
