@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.cli.arguments import OUTPUT, json_option
 from dem_hub.cli.command import PATH, argument, command, option
+from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         "dem-hub info me/maths-vector",
         "dem-hub info maths code other/cot-lora --base org/base",
         "dem-hub info me/my-dem --json",
+        "dem-hub info me/my-dem --mergekit",
     ],
 )
 @argument(
@@ -43,12 +45,17 @@ if TYPE_CHECKING:
     help="Base for the cosines between several vectors, if they do not name it.",
 )
 @option("--tensors", is_flag=True, group=OUTPUT, help="Print a line for each tensor instead of each layer.")
+@option("--mergekit", is_flag=True, group=OUTPUT, help="Print a recipe as a config of mergekit.")
 @json_option
-def info(*, paths: Sequence[str], base: str | None, tensors: bool, as_json: bool) -> None:
+def info(*, paths: Sequence[str], base: str | None, tensors: bool, mergekit: bool, as_json: bool) -> None:
     """Show the contents of vectors, adapters and recipes.
 
     Several vectors are also compared: their cosines are printed as a table.
     """
+    if mergekit:
+        _print_config(paths)
+        return
+
     from dem_hub.files.folders import is_recipe
     from dem_hub.files.names import ADAPTER_CONFIG, RECIPE_CONFIG, VECTOR_CONFIG
     from dem_hub.hub.download import resolve
@@ -80,6 +87,15 @@ def info(*, paths: Sequence[str], base: str | None, tensors: bool, as_json: bool
     if comparison is not None:
         texts += ["", _comparison_text(comparison)]
     print("\n".join(texts))
+
+
+def _print_config(paths: Sequence[str]) -> None:
+    from dem_hub.hub.references import VectorSource
+    from dem_hub.mergekit.text import config_text
+
+    if len(paths) != 1:
+        raise ConfigError(f"--mergekit prints one recipe, and there are {len(paths)}. Name them one after the other.")
+    print(config_text(VectorSource.parse(paths[0])), end="")
 
 
 def _compare(vectors: "list[DistributionVector]", base: str | None) -> "Comparison":

@@ -5,19 +5,20 @@ names the model that it came from, because that is what others can find. TIES an
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.tensor_groups import EMBEDDING, REST, layer_number
+from dem_hub.checkpoints.tensor_groups import layer_number
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.files.strict_json import shown
 from dem_hub.hub.download import resolve
 from dem_hub.mergekit.document import Document, Input, ModelName, with_base
+from dem_hub.mergekit.token_rows import check_rows
 from dem_hub.mergekit.weights import Single, coefficients, divisor, merged_inputs, single_values, weights_by_tensor
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, record_of
@@ -175,30 +176,4 @@ def _check_tokens(
             f"tokenizer_source is {document.tokenizer or 'not there'}, and a model brings the token {shown(first)}, which "
             "the base lacks. Merged models keep the tokens of their vectors: write tokenizer_source: union."
         )
-    in_rows = [_of_rows(number) for number in numbers]
-    for text in _tokens(vectors, base):
-        having = [number for number, of_vector in zip(in_rows, tokens, strict=True) if text in of_vector]
-        _check_mean(text, having)
-
-
-def _check_mean(text: str, having: Sequence[float]) -> None:
-    """Refuse a token of several models with coefficients at which mergekit's row is not their weighted mean.
-
-    mergekit takes the mean m of the rows as the base's, and adds coefficient * (row - m) for each. That is the weighted mean
-    if the coefficients sum to 1, or are all the same.
-    """
-    is_mean = len(set(having)) == 1 or (min(having) >= 0 and abs(sum(having) - 1) < 1e-9)
-    if not is_mean:
-        listed = ", ".join(f"{number:g}" for number in having)
-        raise ConfigError(
-            f"{len(having)} models bring the token {shown(text)}, at the coefficients {listed}. dem_hub takes the mean of "
-            "their rows, weighted by these; mergekit something else, unless they are the same or sum to 1. Change them, "
-            "or make the merge without a config: dem-hub merge BASE --vector ..."
-        )
-
-
-def _of_rows(number: Coefficient) -> float:
-    """Return the coefficient that a vector has for the embeddings."""
-    if isinstance(number, Mapping):
-        return number.get(EMBEDDING, number.get(REST, 0.0))
-    return number
+    check_rows(tokens, numbers)
