@@ -31,10 +31,13 @@ from dem_hub.vectors.vector import DistributionVector
 
 @dataclass(frozen=True)
 class Ties:
-    """The transformation with its density, the weight of each vector, and whether the sum is divided by them."""
+    """The transformation with its density, the weight of each vector, and whether the sum is divided by them.
+
+    `density` is one for all vectors, or one for each.
+    """
 
     name: ClassVar[str] = "ties"
-    density: float | tuple[float, ...]  # one for each vector, or one for all
+    density: float | tuple[float, ...]
     weights: tuple[float, ...]
     normalize: bool = True
 
