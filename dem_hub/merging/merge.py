@@ -29,9 +29,9 @@ from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
 from dem_hub.numerics.buffers import scratch
-from dem_hub.numerics.kernels import add_scaled
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.norms import is_finite
+from dem_hub.numerics.passes import kernels
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
@@ -365,8 +365,9 @@ def _add_dense(total: Tensor, coefficient: float, delta: Delta) -> None:
     [`add_deltas`] makes two passes, because extraction uses it too and must not wait for numba's import.
     """
     dense = delta.dense
-    on_cpu = total.device.type == "cpu"
-    if on_cpu and dense is not None and dense.dtype == torch.float32 and delta.rest is None:
-        add_scaled(total.view(-1).numpy(), dense.contiguous().view(-1).numpy(), coefficient)
+    is_float32 = dense is not None and dense.dtype == torch.float32 and delta.rest is None
+    compiled = kernels() if is_float32 and total.device.type == "cpu" else None
+    if compiled is not None and dense is not None:
+        compiled.add_scaled(total.view(-1).numpy(), dense.contiguous().view(-1).numpy(), coefficient)
     else:
         add_deltas(total, [(coefficient, delta)])

@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numba
 import torch
 
 from dem_hub._version import __version__
@@ -25,6 +24,7 @@ from dem_hub.files.names import PROVENANCE_CONFIG
 from dem_hub.merging.exported_files import config_texts, copied_files, float_dtype, tokenizer_texts
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.numerics.passes import compiler_version
 from dem_hub.numerics.slices import full_index, index_shape
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class PlannedModel:
             {shard.name: len(shard.outlines) for shard in self.shards},
             __version__,
             torch.__version__,
-            numba.__version__,
+            compiler_version(),
             {text: asdict(token) for text, token in self.merge.tokens.merged.items()},
         ]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

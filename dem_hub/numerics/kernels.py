@@ -4,29 +4,21 @@ The product is computed in float32, with a bound on its error. It is computed ag
 whose rounding the bound leaves open. So the result is that of sums in float64, and takes little longer than one in
 float32. torch would pass over memory once for each operation, and most operations are of the hash.
 
-numba compiles these loops once for an installation, which takes some seconds. The compiled code is kept beside this
-file, or in the user's cache. The loops release the GIL, so that each core works on a tensor of its own. `rounding`
-rounds with operations of torch, and the same random bits, what an accelerator has summed.
+numba compiles each of these loops when it is first called, once for an installation, which takes some seconds. The
+compiled code is kept beside this file, or in the user's cache. Only `passes` imports this module: numba is large. The
+loops release the GIL, so that each core works on a tensor of its own. `rounding` rounds with operations of torch, and
+the same random bits, what an accelerator has summed.
 
 Words: R rows and C columns of a tensor, K rank of the product left (R, K) @ right (K, C). A tile is 4 rows by 256
 columns of the result.
 """
 
-import logging
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
-
 import numba
 import numpy as np
 from numba import float32, float64, int64, uint16, uint32, void
 
-logger = logging.getLogger(__name__)
-
-# Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place.
-# Without the clamp, such an error could round past a neighbour of the exact result, or move a sum that the target can
-# represent.
-MARGIN = 2
+from dem_hub.numerics.compilation import compiled
+from dem_hub.numerics.noise import MARGIN
 
 # The bits of a float32 without its sign.
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -43,25 +35,6 @@ _SHORT = 2.0**-40
 _LONG = 2.0**40
 
 _inline = numba.njit(inline="always")
-
-
-def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile for these types, or load what was compiled before. If nothing can be kept, compile in each process."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        compile_cached = numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})
-        try:
-            return compile_cached(function)  # type: ignore[no-any-return]
-        except Exception:
-            logger.debug("No compiled code of '%s' could be loaded or kept.", function.__name__, exc_info=True)
-        # If a file of the cache was damaged or cut off (a power cut), the cache is emptied and filled again.
-        with suppress(Exception):
-            numba.njit(cache=True)(function)._cache.flush()  # type: ignore[attr-defined]
-            return compile_cached(function)  # type: ignore[no-any-return]
-        # No folder that can be written to, or a full disk. An error of the code itself is raised here.
-        return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
-
-    return decorate
 
 
 @_inline
@@ -346,7 +319,7 @@ def _merge(load, round_bits, base, left, right, rows, low, high, start, result):
 _REST = (float32[:, ::1], float64[:, ::1], uint32[::1], uint32, uint32, int64, uint16[:, ::1])
 
 
-@_compiled(float32(uint16[:, ::1], *_REST))
+@compiled(float32(uint16[:, ::1], *_REST))
 def merge_bfloat16(base, left, right, rows, low, high, start, result):
     """Round base (R, C) + left (R, K) @ right (K, C) to bfloat16, as if summed in float64.
 
@@ -360,19 +333,19 @@ def merge_bfloat16(base, left, right, rows, low, high, start, result):
     return _merge(_load_bfloat16, _to_bfloat16, base, left, right, rows, low, high, start, result)
 
 
-@_compiled(float32(float64[:, ::1], *_REST))
+@compiled(float32(float64[:, ::1], *_REST))
 def round_to_bfloat16(total, left, right, rows, low, high, start, result):
     """Round total + left @ right to bfloat16, like [`merge_bfloat16`], with the total in float64."""
     return _merge(_load_float64, _to_bfloat16, total, left, right, rows, low, high, start, result)
 
 
-@_compiled(float32(float64[:, ::1], *_REST))
+@compiled(float32(float64[:, ::1], *_REST))
 def round_to_float16(total, left, right, rows, low, high, start, result):
     """Round total + left @ right to float16, like [`round_to_bfloat16`]."""
     return _merge(_load_float64, _to_float16, total, left, right, rows, low, high, start, result)
 
 
-@_compiled(void(float64[::1], float32[::1], float64))
+@compiled(void(float64[::1], float32[::1], float64))
 def add_scaled(total, values, coefficient):
     """Add coefficient * values to the total, in place."""
     for place in range(len(total)):

@@ -13,6 +13,11 @@ from torch import Tensor
 from dem_hub.numerics.buffers import Buffer, scratch
 from dem_hub.numerics.slices import Index, rows_and_columns
 
+# Random values are clamped to [MARGIN, maximum - MARGIN]. A float32 sum can be off by two units in the last place.
+# Without the clamp, such an error could round past a neighbour of the exact result, or move a sum that the target can
+# represent.
+MARGIN = 2
+
 
 @dataclass(frozen=True)
 class Noise:

@@ -2,8 +2,8 @@
 
 A bf16 base lies on the grid of bf16, so rounding to nearest removes every change smaller than half a step. Rounding
 up or down with probability in proportion keeps such changes in the mean (Croci et al., 2022, "Stochastic rounding:
-implementation, error analysis and applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator a
-few operations of torch, with the same bits.
+implementation, error analysis and applications", eq. 2.2). On the CPU that is one compiled pass, on an accelerator,
+and where numba cannot be loaded, a few operations of torch, with the same bits.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dem_hub.numerics.buffers import scratch
-from dem_hub.numerics.kernels import MARGIN, merge_bfloat16, round_to_bfloat16, round_to_float16
-from dem_hub.numerics.noise import Noise, random_bits
+from dem_hub.numerics.noise import MARGIN, Noise, random_bits
+from dem_hub.numerics.passes import kernels
 from dem_hub.numerics.slices import Index
 
 # Elements that are rounded at a time on an accelerator, to bound its memory: 256 MiB for each int32 temporary. Chosen
@@ -25,11 +25,11 @@ BLOCK = 1 << 26
 # still round to it. It is within `MARGIN`.
 DELTA_ERROR = 2.5 * 2.0**-24
 
-# The compiled passes, by the dtypes of the base (or sum) and of the target.
-_COMPILED = {
-    (torch.bfloat16, torch.bfloat16): merge_bfloat16,
-    (torch.float64, torch.bfloat16): round_to_bfloat16,
-    (torch.float64, torch.float16): round_to_float16,
+# The names of the compiled passes, by the dtypes of the base (or sum) and of the target.
+_PASSES = {
+    (torch.bfloat16, torch.bfloat16): "merge_bfloat16",
+    (torch.float64, torch.bfloat16): "round_to_bfloat16",
+    (torch.float64, torch.float16): "round_to_float16",
 }
 
 
@@ -67,7 +67,7 @@ def round_to(total: Tensor, dtype: torch.dtype, seed: int, name: str, index: Ind
 
 def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) -> bool:
     """Return whether a compiled pass begins with a tensor of the dtype `source`, without a copy of it in float64."""
-    return device.type == "cpu" and (source, target) in _COMPILED
+    return device.type == "cpu" and (source, target) in _PASSES and kernels() is not None
 
 
 def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
@@ -120,7 +120,7 @@ def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor]
     width = noise.columns.stop - noise.columns.start
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
-    compiled = _COMPILED[total.dtype, result.dtype]
+    compiled = getattr(kernels(), _PASSES[total.dtype, result.dtype])
     if factors is None:
         nothing = torch.empty(0, dtype=torch.float32, device="cpu")
         factors = (nothing.view(rows, 0), nothing.view(0, width))

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dem_hub.numerics import rounding
-from dem_hub.numerics.kernels import MARGIN
-from dem_hub.numerics.noise import Noise
+from dem_hub.numerics.noise import MARGIN, Noise
 from dem_hub.numerics.rounding import round_by_torch, round_compiled, round_into, round_to
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from tests.support.tiny_models import neighbors

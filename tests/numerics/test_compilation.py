@@ -1,5 +1,6 @@
-"""How the compiled passes are compiled; what they compute is tested with `rounding`, which uses them."""
+"""How passes are compiled, and kept; what the passes of `kernels` compute is tested with `rounding`."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numba import float64, void
 
-from dem_hub.numerics.kernels import _compiled
+from dem_hub.numerics.compilation import CompiledPass, _compile
 
 
 def test_compiles_where_nothing_can_be_kept() -> None:
@@ -18,7 +19,7 @@ def test_compiles_where_nothing_can_be_kept() -> None:
     signature = numba.int64(numba.int64)
     with pytest.raises(RuntimeError, match="cannot cache"):
         numba.njit(signature, cache=True)(namespace["twice"])
-    assert _compiled(signature)(namespace["twice"])(21) == 42
+    assert _compile(namespace["twice"], signature)(21) == 42
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
@@ -30,7 +31,7 @@ def test_a_damaged_cache_is_filled_again(
 
     def compile_again() -> float:
         total = np.zeros(3)
-        _compiled(signature)(add_one)(total)
+        _compile(add_one, signature)(total)
         return float(total.sum())
 
     signature = void(float64[::1])
@@ -44,6 +45,24 @@ def test_a_damaged_cache_is_filled_again(
     whole = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")}
     assert compile_again() == 3.0
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")} == whole
+
+
+def test_threads_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_once(function: Any, signature: Any) -> Any:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr("dem_hub.numerics.compilation._compile", compile_once)
+    one_pass = CompiledPass(add_one, void(float64[::1]))
+    total = np.zeros(3)
+    threads = [threading.Thread(target=one_pass, args=(total,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compiled == [add_one]
 
 
 def add_one(total):  # type: ignore[no-untyped-def]

@@ -1,0 +1,68 @@
+"""Where numba cannot be loaded, torch merges with the same bits; where it can, it is loaded at the first merge."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dem_hub import DEMModel
+from dem_hub.numerics import passes
+from dem_hub.numerics.noise import Noise
+from dem_hub.numerics.rounding import round_into
+from dem_hub.numerics.slices import full_index
+from tests.support.tiny_models import Models, Zoo
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As where the import fails."""
+    monkeypatch.setitem(sys.modules, "dem_hub.numerics.kernels", None)
+    monkeypatch.delattr("dem_hub.numerics.kernels", raising=False)
+    passes.kernels.cache_clear()
+    yield
+    passes.kernels.cache_clear()
+
+
+def rounded(dtype: torch.dtype, *, factors: bool) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (37, 301)
+    total = torch.randn(shape, generator=generator, dtype=torch.float64)
+    product = None
+    if factors:
+        product = (torch.randn(37, 5, generator=generator), torch.randn(5, 301, generator=generator))
+    result = torch.empty(shape, dtype=dtype)
+    noise = Noise.of(3, "weight", full_index(shape), shape, torch.device("cpu"))
+    assert round_into(result, total, product, noise)
+    return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("factors", [False, True])
+def test_torch_rounds_to_the_same_bits(request: pytest.FixtureRequest, dtype: torch.dtype, factors: bool) -> None:
+    compiled = rounded(dtype, factors=factors)
+    request.getfixturevalue("without_numba")
+    assert torch.equal(rounded(dtype, factors=factors), compiled)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("kind", ["dense", "lowrank", "lossy"])
+def test_models_are_the_same(
+    request: pytest.FixtureRequest, zoo: Zoo, llama: Models, dtype: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vectors = {str(zoo.vector("llama-tied", "bfloat16", kind)): 0.3}
+    compiled = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
+    request.getfixturevalue("without_numba")
+    found = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
+    assert all(torch.equal(found[name], compiled[name]) for name in compiled)
+    said = [record for record in caplog.records if "numba cannot be loaded" in record.getMessage()]
+    assert len(said) == (dtype != "float32" or kind != "lowrank")
+
+
+def test_nothing_is_compiled_before_the_first_merge() -> None:
+    code = "import sys\nfrom dem_hub import DEMModel\nprint('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
