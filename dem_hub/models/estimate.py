@@ -18,6 +18,7 @@ from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import partial_path
 from dem_hub.files.sizes import format_size
 from dem_hub.merging.merge import block_memory
+from dem_hub.merging.merged_base import MergedTensors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.rounding import round_into
@@ -78,15 +79,23 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
     changed_elements = 0
     rank_elements = 0  # the sum over all elements of the rank of their deltas
     widest = 0
-    for name, info in merge.base.items():
-        deltas = [stored for _, stored in merge.active(name)]
-        elements = math.prod(info.shape)
-        reads += info.nbytes + sum(map(_nbytes, deltas))
-        if deltas:
-            changed_tensors += 1
-            changed_elements += elements
-            rank_elements += elements * sum(map(_rank, deltas))
+    for name in merge.base:
+        changed_tensors += bool(merge.active(name))
         widest = max(widest, merge.dtype(name, model.torch_dtype).itemsize)
+    # A base that is a recipe is merged while it is read, and so is the base of that.
+    rounds = [merge]
+    while isinstance(rounds[-1].base, MergedTensors):
+        rounds.append(rounds[-1].base.merge)
+    for each in rounds:
+        for name, info in each.base.items():
+            deltas = [stored for _, stored in each.active(name)]
+            elements = math.prod(info.shape)
+            reads += sum(map(_nbytes, deltas))
+            if each is rounds[-1]:
+                reads += info.nbytes
+            if deltas:
+                changed_elements += elements
+                rank_elements += elements * sum(map(_rank, deltas))
     mean_rank = round(rank_elements / max(changed_elements, 1))
     return Estimate(
         tensors=len(merge.base),

@@ -20,7 +20,7 @@ from dem_hub.hub.download import resolve
 from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.merging.rounds import MOST_ROUNDS
-from dem_hub.models.export import export
+from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import Zoo, add_tokens, edit_json, load_tensors, make_adapter, reshard, shake
 
@@ -324,3 +324,14 @@ def test_the_depth_is_bounded(zoo: Zoo, tmp_path: Path) -> None:
     rebase(tmp_path / "0", save_recipe(zoo.models("llama-tied").base, {}, tmp_path / "below"))
     with pytest.raises(ConfigError, match="at most 8"):
         DEMModel.from_pretrained(recipe)
+
+
+def test_an_estimate_counts_all_rounds(zoo: Zoo, first: Path, model: Path, tmp_path: Path) -> None:
+    """What is read is the model at the bottom and the vectors of each round; no base of a round is a file."""
+    vector = vector_of(model, 1, "dense", tmp_path / "second")
+    opened = [open_base_and_vectors(VectorSource(str(base)), {str(vector): 1.0}) for base in (first, model)]
+    ours, theirs = (estimate_export(PlannedModel.of(each), tmp_path / "target") for each in opened)
+    below = estimate_export(PlannedModel.of(open_recipe(VectorSource(str(first)))), tmp_path / "target")
+    exported_bytes = sum(info.nbytes for info in Checkpoint(model).values())
+    assert ours.reads == theirs.reads - exported_bytes + below.reads
+    assert (ours.changed, ours.writes) == (theirs.changed, theirs.writes)
