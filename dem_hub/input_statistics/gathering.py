@@ -34,6 +34,8 @@ RANK = 64
 # The same for one expert of a mixture, which sees a fraction of the tokens.
 EXPERT_RANK = 16
 
+# Kinds of modules whose inputs are watched: those that multiply their input by a matrix.
+LINEAR = ("linear", "conv1d")
 
 _PRODUCTS = (torch.nn.functional.linear, torch.matmul, Tensor.__matmul__, Tensor.matmul)
 
@@ -44,37 +46,47 @@ class Watch:
     def __init__(self) -> None:
         self.tokens = 0
         self.mask: Tensor | None = None  # (batch, tokens) of the batch that is running: 1 where a token is
-        self._sketches: dict[str, MomentSketch] = {}  # by the key of the first layer with that input
-        self._leaders: dict[str, str] = {}  # the key whose sketch a key shares
+        self.sketches: dict[str, MomentSketch] = {}  # by the key of the first layer with that input
+        self.leaders: dict[str, str] = {}  # the key whose sketch a key shares
         self._last: tuple[str, Tensor] | None = None  # the layer that ran last, and its input
 
-    def begin(self, mask: Tensor | None, shape: Sequence[int]) -> None:
-        """Note that a batch of tokens begins, (batch, tokens), with its mask if it has one."""
-        self.mask = None if mask is None or mask.dim() != 2 else mask.bool()
+    def begin(self, mask: Any, shape: Sequence[int]) -> None:
+        """Note that a batch of tokens begins, (batch, tokens), with its mask if it has one.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If the mask does not tell which tokens are padding.
+        """
+        if mask is not None and tuple(mask.shape if isinstance(mask, Tensor) else ()) != tuple(shape[:2]):
+            kind = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ConfigError(
+                f"The attention mask of a batch of {list(shape)} tokens is {kind}, and input statistics need one that "
+                "says of each token whether it is padding. Gather them from data instead: dem-hub statistics."
+            )
+        self.mask = None if mask is None else mask.bool()
         self.tokens += int(self.mask.sum()) if self.mask is not None else shape[0] * shape[1]
         self._last = None
 
     def see_linear(self, key: str, inputs: Tensor) -> None:
         """Add the inputs of a linear layer, (..., D), unless another layer has just had the same tensor."""
-        leader = self._leaders.get(key)
+        leader = self.leaders.get(key)
         if leader is None:
             is_shared = self._last is not None and self._last[1] is inputs
             leader = self._last[0] if is_shared and self._last is not None else key
-            self._leaders[key] = leader
+            self.leaders[key] = leader
         if leader == key:
             self.add(key, self._rows(inputs), RANK)
         self._last = (leader, inputs)
 
     def add(self, key: str, inputs: Tensor, rank: int) -> None:
         """Add inputs, (T, D), to the sketch of a layer."""
-        if key not in self._sketches:
-            self._sketches[key] = MomentSketch(inputs.shape[1], rank, inputs.device)
-        self._sketches[key].add(inputs)
-        self._leaders.setdefault(key, key)
+        if key not in self.sketches:
+            self.sketches[key] = MomentSketch(inputs.shape[1], rank, inputs.device)
+        self.sketches[key].add(inputs)
+        self.leaders.setdefault(key, key)
 
     def share(self, keys: Sequence[str], leader: str) -> None:
         """Note layers whose input is that of another one."""
-        self._leaders |= dict.fromkeys(keys, leader)
+        self.leaders |= dict.fromkeys(keys, leader)
 
     def statistics(self, data: str) -> InputStatistics:
         """Return what was seen.
@@ -88,9 +100,9 @@ class Watch:
         if not self.tokens:
             raise ConfigError("There are no input statistics: no token went through the model.")
         inputs = []
-        for leader in sorted(set(self._leaders.values())):
-            keys = tuple(sorted(key for key, value in self._leaders.items() if value == leader))
-            inputs.append(LayerInput(keys, self._sketches[leader].moments(self.tokens)))
+        for leader in sorted(set(self.leaders.values())):
+            keys = tuple(sorted(key for key, value in self.leaders.items() if value == leader))
+            inputs.append(LayerInput(keys, self.sketches[leader].moments(self.tokens)))
         return InputStatistics(tuple(inputs), self.tokens, data)
 
     def _rows(self, inputs: Tensor) -> Tensor:
@@ -102,19 +114,24 @@ class Watch:
 
 
 @contextmanager
-def watching(model: "PreTrainedModel", architecture: Architecture) -> Iterator[Watch]:
+def watching(
+    model: "PreTrainedModel", architecture: Architecture, entry: torch.nn.Module | None = None
+) -> Iterator[Watch]:
     """Sum up the inputs of a model's layers while it runs in this context.
 
     Args:
-        model (`PreTrainedModel`): The model, on any device, in any float dtype, or quantized.
+        model (`PreTrainedModel`): The model, on any device, in any float dtype, or quantized. Its layers may be
+            wrapped by PEFT: what is seen is the input of the wrapper.
         architecture ([`Architecture`]): Its architecture, which names its layers as on disk.
+        entry (`torch.nn.Module`, *optional*): The module that is called, if it is another one around the model.
     """
     watch = Watch()
     experts = _ExpertMode(model, architecture, watch)
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True).remove)
+        called = model if entry is None else entry
+        stack.callback(called.register_forward_pre_hook(_batch_hook(watch), with_kwargs=True).remove)
         for key, module in architecture.modules.items():
-            if module.kind != "embedding":
+            if module.kind in LINEAR:
                 layer = model.get_submodule(module.name)
                 stack.callback(layer.register_forward_pre_hook(_linear_hook(watch, key)).remove)
         stack.enter_context(experts.one_by_one())

@@ -35,6 +35,7 @@ class MomentSketch:
     """
 
     def __init__(self, size: int, rank: int, device: torch.device) -> None:
+        self.size = size
         self.rank = min(rank, size)
         self.tests = _test_matrix(size, min(_OVERSAMPLING * rank, size)).to(device)
         self.product = torch.zeros_like(self.tests)
@@ -43,8 +44,10 @@ class MomentSketch:
     def add(self, inputs: Tensor) -> None:
         """Add inputs, (T, D), of any float dtype."""
         wide = inputs.to(self.product.dtype)
-        self.product.addmm_(wide.T, wide @ self.tests)
-        self.squares += wide.square().sum(0)
+        # Autocast, in which a model may run, would multiply in 16 bits.
+        with torch.autocast(wide.device.type, enabled=False):
+            self.product.addmm_(wide.T, wide @ self.tests)
+            self.squares += wide.square().sum(0)
 
     def moments(self, tokens: int) -> Moments:
         """Return the sum over all inputs divided by a number of tokens, in float64 on the CPU.

@@ -32,6 +32,7 @@ from dem_hub.training.measurements import measure_vector
 from dem_hub.training.repository import prepare_repository, pusher
 from dem_hub.training.settings import When, check_when, choose_folder
 from dem_hub.training.source import Source, base_name, tokenizer_of
+from dem_hub.training.statistics import check_evaluation_set, check_run, leave_statistics
 from dem_hub.vectors.folder import replaced_folder
 from dem_hub.vectors.vector import DistributionVector
 
@@ -62,12 +63,17 @@ class DEMCallback(TrainerCallback):
             at each save of the Trainer; or `"best"`, at each save that is the best so far.
         codec (`str`, *optional*, defaults to `"auto"`): How to store the vector, as in
             [`DistributionVector.extract`]. A LoRA run does not use it.
+        input_statistics (`bool`, *optional*, defaults to `False`): At the end, gather the input statistics of the
+            trained model on 16,000 tokens of the Trainer's evaluation set, and save them beside the vector, so that
+            [`regmean`] needs no data. Needs [`DEMCallback.attach`].
         push_to_hub (`bool`, *optional*, defaults to `False`): Push each vector in the background.
         hub_model_id (`str`, *optional*): The repository for the vector. By default the Trainer's own with `-vector`
             after it.
         hub_revision (`str`, *optional*): Branch to push to. By default `main`.
         hub_private_repo (`bool`, *optional*): Create a private repository. By default as the `TrainingArguments` say.
         hub_token (`str` or `bool`, *optional*): Token for the Hub. By default as the `TrainingArguments` say.
+        hub_include_statistics (`bool`, *optional*, defaults to `False`): Push the input statistics too. They tell
+            something about the evaluation set.
         datasets (`str` or `Sequence[str]`, *optional*): Names of the training data, for the card. By default what
             the dataset says about itself.
         recipe (`str` or [`VectorSource`], *optional*): Log the cosine to each vector of this recipe.
@@ -76,7 +82,7 @@ class DEMCallback(TrainerCallback):
 
     Raises:
         `CodecError`: If the codec or one of its options does not exist.
-        `ConfigError`: If `when` is none of the three.
+        `ConfigError`: If `when` is none of the three, or there would be no input statistics to push.
 
     Example:
 
@@ -106,11 +112,13 @@ class DEMCallback(TrainerCallback):
         output_dir: str | os.PathLike[str] | None = None,
         when: When = "end",
         codec: str = "auto",
+        input_statistics: bool = False,
         push_to_hub: bool = False,
         hub_model_id: str | None = None,
         hub_revision: str | None = None,
         hub_private_repo: bool | None = None,
         hub_token: str | bool | None = None,
+        hub_include_statistics: bool = False,
         datasets: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         recipe: str | os.PathLike[str] | VectorSource | None = None,
         device: str | torch.device | None = None,
@@ -118,6 +126,8 @@ class DEMCallback(TrainerCallback):
     ) -> None:
         if when not in get_args(When):
             raise ConfigError(f"when is {when!r}; it must be one of {', '.join(get_args(When))}.")
+        if hub_include_statistics and not input_statistics:
+            raise ConfigError("hub_include_statistics=True has nothing to push. Set input_statistics=True too.")
         if isinstance(datasets, str | os.PathLike):
             datasets = [datasets]
         self.base_model = base_model
@@ -125,6 +135,7 @@ class DEMCallback(TrainerCallback):
         self.encoder: Encoder = encoder_from_name(codec, codec_options)
         self.datasets = [str(name) for name in datasets]
         self.recipe = recipe
+        self.input_statistics = input_statistics
         self.device = device
         self.folder: Path | None = None  # known once training begins
         self._is_default_codec = codec == AUTO and not codec_options
@@ -134,6 +145,7 @@ class DEMCallback(TrainerCallback):
         self._revision = hub_revision
         self._private = hub_private_repo
         self._token = hub_token
+        self._includes_statistics = hub_include_statistics
 
         # The state of a run. Only the main process has a source and an uploader.
         self._trainer: Trainer | None = None
@@ -143,6 +155,7 @@ class DEMCallback(TrainerCallback):
         self._failure: Exception | None = None  # why the newest vector could not be taken
         self._taken_at: int | None = None  # step of the newest vector
         self._tried_at: int | None = None  # step of the last attempt, on all processes
+        self._is_unpushed = False  # what is in the folder has not been handed to the uploader
         self._unlogged: dict[str, float] = {}  # figures that wait for the Trainer's next log
 
     def attach(self, trainer: Trainer) -> "DEMCallback":
@@ -154,7 +167,12 @@ class DEMCallback(TrainerCallback):
 
         Returns:
             [`DEMCallback`]: The callback itself.
+
+        Raises:
+            `ConfigError`: If input statistics are asked for, and the Trainer has no evaluation set.
         """
+        if self.input_statistics:
+            check_evaluation_set(trainer)
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(other for other in callbacks if other is not self)]
         self._trainer = trainer
@@ -215,11 +233,12 @@ class DEMCallback(TrainerCallback):
         is_best = state.best_global_step == state.global_step
         if self.when == "save" or (self.when == "best" and is_best):
             self._take(args, state, kwargs, state.global_step)
+            self._push()
 
     def on_train_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
     ) -> None:
-        """Take the last vector, and wait for the pushes."""
+        """Take the last vector and its input statistics, and wait for the pushes."""
         # The Trainer loads the best checkpoint before this event, so the model may be that of an earlier step.
         has_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
         step = state.global_step
@@ -228,6 +247,9 @@ class DEMCallback(TrainerCallback):
         is_new = has_best or self._tried_at != step
         if self.when == "end" or (self.when == "save" and is_new):
             self._take(args, state, kwargs, step)
+        if self.input_statistics:
+            self._gather_statistics(state, kwargs, step)
+        self._push()
         self._finish_pushes()
 
     def on_log(
@@ -260,6 +282,8 @@ class DEMCallback(TrainerCallback):
         self._recipe_vectors = []
         if self.recipe is not None:
             self._recipe_vectors = self._source.open_recipe_vectors(VectorSource.parse(self.recipe))
+        if self.input_statistics:
+            check_run(self._trainer, self.when, args, gathering, self._source.base.architecture)
         if self._is_pushed:
             self._uploader = self._prepare_push(args, self._source, token=token)
 
@@ -276,7 +300,8 @@ class DEMCallback(TrainerCallback):
             options["token"] = token
         # PEFT writes into an adapter what the model was loaded from, which may be a local copy of the base.
         base_model = source.base.source.repo_id if source.is_adapter else None
-        return Uploader(pusher(self._repo_id, base_model, options), self._repo_id)
+        push = pusher(self._repo_id, base_model, options, include_statistics=self._includes_statistics)
+        return Uploader(push, self._repo_id)
 
     # A vector
 
@@ -306,9 +331,24 @@ class DEMCallback(TrainerCallback):
         self._taken_at = step
         logger.info("Vector of step %d in '%s', %.1f s.", step, self.folder, time.monotonic() - start)
         self._log(state, measured)
-        if self._uploader is not None:
+        self._is_unpushed = True
+
+    def _push(self) -> None:
+        """Push what is new in the folder of the vector, in the background."""
+        if self._uploader is not None and self._is_unpushed:
             assert self.folder is not None
             self._uploader.submit(self.folder)
+        self._is_unpushed = False
+
+    def _gather_statistics(self, state: "TrainerState", kwargs: Mapping[str, Any], step: int) -> None:
+        """Gather the input statistics of the model of a step beside its vector, on all processes together."""
+        assert self._trainer is not None
+        has_vector = self._failure is None and self._taken_at == step  # known to the main process alone
+        architecture = share(self._source.base.architecture if has_vector and self._source else None)
+        if architecture is not None:
+            folder = self.folder if state.is_world_process_zero else None
+            leave_statistics(self._trainer, kwargs["model"], architecture, folder)
+            self._is_unpushed = self._is_unpushed or self._includes_statistics
 
     def _write(self, gathering: Gathering, facts: Mapping[str, Any]) -> dict[str, float]:
         """Write the vector into its folder, in place of an older one, and return the figures to log."""

@@ -40,6 +40,14 @@ class Gathering:
         self.tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in _named_tensors(self.model)}
         self.is_sharded = any(_is_shard(tensor) for tensor in self.tensors.values())
 
+    @property
+    def core(self) -> Any:
+        """The transformers model inside a PEFT model, or the model itself."""
+        # transformers' own adapter methods put no model around it.
+        if hasattr(self.model, "get_base_model"):
+            return self.model.get_base_model()
+        return self.model
+
     @contextmanager
     def leading(self) -> Iterator[None]:
         """Enclose what the main process reads. The other processes call [`Gathering.follow`] meanwhile."""

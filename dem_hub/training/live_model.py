@@ -144,7 +144,7 @@ class LiveModel:
         if name not in self._recent:
             if len(self._recent) == _RECENT:
                 del self._recent[next(iter(self._recent))]
-            self._recent[name] = _on_disk(self._core, self._plain(name), self._read(name))
+            self._recent[name] = _on_disk(self._gathering.core, self._plain(name), self._read(name))
         return self._recent[name]
 
     def _find_slots(self, base: Base) -> dict[str, _Slot]:
@@ -153,7 +153,7 @@ class LiveModel:
             keys: Mapping[str, str] = base.architecture.parameters
         else:
             keys = {key: key for key in base.checkpoint}
-        ignored = set(getattr(self._core, "_keys_to_ignore_on_save", None) or ())
+        ignored = set(getattr(self._gathering.core, "_keys_to_ignore_on_save", None) or ())
         slots: dict[str, _Slot] = {}
         for names in self._names_by_tensor():
             self._check_changed_alike(names)
@@ -191,7 +191,7 @@ class LiveModel:
         """Return the slots of a tensor that the base does not have under this name: it is fused in memory, or new."""
         outline = torch.empty(shape_of(self._tensor(name)), dtype=self._tensor(name).dtype, device="meta")
         slots = {}
-        for key, part in _on_disk(self._core, self._plain(name), outline).items():
+        for key, part in _on_disk(self._gathering.core, self._plain(name), outline).items():
             slots[key] = _Slot(name, is_part=True, info=self._info(name, tuple(part.shape)))
         return slots
 
@@ -199,13 +199,6 @@ class LiveModel:
         # A weight with a PEFT layer is merged in float32, whatever its own dtype is.
         dtype = torch.float32 if name in self._layers else self._tensor(name).dtype
         return TensorInfo(CODES[dtype], shape, self.path, 0, dtype.itemsize * math.prod(shape))
-
-    @property
-    def _core(self) -> Any:
-        """The transformers model inside a PEFT model, or the model itself."""
-        if hasattr(self._model, "peft_config"):
-            return self._model.get_base_model()
-        return self._model
 
     def _names(self) -> Iterator[str]:
         """Yield the names in memory of the weights that the merged model has, and note the PEFT layer around each.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import ConfigError
+from dem_hub.files.names import INPUT_STATISTICS
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved
@@ -76,17 +77,24 @@ def prepare_repository(
     return repo_id
 
 
-def pusher(repo_id: str, base_model: str | None, options: PushOptions) -> Callable[[Path], None]:
+def pusher(
+    repo_id: str, base_model: str | None, options: PushOptions, *, include_statistics: bool = False
+) -> Callable[[Path], None]:
     """Return a function that pushes a vector's folder to a repository.
 
     Args:
         repo_id (`str`): The repository.
         base_model (`str`, *optional*): Hub id of the base, for an adapter that may not name it.
         options ([`PushOptions`]): Options of the push.
+        include_statistics (`bool`, *optional*): Push the input statistics of a vector that has some, too.
     """
 
     def push(folder: Path) -> None:
         vector = DistributionVector(Resolved.local(folder), verify=False)
-        vector.push_to_hub(repo_id, base_model=base_model, **options)
+        # They are gathered at the end of the run, so the vectors before have none.
+        has_statistics = (folder / INPUT_STATISTICS).is_file()
+        vector.push_to_hub(
+            repo_id, base_model=base_model, include_statistics=include_statistics and has_statistics, **options
+        )
 
     return push

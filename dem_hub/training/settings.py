@@ -42,6 +42,19 @@ def check_when(when: When, args: "TrainingArguments") -> None:
         )
 
 
+def check_statistics(when: When, args: "TrainingArguments") -> None:
+    """Check that the model at the end of the run, which input statistics are gathered from, is the vector's.
+
+    Raises:
+        `ConfigError`: If it is not.
+    """
+    if when == "best" and not args.load_best_model_at_end:
+        raise ConfigError(
+            "input_statistics=True gathers them from the model at the end of the run, and the vector of when='best' is "
+            "that of an earlier step. Set load_best_model_at_end=True in the TrainingArguments, or use when='end'."
+        )
+
+
 def choose_folder(output_dir: Path | None, args: "TrainingArguments") -> Path:
     """Return the folder for the vector.
 

@@ -1,8 +1,8 @@
 """The folder of a vector: replace what is in it as a whole, on this machine and on the Hub.
 
-A new vector may have fewer files than the one it replaces (no adapter, fewer shards). Files of the older vector
-that stayed would belong to no vector, so they are removed. Other files in the folder are left alone: a README, or
-the user's own notes.
+A new vector may have fewer files than the one it replaces (no adapter, fewer shards, no input statistics). Files of
+the older vector that stayed would belong to no vector, so they are removed. Other files in the folder are left alone:
+a README, or the user's own notes.
 """
 
 import os
@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.files.atomic import atomic_folder
-from dem_hub.files.names import VECTOR_CONFIG, VECTOR_FILES
+from dem_hub.files.names import STATISTICS_FILES, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.hub.commits import Head
 
 
@@ -27,7 +27,7 @@ def replaced_folder(target: Path, around: AbstractContextManager[object] | None 
         target (`Path`): The folder of the vector. It is created if it does not exist.
         around (`AbstractContextManager`, *optional*): Entered before the files take their place, and left afterwards.
     """
-    with atomic_folder(target, is_vector_file, last=VECTOR_CONFIG, around=around) as folder:
+    with atomic_folder(target, _goes_with_vector, last=VECTOR_CONFIG, around=around) as folder:
         yield folder
 
 
@@ -61,7 +61,7 @@ def stale_files(head: Head, prefix: str, files: Mapping[str, Path | str]) -> fro
     for path in head.files:
         name = path.removeprefix(prefix)
         is_beside = path.startswith(prefix) and "/" not in name
-        if is_beside and path not in files and is_vector_file(name):
+        if is_beside and path not in files and _goes_with_vector(name):
             stale.add(path)
     return frozenset(stale)
 
@@ -69,3 +69,8 @@ def stale_files(head: Head, prefix: str, files: Mapping[str, Path | str]) -> fro
 def is_vector_file(name: str) -> bool:
     """Check whether a name is that of a file of some vector."""
     return any(fnmatch(name, pattern) for pattern in VECTOR_FILES)
+
+
+def _goes_with_vector(name: str) -> bool:
+    """Check whether a file is one of a vector, or is about that vector alone."""
+    return is_vector_file(name) or name in STATISTICS_FILES

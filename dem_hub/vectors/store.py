@@ -18,7 +18,7 @@ from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemH
 from dem_hub.files.folders import STORE, check_target
 from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
-from dem_hub.files.names import CARD, MODEL_FILES, STATISTICS_FILES, STORE_CHANGE, STORE_CONFIG
+from dem_hub.files.names import CARD, MODEL_FILES, STORE_CHANGE, STORE_CONFIG
 from dem_hub.files.side_files import side_files_of
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
@@ -300,8 +300,7 @@ class VectorStore(Mapping[str, DistributionVector]):
             files = {**pushed, STORE_CONFIG: index.to_json(), CARD: render(card, head.read(CARD))}
             removed: set[str] = set()
             for name in members:
-                statistics = {f"{name}/{file}" for file in STATISTICS_FILES}
-                removed |= stale_files(head, f"{name}/", files) | (statistics & set(head.files) - set(files))
+                removed |= stale_files(head, f"{name}/", files)
             return Change(files, frozenset(removed), frozenset({CARD, STORE_CONFIG}))
 
         return push(repo_id, compose, options, f"Push the vectors {', '.join(self)}")

@@ -1,12 +1,19 @@
 """Short runs of transformers' Trainer on tiny models, and the comparison of their vectors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from dem_hub import DEMCallback, DistributionVector
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.evaluation.windows import Window
+from dem_hub.hub.download import Resolved
+from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.statistics_file import InputStatistics
 
 DENSE = {"codec": "dense", "dtype": "float32"}
 
@@ -63,3 +70,44 @@ def begin(callback: DEMCallback, model: Any, settings: Any) -> None:
     from transformers import TrainerControl, TrainerState
 
     callback.on_train_begin(settings, TrainerState(), TrainerControl(), model=model)
+
+
+LENGTHS = (9, 4, 12, 7, 7, 3)  # of the rows of `ragged`
+
+
+def ragged(lengths: Sequence[int] = LENGTHS, seed: int = 5) -> list[dict[str, list[int]]]:
+    """Return rows of random token ids, of several lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(4, 60, (length,), generator=generator).tolist() for length in lengths]
+    return [{"input_ids": ids, "labels": ids} for ids in drawn]
+
+
+def pad(batch: list[dict[str, list[int]]], side: str = "right") -> dict[str, Tensor]:
+    """Put rows of several lengths into one batch, as a data collator does."""
+    width = max(len(row["input_ids"]) for row in batch)
+    filled: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in batch:
+        ids, space = row["input_ids"], width - len(row["input_ids"])
+        values = {"input_ids": (ids, 3), "attention_mask": ([1] * len(ids), 0), "labels": (ids, -100)}
+        for name, (own, filler) in values.items():
+            padding = [filler] * space
+            filled[name].append(own + padding if side == "right" else padding + own)
+    return {name: torch.tensor(value) for name, value in filled.items()}
+
+
+def one_by_one(model: Any, base: Path, data: Sequence[dict[str, list[int]]]) -> InputStatistics:
+    """Return the statistics of a model without PEFT, from rows without padding."""
+    architecture = Base(Resolved.local(base)).architecture
+    assert architecture is not None
+    return gather(model.eval(), architecture, [Window.of(row["input_ids"]) for row in data], batch_size=1)
+
+
+def assert_same_moments(found: InputStatistics, expected: InputStatistics, tolerance: float = 0.02) -> None:
+    """Compare moments. Files have eigenvectors in bfloat16."""
+    assert found.tokens == expected.tokens
+    assert found.moments.keys() == expected.moments.keys()
+    for key, moments in expected.moments.items():
+        dense = moments.dense()
+        torch.testing.assert_close(
+            found.moments[key].dense(), dense, rtol=0, atol=tolerance * float(dense.abs().max()), msg=key
+        )

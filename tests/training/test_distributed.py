@@ -12,9 +12,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from dem_hub import DistributionVector
+from dem_hub import DEMModel, DistributionVector
+from dem_hub.vectors.statistics_beside import read_statistics
 from tests.fake_hub.server import Hub
-from tests.support.tiny_models import Models, load_tensors
+from tests.support.tiny_models import Models, Zoo, load_tensors
+from tests.support.training_runs import assert_same_moments, load, one_by_one, ragged
 
 DENSE = {"codec": "dense", "dtype": "float32"}
 
@@ -124,6 +126,60 @@ for kind in ("full", "lora"):
 """
 
 
+# Each process runs over half of the rows. What the Trainer shards on an accelerator only is sharded here by hand.
+STATISTICS = """
+import sys, torch
+from torch.distributed.fsdp import fully_shard
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer
+from tests.support.training_runs import DENSE, LORA, arguments, pad, ragged, rows
+from dem_hub import DEMCallback
+from dem_hub.errors import ConfigError
+
+moe, llama, run = sys.argv[1:]
+
+
+def build(base, folder, kind):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)
+    if kind == "lora":
+        model = get_peft_model(model, LoraConfig(**LORA))
+    settings = arguments(folder, ddp_backend="gloo", per_device_eval_batch_size=2, save_strategy="no")
+    trainer = Trainer(model, settings, train_dataset=rows(), eval_dataset=ragged((9, 4, 12, 7, 7, 3, 5, 8)), data_collator=pad)
+    callback = DEMCallback(base, input_statistics=True, **({} if kind == "lora" else DENSE)).attach(trainer)
+    return trainer, callback
+
+
+def shard(trainer, kind):
+    for layer in (trainer.model.get_base_model() if kind == "lora" else trainer.model).model.layers:
+        fully_shard(layer)
+    fully_shard(trainer.model)
+
+
+trainer, callback = build(moe, run + "/ddp", "full")
+trainer.train()
+assert trainer.args.world_size == 2
+assert (callback.folder is None) == (not trainer.is_world_process_zero())
+
+for kind in ("full", "lora"):
+    trainer, callback = build(llama, f"{run}/{kind}", kind)
+    shard(trainer, kind)
+    events = (trainer.args, trainer.state, trainer.control)
+    callback.on_train_begin(*events, model=trainer.model)
+    callback.on_train_end(*events, model=trainer.model)
+    assert (callback.folder is None) == (not trainer.is_world_process_zero())
+
+trainer, callback = build(moe, run + "/moe", "full")
+shard(trainer, "full")
+try:
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+except ConfigError as error:
+    assert "FSDP2 shards the experts" in str(error)
+else:
+    raise AssertionError("no refusal")
+"""
+
+
 def launch(
     script: str, folder: Path, *arguments: object, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -204,3 +260,19 @@ def test_what_no_process_can_read() -> None:
         model: Any = torch.nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="2 weights are offloaded"):
         Gathering(model)
+
+
+@pytest.mark.slow
+def test_input_statistics(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    """The tokens of both processes count, also for an expert that those of one of them did not reach."""
+    moe = zoo.models("qwen2-moe").base
+    done = launch(STATISTICS, tmp_path, moe, llama.base, tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    data = ragged((9, 4, 12, 7, 7, 3, 5, 8))
+    vector = DistributionVector.from_pretrained(tmp_path / "run" / "ddp" / "vector")
+    trained = DEMModel.from_pretrained(moe, vectors={str(vector.folder): 1.0}, dtype="float32")
+    assert_same_moments(read_statistics(vector), one_by_one(trained, moe, data))
+    # The others ended before their first step, so they are the base.
+    for kind in ("full", "lora"):
+        found = read_statistics(DistributionVector.from_pretrained(tmp_path / "run" / kind / "vector"))
+        assert_same_moments(found, one_by_one(load(llama.base), llama.base, data))
