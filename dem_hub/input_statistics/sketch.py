@@ -59,10 +59,11 @@ class MomentSketch:
         product = self.product.double().cpu() / tokens
         diagonal = self.squares.double().cpu() / tokens
         vectors, values = _leading(product, self.tests.double().cpu(), self.rank)
+        # A sketch is never above the matrix, but for rounding: what it holds of an element cannot be more than there is,
+        # and of a feature that is 0 for all tokens it holds nothing.
         held = vectors.square() @ values
-        # A sketch is never above the matrix, but for rounding: what it holds of an element cannot be more than there is.
-        excess = float((held / diagonal.clamp(min=torch.finfo(torch.float64).tiny)).max()) if len(values) else 0.0
-        values = values / max(1.0, excess)
+        excess = held / diagonal.clamp(min=torch.finfo(torch.float64).tiny)
+        vectors = vectors * excess.clamp(min=1.0).rsqrt()[:, None]
         return Moments(vectors, values, (diagonal - vectors.square() @ values).clamp_(min=0))
 
 

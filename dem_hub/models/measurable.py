@@ -52,7 +52,7 @@ class Measurable:
         config: PretrainedConfig | str | None = self.kwargs.get("config")
         if isinstance(config, PretrainedConfig):
             return config
-        folder = resolve(VectorSource.parse(self.base), (MODEL_CONFIG,), _hub_options(self.kwargs)).folder
+        folder = resolve(VectorSource.parse(self.base), (MODEL_CONFIG,), hub_options(self.kwargs)).folder
         if config is None and (folder / MODEL_CONFIG).is_file() and not is_recipe(folder):
             with suppress(OSError, ValueError, KeyError):
                 read: PretrainedConfig = AutoConfig.from_pretrained(
@@ -111,5 +111,6 @@ def tokenizer_loader(
     return load
 
 
-def _hub_options(kwargs: Mapping[str, Any]) -> HubOptions:
+def hub_options(kwargs: Mapping[str, Any]) -> HubOptions:
+    """Return those of the arguments of `from_pretrained` that say how to reach the Hub."""
     return HubOptions(**{name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs})

@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE
+from dem_hub.checkpoints.architecture import Architecture
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE, VERIFY
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.columns import select_columns
 from dem_hub.evaluation.reader import Reader
+from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
-from dem_hub.merging.opening import OpenedRecipe
-from dem_hub.models.measurable import Measurable, tokenizer_loader
+from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.models.measurable import Measurable, hub_options, tokenizer_loader
 from dem_hub.vectors.statistics_beside import read_statistics, tied_statistics
 
 
@@ -38,8 +41,11 @@ class OwnData:
             vectors (`Mapping[str, Any]`): By vector its data; `None` reads the statistics beside it.
         """
         names = list(vectors)
-        measurable = Measurable(base, names, self.dtype, self.model_kwargs)
         data = select_columns({name: rows for name, rows in vectors.items() if rows is not None}, self.columns)
+        if not data:
+            opened = self._open(base, names)
+            return opened, [read_statistics(vector) for vector in opened.vectors]
+        measurable = Measurable(base, names, self.dtype, self.model_kwargs)
         load_tokenizer = tokenizer_loader(self.tokenizer, base, self.model_kwargs)
         reader = Reader.of_model(measurable.config, load_tokenizer, self.max_length)
         windows = {name: reader.windows(rows) for name, rows in data.items()}
@@ -48,19 +54,37 @@ class OwnData:
             raise ConfigError(f"There is no text in the data of {', '.join(empty)}.")
         model = measurable.model
         opened = model.dem.open()
-        architecture = opened.base.architecture
-        if architecture is None:
-            raise ConfigError(f"The architecture of '{base}' is not known, so its layers' inputs cannot be told apart.")
-        statistics = []
-        for place, (name, vector) in enumerate(zip(names, opened.vectors, strict=True)):
+        architecture = _architecture_of(opened.base)
+        by_name = dict(zip(names, opened.vectors, strict=True))
+        # Whatever is missing is missing before the first pass.
+        statistics = {name: read_statistics(vector) for name, vector in by_name.items() if name not in windows}
+        for place, name in enumerate(names):
             if name not in windows:
-                statistics.append(read_statistics(vector))
                 continue
             point = [float(other == place) for other in range(len(names))]
             model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
             gathered = gather(model, architecture, windows[name], self.batch_size)
-            statistics.append(tied_statistics(gathered, vector))
-        return opened, statistics
+            statistics[name] = tied_statistics(gathered, by_name[name])
+        return opened, [statistics[name] for name in names]
+
+    def _open(self, base: str | os.PathLike[str] | VectorSource, names: Sequence[str]) -> OpenedRecipe:
+        """Open the base and the vectors without loading a model."""
+        options = hub_options(self.model_kwargs)
+        with hashing_again(self.model_kwargs.get("verify", VERIFY)):
+            opened = open_base_and_vectors(VectorSource.parse(base), dict.fromkeys(names, 0.0), options)
+        _architecture_of(opened.base)
+        return opened
+
+
+def _architecture_of(base: Base) -> Architecture:
+    """Return the architecture of a base.
+
+    Raises:
+        `ConfigError`: If it is not known.
+    """
+    if base.architecture is None:
+        raise ConfigError(f"The architecture of '{base}' is not known, so its layers' inputs cannot be told apart.")
+    return base.architecture
 
 
 def gather_statistics(

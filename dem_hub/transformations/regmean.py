@@ -35,6 +35,7 @@ from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.numerics.slices import full_index, row_blocks
 from dem_hub.transformations.own_data import OwnData
 from dem_hub.transformations.shares import Shares
+from dem_hub.transformations.thin_data import thin_data
 from dem_hub.transformations.transformation import TensorDeltas, transform
 from dem_hub.vectors.vector import DistributionVector
 
@@ -43,9 +44,6 @@ logger = logging.getLogger(__name__)
 # What is added to each diagonal, relative to the mean of all: where no distribution has inputs, each vector then gets
 # 1/N. On SmolLM2's demo 1e-6, 1e-4 and 1e-3 are equally good (benchmarks/README.md, `regmean.py`).
 RIDGE = 1e-3
-
-# Tokens of a distribution below which a warning says so.
-_FEW_TOKENS = 1_000
 
 # Elements of a dense delta that are multiplied at a time, in float64: 32 MiB. Chosen by hand, not measured.
 _BLOCK = 1 << 22
@@ -107,27 +105,6 @@ def _shared(delta: Delta, place: int, shares: Shares) -> Delta:
     return Delta(left=delta.left, right=right, dense=dense)
 
 
-def _say_what_is_thin(architecture: Architecture, statistics: Sequence[InputStatistics]) -> None:
-    """Warn of layers that no distribution reached, and of data that cannot tell the directions of an input apart."""
-    linears = {key for key, module in architecture.modules.items() if module.kind != "embedding"}
-    layers = linears | architecture.expert_keys
-    seen = {key for item in statistics for key in item.moments}
-    unseen = sorted(layers - seen)
-    if unseen:
-        logger.warning(
-            "%d of %d layers had no input in the data of any vector ('%s'); their deltas are averaged. Give more data.",
-            len(unseen),
-            len(layers),
-            unseen[0],
-        )
-    few = [item.tokens for item in statistics if item.tokens < _FEW_TOKENS]
-    if few:
-        logger.warning(
-            "Some input statistics are of few tokens: %s. With 250 RegMean gained half of what it gained with 4,000.",
-            ", ".join(map(str, few)),
-        )
-
-
 def _scaled(delta: Delta, factor: float) -> Delta:
     right = None if delta.right is None else delta.right * factor
     dense = None if delta.dense is None else delta.dense * factor
@@ -156,14 +133,15 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
 ) -> dict[str, DistributionVector]:
     """Return vectors that are added with coefficient 1 each, from vectors and a little data of each distribution.
 
-    Each fine-tune runs over its own data once; see the head of this module for what is computed. A LoRA stays a LoRA of
+    Each fine-tune runs over its own data once; with statistics in place of all data no model is loaded. See the head of
+    this module for what is computed. A LoRA stays a LoRA of
     the same rank. A single vector comes back unchanged.
 
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.
         vectors (`Mapping[str, Any]`): By Hub id or folder of each vector, data of its distribution in any form that
-            [`Reader.windows`] reads; or `None` if the vector has input statistics beside it. A few thousand tokens are
-            enough.
+            [`Reader.windows`] reads; or `None` if the vector has input statistics beside it, in its folder or on the
+            Hub. A few thousand tokens are enough.
         columns (`Mapping`, *optional*): By vector the columns of its data, where these have names of their own.
         codec (`str`, defaults to `"auto"`): How to store deltas that are no product of two factors.
         tokenizer (*optional*): By default that of the base.
@@ -207,7 +185,8 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
         return dict(zip(vectors, opened.vectors, strict=True))
     architecture = opened.base.architecture
     assert architecture is not None  # the statistics were gathered with it
-    _say_what_is_thin(architecture, statistics)
+    for warning in thin_data(architecture, dict(zip(vectors, statistics, strict=True))):
+        logger.warning("%s", warning)
     transformation = RegMean(tuple(statistics), architecture)
     transformed = transform(opened.base, opened.vectors, transformation, encoder, torch.device(device or "cpu"))
     return dict(zip(vectors, transformed, strict=True))

@@ -138,4 +138,5 @@ def make_trainer(folder: Path) -> Any:
     """A Trainer of the reader's own, on the base."""
     from transformers import AutoModelForCausalLM, Trainer
 
-    return Trainer(AutoModelForCausalLM.from_pretrained("org/base"), arguments(folder), train_dataset=rows())
+    data = {"train_dataset": rows(), "eval_dataset": rows(1, 8)}
+    return Trainer(AutoModelForCausalLM.from_pretrained("org/base"), arguments(folder), **data)

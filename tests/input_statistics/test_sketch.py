@@ -53,6 +53,19 @@ def test_what_is_left_of_the_diagonal_is_never_negative() -> None:
     assert float(moments.diagonal()[3]) == pytest.approx(10_000, rel=1e-5)
 
 
+@pytest.mark.parametrize("size_of_the_weak", [0.0, 1e-7])
+def test_a_dead_or_weak_feature_takes_nothing_from_the_others(size_of_the_weak: float) -> None:
+    inputs = inputs_of_decaying_spectrum(96, 1)
+    inputs[:, 7] *= size_of_the_weak
+    exact = inputs.double().T @ inputs.double() / TOKENS
+    moments = sketched(inputs, 8).moments(TOKENS)
+    torch.testing.assert_close(moments.diagonal(), exact.diagonal(), rtol=1e-5, atol=1e-12)
+    values, vectors = torch.linalg.eigh(exact)
+    best = (vectors[:, -8:] * values[-8:]) @ vectors[:, -8:].T
+    held = (moments.vectors * moments.values) @ moments.vectors.T
+    assert (exact - held).norm() < 1.5 * (exact - best).norm()
+
+
 def test_inputs_of_zeros_have_no_directions() -> None:
     moments = sketched(torch.zeros(10, 32), 4).moments(10)
     assert moments.vectors.shape == (32, 0)

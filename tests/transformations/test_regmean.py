@@ -1,14 +1,17 @@
 """RegMean on real models, against its formula in float64 on whole matrices."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from huggingface_hub import HfApi
 from torch import Tensor
 
-from dem_hub import DEMModel, DistributionVector, regmean
+from dem_hub import DEMModel, DistributionVector, VectorStore, regmean
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.delta import to_dense
 from dem_hub.errors import ConfigError, NotFoundError
@@ -17,8 +20,10 @@ from dem_hub.hub.download import Resolved
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.numerics.slices import full_index
+from dem_hub.transformations import own_data
 from dem_hub.transformations.regmean import RIDGE, RegMean
 from dem_hub.transformations.transformation import TensorDeltas
+from tests.fake_hub.server import Hub
 from tests.support.tiny_models import Zoo
 
 
@@ -189,10 +194,104 @@ def test_layers_that_no_token_reached_are_said(zoo: Zoo, caplog: pytest.LogCaptu
     names = [str(zoo.vector("qwen2-moe")), str(zoo.vector("qwen2-moe", kind="short"))]
     new = regmean(base, {name: [[5, 5, 5]] for name in names}, codec="dense")
     assert "layers had no input in the data of any vector" in caplog.text
-    assert "few tokens: 3, 3" in caplog.text
+    assert f"few tokens: 3 of '{names[0]}', 3 of '{names[1]}'" in caplog.text
+    assert "layers read more numbers" in caplog.text
     opened = Base(Resolved.local(base))
     assert opened.architecture is not None
     statistics = statistics_of(base, Path(names[0]), [[5, 5, 5]])
     key = min(opened.architecture.expert_keys - statistics.moments.keys())
     old = delta_of(DistributionVector.from_pretrained(names[0]), base, key)
     torch.testing.assert_close(delta_of(new[names[0]], base, key), old / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_an_expert_that_one_distribution_did_not_reach_is_left_to_the_others(zoo: Zoo, tmp_path: Path) -> None:
+    base = zoo.models("mixtral").base
+    opened = Base(Resolved.local(base))
+    assert opened.architecture is not None
+    folders = []
+    for name in ("dense", "short"):
+        DistributionVector.from_pretrained(zoo.vector("mixtral", kind=name)).save_pretrained(tmp_path / name)
+        folders.append(str(tmp_path / name))
+        statistics = statistics_of(base, tmp_path / name, some_data(0))
+        if name == "short":
+            key = min(opened.architecture.expert_keys & statistics.moments.keys())
+            kept = tuple(item for item in statistics.inputs if key not in item.keys)
+            statistics = replace(statistics, inputs=kept)
+        statistics.save_pretrained(tmp_path / name)
+    made = regmean(base, dict.fromkeys(folders), codec="dense")
+    shares = []
+    for folder in folders:
+        old = delta_of(DistributionVector.from_pretrained(folder), base, key)
+        shares.append(float((delta_of(made[folder], base, key) * old).sum() / old.square().sum()))
+    # What the ridge leaves: about its size, and more in directions in which the other has few inputs too.
+    assert shares[0] > 0.9
+    assert shares[1] < 0.1
+
+
+def test_what_a_source_costs(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropping one costs no pass and no model, and a new one a pass over its own data."""
+    base = zoo.models("llama-untied").base
+    folders = []
+    for number, kind in enumerate(("dense", "short", "lossy")):
+        folder = tmp_path / kind
+        DistributionVector.from_pretrained(zoo.vector("llama-untied", kind=kind)).save_pretrained(folder)
+        statistics_of(base, folder, some_data(number)).save_pretrained(folder)
+        folders.append(str(folder))
+    seen: list[Tensor] = []
+    loads: list[Any] = []
+    run = transformers.LlamaForCausalLM.forward
+    load = DEMModel.from_pretrained
+
+    def counted(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+        seen.append(input_ids)
+        return run(model, input_ids, **kwargs)
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", counted)
+    monkeypatch.setattr(DEMModel, "from_pretrained", loaded)
+    assert len(regmean(base, dict.fromkeys(folders))) == 3
+    assert len(regmean(base, dict.fromkeys(folders[1:]))) == 2
+    assert (seen, loads) == ([], [])
+    new = str(zoo.adapter("llama-untied"))
+    rows = some_data(3)[:5]
+    assert len(regmean(base, {**dict.fromkeys(folders), new: rows}, batch_size=2)) == 4
+    assert sorted(row for ids in seen for row in ids.tolist()) == sorted(rows)
+    assert len(seen) == 3
+
+
+def test_what_is_missing_is_missing_before_the_first_pass(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(*_: Any) -> InputStatistics:
+        raise AssertionError("a pass")
+
+    monkeypatch.setattr(own_data, "gather", gathered)
+    names = [str(zoo.adapter("llama-tied")), str(zoo.vector("llama-tied"))]
+    with pytest.raises(NotFoundError, match="input statistics"):
+        regmean(zoo.models("llama-tied").base, {names[0]: some_data(0), names[1]: None})
+
+
+@pytest.mark.parametrize("subfolder", ["", "//maths"])
+def test_statistics_on_the_hub_take_the_place_of_data(hub: Hub, zoo: Zoo, tmp_path: Path, subfolder: str) -> None:
+    """Those of an adapter whose base got another name by the push, in a repository of its own and in a store."""
+    hub.add_user("ann", orgs=("org",))
+    HfApi().create_repo("org/base")
+    HfApi().upload_folder(repo_id="org/base", folder_path=zoo.models("llama-untied").base)
+    folder = tmp_path / "maths"
+    shutil.copytree(zoo.adapter("llama-untied"), folder)
+    statistics_of(zoo.models("llama-untied").base, folder, some_data(0)).save_pretrained(folder)
+    vector = DistributionVector.from_pretrained(folder)
+    if subfolder:
+        store = VectorStore.create(tmp_path / "store", "org/base")
+        store.add("maths", vector)
+        store.push_to_hub("ann/maths", include_statistics=True)
+    else:
+        vector.push_to_hub("ann/maths", base_model="org/base", include_statistics=True)
+    names = ["ann/maths" + subfolder, str(zoo.vector("llama-untied"))]
+    made = regmean("org/base", {names[0]: None, names[1]: some_data(1)})
+    by_data = regmean("org/base", {names[0]: some_data(0), names[1]: some_data(1)})
+    key = "model.layers.0.self_attn.q_proj.weight"
+    expected = delta_of(by_data[names[0]], zoo.models("llama-untied").base, key)
+    difference = delta_of(made[names[0]], zoo.models("llama-untied").base, key) - expected
+    assert float(difference.norm()) < 0.01 * float(expected.norm())
