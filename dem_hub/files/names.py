@@ -82,6 +82,7 @@ NO_SIDE_FILES = (
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"  # how PEFT saved adapters before 0.6
+MLX_WEIGHTS = "adapters.safetensors"  # of mlx-lm, whose config has the name of PEFT's
 
 # A vector. The part of it that is a LoRA is stored as a PEFT adapter in the same folder.
 

@@ -23,6 +23,7 @@ from dem_hub.codecs.delta import Delta, Factors, add_deltas, combine_factors
 from dem_hub.errors import AdapterError, ConfigError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
+from dem_hub.files.names import MLX_WEIGHTS
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.numerics.norms import is_finite, squared_norm
@@ -83,7 +84,8 @@ def export_adapter(
     changed = [name for name in merge.base if merge.is_changed(name)]
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")
-    with atomic_folder(target) as folder:
+    # mlx-lm's weights of an older export would not belong to the new config.
+    with atomic_folder(target, {MLX_WEIGHTS}.__contains__) as folder:
         writer = AdapterWriter(folder, opened.base.architecture)
         chosen = dtype or _dtype_of_inputs(merge, [name for name in changed if writer.module(name)])
         export = _Export(merge, writer, rank, FLOAT_DTYPES[chosen])
