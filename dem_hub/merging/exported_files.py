@@ -59,7 +59,7 @@ def config_texts(base: Base, merge: Merge, dtype: str | None) -> dict[str, str]:
     if dtype is not None:
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
-    _set_vocabulary(config, merge)
+    set_vocabulary_in_json(config, merge)
     return {RECIPE_CONFIG: dump_json(config)}
 
 
@@ -70,7 +70,7 @@ def write_small_files(folder: Path, copies: Mapping[str, Path], texts: Mapping[s
         write_text(folder / name, text)
 
 
-def _set_vocabulary(config: dict[str, Any], merge: Merge) -> None:
+def set_vocabulary_in_json(config: dict[str, Any], merge: Merge) -> None:
     """Set the merged vocabulary's size in the data of a `config.json`, in place, without importing transformers.
 
     The language model of a model that also reads images has its config below `text_config`.

@@ -174,8 +174,9 @@ def _parser_class() -> type:
 
 def _set_vocabulary(source: VectorSource, data: dict[str, Any], config: Any) -> None:
     """Set the size of the merged vocabulary in both forms of a config, from the headers of the base and the vectors."""
+    from dem_hub.merging.exported_files import set_vocabulary_in_json
     from dem_hub.merging.opening import open_recipe
-    from dem_hub.models.vocabulary import set_vocabulary, set_vocabulary_in_json
+    from dem_hub.models.vocabulary import set_vocabulary
 
     opened = open_recipe(source, headers_only=True)
     merge = opened.merge(opened.recipe)
