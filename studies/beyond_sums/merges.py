@@ -16,6 +16,10 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.search import GaussNewton, Uniform
 from studies.data_mixing.cache import keep
 
+# The largest coefficient of a search: of a weighted sum, and of vectors from RegMean, which begin at 1.
+HIGHEST = 1.5
+HIGHEST_OF_REGMEAN = 2.5
+
 
 @dataclass(frozen=True)
 class Merge:
@@ -59,14 +63,20 @@ def average(base: Path, vectors: Sequence[Path]) -> Merge:
 
 
 def search(
-    base: Path, vectors: Sequence[Path], data: Mapping[str, Sequence[Window]], record: Path, *, common: bool = False
+    base: Path,
+    vectors: Sequence[Path],
+    data: Mapping[str, Sequence[Window]],
+    record: Path,
+    *,
+    common: bool = False,
+    highest: float = HIGHEST,
 ) -> Merge:
     """Return the weighted sum whose coefficients, or whose common coefficient, are best on validation text."""
 
     def run() -> dict[str, Any]:
         method = Uniform() if common else GaussNewton()
         names = [str(vector) for vector in vectors]
-        result = search_coefficients(base, names, dict(data), method=method, held_out=0)
+        result = search_coefficients(base, names, dict(data), method=method, bounds=(0.0, highest), held_out=0)
         tokens = result.num_forward * sum(result.tokens.values())
         return {"coefficients": list(result.best.coefficients), "loss": result.loss, "tokens": tokens}
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from dem_hub.evaluation.likelihood import totals
 from dem_hub.evaluation.windows import Window
 from dem_hub.transformations import dare, ties
 from studies.beyond_sums import merges
-from studies.beyond_sums.merges import Merge
+from studies.beyond_sums.merges import HIGHEST_OF_REGMEAN, Merge
 from studies.beyond_sums.settings import (
     DARE_DENSITIES,
     STATISTICS_TOKENS,
@@ -36,6 +36,11 @@ from studies.data_mixing.texts import read_texts, windows
 logger = logging.getLogger(__name__)
 
 Blocks = Sequence[dict[str, Any]]
+
+# How a round is merged: a searched sum, RegMean, or a searched sum of what RegMean makes; the last one also with an
+# optimizer that forgets the rounds before.
+NEW = "RegMean, searched, new optimizer"
+WAYS = ("DEM", "RegMean", "RegMean, searched", NEW)
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,10 @@ def _measure(run: Run) -> dict[str, Any]:
     _mixtures(run)
     _sums(run, vectors)
     for count in run.setting.rounds:
-        for way in ("DEM", "RegMean"):
-            run.row(f"{count} rounds, {way}", partial(_rounds, run, count, way))
-        if run.setting.is_headline and count == min(run.setting.rounds):
-            # Whether each source's optimizer should go on from its own state.
-            run.row(f"{count} rounds, RegMean, new optimizer", partial(_rounds, run, count, "RegMean", is_new=True))
+        for way in WAYS:
+            folder = run.folder / f"rounds-{count}" / way
+            run.row(f"{count} rounds, {way}", partial(_rounds, run, count, way, folder))
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(run.folder / f"rounds-{count}", ignore_errors=True)
     if run.setting.is_headline:
         _sparse(run, vectors)
@@ -168,21 +172,23 @@ def _sums(run: Run, vectors: Sequence[Path]) -> None:
     run.row("DEM", lambda: _merged(run, merges.search(run.base, vectors, run.validation, run.folder / "dem.json")))
     transformed = _regmean(run, run.base, vectors, run.folder / "regmean")
     run.row("RegMean", lambda: _merged(run, transformed))
-    names = [Path(name) for name in transformed.coefficients]
-    record = run.folder / "regmean.json"
-    run.row(
-        "RegMean, searched",
-        lambda: _merged(run, merges.search(run.base, names, run.validation, record), transformed.evaluation_tokens),
-    )
+    run.row("RegMean, searched", lambda: _merged(run, _searched(run, transformed, run.folder / "regmean.json")))
 
 
-def _merged(run: Run, merge: Merge, evaluated: float = 0) -> Model:
-    """Return a merge of all sources' fine-tunes as a model, with the tokens that were evaluated before it."""
-    return Model(merge.model, run.training_tokens, merge.evaluation_tokens + evaluated)
+def _merged(run: Run, merge: Merge) -> Model:
+    """Return a merge of all sources' fine-tunes as a model."""
+    return Model(merge.model, run.training_tokens, merge.evaluation_tokens)
 
 
 def _regmean(run: Run, base: Path, vectors: Sequence[Path], folder: Path) -> Merge:
     return merges.with_regmean(base, vectors, run.statistics, folder, STATISTICS_TOKENS * len(run.names))
+
+
+def _searched(run: Run, transformed: Merge, record: Path) -> Merge:
+    """Return vectors from RegMean with the coefficients that are best on validation text."""
+    names = [Path(name) for name in transformed.coefficients]
+    found = merges.search(transformed.base, names, run.validation, record, highest=HIGHEST_OF_REGMEAN)
+    return replace(found, evaluation_tokens=found.evaluation_tokens + transformed.evaluation_tokens)
 
 
 def _sparse(run: Run, vectors: Sequence[Path]) -> None:
@@ -194,9 +200,8 @@ def _sparse(run: Run, vectors: Sequence[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rounds(run: Run, count: int, way: str, *, is_new: bool = False) -> Model:
+def _rounds(run: Run, count: int, way: str, folder: Path) -> Model:
     """Train in rounds: each source goes on from the merge of the round before."""
-    folder = run.folder / f"rounds-{count}" / (f"{way}, new" if is_new else way)
     size = len(run.blocks[run.names[0]]) // count
     base = run.base
     finetunes = [_first_round(run, count, name) for name in run.names]
@@ -205,18 +210,27 @@ def _rounds(run: Run, count: int, way: str, *, is_new: bool = False) -> Model:
         of_round = folder / str(number + 1)
         if number:
             finetunes = [
-                _continue(run, base, of_round / "finetunes" / name, number, size, None if is_new else before)
+                _continue(run, base, of_round / "finetunes" / name, number, size, None if way == NEW else before)
                 for name, before in zip(run.names, finetunes, strict=True)
             ]
         vectors = merges.vectors_of(base, finetunes, of_round / "vectors")
-        if way == "RegMean":
-            merge = _regmean(run, base, vectors, of_round / "regmean")
-        else:
-            merge = merges.search(base, vectors, run.validation, of_round / "dem.json")
+        merge = _merge_round(run, way, base, vectors, of_round)
         evaluated += merge.evaluation_tokens
         if number + 1 < count:
             base = merge.export(of_round / "merged")
+            # A round takes ten gigabytes. The next one needs its merge, and where each optimizer stood.
+            shutil.rmtree(of_round / "vectors")
+            shutil.rmtree(of_round / "regmean", ignore_errors=True)
     return Model(merge.model, run.training_tokens, evaluated)
+
+
+def _merge_round(run: Run, way: str, base: Path, vectors: Sequence[Path], folder: Path) -> Merge:
+    if way == "DEM":
+        return merges.search(base, vectors, run.validation, folder / "dem.json")
+    transformed = _regmean(run, base, vectors, folder / "regmean")
+    if way == "RegMean":
+        return transformed
+    return _searched(run, transformed, folder / "regmean.json")
 
 
 def _continue(run: Run, base: Path, target: Path, number: int, size: int, before: Path | None) -> Path:

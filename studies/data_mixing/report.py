@@ -113,7 +113,7 @@ def _main_table(data: dict[str, Any]) -> str:
     return (
         "## 1. Models on test text\n\nPerplexity by distribution; the mean over distributions of the loss. The last column has a 95 % interval "
         "over documents, paired: it is above 0 where DEM is better.\n\n"
-        + _table(head, rows)
+        + to_table(head, rows)
         + "\n\n![Perplexity](perplexity.png)"
     )
 
@@ -134,7 +134,7 @@ def _strategies(data: dict[str, Any]) -> str:
     scored = data["settings"]["grid_scored"]
     return (
         "## 2. Coefficients by every strategy\n\n"
-        + _table(
+        + to_table(
             ["strategy", f"coefficients ({', '.join(NAMES)})", "forward passes", "validation loss", "test loss"], rows
         )
         + f"\n\n(Of the grid the {scored} points were scored that rank first by the statistics of `gauss_newton`; its cost is that of all.)"
@@ -163,7 +163,7 @@ def _costs(data: dict[str, Any]) -> str:
     count = len(data["settings"]["mixtures"])
     return (
         "## 3. Costs\n\nTraining costs 6, a forward pass 2 operations a parameter and token.\n\n"
-        + _table(["what", "training tokens", "evaluation tokens", "FLOPs"], rows)
+        + to_table(["what", "training tokens", "evaluation tokens", "FLOPs"], rows)
         + f"\n\nTrying {count} sets of coefficients costs **{share:.1%}** of trying {count} mixtures; the whole search of `gauss_newton` costs "
         f"{whole:.1%} of that. With the fine-tunes, DEM is **{cheaper(dem, costs['tuned mixture']):.0%} cheaper** than tuning the mixture over "
         f"{count} candidates, and costs {dem.flops(1) / costs['one mixture'].flops(1):.2f} times one training on one mixture. The grid of {count} is "
@@ -184,7 +184,7 @@ def _incremental(data: dict[str, Any]) -> str:
     return (
         f"## 4. A fifth distribution arrives: {LATER}\n\nDEM trains one more fine-tune and adds its vector to the search that was made "
         f"({data['grown']['num_forward']:.1f} forward passes more): {point}. Mixing trains on all five again.\n\n"
-        + _table(["model", *NAMES, LATER, "mean loss of five"], rows)
+        + to_table(["model", *NAMES, LATER, "mean loss of five"], rows)
         + f"\n\nThe mixture's mean loss minus the grown DEM's: {mean:+.4f} ({low:+.4f} to {high:+.4f}). The fifth distribution cost DEM "
         f"**{saved:.0%} less** than training a single mixture again."
     )
@@ -209,7 +209,7 @@ def _vectors(data: dict[str, Any]) -> str:
     ]
     return (
         "## 6. How the vectors relate\n\n"
-        + _table(["vector", "norm", *vectors["names"]], rows)
+        + to_table(["vector", "norm", *vectors["names"]], rows)
         + "\n\n![Norms by layer](layers.png)"
     )
 
@@ -225,7 +225,7 @@ def _downstream(data: dict[str, Any]) -> str:
     ]
     return (
         "## 7. Downstream accuracy\n\nMultiple choice of four made from test text, scored by lm-evaluation-harness; ± is the standard error.\n\n"
-        + _table(["model", *tasks], rows)
+        + to_table(["model", *tasks], rows)
     )
 
 
@@ -246,7 +246,7 @@ def _architectures(data: dict[str, Any]) -> str:
         )
         parts.append(
             f"### {kind.capitalize()}\n\n{about}\n\n"
-            + _table(["model", *names, "mean"], rows)
+            + to_table(["model", *names, "mean"], rows)
             + f"\n\n{'; '.join(notes)}."
         )
     return "## 8. Encoder-decoder and mixture of experts\n\n" + "\n\n".join(parts)
@@ -257,7 +257,8 @@ def _reading(data: dict[str, Any]) -> str:
     return path.read_text("utf-8").strip() if path.is_file() and data["settings"]["steps"] >= 10 else ""
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def to_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -32,7 +32,7 @@ OPTIONS = {
         "--seed",
         "--verify",
     ],
-    "info": ["paths", "--base", "--tensors", "--json"],
+    "info": ["paths", "--base", "--tensors", "--json", "--mergekit"],
     "merge": [
         "model",
         "--vector",
@@ -99,6 +99,9 @@ OPTIONS = {
         "--vector",
         "--output",
         "--overwrite",
+        "--gguf",
+        "--mlx",
+        "--scales",
         "--peft",
         "--rank",
         "--rank-pattern",
