@@ -1,6 +1,6 @@
 """Time what starts: imports, the command line, and a merge of a tiny model, the first time and afterwards.
 
-    python benchmarks/start.py                       # three minutes on two idle cores
+    python benchmarks/start.py                       # on an idle machine
 
 The first time, numba has compiled nothing yet, as after an installation. Bytecode is there, as pip leaves it. The
 bounds are: importing `DEMModel` takes at most 0.3 seconds more than importing transformers' models, and the first merge

@@ -74,8 +74,8 @@ def export(
     dtype: str | None,
 ) -> None:
     """Export the weighted sum of vectors as one LoRA adapter."""
-    given = {"--peft": peft, "--gguf": gguf, "--mlx": mlx, "--rank-pattern": rank_pattern, "--scales": scales}
-    _check_format([name for name, is_given in given.items() if is_given])
+    given = {"--peft": peft, "--gguf": gguf and not scales, "--mlx": mlx, "--scales": scales}
+    _check_format([name for name, is_given in given.items() if is_given], rank_pattern=rank_pattern)
     with heavy_imports():
         from dem_hub.models.lora_export import export_adapter
 
@@ -91,16 +91,11 @@ def export(
     _tell(output, adapter)
 
 
-def _check_format(given: Sequence[str]) -> None:
+def _check_format(formats: Sequence[str], *, rank_pattern: bool) -> None:
     """Refuse options that ask for several formats at a time."""
-    formats = [name for name in given if name != "--scales" and name != "--rank-pattern"]
-    if "--scales" in given and formats in ([], ["--gguf"]):
-        formats = ["--scales"]
-    elif "--scales" in given:
-        formats.append("--scales")
     if len(formats) > 1:
         raise ConfigError(f"{' and '.join(formats)} are different formats. Export once for each, into another place.")
-    if "--rank-pattern" in given and formats not in ([], ["--peft"]):
+    if rank_pattern and formats not in ([], ["--peft"]):
         raise ConfigError(
             f"--rank-pattern is for PEFT adapters; with {formats[0]} all modules have one rank. Leave it out."
         )

@@ -1,7 +1,8 @@
 """Opening a config: its base and a vector for each model.
 
-An adapter is a vector as it is. Of a whole model the vector is extracted without loss into a temporary folder. The recipe
-names the model that it came from, because that is what others can find. TIES and DARE are transformations of the vectors.
+An adapter is a vector as it is. Of a whole model the vector is extracted without loss into a temporary folder. The
+recipe names the model that it came from, because that is what others can find. TIES and DARE are transformations of
+the vectors.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """A recipe as a config of mergekit, which gives the same model in float32.
 
-mergekit merges models, so a vector that is no adapter becomes a model first: the comments at the top have the commands. The
-coefficients of groups become filters, which are parts of tensors' names. They are tried on all names before they are
-written.
+mergekit merges models, so a vector that is no adapter becomes a model first: the comments at the top have the
+commands. The coefficients of groups become filters, which are parts of tensors' names. They are tried on all names
+before they are written.
 """
 
 import shlex

@@ -1,8 +1,8 @@
 """What the weights of a config are as coefficients: one number for a vector, or one for each group of its tensors.
 
-mergekit has a weight for each tensor. All of them are worked out first, by its own rules. Then a coefficient is looked for
-that says the same of every tensor that the vector changes. What no coefficient says is refused, with two tensors that
-would need different ones.
+mergekit has a weight for each tensor. All of them are worked out first, by its own rules. Then a coefficient is
+looked for that says the same of every tensor that the vector changes. What no coefficient says is refused, with two
+tensors that would need different ones.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -13,21 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.errors import AdapterError, MissingDependencyError, refuse
 from dem_hub.files.atomic import atomic_file
-from dem_hub.files.names import ADAPTER_WEIGHTS
-from dem_hub.vectors.lora.writer import PEFT_PREFIX
+from dem_hub.serving.adapter_factors import architecture_in, read_factors
 
 if TYPE_CHECKING:
     import numpy as np
-
-_A = ".lora_A.weight"
-_B = ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -82,26 +77,22 @@ def write_gguf(adapter: Path, base: Base, target: Path) -> None:
     config = read_config(base.folder)
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.name)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    factors = load_file(adapter / ADAPTER_WEIGHTS)
-    modules = sorted(name.removeprefix(PEFT_PREFIX).removesuffix(_A) for name in factors if name.endswith(_A))
-    unknown = [module for module in modules if names.get_name(module) is None]
+    factors = read_factors(adapter)
+    unknown = [module for module in factors if names.get_name(module) is None]
     if unknown:
         refuse(AdapterError, f"llama.cpp's {family.name} has no tensor for some modules.", unknown, _OTHER_WAY)
-    rank = factors[f"{PEFT_PREFIX}{modules[0]}{_A}"].shape[0]
+    rank = next(iter(factors.values()))[0].shape[0]
     with atomic_file(target) as partial:
         writer = gguf.GGUFWriter(partial, family.name)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
-        for module in modules:
-            a = factors[f"{PEFT_PREFIX}{module}{_A}"]
-            b = factors[f"{PEFT_PREFIX}{module}{_B}"]
+        for module, (a, b) in factors.items():
             heads = _permuted_heads(module, config) if family.is_permuted else None
-            if heads is not None:
-                b = permuted_rows(b, heads)
+            rows = b if heads is None else permuted_rows(b, heads)
             name = f"{names.get_name(module)}.weight"
             _add(writer, f"{name}.lora_a", a)
-            _add(writer, f"{name}.lora_b", b)
+            _add(writer, f"{name}.lora_b", rows)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -116,13 +107,7 @@ _OTHER_WAY = (
 
 def _family_of(base: Base) -> _Family:
     """Return the family of a base, or refuse it."""
-    architectures = read_config(base.folder).get("architectures") or ["no architecture"]
-    family = _FAMILIES.get(architectures[0])
-    if family is None:
-        raise AdapterError(
-            f"'{base}' is {architectures[0]}; GGUF adapters are written for {', '.join(sorted(_FAMILIES))}. {_OTHER_WAY}"
-        )
-    return family
+    return _FAMILIES[architecture_in(base, _FAMILIES, "GGUF adapters", _OTHER_WAY)]
 
 
 def _permuted_heads(module: str, config: dict[str, Any]) -> int | None:

@@ -13,17 +13,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from dem_hub.checkpoints.base_model import Base
-from dem_hub.errors import AdapterError, BaseMismatchError, ConfigError, DemHubError
-from dem_hub.files.names import MODEL_FILES
+from dem_hub.errors import AdapterError, ConfigError, DemHubError
 from dem_hub.files.strict_json import shown
-from dem_hub.hub.client import HubOptions
-from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
+from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter
 from dem_hub.serving.mixes import PREFIX, Mix
 from dem_hub.serving.permitted import Permitted
+from dem_hub.serving.served_weights import open_recipe_on
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,7 @@ class MixAdapters:
         name = model.removeprefix(PREFIX)
         if name in self._permitted.recipes:
             recipe = VectorSource.parse(self._permitted.recipes[name])
-            return self._adapter(f"recipe {name}", lambda: _open_recipe(served, recipe))
+            return self._adapter(f"recipe {name}", lambda: open_recipe_on(served, recipe))
         if not model.startswith(PREFIX):
             return None
         mix = Mix.parse(model)
@@ -115,17 +112,6 @@ class MixAdapters:
                 len(adapter.left_out),
             )
         return target
-
-
-def _open_recipe(served: VectorSource, source: VectorSource) -> OpenedRecipe:
-    """Open a recipe, and refuse it if it is for another base than the one that the server has loaded."""
-    opened = open_recipe(source)
-    base = Base(resolve(served, MODEL_FILES, HubOptions()))
-    if base.fingerprint != opened.base.fingerprint:
-        raise BaseMismatchError(
-            f"The recipe '{source}' is for '{opened.base}', and the server has loaded '{base}'. Serve its own base."
-        )
-    return opened
 
 
 class _RefusalError(AdapterError):

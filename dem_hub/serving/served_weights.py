@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
+from dem_hub.checkpoints.opening import open_base
 from dem_hub.errors import BaseMismatchError, ConfigError
 from dem_hub.files.folders import is_recipe
 from dem_hub.files.names import MODEL_FILES, RECIPE_CONFIG
@@ -44,11 +44,21 @@ def open_served(model: VectorSource, recipe: str | None, options: HubOptions) ->
             f"'{model}' is not a recipe, so there is nothing to merge. Name one: --model-loader-extra-config "
             '\'{"recipe": "me/my-dem"}\'; or serve the model without --load-format dem.'
         )
-    opened = open_recipe(VectorSource.parse(recipe), options)
-    served = Base(resolve(model, MODEL_FILES, options))
-    if served.fingerprint != opened.base.fingerprint:
+    return open_recipe_on(model, VectorSource.parse(recipe), options)
+
+
+def open_recipe_on(served: VectorSource, recipe: VectorSource, options: HubOptions | None = None) -> OpenedRecipe:
+    """Open a recipe for a server that has the config and the tokenizer of a base.
+
+    Raises:
+        [`~dem_hub.errors.BaseMismatchError`]: If the recipe is for another base.
+        [`~dem_hub.errors.DemHubError`]: What [`open_recipe`] raises.
+    """
+    opened = open_recipe(recipe, options)
+    base = open_base(resolve(served, MODEL_FILES, options or HubOptions()))
+    if base.fingerprint != opened.base.fingerprint:
         raise BaseMismatchError(
-            f"The server has the config and the tokenizer of '{served}', and the recipe '{recipe}' is for "
+            f"The server has the config and the tokenizer of '{base}', and the recipe '{recipe}' is for "
             f"'{opened.base}'. Serve that one, at that revision."
         )
     return opened

@@ -1,15 +1,16 @@
 """The plug-in of vLLM: recipes are merged while vLLM loads them, and mixes of vectors are served by request.
 
-`pyproject.toml` names [`register`] in the group `vllm.general_plugins`, and vLLM calls it in each of its processes. What
-is registered there:
+`pyproject.toml` names [`register`] in the group `vllm.general_plugins`, and vLLM calls it in each of its processes.
+What is registered there:
 
 * `--load-format dem`, a model loader. It yields the merged tensors under the names of the base's files. vLLM divides
   them among its ranks and quantises them, so each rank merges whole tensors. `reload_weights` goes the same way.
 * `--config-format dem`, a config parser, so that a recipe's own id can be served: the config is that of its base.
 * A resolver of LoRA adapters, if the owner of the server lists what may be mixed (see [`dem_hub.serving.permitted`]).
 
-vLLM is imported within [`register`] alone. What merges is imported when a model is loaded and not before: numba comes
-with it, and vLLM's CPU workers stop with an error if they start in a process that has numba.
+vLLM is imported within [`register`] alone. What merges is imported when a model is loaded and not before: torch comes
+with it, and numba with the first merge, in a process in which vLLM's CPU workers then stop with an error as they
+start.
 """
 
 import asyncio
@@ -155,6 +156,12 @@ def _parser_class() -> type:
             source = VectorSource.parse(model, revision=revision)
             recipe = DEMConfig.from_pretrained(source)
             base = recipe.base.source
+            if recipe.below():
+                raise ConfigError(
+                    f"The base of '{source}' is the recipe '{base}', of which vLLM cannot make a config. Merge that one "
+                    f"(dem-hub merge {base} -o MODEL), and serve MODEL with --load-format dem and "
+                    f'--model-loader-extra-config \'{{"recipe": "{source}"}}\'.'
+                )
             if base.subfolder:
                 raise ConfigError(
                     f"The base '{base}' is in a subfolder, where vLLM does not look. Serve a merged model."

@@ -2,12 +2,12 @@
 
     dropped_i = delta_i / density where a random number is below the density, 0 elsewhere
 
-Which elements stay is decided by a hash of the vector, the tensor and the position, so that the same vectors always give
-the same result, on every device. The codec `random` stores a vector in this way without an index; this transformation
-gives any codec.
+Which elements stay is decided by a hash of the vector, the tensor and the position, so that the same vectors always
+give the same result, on every device. The codec `random` stores a vector in this way without an index; this
+transformation gives any codec.
 
-Source: Yu, Yu, Yu, Huang and Li, *Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free
-Lunch*, ICML 2024.
+Source: Yu, Yu, Yu, Huang and Li, *Language Models are Super Mario: Absorbing Abilities from Homologous Models as a
+Free Lunch*, ICML 2024.
 """
 
 import os

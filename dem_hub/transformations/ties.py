@@ -4,9 +4,9 @@
     sign      = +1 where sum_i weight_i trimmed_i >= 0, else -1
     merged    = sum_i weight_i trimmed_i [sign agrees] / sum_i weight_i [sign agrees]
 
-Each vector becomes its part of that sum, so that the vectors with their weights as coefficients are the merge. What is
-published says that TIES rarely beats a plain weighted sum of language models (arXiv 2511.21437: four models of 3 to 8 B,
-16 benchmarks); it is here for comparison, and for who comes from mergekit.
+Each vector becomes its part of that sum, so that the vectors with their weights as coefficients are the merge. What
+is published says that TIES rarely beats a plain weighted sum of language models (arXiv 2511.21437: four models of 3
+to 8 B, 16 benchmarks); it is here for comparison, and for who comes from mergekit.
 
 Source: Yadav, Tam, Choshen, Raffel and Bansal, *TIES-Merging: Resolving Interference When Merging Models*, NeurIPS
 2023; the weights as in mergekit's `ties`.

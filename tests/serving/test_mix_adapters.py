@@ -138,7 +138,7 @@ def test_a_recipe_for_another_base_is_refused(
     adapters = MixAdapters(Permitted(recipes={"mine": str(tmp_path / "dem")}), tmp_path / "made")
     with pytest.raises(ConfigError, match="'recipe mine' cannot be made here. The reason is in the server's log"):
         adapters.find(str(other), "mine")
-    assert f"and the server has loaded '{other}'" in caplog.text
+    assert f"The server has the config and the tokenizer of '{other}', and the recipe" in caplog.text
 
 
 def test_the_sender_of_a_request_sees_no_path(

@@ -20,10 +20,12 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
+from dem_hub.serving.vllm_plugin import _parser_class
 from tests.support.tiny_models import make_adapter, save_tokenizer, shake
 
 pytest.importorskip("vllm")
@@ -112,6 +114,15 @@ def load(reloads: list[Path] | None = None, **model: Any) -> list[list[Any]]:
     assert done.returncode == 0, done.stderr[-4000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("SEEN "))
     return json.loads(line.removeprefix("SEEN "))  # type: ignore[no-any-return]
+
+
+def test_a_recipe_on_a_recipe_is_refused(stage: Stage, tmp_path: Path) -> None:
+    """vLLM would take the config of the lower recipe for that of a model."""
+    second = tmp_path / "second"
+    opened = open_base_and_vectors(VectorSource(str(stage.recipes[1])), {str(stage.adapters[0]): 0.2})
+    opened.recipe.save_pretrained(second)
+    with pytest.raises(ConfigError, match=r"is the recipe '.*', of which vLLM cannot make a config. Merge that one"):
+        _parser_class()().parse(str(second), trust_remote_code=False)
 
 
 @pytest.fixture(scope="module")
