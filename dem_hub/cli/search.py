@@ -123,6 +123,21 @@ _Table = tuple[tuple[str, ...], _Rows]
     "Finer coefficients are kept only if they are better on held-out data.",
 )
 @option(
+    "--regmean",
+    is_flag=True,
+    group=OBJECTIVE_GROUP,
+    help="Also make RegMean vectors, in the search's own forward passes. They are kept, with coefficient 1, only if they "
+    "are better on held-out data.",
+)
+@option(
+    "--own-data",
+    multiple=True,
+    group=OBJECTIVE_GROUP,
+    metavar="VECTOR=NAME",
+    help="For --regmean: the distribution that a vector was trained on, if its name does not end like the vector's. Can "
+    "be repeated.",
+)
+@option(
     "--method",
     default=METHOD,
     group=METHOD_GROUP,
@@ -191,6 +206,8 @@ def search(
     data: Sequence[str],
     columns: Sequence[str],
     weights: Sequence[str],
+    regmean: bool,
+    own_data: Sequence[str],
     method: str,
     sampler: str | None,
     storage: str | None,
@@ -204,7 +221,7 @@ def search(
     """Search for the coefficients with the lowest validation loss and save a recipe."""
     from dem_hub.files.folders import RECIPE, check_output, check_output_file
     from dem_hub.plotting import require_matplotlib
-    from dem_hub.search import Optuna, search_coefficients
+    from dem_hub.search import Optuna, SearchResult, search_coefficients
 
     if plot:
         require_matplotlib()
@@ -214,6 +231,8 @@ def search(
         check_output_file(Path(plot), overwrite=overwrite)
     if (sampler or storage) and method not in (METHOD, Optuna.name):
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
+    if own_data and not regmean:
+        raise ConfigError("--own-data is for --regmean, which is not given.")
     datasets = split_pairs(data, "--data")
     weight_of = {}
     for name, text in split_pairs(weights, "--weight").items():
@@ -225,9 +244,13 @@ def search(
         columns=split_columns(columns),
         method=Optuna(sampler or "gp", storage=storage) if sampler or storage else method,
         weights=weight_of,
+        regmean=split_pairs(own_data, "--own-data") if regmean else False,
         **search_options,
     )
     result.save_pretrained(output, with_logits=with_logits, exist_ok=overwrite)
+    if result.kept_regmean is not None:
+        # Its vectors are those of the folder now.
+        result = SearchResult.from_pretrained(output)
     if plot:
         result.plot(plot)
     if as_json:
@@ -276,18 +299,18 @@ def _held_out_table(acceptance: "Acceptance", names: tuple[str, ...], objective:
 
 
 def _coefficient_table(result: "SearchResult") -> _Table:
-    ratio = result.mixing_ratio
+    ratio = list(result.mixing_ratio.values()) or [0.0] * len(result.coefficients)
     rows: _Rows = []
-    for name, coefficient in result.coefficients.items():
+    for (name, coefficient), share in zip(result.coefficients.items(), ratio, strict=True):
         if isinstance(coefficient, Mapping):
             rows += [(f"{name} [{group}]", f"{value:+.4f}", "") for group, value in coefficient.items()]
         else:
-            rows.append((name, f"{coefficient:+.4f}", f"{ratio.get(name, 0.0):.3f}"))
+            rows.append((name, f"{coefficient:+.4f}", f"{share:.3f}"))
     return ("vector", "coefficient", "data mixing ratio"), rows
 
 
 def _cost_text(result: "SearchResult") -> str:
-    """Return how the result was found, in a line; in a second one what became of finer coefficients."""
+    """Return how the result was found, in a line; in further ones what became of finer coefficients and of RegMean."""
     from dem_hub.search.held_out import FOUND
 
     trials = "1 trial" if len(result.trials) == 1 else f"{len(result.trials)} trials"
@@ -296,10 +319,16 @@ def _cost_text(result: "SearchResult") -> str:
     if result.num_forward_held_out:
         text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
     text += f", {result.seconds:.1f} s; objective {result.loss:.5f}"
+    if result.kept_regmean is not None:
+        text += " on the held-out ones"
     if result.acceptance is not None and result.acceptance.chosen != FOUND:
         text += f"; chosen: {_short(result.acceptance.chosen)}"
     if result.refinement is not None:
         text += f"\n{result.refinement.note()}"
+    if result.regmean is not None:
+        text += f"\n{result.regmean.note()}"
+        plain = ", ".join(f"{value:+.4f} * {_short(name)}" for name, value in result.plain.coefficients.items())
+        text += f"\nThe plain DEM: {plain}"
     return text
 
 
@@ -323,7 +352,24 @@ def _result_data(result: "SearchResult") -> dict[str, Any]:
         "tokens": dict(result.tokens),
         "mixing_ratio": result.mixing_ratio,
         "refinement": to_json(result.refinement),
+        "regmean": _regmean_data(result),
         "notes": list(result.notes),
+    }
+
+
+def _regmean_data(result: "SearchResult") -> dict[str, Any] | None:
+    """Return what came of RegMean as JSON data; `None` if it was not asked for, or could not be compared."""
+    outcome = result.regmean
+    if outcome is None:
+        return None
+    return {
+        "kept": outcome.is_kept,
+        "gain": -outcome.contender.difference,
+        "error": outcome.contender.error,
+        "held_out_loss": outcome.contender.value,
+        "plain_held_out_loss": outcome.plain_loss,
+        "plain_coefficients": outcome.plain.coefficients,
+        "own_data": dict(outcome.own),
     }
 
 

@@ -78,6 +78,8 @@ OPTIONS = {
         "--bounds",
         "--max-sum",
         "--granularity",
+        "--regmean",
+        "--own-data",
         "--max-forward",
         "--held-out",
         "--resume-from",

@@ -170,3 +170,58 @@ def test_mistakes_are_one_message(
 ) -> None:
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def crossed_command(crossed: Counters, tmp_path: Path) -> list[str]:
+    """A search of two vectors whose data have other names than they."""
+    arguments = ["search", str(crossed.base), "-o", str(tmp_path / "found"), "--max-forward", "4", "--regmean"]
+    for name, data in (("first", "one"), ("second", "second")):
+        file = tmp_path / f"{data}.jsonl"
+        file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in crossed.data[name]))
+        arguments += ["--vector", crossed.vectors[name], "--data", f"{data}={file}"]
+    return arguments
+
+
+def test_regmean(
+    crossed_command: list[str], crossed: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which of the two is kept, by how much, and the figures of the other one, in a text and as JSON."""
+    own = ["--own-data", f"{crossed.vectors['first']}=one"]
+    assert main([*crossed_command, *own]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "found"
+    result = SearchResult.from_pretrained(folder)
+    assert result.regmean is not None
+    assert result.regmean.note() in out
+    assert result.regmean.note().endswith("kept.")
+    rows = out.split("\n\n")[2].splitlines()[1:]
+    assert [row.split()[:2] for row in rows] == [[f"{folder}//vectors/{name}", "+1.0000"] for name in crossed.vectors]
+    first, second = result.plain.coefficients.values()
+    assert f"The plain DEM: {first:+.4f} * first, {second:+.4f} * second" in out
+    assert DEMModel.from_pretrained(folder).dem.coefficients == result.coefficients
+
+    assert main([*crossed_command, *own, "--json", "--overwrite"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["coefficients"] == {f"{folder}//vectors/{name}": 1.0 for name in crossed.vectors}
+    assert data["regmean"] == {
+        "kept": True,
+        "gain": -result.regmean.contender.difference,
+        "error": result.regmean.contender.error,
+        "held_out_loss": data["held_out_loss"],
+        "plain_held_out_loss": data["baselines"]["plain"],
+        "plain_coefficients": {crossed.vectors["first"]: first, crossed.vectors["second"]: second},
+        "own_data": {crossed.vectors["first"]: "one", crossed.vectors["second"]: "second"},
+    }
+
+
+def test_regmean_does_not_guess_whose_data_is_whose(
+    crossed_command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(crossed_command) == 2
+    assert "/first' was trained on is not known" in capsys.readouterr().err
+    assert main([*crossed_command, "--own-data", "first"]) == 2
+    assert "--own-data 'first' is not NAME=VALUE" in capsys.readouterr().err
+    crossed_command.remove("--regmean")
+    assert main([*crossed_command, "--own-data", "first=one"]) == 2
+    assert "--own-data is for --regmean" in capsys.readouterr().err
