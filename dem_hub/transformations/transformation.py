@@ -106,6 +106,7 @@ def transform(
 
     Raises:
         `BaseMismatchError`, `AdapterError`: If a vector does not fit the base.
+        `CheckpointError`: If a file of the base or of a vector changes meanwhile.
     """
     stored = all_deltas(vectors, base, allow_base_mismatch=allow_base_mismatch)
     record = {
@@ -122,6 +123,8 @@ def transform(
             facts["training"] = dict(vector.config.training)
         write = partial(_write, base=base, source=source, encoder=encoder, name=vector.name, facts=facts)
         transformed.append(DistributionVector.written_by(write))
+    for vector in vectors:
+        vector.check_unchanged()
     return transformed
 
 
