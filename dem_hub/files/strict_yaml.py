@@ -22,7 +22,7 @@ _LONGEST_VALUE = 10_000
 _MOST_VALUES = 200_000
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """PyYAML's own loader of plain data. Of a key that occurs twice it would take the last value, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
