@@ -4,9 +4,9 @@ An option that the function has under the same name is passed on as it is; the f
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -41,17 +41,11 @@ from dem_hub.defaults import (
     ObjectiveKind,
 )
 from dem_hub.errors import ConfigError
-from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.search import SearchResult
-    from dem_hub.search.cross_loss import Cell, CrossLoss
-    from dem_hub.search.held_out import Acceptance
 
 OBJECTIVE_GROUP = "Objective"
-
-_Rows = list[tuple[str, ...]]
-_Table = tuple[tuple[str, ...], _Rows]
 
 
 @command(
@@ -222,6 +216,7 @@ def search(
     from dem_hub.files.folders import RECIPE, check_output, check_output_file
     from dem_hub.plotting import require_matplotlib
     from dem_hub.search import Optuna, SearchResult, search_coefficients
+    from dem_hub.search.report import report
 
     if plot:
         require_matplotlib()
@@ -256,80 +251,12 @@ def search(
     if as_json:
         print(json.dumps(_result_data(result)))
     else:
-        print(printable(_result_text(result), keep="\n"))
-        print(f"{output}: the recipe and all that was measured")
-
-
-def _result_text(result: "SearchResult") -> str:
-    """Return all tables, and below them how the result was found."""
-    from dem_hub.cli.output import table
-
-    texts = [table(head, rows) for head, rows in result_tables(result)]
-    return "\n\n".join([*texts, _cost_text(result)])
-
-
-def result_tables(result: "SearchResult") -> list[_Table]:
-    """Return the cross-loss table, the comparison on held-out data, and the coefficients, each as a head and rows."""
-    tables = []
-    if result.table is not None:
-        tables.append(_cross_loss_table(result.table, tuple(result.best.losses)))
-    if result.acceptance is not None:
-        tables.append(_held_out_table(result.acceptance, tuple(result.best.losses), result.objective.kind))
-    tables.append(_coefficient_table(result))
-    return tables
-
-
-def _cross_loss_table(cross_loss: "CrossLoss", names: tuple[str, ...]) -> _Table:
-    """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
-    rows: _Rows = []
-    for model, cells in cross_loss.cells.items():
-        rows.append((_short(model), *(_with_error(cells[name]) for name in names)))
-    return ("loss, 1 of each (error)", *names), rows
-
-
-def _held_out_table(acceptance: "Acceptance", names: tuple[str, ...], objective: str) -> _Table:
-    from dem_hub.search.held_out import FOUND
-
-    rows: _Rows = []
-    for label, contender in acceptance.contenders.items():
-        losses = [f"{contender.losses[name]:.4f}" for name in names]
-        difference = f"{contender.difference:+.4f} ({contender.error:.4f})"
-        rows.append((_short(label), *losses, f"{contender.value:.4f}", difference))
-    return ("held-out loss", *names, objective, f"minus {FOUND} (error)"), rows
-
-
-def _coefficient_table(result: "SearchResult") -> _Table:
-    ratio = list(result.mixing_ratio.values()) or [0.0] * len(result.coefficients)
-    rows: _Rows = []
-    for (name, coefficient), share in zip(result.coefficients.items(), ratio, strict=True):
-        if isinstance(coefficient, Mapping):
-            rows += [(f"{name} [{group}]", f"{value:+.4f}", "") for group, value in coefficient.items()]
-        else:
-            rows.append((name, f"{coefficient:+.4f}", f"{share:.3f}"))
-    return ("vector", "coefficient", "data mixing ratio"), rows
-
-
-def _cost_text(result: "SearchResult") -> str:
-    """Return how the result was found, in a line; in further ones what became of finer coefficients and of RegMean."""
-    from dem_hub.search.held_out import FOUND
-
-    trials = "1 trial" if len(result.trials) == 1 else f"{len(result.trials)} trials"
-    tokens = sum(result.tokens.values())
-    text = f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {tokens} tokens"
-    if result.num_forward_held_out:
-        text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
-    text += f", {result.seconds:.1f} s; objective {result.loss:.5f}"
-    if result.kept_regmean is not None:
-        text += " on the held-out ones"
-    if result.acceptance is not None and result.acceptance.chosen != FOUND:
-        text += f"; chosen: {_short(result.acceptance.chosen)}"
-    if result.refinement is not None:
-        text += f"\n{result.refinement.note()}"
-    if result.regmean is not None:
-        text += f"\n{result.regmean.note()}"
-        plain = ", ".join(f"{value:+.4f} * {_short(name)}" for name, value in result.plain.coefficients.items())
-        text += f"\nThe plain DEM: {plain}"
-    return text
+        folder = shlex.quote(output)
+        next_steps = [
+            f"Saved in {folder}: the recipe and all that was measured.",
+            f"Next: dem-hub merge {folder} -o merged, or dem-hub push {folder} me/my-dem",
+        ]
+        print(report(result, next_steps).text())
 
 
 def _result_data(result: "SearchResult") -> dict[str, Any]:
@@ -371,18 +298,3 @@ def _regmean_data(result: "SearchResult") -> dict[str, Any] | None:
         "plain_coefficients": outcome.plain.coefficients,
         "own_data": dict(outcome.own),
     }
-
-
-def _with_error(cell: "Cell") -> str:
-    """Return a loss with its standard error, or with the reason why it has none."""
-    error = "one window" if math.isnan(cell.error) else f"{cell.error:.4f}"
-    return f"{cell.loss:.4f} ({error})"
-
-
-def _short(label: str) -> str:
-    """Return a label with only the last part of a path, so that a table fits into a terminal."""
-    if label == "1/N" or "/" not in label:
-        return label
-    alone = " alone" if label.endswith(" alone") else ""
-    path = label.removesuffix(alone)
-    return PurePath(path).name + alone

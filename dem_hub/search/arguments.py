@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from dem_hub.defaults import Granularity
-from dem_hub.errors import ConfigError, refuse
+from dem_hub.errors import CoefficientError, ConfigError, refuse
 from dem_hub.evaluation.processes import world_size
 from dem_hub.evaluation.rows import check_files
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.records import canonical_name
+from dem_hub.merging.short_names import full_names
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region
 
@@ -97,7 +98,7 @@ def own_distributions(
     Args:
         vectors (`Sequence[str]`): The vectors.
         data (`Mapping[str, Any]`): Data by distribution.
-        regmean (`Mapping[str, str]` or `True`): Distributions by vector.
+        regmean (`Mapping[str, str]` or `True`): Distributions by vector, which may be called by the end of its name.
 
     Raises:
         `ConfigError`: A vector's distribution is not known, or there is no such vector or distribution.
@@ -106,18 +107,24 @@ def own_distributions(
 
     ```python
     >>> from dem_hub.search.arguments import own_distributions
-    >>> own_distributions(["me/maths", "me/b"], {"maths": [], "chat": []}, {"me/b": "chat"})
+    >>> own_distributions(["me/maths", "me/b"], {"maths": [], "chat": []}, {"b": "chat"})
     ('maths', 'chat')
 
     ```
     """
-    given: dict[str, str] = {}
-    if isinstance(regmean, Mapping):
-        given = {_name_of(name): distribution for name, distribution in regmean.items()}
     distributions = list(data)
     names = [_name_of(vector) for vector in vectors]
     last_parts = [PurePath(name).name for name in names]
-    faults = [f"there is no vector '{name}'" for name in given if name not in names]
+    given: dict[str, str] = {}
+    faults = []
+    if isinstance(regmean, Mapping):
+        by_name = {_name_of(name): distribution for name, distribution in regmean.items()}
+        try:
+            full = full_names(by_name, names, "this search")
+        except CoefficientError as error:
+            faults.append(str(error))
+        else:
+            given = {full[name]: distribution for name, distribution in by_name.items()}
     own = []
     for name, last_part in zip(names, last_parts, strict=True):
         alike = [distribution for distribution in distributions if PurePath(distribution).name == last_part]

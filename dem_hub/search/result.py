@@ -19,7 +19,7 @@ from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.replacing import settle
 from dem_hub.files.strict_json import check_version, read_json
 from dem_hub.merging.config import DEMConfig
-from dem_hub.merging.records import canonical_name
+from dem_hub.merging.short_names import full_names
 from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
@@ -27,6 +27,7 @@ from dem_hub.search.per_group import Refinement
 from dem_hub.search.problem import Trial
 from dem_hub.search.records import from_json
 from dem_hub.search.regmean import RegMeanOutcome, save_beside
+from dem_hub.search.report import report
 from dem_hub.search.result_file import ResultFile, to_file
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
@@ -98,12 +99,10 @@ class SearchResult:
     cache: MeasurementCache = field(default_factory=MeasurementCache, compare=False, repr=False)
 
     def __str__(self) -> str:
-        lines = [str(self.config.base)]
-        lines += [f"  + {value} * {name}" for name, value in self.coefficients.items()]
-        lines.append(f"{self.method}: {self.objective.kind} {self.loss:.5f}, in {self.num_forward:.4g} forward passes")
-        if self.regmean is not None:
-            lines.append(self.regmean.note())
-        return "\n".join(lines)
+        return report(self).text()
+
+    def _repr_html_(self) -> str:
+        return report(self).html()
 
     @property
     def coefficients(self) -> dict[str, Any]:
@@ -226,14 +225,16 @@ class SearchResult:
                 of the search.
             bounds (*optional*): Bounds of all coefficients, or by vector. By default those of the search.
             max_sum (`float`, *optional*): Limit of the sum of the coefficients. By default that of the search.
-            without (`Sequence[str]`): Vectors that get the coefficient 0.
+            without (`Sequence[str]`): Vectors that get the coefficient 0. Vectors may be called by the last parts of
+                their names, as in the printed result.
 
         Returns:
             [`Reweighted`]: Coefficients, and the losses to expect. The further they are from the search's own, the
                 less accurate they are.
 
         Raises:
-            `ConfigError`: The method left no statistics, or a name is none of this search.
+            `ConfigError`: The method left no statistics.
+            `CoefficientError`: A name is of no vector of this search.
         """
         if self.model is None:
             raise ConfigError(
@@ -356,21 +357,13 @@ class SearchResult:
         """Return the search's bounds, with other bounds of all vectors or of some, and 0 for those `without`."""
         assert self.model is not None
         names = self.model.names
-        if bounds is None:
-            changes = {}
-        elif isinstance(bounds, Mapping):
-            changes = dict(bounds)
-        else:
+        changes: dict[str, tuple[float, float]] = {}
+        if isinstance(bounds, Mapping):
+            full = full_names(bounds, names, "this search")
+            changes = {full[name]: pair for name, pair in bounds.items()}
+        elif bounds is not None:
             changes = dict.fromkeys(names, bounds)
-        changes |= dict.fromkeys(without, (0.0, 0.0))
-        # A folder may be given by another path than in the search.
-        known = {canonical_name(name): name for name in names}
-        changes = {known.get(canonical_name(name), name): pair for name, pair in changes.items()}
-        unknown = sorted(set(changes) - set(names))
-        if unknown:
-            raise ConfigError(
-                f"This search has no vector {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}."
-            )
+        changes |= dict.fromkeys(full_names(without, names, "this search").values(), (0.0, 0.0))
         pairs = dict(zip(names, self.bounds, strict=True)) | changes
         return [pairs[name] for name in names]
 

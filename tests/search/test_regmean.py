@@ -309,7 +309,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no mapping": ({"regmean": "maths"}, "regmean is 'maths'; it must be True, False, or distributions by vector"),
     "unknown": ({"vectors": ["me/maths", "me/other"]}, "which distribution 'me/other' was trained on is not known"),
     "two of one name": ({"vectors": ["me/maths", "you/maths"]}, "'me/maths' was trained on(.|\\n)*'you/maths' was"),
-    "no such vector": ({"regmean": {"me/code": "chat"}}, "there is no vector 'me/code'"),
+    "no such vector": ({"regmean": {"me/code": "chat"}}, "No vector of this search is called 'me/code'"),
     "no such data": ({"regmean": {"me/chat": "code"}}, "'me/chat' is given the distribution 'code', which has no data"),
 }
 
