@@ -8,6 +8,8 @@ matrices, and "lora", which differs by rank-16 products in the layers. Each step
     merge: base + 3 vectors, written as a folder       1 GiB + 2 x the largest tensor in float32
     from_pretrained: base + 3 compact vectors, bf16    model + 3 x the largest tensor in float32 + vectors
 
+The bounds are those that `dem-hub plan` counts with (`dem_hub/planning/bounds.py`).
+
 "Private" memory is defined in `processes.py`. It does not count the weights of a loaded model that no vector changes,
 because transformers leaves them mapped. The memory of a process that only imports the same libraries is subtracted.
 `--layers` varies the number of tensors at one width; the memory of extracting and merging must not grow with it.
@@ -25,6 +27,8 @@ from pathlib import Path
 
 from processes import run
 from synthetic import RANK, Size, make_checkpoint
+
+from dem_hub.planning.bounds import loading_bound, streaming_bound
 
 WIDTH, INNER, VOCABULARY = 2048, 5504, 64000
 GIB = 1 << 30
@@ -74,13 +78,13 @@ def measure(folder: Path, layers: int, baselines: dict[str, int]) -> list[tuple[
         shutil.rmtree(at / name, ignore_errors=True)
         label = f"extract {codec.replace('--', '')}, {finetuned.name}"
         command = [*DEM_HUB, "extract", str(base), str(finetuned), "-o", str(at / name), *codec.split()]
-        step("extract", label, GIB + 2 * size.largest, command)
+        step("extract", label, streaming_bound(size.largest), command)
     for names in (("dense", "every-16", "lora-16"), ("auto", "exact", "lora-16"), ("auto", "lora-16", "lora-8")):
         vectors = [word for name in names for word in ("--vector", f"{at / name}=0.3")]
         command = [*DEM_HUB, "merge", str(base), *vectors, "-o", str(at / "merged")]
-        step("merge", f"merge, base + {' + '.join(names)}", GIB + 2 * size.largest, command)
+        step("merge", f"merge, base + {' + '.join(names)}", streaming_bound(size.largest), command)
         shutil.rmtree(at / "merged")
-    bound = size_of(base) + 3 * size.largest + sum(size_of(at / name) for name in names)
+    bound = loading_bound(size_of(base), size.largest, sum(size_of(at / name) for name in names))
     step("from_pretrained", f"from_pretrained, base + {' + '.join(names)}", bound,
          [sys.executable, "-c", LOAD, str(base), *(str(at / name) for name in names)])  # fmt: skip
     for name in options:

@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 from dem_hub._version import __version__
-from dem_hub.cli.check import check
 from dem_hub.cli.command import Group
 from dem_hub.cli.dare import dare
 from dem_hub.cli.demo import demo
@@ -24,6 +23,7 @@ from dem_hub.cli.extract import extract
 from dem_hub.cli.info import info
 from dem_hub.cli.list import list_command
 from dem_hub.cli.merge import merge
+from dem_hub.cli.plan import plan
 from dem_hub.cli.push import push
 from dem_hub.cli.regmean import regmean
 from dem_hub.cli.search import search
@@ -74,7 +74,7 @@ for _command in (
     ties,
     dare,
     eval_command,
-    check,
+    plan,
     push,
     list_command,
     demo,

@@ -71,11 +71,14 @@ class Document:
             [`~dem_hub.errors.NotFoundError`]: If there is none.
             [`~dem_hub.errors.ConfigError`]: If it is no mergekit config, or asks for something that is not here.
         """
-        from dem_hub.files.strict_yaml import read_yaml
+        import yaml
 
         if not path.is_file():
             raise NotFoundError(f"There is no file '{path}'.")
-        data = read_yaml(path)
+        try:
+            data = yaml.safe_load(path.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"'{path}' is not YAML: {error}") from error
         if not isinstance(data, dict) or "merge_method" not in data:
             raise ConfigError(f"'{path}' has no merge_method: it is no mergekit config.")
         return _read(data, str(path))

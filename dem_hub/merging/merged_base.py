@@ -54,7 +54,7 @@ class MergedTensors(Tensors):
         """Check that the recipe's vectors fit its base. Nothing is merged before it is read."""
         self.path = path
         self.merge = opened.merge(opened.recipe)
-        self._opened = opened
+        self.opened = opened
         self._dtype = float_dtype(opened.recipe.dtype)
         self._infos = {name: self._info(name) for name in self.merge.base}
         self._blocks: dict[str, list[Index]] = {}
@@ -75,7 +75,7 @@ class MergedTensors(Tensors):
 
     def check_unchanged(self) -> None:
         """Check that base and vectors are still the files that were opened."""
-        self._opened.check_unchanged()
+        self.opened.check_unchanged()
 
     def part(self, name: str, index: Index) -> Tensor:
         """Return a slice of a merged tensor, on the CPU. Do not write into it."""

@@ -61,6 +61,15 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class Room:
+    """The disk of a folder: the bytes that are needed there, and those that are free."""
+
+    folder: Path
+    needed: int
+    free: int
+
+
 def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> Estimate:
     """Estimate what a merge will take, from headers.
 
@@ -118,38 +127,48 @@ def check_room(model: PlannedModel, folder: Path, room: int) -> int:
     Raises:
         [`~dem_hub.errors.DiskSpaceError`]: If the disk, or that of the Hub's cache, has less room than it takes.
     """
-    downloads = _downloads(model)
-    cache = folder
-    for remote in model.opened.remotes:
-        cache = remote.cache
-    model_disk = _existing_folder(folder)
-    cache_disk = _existing_folder(cache)
-    is_one_disk = model_disk.stat().st_dev == cache_disk.stat().st_dev
-    free = shutil.disk_usage(model_disk).free
-    free += sum(path.stat().st_size for path in partial_path(folder).glob("*"))
-    needed = room
+    here, *others = rooms(model, folder, room)
     needed_for_downloads = ""
-    if is_one_disk and downloads:
-        needed += downloads
-        needed_for_downloads = f" and {format_size(downloads)} of downloads in '{cache}'"
-    if needed > free:
+    if here.needed > room:
+        needed_for_downloads = f" and {format_size(here.needed - room)} of downloads in '{_cache(model, folder)}'"
+    if here.needed > here.free:
         raise DiskSpaceError(
             f"The merged model takes {format_size(room)} in '{folder}'{needed_for_downloads}, and "
-            f"{format_size(free)} are free there. Make room first."
+            f"{format_size(here.free)} are free there. Make room first."
         )
-    if not is_one_disk:
-        _check_cache_room(cache, cache_disk, downloads)
-    return free
+    for cache in others:
+        if cache.needed > cache.free:
+            raise DiskSpaceError(
+                f"{format_size(cache.needed)} come down to '{cache.folder}', and {format_size(cache.free)} are free "
+                "there. Make room first, or set HF_HOME."
+            )
+    return here.free
 
 
-def _check_cache_room(cache: Path, disk: Path, downloads: int) -> None:
-    """Refuse downloads that the Hub's cache has no room for, where it is on a disk of its own."""
-    free = shutil.disk_usage(disk).free
-    if downloads > free:
-        raise DiskSpaceError(
-            f"{format_size(downloads)} come down to '{cache}', and {format_size(free)} are free there. Make room "
-            "first, or set HF_HOME."
-        )
+def rooms(model: PlannedModel, folder: Path, room: int) -> list[Room]:
+    """Return what is needed on the disk of a folder, and on that of the Hub's cache if it is another one.
+
+    Args:
+        model ([`PlannedModel`]): The model.
+        folder (`Path`): Where it is written to.
+        room (`int`): Bytes that are written there.
+    """
+    downloads = _downloads(model)
+    cache = _cache(model, folder)
+    model_disk = _existing_folder(folder)
+    cache_disk = _existing_folder(cache)
+    free = shutil.disk_usage(model_disk).free
+    free += sum(path.stat().st_size for path in partial_path(folder).glob("*"))
+    if model_disk.stat().st_dev == cache_disk.stat().st_dev:
+        return [Room(folder, room + downloads, free)]
+    return [Room(folder, room, free), Room(cache, downloads, shutil.disk_usage(cache_disk).free)]
+
+
+def _cache(model: PlannedModel, folder: Path) -> Path:
+    """Return the Hub's cache that downloads go to; if there are none, the folder itself."""
+    for remote in model.opened.remotes:
+        return remote.cache
+    return folder
 
 
 def _downloads(model: PlannedModel) -> int:

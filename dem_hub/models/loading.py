@@ -230,7 +230,7 @@ def _from_merge(
         # The language model alone of a model that also reads images, as the Auto classes load it.
         config = config.get_text_config()
     set_vocabulary(config, merge)
-    dtype = _choose_dtype(arguments, recipe, config, merge)
+    dtype = choose_dtype(arguments, recipe, config, merge)
     if "generation_config" not in others:
         if generation_config is None and (folder / GENERATION_CONFIG).is_file():
             generation_config = GenerationConfig.from_pretrained(folder)
@@ -277,7 +277,7 @@ def _class_of(
     return head
 
 
-def _choose_dtype(arguments: LoadArguments, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:
+def choose_dtype(arguments: LoadArguments, recipe: DEMConfig, config: PretrainedConfig, merge: Merge) -> torch.dtype:
     """Return the caller's dtype, else the recipe's, else the config's, else that of the first float tensor."""
     dtype = arguments.dtype
     if dtype in (None, "auto") and isinstance(arguments.config, PretrainedConfig):

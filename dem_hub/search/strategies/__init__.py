@@ -1,6 +1,7 @@
 """Strategies: ways to look for coefficients, one file each, behind the protocol [`Strategy`]."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from dem_hub.errors import ConfigError
 from dem_hub.search.problem import Strategy
@@ -11,7 +12,15 @@ from dem_hub.search.strategies.optuna_samplers import Optuna
 from dem_hub.search.strategies.trust_region import TrustRegion
 from dem_hub.search.strategies.uniform import Uniform
 
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
+
+class NamedStrategy(Strategy, Protocol):
+    """A strategy that has a name for users. It says what it usually takes before a search begins."""
+
+    def usual_budget(self, count: int) -> int:
+        """Return the forward passes over the search data that it makes at most, if the caller sets no limit."""
+
+
+STRATEGIES: dict[str, Callable[[], NamedStrategy]] = {
     "gauss_newton": GaussNewton,
     "gradient": Gradient,
     "quadratic": TrustRegion,

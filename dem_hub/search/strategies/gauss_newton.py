@@ -35,17 +35,6 @@ _SETTLED = 2e-3
 _STEPS = 12
 
 
-def usual_budget(count: int) -> int:
-    """Return the forward passes by default: the table, one step, its check, and a second check for a step that was
-    damped.
-
-    Up to four vectors it is 12, which is what four take.
-    """
-    if count <= 4:
-        return 12
-    return 2 * count + 4
-
-
 @dataclass(frozen=True)
 class GaussNewton:
     """Steps from the table's logits, or from a known point.
@@ -54,6 +43,16 @@ class GaussNewton:
     """
 
     name: str = "gauss_newton"
+
+    def usual_budget(self, count: int) -> int:
+        """Return the forward passes by default: the table, one step, its check, and a second check for a step that was
+        damped.
+
+        Up to four vectors it is 12, which is what four take.
+        """
+        if count <= 4:
+            return 12
+        return 2 * count + 4
 
     def search(self, problem: Problem) -> LocalModel | None:
         """Find a start, then take steps until they promise nothing or the budget ends.
@@ -67,14 +66,14 @@ class GaussNewton:
         """
         # A score has no logits: it is refused before a budget is complained about.
         loss_evaluator = problem.loss_evaluator
-        budget = problem.budget(usual_budget(problem.count))
+        budget = problem.budget(self.usual_budget(problem.count))
         if problem.start is not None and not problem.quick:
             return _take_steps(problem, problem.inside(problem.start), None, budget)
 
         if budget < problem.count + 1 and not problem.quick:
             raise ConfigError(
                 f"max_forward is {budget:g}, and the cross-loss table of {problem.count} vectors alone takes "
-                f"{problem.count + 1}. Allow {usual_budget(problem.count)}, or use method='optuna'."
+                f"{problem.count + 1}. Allow {self.usual_budget(problem.count)}, or use method='optuna'."
             )
         loss_evaluator.keep_table()
         for point in [all_at(0.0, problem.count), *each_alone(problem.count)]:

@@ -38,6 +38,10 @@ class Gradient:
 
     name: str = "gradient"
 
+    def usual_budget(self, count: int) -> int:  # noqa: ARG002
+        """Return the forward passes by default."""
+        return _BUDGET
+
     def search(self, problem: Problem) -> None:
         """Minimize the objective.
 
@@ -52,7 +56,7 @@ class Gradient:
                 f"method='gradient' needs SciPy ({error}): pip install 'dem-hub[search]'"
             ) from error
         loss_evaluator = problem.loss_evaluator
-        budget = problem.budget(_BUDGET)
+        budget = problem.budget(self.usual_budget(problem.count))
         prior = problem.prior()
         if problem.region.max_sum is not None:
             raise ConfigError(

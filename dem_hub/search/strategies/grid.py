@@ -23,6 +23,10 @@ class Grid:
     values: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     name: str = "grid"
 
+    def usual_budget(self, count: int) -> int:
+        """Return the points of the whole grid."""
+        return int(len(self.values) ** count)
+
     def search(self, problem: Problem) -> None:
         """Score the points in order, as far as the budget goes.
 
@@ -31,7 +35,7 @@ class Grid:
         """
         from huggingface_hub.utils import tqdm
 
-        if len(self.values) ** problem.count > _MOST:
+        if self.usual_budget(problem.count) > _MOST:
             raise ConfigError(
                 f"A grid of {len(self.values)}^{problem.count} points is more than {_MOST}. Use method='gauss_newton'."
             )

@@ -52,6 +52,10 @@ class Optuna:
     study_name: str = "dem_hub"
     name: str = "optuna"
 
+    def usual_budget(self, count: int) -> int:  # noqa: ARG002
+        """Return the trials by default."""
+        return N_TRIALS
+
     def search(self, problem: Problem) -> None:
         """Ask the sampler for points, score them, and tell it the results.
 
@@ -63,7 +67,7 @@ class Optuna:
 
         optuna = _import_optuna()
         study = self._study(optuna, problem)
-        for _ in tqdm(range(int(problem.budget(N_TRIALS))), desc="Searching", unit="trial"):
+        for _ in tqdm(range(int(problem.budget(self.usual_budget(problem.count)))), desc="Searching", unit="trial"):
             self._run_trial(optuna, study, problem)
         if self.storage is not None:
             _collect(optuna, study, problem)

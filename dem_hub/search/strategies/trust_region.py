@@ -37,13 +37,6 @@ _CROSS = 0.3
 _NEAR = 4
 
 
-def usual_budget(count: int) -> int:
-    """Return the trials by default: 25 up to four vectors; beyond, one per number of a quadratic, and ten more."""
-    if count <= 4:
-        return 25
-    return (count + 1) * (count + 2) // 2 + 10
-
-
 @dataclass(frozen=True)
 class TrustRegion:
     """Minima of local quadratics.
@@ -56,6 +49,12 @@ class TrustRegion:
 
     name: str = "quadratic"
 
+    def usual_budget(self, count: int) -> int:
+        """Return the trials by default: 25 up to four vectors; beyond, one per number of a quadratic, and ten more."""
+        if count <= 4:
+            return 25
+        return (count + 1) * (count + 2) // 2 + 10
+
     def search(self, problem: Problem) -> LocalModel | None:
         """Score corners, the diagonal and a cross around the best of these, then the minima of local quadratics.
 
@@ -63,7 +62,7 @@ class TrustRegion:
             [`LocalModel`] or `None`: The quadratics around the best point; `None` where the budget ended before
                 they were used.
         """
-        budget = problem.budget(usual_budget(problem.count))
+        budget = problem.budget(self.usual_budget(problem.count))
         self._score_first_points(problem, budget)
         if not problem.can_afford(1, budget):
             return None

@@ -16,11 +16,15 @@ class Uniform:
 
     name: str = "uniform"
 
+    def usual_budget(self, count: int) -> int:  # noqa: ARG002
+        """Return the points by default."""
+        return _POINTS
+
     def search(self, problem: Problem) -> None:
         """Score the points, from the lower bound to the upper one."""
         from huggingface_hub.utils import tqdm
 
-        count = max(2, int(problem.budget(_POINTS)))
+        count = max(2, int(problem.budget(self.usual_budget(problem.count))))
         low, high = common_bounds(problem.region)
         for number in tqdm(range(count), desc="One coefficient", unit="point", delay=1):
             problem.evaluate(all_at(low + (high - low) * number / (count - 1), problem.count))

@@ -1,0 +1,69 @@
+"""What the headers of a base and of vectors say about the size of their merge."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dem_hub.merging.merged_base import MergedTensors
+from dem_hub.models.planned import PlannedModel
+from dem_hub.planning.bounds import PassShape
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The size of a model and of its vectors.
+
+    `tensors` and `parameters` are counts: of the base's tensors, and of the elements of the merged model. Everything
+    else is in bytes: the base's tensors on disk, its `largest` one in float32, the vectors' files, and what is still to
+    be downloaded.
+    """
+
+    tensors: int
+    parameters: int
+    base_bytes: int
+    largest: int
+    vector_bytes: int
+    downloads: int
+
+    @classmethod
+    def of(cls, planned: PlannedModel) -> "Facts":
+        """Add up the headers of a planned model."""
+        base = planned.merge.base
+        elements = [math.prod(planned.merge.shape(name)) for name in base]
+        return cls(
+            tensors=len(base),
+            parameters=sum(elements),
+            base_bytes=sum(info.nbytes for info in base.values()),
+            largest=_FLOAT32_BYTES * max(elements, default=0),
+            vector_bytes=sum(vector.nbytes for vector in planned.opened.vectors) + _bytes_below(planned),
+            downloads=sum(remote.nbytes for remote in planned.opened.remotes),
+        )
+
+
+def pass_shape(config: "PretrainedConfig", planned: PlannedModel) -> PassShape:
+    """Return the sizes that decide about the memory of a forward pass."""
+    text = config.get_text_config()
+    architecture = planned.opened.base.architecture
+    rows_of_tokens = frozenset[str]() if architecture is None else architecture.vocabulary
+    merge = planned.merge
+    inner = 0
+    for name in merge.base:
+        shape = merge.shape(name)
+        if len(shape) > 1 and name not in rows_of_tokens:
+            inner = max(inner, *shape)
+    return PassShape(int(getattr(text, "vocab_size", 0) or 0), int(getattr(text, "hidden_size", 0) or 0), inner)
+
+
+def _bytes_below(planned: PlannedModel) -> int:
+    """Return the bytes of the vectors of the recipes that the base is merged from."""
+    total = 0
+    base = planned.merge.base
+    while isinstance(base, MergedTensors):
+        total += sum(vector.nbytes for vector in base.opened.vectors)
+        base = base.merge.base
+    return total
