@@ -36,9 +36,12 @@ REFUSED: dict[str, dict[str, Refusal]] = {
     "bert-tied": NOT_TIED,
     "modernbert-tied": NOT_TIED,
     "llama4-tied": NOT_TIED,
-    "t5-tied": {
+    # Its encoder and its decoder read one embedding, whatever the head has.
+    "t5": {
+        "input embedding": ONE_END,
         "other embeddings": ONE_END,
         "both embeddings": ONE_END,
+        "saved embeddings": ONE_END,
         "tied saved embeddings": (RuntimeError, "mat1 and mat2 shapes cannot be multiplied"),
     },
     "llama4": {"all linear": (AttributeError, "'tuple' object has no attribute 'dtype'")},
