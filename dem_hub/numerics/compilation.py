@@ -1,10 +1,14 @@
 """Passes that numba compiles when they are first called, once for an installation, with a bar if it takes long."""
 
+import glob
+import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -62,14 +66,62 @@ def _bar(name: str) -> Iterator[None]:
 
 def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     """Compile for these types, or load what was compiled before. If nothing can be kept, compile in each process."""
-    compile_cached = numba.njit(signature, nogil=True, cache=True, fastmath={"contract"})
+    options = {"nogil": True, "fastmath": {"contract"}}
     try:
-        return compile_cached(function)  # type: ignore[no-any-return]
+        kept = _KeptFiles.of(function)
+        if not kept.are_whole():
+            kept.remove()
+        compiled_function: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
+        kept.record()
     except Exception:
+        # No folder that can be written to, or a full disk. An error of the code itself is raised below.
         logger.debug("No compiled code of '%s' could be loaded or kept.", function.__name__, exc_info=True)
-    # If a file of the cache was damaged or cut off (a power cut), the cache is emptied and filled again.
-    with suppress(Exception):
-        numba.njit(cache=True)(function)._cache.flush()  # type: ignore[attr-defined]
-        return compile_cached(function)  # type: ignore[no-any-return]
-    # No folder that can be written to, or a full disk. An error of the code itself is raised here.
-    return numba.njit(signature, nogil=True, fastmath={"contract"})(function)  # type: ignore[no-any-return]
+        compiled_function = numba.njit(signature, **options)(function)
+    return compiled_function
+
+
+@dataclass(frozen=True)
+class _KeptFiles:
+    """The files in which numba keeps a compiled function, with the hashes that they had when they were written.
+
+    numba runs the machine code that it finds there. A damaged byte in it (a power cut, a full disk) would end the process
+    at each start, or compute something else. So files without their hashes are removed, and made again.
+    """
+
+    folder: Path
+    stem: str
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> "_KeptFiles":
+        """Return the files of a function, which need not be there. numba raises `RuntimeError` if it has no folder."""
+        from numba.core.caching import FunctionCache
+
+        cache = FunctionCache(function)
+        return cls(Path(cache.cache_path), cache._impl.filename_base)
+
+    def are_whole(self) -> bool:
+        """Check whether each file is the one that was written, or none is there."""
+        try:
+            return bool(json.loads(self._record.read_text("utf-8")) == self._hashes())
+        except (OSError, ValueError):  # no record, or half a record
+            return not self._hashes()
+
+    def record(self) -> None:
+        """Write the hashes down, if they are not there."""
+        if not self._record.is_file() or not self.are_whole():
+            self._record.write_text(json.dumps(self._hashes()), "utf-8")
+
+    def remove(self) -> None:
+        """Delete the files."""
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / f"{self.stem}.sha256.json"
+
+    def _hashes(self) -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{glob.escape(self.stem)}.*nb[ic]"))

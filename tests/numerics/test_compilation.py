@@ -1,6 +1,7 @@
 """How passes are compiled, and kept; what the passes of `kernels` compute is tested with `rounding`."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,23 @@ def test_compiles_where_nothing_can_be_kept() -> None:
     assert _compile(namespace["twice"], signature)(21) == 42
 
 
-@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-@pytest.mark.parametrize("damage", [b"", b"\0" * 300, bytes(range(250, 6, -1)), b"\x80\x05\x95"])
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "zeros": lambda _: b"\0" * 300,
+    "other bytes": lambda _: bytes(range(250, 6, -1)),
+    "half a pickle": lambda _: b"\x80\x05\x95",
+    "a part of zeros": lambda whole: whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2),
+    # In the machine code, which numba would run.
+    "a part of other bytes": lambda whole: whole[:1000] + bytes(range(256)) * 4 + whole[2024:],
+    "one bit": lambda whole: whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+    "hashes that are half written": lambda whole: whole[: len(whole) // 2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc", ".json"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_filled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, damage: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, damage: str
 ) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
@@ -39,12 +53,13 @@ def test_a_damaged_cache_is_filled_again(
     files = list(tmp_path.rglob(f"*{suffix}"))
     assert files
     for file in files:
-        file.write_bytes(damage)
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
     assert compile_again() == 3.0
     # What was filled again is used: nothing is written any more.
-    whole = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")}
+    whole = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    assert len(whole) == 3
     assert compile_again() == 3.0
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nb?")} == whole
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")} == whole
 
 
 def test_threads_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
