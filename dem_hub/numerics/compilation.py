@@ -66,17 +66,19 @@ def _bar(name: str) -> Iterator[None]:
 
 def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
     """Compile for these types, or load what was compiled before. If nothing can be kept, compile in each process."""
-    options = {"nogil": True, "fastmath": {"contract"}}
+    compile_alone = numba.njit(signature, nogil=True, fastmath={"contract"})
+    compile_or_load = numba.njit(signature, nogil=True, fastmath={"contract"}, cache=True)
+    compiled_function: Callable[..., Any]
     try:
         kept = _KeptFiles.of(function)
         if not kept.are_whole():
             kept.remove()
-        compiled_function: Callable[..., Any] = numba.njit(signature, cache=True, **options)(function)
+        compiled_function = compile_or_load(function)
         kept.record()
     except Exception:
         # No folder that can be written to, or a full disk. An error of the code itself is raised below.
         logger.debug("No compiled code of '%s' could be loaded or kept.", function.__name__, exc_info=True)
-        compiled_function = numba.njit(signature, **options)(function)
+        compiled_function = compile_alone(function)
     return compiled_function
 
 
@@ -96,7 +98,7 @@ class _KeptFiles:
         """Return the files of a function, which need not be there. numba raises `RuntimeError` if it has no folder."""
         from numba.core.caching import FunctionCache
 
-        cache = FunctionCache(function)
+        cache = FunctionCache(function)  # type: ignore[no-untyped-call]
         return cls(Path(cache.cache_path), cache._impl.filename_base)
 
     def are_whole(self) -> bool:
