@@ -22,12 +22,12 @@ from dem_hub import DEMModel, regmean
 from dem_hub.codecs.delta import to_dense
 from dem_hub.demo.texts import load_distributions
 from dem_hub.evaluation.likelihood import scored_tokens, totals
+from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.evaluation.windows import Window
 from dem_hub.input_statistics import gathering
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.moments import Moments
 from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
-from dem_hub.search.cross_loss import clustered_error
 from dem_hub.transformations.regmean import RegMean
 from dem_hub.transformations.transformation import TensorDeltas
 from dem_hub.vectors.deltas import all_deltas

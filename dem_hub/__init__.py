@@ -15,6 +15,7 @@ starts from a few names:
 * [`search_coefficients`] finds the coefficients and returns a [`SearchResult`] with the recipe, a [`DEMConfig`].
 * [`regmean`] changes vectors by what their distributions' inputs are, so that their plain sum is better.
 * [`DEMModel`] loads a recipe, or a base and vectors, as an ordinary transformers model, and merges while loading.
+* [`check_merge`] says what a merge has kept of a fine-tune.
 * [`list_vectors`] finds the vectors of a base on the Hub, and [`VectorSource`] names one at a revision or in a
   subfolder.
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dem_hub.hub.listing import list_vectors
     from dem_hub.hub.references import VectorSource
     from dem_hub.merging.config import DEMConfig
+    from dem_hub.models.check import check_merge
     from dem_hub.models.loading import DEMModel
     from dem_hub.search import SearchResult, search_coefficients
     from dem_hub.training import DEMCallback
@@ -51,6 +53,7 @@ _HOMES = {
     "SearchResult": "dem_hub.search",
     "VectorSource": "dem_hub.hub.references",
     "VectorStore": "dem_hub.vectors.store",
+    "check_merge": "dem_hub.models.check",
     "list_vectors": "dem_hub.hub.listing",
     "regmean": "dem_hub.transformations.regmean",
     "search_coefficients": "dem_hub.search",
@@ -65,6 +68,7 @@ __all__ = [
     "VectorSource",
     "VectorStore",
     "__version__",
+    "check_merge",
     "list_vectors",
     "regmean",
     "search_coefficients",

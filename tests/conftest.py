@@ -33,6 +33,7 @@ from huggingface_hub.utils import close_session
 
 from tests.fake_hub.server import Hub
 from tests.support.counting_models import Counters, make_counters
+from tests.support.crossed_models import make_crossed
 from tests.support.published_repos import Published, publish
 from tests.support.tiny_models import Models, Zoo
 
@@ -160,6 +161,12 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def counters(tmp_path_factory: pytest.TempPathFactory) -> Counters:
     """Fine-tunes that count by their own steps, for searches; made once."""
     return make_counters(tmp_path_factory.mktemp("counters"))
+
+
+@pytest.fixture(scope="session")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> Counters:
+    """Fine-tunes that harm each other's distribution, so that RegMean is better than any weighted sum."""
+    return make_crossed(tmp_path_factory.mktemp("crossed"))
 
 
 @pytest.fixture(scope="session")

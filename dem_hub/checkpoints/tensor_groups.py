@@ -80,9 +80,9 @@ def norms_by_layer(norms: Mapping[str, float]) -> dict[str, float]:
     for key, norm in norms.items():
         layer = layer_name(key)
         squares[layer] = squares.get(layer, 0.0) + norm**2
-    return {layer: math.sqrt(squares[layer]) for layer in sorted(squares, key=_natural_order)}
+    return {layer: math.sqrt(squares[layer]) for layer in sorted(squares, key=natural_order)}
 
 
-def _natural_order(layer: str) -> list[str]:
+def natural_order(layer: str) -> list[str]:
     """Return a sort key that puts layer 2 before layer 10."""
     return [part.rjust(9, "0") if part.isdigit() else part for part in layer.split(".")]

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from dem_hub._version import __version__
+from dem_hub.cli.check import check
 from dem_hub.cli.command import Group
 from dem_hub.cli.dare import dare
 from dem_hub.cli.demo import demo
@@ -74,6 +75,7 @@ for _command in (
     ties,
     dare,
     eval_command,
+    check,
     plan,
     push,
     list_command,

@@ -70,7 +70,7 @@ def extract(*, base: str, finetuned: str, output: str, overwrite: bool, codec: s
     check_output(Path(output), VECTOR, overwrite=overwrite or is_again)  # before hours of work
 
     with heavy_imports():
-        from dem_hub.cli.output import summary
+        from dem_hub.vectors.report import summary
         from dem_hub.vectors.vector import DistributionVector
 
     given = {name: value for name, value in codec_options.items() if value is not None}

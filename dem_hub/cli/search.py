@@ -4,9 +4,9 @@ An option that the function has under the same name is passed on as it is; the f
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -41,17 +41,11 @@ from dem_hub.defaults import (
     ObjectiveKind,
 )
 from dem_hub.errors import ConfigError
-from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
     from dem_hub.search import SearchResult
-    from dem_hub.search.cross_loss import Cell, CrossLoss
-    from dem_hub.search.held_out import Acceptance
 
 OBJECTIVE_GROUP = "Objective"
-
-_Rows = list[tuple[str, ...]]
-_Table = tuple[tuple[str, ...], _Rows]
 
 
 @command(
@@ -123,6 +117,21 @@ _Table = tuple[tuple[str, ...], _Rows]
     "Finer coefficients are kept only if they are better on held-out data.",
 )
 @option(
+    "--regmean",
+    is_flag=True,
+    group=OBJECTIVE_GROUP,
+    help="Also make RegMean vectors, in the search's own forward passes. They are kept, with coefficient 1, only if they "
+    "are better on held-out data.",
+)
+@option(
+    "--own-data",
+    multiple=True,
+    group=OBJECTIVE_GROUP,
+    metavar="VECTOR=NAME",
+    help="For --regmean: the distribution that a vector was trained on, if its name does not end like the vector's. Can "
+    "be repeated.",
+)
+@option(
     "--method",
     default=METHOD,
     group=METHOD_GROUP,
@@ -191,6 +200,8 @@ def search(
     data: Sequence[str],
     columns: Sequence[str],
     weights: Sequence[str],
+    regmean: bool,
+    own_data: Sequence[str],
     method: str,
     sampler: str | None,
     storage: str | None,
@@ -204,7 +215,8 @@ def search(
     """Search for the coefficients with the lowest validation loss and save a recipe."""
     from dem_hub.files.folders import RECIPE, check_output, check_output_file
     from dem_hub.plotting import require_matplotlib
-    from dem_hub.search import Optuna, search_coefficients
+    from dem_hub.search import Optuna, SearchResult, search_coefficients
+    from dem_hub.search.report import report
 
     if plot:
         require_matplotlib()
@@ -214,6 +226,8 @@ def search(
         check_output_file(Path(plot), overwrite=overwrite)
     if (sampler or storage) and method not in (METHOD, Optuna.name):
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
+    if own_data and not regmean:
+        raise ConfigError("--own-data is for --regmean, which is not given.")
     datasets = split_pairs(data, "--data")
     weight_of = {}
     for name, text in split_pairs(weights, "--weight").items():
@@ -225,82 +239,24 @@ def search(
         columns=split_columns(columns),
         method=Optuna(sampler or "gp", storage=storage) if sampler or storage else method,
         weights=weight_of,
+        regmean=split_pairs(own_data, "--own-data") if regmean else False,
         **search_options,
     )
     result.save_pretrained(output, with_logits=with_logits, exist_ok=overwrite)
+    if result.kept_regmean is not None:
+        # Its vectors are those of the folder now.
+        result = SearchResult.from_pretrained(output)
     if plot:
         result.plot(plot)
     if as_json:
         print(json.dumps(_result_data(result)))
     else:
-        print(printable(_result_text(result), keep="\n"))
-        print(f"{output}: the recipe and all that was measured")
-
-
-def _result_text(result: "SearchResult") -> str:
-    """Return all tables, and below them how the result was found."""
-    from dem_hub.cli.output import table
-
-    texts = [table(head, rows) for head, rows in result_tables(result)]
-    return "\n\n".join([*texts, _cost_text(result)])
-
-
-def result_tables(result: "SearchResult") -> list[_Table]:
-    """Return the cross-loss table, the comparison on held-out data, and the coefficients, each as a head and rows."""
-    tables = []
-    if result.table is not None:
-        tables.append(_cross_loss_table(result.table, tuple(result.best.losses)))
-    if result.acceptance is not None:
-        tables.append(_held_out_table(result.acceptance, tuple(result.best.losses), result.objective.kind))
-    tables.append(_coefficient_table(result))
-    return tables
-
-
-def _cross_loss_table(cross_loss: "CrossLoss", names: tuple[str, ...]) -> _Table:
-    """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
-    rows: _Rows = []
-    for model, cells in cross_loss.cells.items():
-        rows.append((_short(model), *(_with_error(cells[name]) for name in names)))
-    return ("loss, 1 of each (error)", *names), rows
-
-
-def _held_out_table(acceptance: "Acceptance", names: tuple[str, ...], objective: str) -> _Table:
-    from dem_hub.search.held_out import FOUND
-
-    rows: _Rows = []
-    for label, contender in acceptance.contenders.items():
-        losses = [f"{contender.losses[name]:.4f}" for name in names]
-        difference = f"{contender.difference:+.4f} ({contender.error:.4f})"
-        rows.append((_short(label), *losses, f"{contender.value:.4f}", difference))
-    return ("held-out loss", *names, objective, f"minus {FOUND} (error)"), rows
-
-
-def _coefficient_table(result: "SearchResult") -> _Table:
-    ratio = result.mixing_ratio
-    rows: _Rows = []
-    for name, coefficient in result.coefficients.items():
-        if isinstance(coefficient, Mapping):
-            rows += [(f"{name} [{group}]", f"{value:+.4f}", "") for group, value in coefficient.items()]
-        else:
-            rows.append((name, f"{coefficient:+.4f}", f"{ratio.get(name, 0.0):.3f}"))
-    return ("vector", "coefficient", "data mixing ratio"), rows
-
-
-def _cost_text(result: "SearchResult") -> str:
-    """Return how the result was found, in a line; in a second one what became of finer coefficients."""
-    from dem_hub.search.held_out import FOUND
-
-    trials = "1 trial" if len(result.trials) == 1 else f"{len(result.trials)} trials"
-    tokens = sum(result.tokens.values())
-    text = f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {tokens} tokens"
-    if result.num_forward_held_out:
-        text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
-    text += f", {result.seconds:.1f} s; objective {result.loss:.5f}"
-    if result.acceptance is not None and result.acceptance.chosen != FOUND:
-        text += f"; chosen: {_short(result.acceptance.chosen)}"
-    if result.refinement is not None:
-        text += f"\n{result.refinement.note()}"
-    return text
+        folder = shlex.quote(output)
+        next_steps = [
+            f"Saved in {folder}: the recipe and all that was measured.",
+            f"Next: dem-hub merge {folder} -o merged, or dem-hub push {folder} me/my-dem",
+        ]
+        print(report(result, next_steps).text())
 
 
 def _result_data(result: "SearchResult") -> dict[str, Any]:
@@ -323,20 +279,22 @@ def _result_data(result: "SearchResult") -> dict[str, Any]:
         "tokens": dict(result.tokens),
         "mixing_ratio": result.mixing_ratio,
         "refinement": to_json(result.refinement),
+        "regmean": _regmean_data(result),
         "notes": list(result.notes),
     }
 
 
-def _with_error(cell: "Cell") -> str:
-    """Return a loss with its standard error, or with the reason why it has none."""
-    error = "one window" if math.isnan(cell.error) else f"{cell.error:.4f}"
-    return f"{cell.loss:.4f} ({error})"
-
-
-def _short(label: str) -> str:
-    """Return a label with only the last part of a path, so that a table fits into a terminal."""
-    if label == "1/N" or "/" not in label:
-        return label
-    alone = " alone" if label.endswith(" alone") else ""
-    path = label.removesuffix(alone)
-    return PurePath(path).name + alone
+def _regmean_data(result: "SearchResult") -> dict[str, Any] | None:
+    """Return what came of RegMean as JSON data; `None` if it was not asked for, or could not be compared."""
+    outcome = result.regmean
+    if outcome is None:
+        return None
+    return {
+        "kept": outcome.is_kept,
+        "gain": -outcome.contender.difference,
+        "error": outcome.contender.error,
+        "held_out_loss": outcome.contender.value,
+        "plain_held_out_loss": outcome.plain_loss,
+        "plain_coefficients": outcome.plain.coefficients,
+        "own_data": dict(outcome.own),
+    }

@@ -41,8 +41,8 @@ def keep(
         vectors (`Mapping[str, DistributionVector]`): the vectors, by the names of those that they were made from.
         coefficients (`Mapping[str, float]`): the coefficient of each, by the same names.
     """
-    from dem_hub.cli.output import summary
     from dem_hub.hub.foreign_text import printable
+    from dem_hub.vectors.report import summary
     from dem_hub.vectors.store import VectorStore
 
     store = VectorStore.create(output, base)

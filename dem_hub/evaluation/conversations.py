@@ -195,7 +195,7 @@ def _tools(tools: Any) -> Any:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"its 'tools' is a text, and not JSON ({error}).") from error
     if tools is not None and not is_messages(tools):
         raise ConfigError(f"its 'tools' is a {type(tools).__name__}, and no list of tools.")

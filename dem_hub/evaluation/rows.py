@@ -133,7 +133,7 @@ def _read_lines(content: str, file: Path) -> list[dict[str, Any]]:
 def _parse_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not a JSON object ({error}).") from error
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: not a JSON object, but {type(row).__name__}.")

@@ -114,7 +114,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     try:
         entries = json.loads(path.read_bytes())
         modules = [(str(entry["path"]), str(entry["type"])) for entry in entries if entry["path"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s is not a list of modules as sentence-transformers writes it (%r).", path, error)
         return []
     for name, _ in modules:

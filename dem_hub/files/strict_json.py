@@ -8,7 +8,7 @@ range of each number are bounded before anything is made of them.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -323,26 +323,31 @@ def _check_extent(data: object, where: str) -> None:
         deeper: list[object] = []
         for value in level:
             if isinstance(value, dict):
-                _check_texts(value, where)
+                for key in value:
+                    check_text(key, where)
                 deeper += value.values()
             elif isinstance(value, list):
                 deeper += value
             elif isinstance(value, str):
-                _check_texts((value,), where)
+                check_text(value, where)
         if not deeper:
             return
         level = deeper
     raise ConfigError(f"{where} is nested more than {_DEEPEST} deep, which no config is. Do not use it.")
 
 
-def _check_texts(texts: Iterable[str], where: str) -> None:
-    for text in texts:
-        if len(text) > _LONGEST_TEXT:
-            raise ConfigError(
-                f"{where} has a text of {len(text)} characters, {shown(text)}, and {_LONGEST_TEXT:,} are allowed."
-            )
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise ConfigError(f"{where} has the text {shown(text)}, which is not Unicode (it has half a character).")
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that is too long, or not Unicode.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If it has more than a million characters, or half a character.
+    """
+    if len(text) > _LONGEST_TEXT:
+        raise ConfigError(
+            f"{where} has a text of {len(text)} characters, {shown(text)}, and {_LONGEST_TEXT:,} are allowed."
+        )
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"{where} has the text {shown(text)}, which is not Unicode (it has half a character).")
 
 
 def dump_json(data: Mapping[str, Any], *, foreign: bool = False) -> str:

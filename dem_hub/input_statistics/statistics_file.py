@@ -6,6 +6,7 @@ the number of tokens, a hash of the data, the vector, which layers share an inpu
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,9 +115,13 @@ class InputStatistics:
         check_version(data, str(path))
         record = read_record(_Record, {key: value for key, value in data.items() if key != "format_version"}, str(path))
         tensors = Path(folder) / INPUT_STATISTICS_TENSORS
-        if not tensors.is_file() or digest(tensors) != record.sha256:
-            raise CheckpointError(f"'{tensors}' is missing, or not the file that {INPUT_STATISTICS} is about.")
+        fault = f"'{tensors}' is missing, or not the file that {INPUT_STATISTICS} is about."
+        if not tensors.is_file():
+            raise CheckpointError(fault)
+        # Opened before it is hashed: each read checks that the file is still the one that was opened.
         checkpoint = Checkpoint(tensors)
+        if digest(tensors) != record.sha256:
+            raise CheckpointError(fault)
         inputs = []
         for name, keys in record.inputs.items():
             inputs.append(LayerInput(tuple(keys), _read_moments(checkpoint, name)))
@@ -140,6 +145,10 @@ class _Record:
         for name, keys in self.inputs.items():
             if name not in keys:
                 raise ConfigError(f"the layers of the input '{name}' are {shown_list(keys)}, and not that one.")
+        layers = Counter(key for keys in self.inputs.values() for key in keys)
+        twice = [key for key, count in layers.items() if count > 1]
+        if twice:
+            raise ConfigError(f"the layers {shown_list(twice)} have more than one input.")
 
 
 def _read_moments(checkpoint: Checkpoint, name: str) -> Moments:

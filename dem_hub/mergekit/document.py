@@ -71,14 +71,11 @@ class Document:
             [`~dem_hub.errors.NotFoundError`]: If there is none.
             [`~dem_hub.errors.ConfigError`]: If it is no mergekit config, or asks for something that is not here.
         """
-        import yaml
+        from dem_hub.files.strict_yaml import read_yaml
 
         if not path.is_file():
             raise NotFoundError(f"There is no file '{path}'.")
-        try:
-            data = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"'{path}' is not YAML: {error}") from error
+        data = read_yaml(path)
         if not isinstance(data, dict) or "merge_method" not in data:
             raise ConfigError(f"'{path}' has no merge_method: it is no mergekit config.")
         return _read(data, str(path))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from dem_hub.defaults import Rounding
-from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
+from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_replaced, is_recipe
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
@@ -36,7 +36,9 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
 from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
+from dem_hub.merging.report import recipe_report
 from dem_hub.merging.rounds import UNSAVED, chain_with
+from dem_hub.merging.short_names import full_names
 from dem_hub.merging.tokenizer_files import base_vocabulary, with_tokens
 from dem_hub.merging.tokens import merged_tokens
 
@@ -81,7 +83,7 @@ class DEMConfig:
     >>> recipe = DEMConfig(BaseRecord("org/base"), vectors)
     >>> recipe.coefficients
     {'me/maths-vector': 0.4, 'me/cot-lora': 0.3}
-    >>> recipe.with_coefficients({"me/maths-vector": 0.5}).coefficients
+    >>> recipe.with_coefficients({"maths-vector": 0.5}).coefficients
     {'me/maths-vector': 0.5, 'me/cot-lora': 0.3}
 
     ```
@@ -105,6 +107,9 @@ class DEMConfig:
         if twice:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
 
+    def _repr_html_(self) -> str:
+        return recipe_report(self).html()
+
     @property
     def coefficients(self) -> dict[str, Coefficient]:
         """The coefficient of each vector, by its name: a number, or a number for each group of its tensors."""
@@ -114,27 +119,20 @@ class DEMConfig:
         """Return the same recipe with other coefficients.
 
         Args:
-            coefficients (`Mapping[str, float]`): New coefficients by the vectors' names. A vector that is not named
-                keeps its own.
+            coefficients (`Mapping[str, float]`): New coefficients by the vectors' names, or by the last parts of these
+                where they are unique. A vector that is not named keeps its own.
 
         Raises:
-            [`~dem_hub.errors.CoefficientError`]: If a name is not the name of a vector of this recipe.
+            [`~dem_hub.errors.CoefficientError`]: If a name is not that of one vector of this recipe.
             [`~dem_hub.errors.ConfigError`]: If this is not a mapping, or a coefficient is not a finite number.
         """
         if not isinstance(coefficients, Mapping):
             example = next(iter(self.coefficients), "name")
             raise ConfigError(f"coefficients are given by vector, {{{example!r}: 0.5, ...}}, not {coefficients!r}.")
-        wanted = {canonical_name(name): value for name, value in coefficients.items()}
-        names = [canonical_name(vector.name) for vector in self.vectors]
-        unknown = sorted(set(wanted) - set(names))
-        if unknown:
-            raise CoefficientError(
-                f"No vector of this recipe is called {', '.join(map(repr, unknown))}; it has "
-                f"{', '.join(map(repr, names))}."
-            )
+        full = full_names(coefficients, list(self.coefficients), "this recipe")
+        wanted = {full[name]: value for name, value in coefficients.items()}
         vectors = tuple(
-            replace(vector, coefficient=wanted.get(name, vector.coefficient))
-            for name, vector in zip(names, self.vectors, strict=True)
+            replace(vector, coefficient=wanted.get(vector.name, vector.coefficient)) for vector in self.vectors
         )
         return replace(self, vectors=vectors)
 

@@ -15,7 +15,7 @@ from typing import Any
 from dem_hub.checkpoints.tokenizer import Token, Vocabulary
 from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.names import ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODELS
-from dem_hub.files.strict_json import read_json, shown
+from dem_hub.files.strict_json import as_mapping, read_json, shown
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +62,13 @@ def with_tokens(files: Mapping[str, Path], base: Vocabulary | None, tokens: Mapp
             texts[path] = _tokenizer(_read(file, names), tokens)
             _check(texts[path], file, tokens)
         elif path == TOKENIZER_CONFIG:
-            texts[path] = _tokenizer_config(_read(file, names), tokens, is_needed=not has_tokenizer)
+            texts[path] = _tokenizer_config(_read(file, names), tokens, str(file), is_needed=not has_tokenizer)
         elif path == ADDED_TOKENS:
             texts[path] = _dump(_read(file, names) | {text: token.id for text, token in tokens.items()})
         elif path == SPECIAL_TOKENS and names:
             texts[path] = _dump(_read(file, names))
     if not has_tokenizer and TOKENIZER_CONFIG not in files:
-        texts[TOKENIZER_CONFIG] = _tokenizer_config({}, tokens, is_needed=True)
+        texts[TOKENIZER_CONFIG] = _tokenizer_config({}, tokens, TOKENIZER_CONFIG, is_needed=True)
     return texts
 
 
@@ -101,10 +101,10 @@ def _check(text: str, file: Path, tokens: Mapping[str, Token]) -> None:
         )
 
 
-def _tokenizer_config(data: dict[str, Any], tokens: Mapping[str, Token], *, is_needed: bool) -> str:
+def _tokenizer_config(data: dict[str, Any], tokens: Mapping[str, Token], where: str, *, is_needed: bool) -> str:
     """Return the text of a `tokenizer_config.json` with tokens added, where it lists tokens or must."""
     if is_needed or "added_tokens_decoder" in data:
-        decoder = data.setdefault("added_tokens_decoder", {})
+        decoder = as_mapping(data.setdefault("added_tokens_decoder", {}), f"{where}: added_tokens_decoder")
         for text, token in tokens.items():
             entry = _entry(text, token)
             decoder[str(entry.pop("id"))] = entry

@@ -10,7 +10,8 @@ for each other. A change that fails halfway is undone; if that fails too, `model
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -188,8 +189,22 @@ class AttachedRecipe:
                 )
             current_recipe = self._config
             wanted = replace(other.recipe, dtype=current_recipe.dtype, architectures=current_recipe.architectures)
-            self._merge_again(other, wanted)
-            self._opened = other
+            self._put(other, wanted)
+
+    @contextmanager
+    def lent(self, other: OpenedRecipe) -> Iterator[None]:
+        """Give the model another recipe over the same base in this context, and its own again afterwards.
+
+        Args:
+            other ([`OpenedRecipe`]): The recipe, with this model's dtype, and its vectors.
+        """
+        own = self.open()
+        recipe = self.config
+        self._put(other, other.recipe)
+        try:
+            yield
+        finally:
+            self._put(own, recipe)
 
     def open(self) -> OpenedRecipe:
         """Return the base and the vectors on disk, which are opened at the first call."""
@@ -205,6 +220,12 @@ class AttachedRecipe:
     def push_to_hub(self, repo_id: str, **options: Any) -> "CommitInfo":
         """Push the recipe, not the weights; see [`DEMConfig.push_to_hub`]."""
         return self.config.push_to_hub(repo_id, **options)
+
+    def _put(self, opened: OpenedRecipe, recipe: DEMConfig) -> None:
+        """Change to a recipe that is open."""
+        with self._lock, torch.device("cpu"):
+            self._merge_again(opened, recipe)
+            self._opened = opened
 
     def _merge_again(self, opened: OpenedRecipe, recipe: DEMConfig, *, only_changed: bool = False) -> None:
         """Replace the weights by the sum of a recipe over these vectors, or leave all of them as they are."""

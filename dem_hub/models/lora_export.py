@@ -92,6 +92,7 @@ def export_adapter(
         for name in tqdm(changed, desc="Merging", unit="tensor", delay=1):
             export.add(name)
         _refuse(opened, export)
+        opened.check_unchanged()
         writer.close(opened.base.record, most_padding=0.0 if rank_pattern else math.inf)
     return ExportedAdapter(writer.ranks, export.error, tuple(export.left_out), chosen)
 

@@ -14,6 +14,8 @@ A search goes through these steps:
    (`held_out.py`).
 6. On request, coefficients for groups of tensors are searched from there, and kept if held-out data says so
    (`per_group.py`).
+7. On request, RegMean vectors are made from what the layers read in the passes of step 3, compared with the answer on
+   the held-out data, and kept if they are better (`regmean.py`).
 
 `search.py` calls these in turn. `result.py` is what the user gets, and what the next search can start from
 (`resumption.py`).

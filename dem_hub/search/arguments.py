@@ -5,14 +5,22 @@ told in one error.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import Any, get_args
+from pathlib import PurePath
+from typing import Any, Literal, get_args
+
+import torch
 
 from dem_hub.defaults import Granularity
-from dem_hub.errors import ConfigError, refuse
+from dem_hub.errors import CoefficientError, ConfigError, refuse
+from dem_hub.evaluation.processes import world_size
 from dem_hub.evaluation.rows import check_files
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.records import canonical_name
+from dem_hub.merging.short_names import full_names
 from dem_hub.search.solve.objective import Objective
+from dem_hub.search.solve.region import Region
 
 _SUMMARY = "This search cannot begin."
 
@@ -77,6 +85,106 @@ def check_granularity(granularity: str, score: Any, held_out: Any, max_sum: floa
         faults.append(f"max_sum={max_sum}, which is of one coefficient a vector; use bounds")
     if faults:
         refuse(ConfigError, f"granularity='{granularity}' does not go with everything that was given.", faults)
+
+
+def own_distributions(
+    vectors: Sequence[str | VectorSource], data: Mapping[str, Any], regmean: Mapping[str, str] | Literal[True]
+) -> tuple[str, ...]:
+    """Return the own distribution of each vector, in order.
+
+    A vector's own distribution is the one that it is given, or else the one whose name ends like its own, if this is
+    so of no other vector and no other distribution.
+
+    Args:
+        vectors (`Sequence[str]`): The vectors.
+        data (`Mapping[str, Any]`): Data by distribution.
+        regmean (`Mapping[str, str]` or `True`): Distributions by vector, which may be called by the end of its name.
+
+    Raises:
+        `ConfigError`: A vector's distribution is not known, or there is no such vector or distribution.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.search.arguments import own_distributions
+    >>> own_distributions(["me/maths", "me/b"], {"maths": [], "chat": []}, {"b": "chat"})
+    ('maths', 'chat')
+
+    ```
+    """
+    distributions = list(data)
+    names = [_name_of(vector) for vector in vectors]
+    last_parts = [PurePath(name).name for name in names]
+    given: dict[str, str] = {}
+    faults = []
+    if isinstance(regmean, Mapping):
+        by_name = {_name_of(name): distribution for name, distribution in regmean.items()}
+        try:
+            full = full_names(by_name, names, "this search")
+        except CoefficientError as error:
+            faults.append(str(error))
+        else:
+            given = {full[name]: distribution for name, distribution in by_name.items()}
+    own = []
+    for name, last_part in zip(names, last_parts, strict=True):
+        alike = [distribution for distribution in distributions if PurePath(distribution).name == last_part]
+        if name in given:
+            own.append(given[name])
+            if given[name] not in distributions:
+                faults.append(f"'{name}' is given the distribution {given[name]!r}, which has no data")
+        elif len(alike) == 1 and last_parts.count(last_part) == 1:
+            own.append(alike[0])
+        else:
+            faults.append(
+                f"which distribution '{name}' was trained on is not known, as none has the one name '{last_part}'"
+            )
+    if faults:
+        refuse(
+            ConfigError,
+            f"RegMean needs the own distribution of each vector, of {', '.join(map(repr, distributions))}.",
+            faults,
+            f"Name it: regmean={{{names[0]!r}: {distributions[0]!r}, ...}}, on the command line --own-data "
+            "VECTOR=DISTRIBUTION.",
+        )
+    return tuple(own)
+
+
+def _name_of(vector: str | VectorSource) -> str:
+    """Return one spelling of a vector's name, without its revision."""
+    return canonical_name(str(replace(VectorSource.parse(vector), revision=None)))
+
+
+def check_regmean(
+    regmean: Any, vectors: Sequence[Any], region: Region, score: Any, granularity: str, held_out: Any
+) -> None:
+    """Check the arguments of a search that also tries RegMean.
+
+    Raises:
+        `ConfigError`: It is neither `True` nor a mapping, or other arguments do not go with it.
+    """
+    if regmean is not True and not isinstance(regmean, Mapping):
+        raise ConfigError(f"regmean is {regmean!r}; it must be True, False, or distributions by vector.")
+    faults = []
+    if len(vectors) == 1:
+        faults.append("one vector alone, which RegMean leaves as it is")
+    if score is not None:
+        faults.append("a score, which has no data to run each vector on; make the vectors with dem_hub.regmean")
+    if granularity != "model":
+        faults.append(
+            f"granularity='{granularity}', as each layer's matrix stands in for coefficients; search twice and compare "
+            "held_out_loss"
+        )
+    if held_out == 0:
+        faults.append("held_out=0, and RegMean is kept only where held-out data says so")
+    if not region.contains(torch.ones(len(vectors), dtype=torch.float64)):
+        faults.append(
+            f"bounds from {region.low.tolist()} to {region.high.tolist()} and max_sum={region.max_sum}: RegMean's vectors "
+            "have the coefficient 1 each, which must be allowed"
+        )
+    if world_size() > 1:
+        faults.append(f"{world_size()} processes; run it on one")
+    if faults:
+        refuse(ConfigError, "regmean does not go with everything that was given.", faults)
 
 
 def as_objective(

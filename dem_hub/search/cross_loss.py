@@ -4,17 +4,15 @@ The table says which vectors do not help. Its standard errors are over documents
 are alike: errors over tokens would be several times too small.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import median
 
-import torch
 from torch import Tensor
 
-from dem_hub.evaluation.windows import Window
+from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import all_at, each_alone
 from dem_hub.vectors.comparison import Comparison
@@ -133,34 +131,6 @@ def standard_error(totals: Tensor, loss_evaluator: LossEvaluator, name: str) -> 
         name (`str`): The distribution.
     """
     return clustered_error(totals, loss_evaluator.tokens[name], loss_evaluator.data[name])
-
-
-def clustered_error(totals: Tensor, tokens: Sequence[int], windows: Sequence[Window]) -> float:
-    """Return the standard error of sum(totals) / sum(tokens), with documents as the independent units.
-
-    If all windows are of one document, the windows are the units. The error of a single window is nan.
-
-    Args:
-        totals (`Tensor`): One sum for each window, (W,) in float64.
-        tokens (`Sequence[int]`): Scored tokens of each window.
-        windows (`Sequence[Window]`): The windows, which know their documents.
-
-    Source: The ratio estimator of cluster sampling (Cochran, Sampling Techniques, 1977, section 6.3).
-    """
-    if len(windows) < 2:
-        return math.nan
-    documents = sorted({window.document for window in windows})
-    position = {document: number for number, document in enumerate(documents)}
-    owners = torch.tensor([position[window.document] for window in windows])
-    units = len(documents)
-    if units < 2:
-        # The windows of one long text are more alike than documents are, but they are all there is.
-        owners = torch.arange(len(windows))
-        units = len(windows)
-    counts = torch.tensor(tokens, dtype=torch.float64)
-    residuals = totals - counts * (totals.sum() / counts.sum())
-    residual = torch.zeros(units, dtype=torch.float64).index_add(0, owners, residuals)
-    return math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(counts.sum())
 
 
 def _row(loss_evaluator: LossEvaluator, point: Sequence[float]) -> dict[str, Cell]:

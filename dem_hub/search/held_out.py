@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from dem_hub.search.cross_loss import BASE, standard_error
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import Point, all_at, each_alone
@@ -27,6 +29,24 @@ BEFORE = "before"
 # million parameters the excess loss of fitted coefficients was at most 1.7 times that of independent tokens on text
 # of one kind, and 7 to 18 times on text of several kinds.
 INDEPENDENT = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model that has been run over the held-out data.
+
+    `losses` are the mean losses of a token in nats, and `totals`, (windows,) in float64, the negative log-likelihoods
+    of all windows, both by distribution.
+    """
+
+    point: Point
+    losses: Mapping[str, float]
+    totals: Mapping[str, Tensor]
+
+    @classmethod
+    def at(cls, evaluator: LossEvaluator, point: Point) -> "Measured":
+        """Return what an evaluator measures at a point."""
+        return cls(point, evaluator.losses(point), evaluator.window_totals(point))
 
 
 @dataclass(frozen=True)
@@ -118,16 +138,26 @@ def accept(held_out: LossEvaluator, objective: Objective, found: Point, others: 
             of the difference. Then the best of those is chosen. The common coefficient was fitted to this very
             data, and must in addition be better by the gain that is expected of that.
     """
+    measured = {label: Measured.at(held_out, point) for label, point in {FOUND: found, **others}.items()}
+    return accept_measured(held_out, objective, measured)
+
+
+def accept_measured(held_out: LossEvaluator, objective: Objective, measured: Mapping[str, Measured]) -> Acceptance:
+    """Compare the search's answer with other models that have been run over the held-out data; see [`accept`].
+
+    Args:
+        held_out ([`LossEvaluator`]): LossEvaluator of the held-out data.
+        objective ([`Objective`]): Objective of the search.
+        measured (`Mapping[str, Measured]`): The models by their labels; the search's answer is `FOUND`.
+    """
     base_losses = _base_losses(held_out, objective)
-    found_totals = held_out.window_totals(found)
-    slope = objective.slope(held_out.losses(found), base_losses).tolist()
+    found = measured[FOUND]
+    slope = objective.slope(found.losses, base_losses).tolist()
     contenders: dict[str, Contender] = {}
-    for label, point in {FOUND: found, **others}.items():
-        losses = held_out.losses(point)
-        totals = held_out.window_totals(point)
-        errors = [standard_error(totals[name] - found_totals[name], held_out, name) for name in losses]
-        value = _value(objective, losses, base_losses)
-        contenders[label] = Contender(point, losses, value, value, _combined_error(slope, errors))
+    for label, model in measured.items():
+        errors = [standard_error(model.totals[name] - found.totals[name], held_out, name) for name in model.losses]
+        value = _value(objective, model.losses, base_losses)
+        contenders[label] = Contender(model.point, model.losses, value, value, _combined_error(slope, errors))
     found_value = contenders[FOUND].value
     contenders = {
         label: replace(contender, difference=contender.value - found_value) for label, contender in contenders.items()

@@ -4,6 +4,8 @@ A point is a plain tuple of floats, so that it is hashable, comparable and exact
 that calculate with points convert them to float64 tensors.
 """
 
+from collections.abc import Sequence
+
 Point = tuple[float, ...]
 
 
@@ -33,3 +35,10 @@ def each_alone(count: int) -> list[Point]:
 def all_at(level: float, count: int) -> Point:
     """Return the point with the same coefficient everywhere; at level 0 it is the base."""
     return (level,) * count
+
+
+def moved(point: Sequence[float], place: int, step: float) -> Point:
+    """Return a point a step away along one coordinate."""
+    coefficients = list(point)
+    coefficients[place] += step
+    return tuple(coefficients)

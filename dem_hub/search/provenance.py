@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dem_hub.search.cross_loss import BASE
 from dem_hub.search.result import SearchResult
 
 
@@ -28,8 +27,14 @@ def provenance(result: SearchResult, seed: int) -> dict[str, Any]:
             "kept": result.refinement.is_kept,
             "gain": result.refinement.one.difference,
         }
-    if result.table is not None and BASE in result.table.cells:
-        data["base_losses"] = {name: cell.loss for name, cell in result.table.cells[BASE].items()}
+    if result.regmean is not None:
+        data["regmean"] = {
+            "kept": result.regmean.is_kept,
+            "gain": -result.regmean.contender.difference,
+            "error": result.regmean.contender.error,
+        }
+    if result.base_losses is not None:
+        data["base_losses"] = result.base_losses
     if result.acceptance is not None:
         data["held_out"] = {
             "chosen": result.acceptance.chosen,

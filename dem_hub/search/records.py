@@ -49,7 +49,7 @@ def from_json(record: type[_Record], data: object, where: str) -> _Record:
     """Return a frozen dataclass from what [`to_json`] made of it.
 
     Args:
-        record (`type`): The dataclass. Its fields are numbers, strings, float64 tensors, dataclasses, and tuples,
+        record (`type`): The dataclass. Its fields are numbers, strings, float64 tensors, dataclasses, `Any`, and tuples,
             mappings and unions of these.
         data (`object`): The JSON data.
         where (`str`): Name of the data in messages, such as the path of the file.
@@ -68,6 +68,8 @@ def _read(kind: Any, data: object, where: str) -> Any:
     """Return JSON data as a value of a type."""
     if is_dataclass(kind):
         return from_json(kind, data, where)  # type: ignore[arg-type]  # it is a class
+    if kind is Any:
+        return data
     if kind is Tensor:
         return _read_tensor(data, where)
     members = get_args(kind)

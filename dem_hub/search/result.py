@@ -17,20 +17,25 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import RECIPE, check_replaced
 from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.replacing import settle
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, read_json
+from dem_hub.files.strict_json import check_version, read_json
 from dem_hub.merging.config import DEMConfig
-from dem_hub.merging.records import canonical_name
-from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
+from dem_hub.merging.short_names import full_names
+from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.per_group import Refinement
-from dem_hub.search.points import Point
 from dem_hub.search.problem import Trial
-from dem_hub.search.records import from_json, to_json
+from dem_hub.search.records import from_json
+from dem_hub.search.regmean import RegMeanOutcome, save_beside
+from dem_hub.search.report import report
+from dem_hub.search.result_file import ResultFile, to_file
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region
+
+# Name of the search's own answer among the baselines of RegMean vectors that are kept.
+PLAIN = "plain"
 
 Bounds = tuple[tuple[float, float], ...]
 
@@ -49,8 +54,9 @@ class Reweighted:
 class SearchResult:
     """The result of [`search_coefficients`].
 
-    All of it is about one coefficient a vector, except `refinement`, the search by groups of tensors. Where that is
-    kept, the recipe has its coefficients.
+    All of it is about one coefficient a vector, except `refinement`, the search by groups of tensors, and `regmean`.
+    Where the first is kept, the recipe has its coefficients. Where RegMean vectors are kept, the recipe is of them, each
+    at 1; they are temporary until the result is saved.
 
     Args:
         config ([`DEMConfig`]): The recipe.
@@ -69,6 +75,7 @@ class SearchResult:
         model ([`LocalModel`], *optional*): The losses around the best point, if the strategy has such a model.
         notes (`tuple[str, ...]`): What the user should know.
         refinement ([`Refinement`], *optional*): The search by groups of tensors.
+        regmean ([`RegMeanOutcome`], *optional*): RegMean vectors against these coefficients.
         cache ([`MeasurementCache`]): Everything measured.
     """
 
@@ -88,13 +95,14 @@ class SearchResult:
     model: LocalModel | None = None
     notes: tuple[str, ...] = ()
     refinement: Refinement | None = None
+    regmean: RegMeanOutcome | None = None
     cache: MeasurementCache = field(default_factory=MeasurementCache, compare=False, repr=False)
 
     def __str__(self) -> str:
-        lines = [str(self.config.base)]
-        lines += [f"  + {value} * {name}" for name, value in self.coefficients.items()]
-        lines.append(f"{self.method}: {self.objective.kind} {self.loss:.5f}, in {self.num_forward:.4g} forward passes")
-        return "\n".join(lines)
+        return report(self).text()
+
+    def _repr_html_(self) -> str:
+        return report(self).html()
 
     @property
     def coefficients(self) -> dict[str, Any]:
@@ -109,20 +117,44 @@ class SearchResult:
         return None
 
     @property
+    def kept_regmean(self) -> RegMeanOutcome | None:
+        """What came of RegMean if the recipe is of its vectors, else `None`."""
+        if self.regmean is not None and self.regmean.is_kept:
+            return self.regmean
+        return None
+
+    @property
+    def plain(self) -> DEMConfig:
+        """The recipe of the vectors that were searched: `config`, unless that is of RegMean vectors."""
+        if self.kept_regmean is not None:
+            return self.kept_regmean.plain
+        return self.config
+
+    @property
     def chosen(self) -> Trial:
-        """The trial of the recipe's coefficients: `best`, or the best by groups where that is kept."""
+        """The trial of the recipe: `best`, or the best by groups, or RegMean vectors where these are kept.
+
+        The losses of RegMean vectors are those on the held-out data.
+        """
+        if self.kept_regmean is not None:
+            return self.kept_regmean.trial
         if self.kept_refinement is not None:
             return self.kept_refinement.best
         return self.best
 
     @property
     def loss(self) -> float:
-        """The objective on the search data; for the mean of losses, in nats a token."""
+        """The objective on the search data; for the mean of losses, in nats a token.
+
+        RegMean vectors that are kept were run over the held-out data alone, and this is their objective there.
+        """
         return self.chosen.value
 
     @property
     def held_out_loss(self) -> float | None:
-        """The objective of the recipe's coefficients on held-out data."""
+        """The objective of the recipe on held-out data."""
+        if self.kept_regmean is not None:
+            return self.kept_regmean.contender.value
         if self.kept_refinement is not None:
             return self.kept_refinement.held_out_loss
         if self.acceptance is not None:
@@ -131,11 +163,31 @@ class SearchResult:
 
     @property
     def baselines(self) -> dict[str, float]:
-        """The objective of each baseline on held-out data, by label; to be compared with `held_out_loss`."""
+        """The objective of each baseline on held-out data, by label; to be compared with `held_out_loss`.
+
+        Where RegMean vectors are kept, the plain DEM is a baseline, too.
+        """
         if self.acceptance is None:
             return {}
         contenders = self.acceptance.contenders
-        return {label: contender.value for label, contender in contenders.items() if label != FOUND}
+        values = {label: contender.value for label, contender in contenders.items() if label != FOUND}
+        if self.kept_regmean is not None:
+            values[PLAIN] = self.kept_regmean.plain_loss
+        return values
+
+    @property
+    def base_losses(self) -> dict[str, float] | None:
+        """The losses of the base on the data of `chosen`, as far as they were measured."""
+        if self.kept_regmean is not None:
+            return self._held_out_base_losses()
+        if self.table is None or BASE not in self.table.cells:
+            return None
+        return {name: cell.loss for name, cell in self.table.cells[BASE].items()}
+
+    def _held_out_base_losses(self) -> dict[str, float] | None:
+        if self.acceptance is None or BASE not in self.acceptance.contenders:
+            return None
+        return dict(self.acceptance.contenders[BASE].losses)
 
     @property
     def mixing_ratio(self) -> dict[str, float]:
@@ -144,7 +196,7 @@ class SearchResult:
         They are proportional to the coefficients; a negative one counts as 0.
         """
         positive = {}
-        for name, value in zip(self.coefficients, self.best.coefficients, strict=True):
+        for name, value in zip(self.plain.coefficients, self.best.coefficients, strict=True):
             positive[name] = max(value, 0.0)
         total = sum(positive.values())
         if not total:
@@ -173,14 +225,16 @@ class SearchResult:
                 of the search.
             bounds (*optional*): Bounds of all coefficients, or by vector. By default those of the search.
             max_sum (`float`, *optional*): Limit of the sum of the coefficients. By default that of the search.
-            without (`Sequence[str]`): Vectors that get the coefficient 0.
+            without (`Sequence[str]`): Vectors that get the coefficient 0. Vectors may be called by the last parts of
+                their names, as in the printed result.
 
         Returns:
             [`Reweighted`]: Coefficients, and the losses to expect. The further they are from the search's own, the
                 less accurate they are.
 
         Raises:
-            `ConfigError`: The method left no statistics, or a name is none of this search.
+            `ConfigError`: The method left no statistics.
+            `CoefficientError`: A name is of no vector of this search.
         """
         if self.model is None:
             raise ConfigError(
@@ -197,7 +251,7 @@ class SearchResult:
         point = best_point(self.model, chosen, region, base_losses).tolist()
         coefficients = dict(zip(self.model.names, point, strict=True))
         losses = self.model.losses(point)
-        config = self.config.with_coefficients(coefficients)
+        config = self.plain.with_coefficients(coefficients)
         return Reweighted(coefficients, losses, chosen.value(losses, base_losses), config)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
@@ -213,15 +267,15 @@ class SearchResult:
         """
         from dem_hub.plotting import plot_search
 
-        before = None
-        if self.table is not None and BASE in self.table.cells:
-            before = self._base_losses()
-        return plot_search([trial.value for trial in self.trials], before, self.chosen.losses, path)
+        values = [trial.value for trial in self.trials]
+        return plot_search(values, self.base_losses, self.chosen.losses, path)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, with_logits: bool = False, exist_ok: bool = False
     ) -> None:
         """Write the recipe, and beside it everything that the search has measured.
+
+        RegMean vectors that are kept are written into `vectors`, where the recipe finds them.
 
         Args:
             save_directory (`str` or `os.PathLike`): The folder. It is also a recipe's, for
@@ -241,9 +295,12 @@ class SearchResult:
         self.cache.save(folder / SEARCH_CACHE, with_logits=with_logits)
         if rank() != 0:
             return  # of several processes, each has logits of its own, and the first one writes what all have
+        config = self.config
+        if self.kept_regmean is not None:
+            config = save_beside(config, folder)
         with atomic_folder(folder, last=RECIPE_CONFIG) as partial:
-            self.config.write(partial, folder)
-            (partial / SEARCH_RESULT).write_text(json.dumps(_to_file(self), indent=1) + "\n", "utf-8")
+            config.write(partial, folder)
+            (partial / SEARCH_RESULT).write_text(json.dumps(to_file(self, folder), indent=1) + "\n", "utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> "SearchResult":
@@ -263,8 +320,9 @@ class SearchResult:
         data = read_json(path, non_finite=True)
         check_version(data, str(path))
         try:
-            file = from_json(_File, data, str(path))
-            best = _trial_at(file.best, file.trials)
+            file = from_json(ResultFile, data, str(path))
+            best = file.best_trial
+            regmean = None if file.regmean is None else file.regmean.outcome(path)
         except ConfigError as error:
             raise ConfigError(f"{path} is not a whole search result. {error} Save it again.") from error
         return cls(
@@ -284,6 +342,7 @@ class SearchResult:
             model=file.model,
             notes=file.notes,
             refinement=file.refinement,
+            regmean=regmean,
             cache=MeasurementCache(Path(folder) / SEARCH_CACHE),
         )
 
@@ -298,79 +357,15 @@ class SearchResult:
         """Return the search's bounds, with other bounds of all vectors or of some, and 0 for those `without`."""
         assert self.model is not None
         names = self.model.names
-        if bounds is None:
-            changes = {}
-        elif isinstance(bounds, Mapping):
-            changes = dict(bounds)
-        else:
+        changes: dict[str, tuple[float, float]] = {}
+        if isinstance(bounds, Mapping):
+            full = full_names(bounds, names, "this search")
+            changes = {full[name]: pair for name, pair in bounds.items()}
+        elif bounds is not None:
             changes = dict.fromkeys(names, bounds)
-        changes |= dict.fromkeys(without, (0.0, 0.0))
-        # A folder may be given by another path than in the search.
-        known = {canonical_name(name): name for name in names}
-        changes = {known.get(canonical_name(name), name): pair for name, pair in changes.items()}
-        unknown = sorted(set(changes) - set(names))
-        if unknown:
-            raise ConfigError(
-                f"This search has no vector {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, names))}."
-            )
+        changes |= dict.fromkeys(full_names(without, names, "this search").values(), (0.0, 0.0))
         pairs = dict(zip(names, self.bounds, strict=True)) | changes
         return [pairs[name] for name in names]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """The content of search_result.json: its keys, in order."""
-
-    format_version: int
-    best: Point
-    trials: tuple[Trial, ...]
-    objective: Objective
-    bounds: Bounds
-    table: Mapping[str, Mapping[str, Cell]] | None
-    acceptance: Acceptance | None
-    model: LocalModel | None
-    notes: tuple[str, ...]
-    # A search for whole vectors alone has no such key, as its file had none before there were searches by groups.
-    refinement: Refinement | None = None
-    method: str
-    num_forward: float
-    seconds: float
-    tokens: Mapping[str, int]
-    max_sum: float | None
-    num_forward_held_out: float
-
-
-def _to_file(result: SearchResult) -> dict[str, Any]:
-    """Return the JSON data of a result; the recipe and the measurements are in files of their own."""
-    file = _File(
-        format_version=FORMAT_VERSION,
-        best=result.best.coefficients,
-        trials=result.trials,
-        objective=result.objective,
-        bounds=result.bounds,
-        table=None if result.table is None else result.table.cells,
-        acceptance=result.acceptance,
-        model=result.model,
-        notes=result.notes,
-        refinement=result.refinement,
-        method=result.method,
-        num_forward=result.num_forward,
-        seconds=result.seconds,
-        tokens=result.tokens,
-        max_sum=result.max_sum,
-        num_forward_held_out=result.num_forward_held_out,
-    )
-    data: dict[str, Any] = to_json(file)
-    if file.refinement is None:
-        del data["refinement"]
-    return data
-
-
-def _trial_at(point: Point, trials: Sequence[Trial]) -> Trial:
-    for trial in trials:
-        if trial.coefficients == point:
-            return trial
-    raise ConfigError(f"Its best point {list(point)} is none of its {len(trials)} trials.")
 
 
 def _dominates(first: Trial, second: Trial) -> bool:

@@ -34,7 +34,7 @@ class EarlierSearch:
             source = _read(source)
         if isinstance(source, SearchResult):
             # The trial has one coefficient a vector, also where the recipe has one for each group of tensors.
-            coefficients = dict(zip(source.coefficients, source.best.coefficients, strict=True))
+            coefficients = dict(zip(source.plain.coefficients, source.best.coefficients, strict=True))
             return cls(coefficients, source.cache)
         return cls({name: level(value) for name, value in source.coefficients.items()})
 

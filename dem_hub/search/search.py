@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.defaults import (
@@ -31,22 +31,29 @@ from dem_hub.evaluation.columns import with_columns
 from dem_hub.evaluation.reader import Reader, read_and_split
 from dem_hub.hub.references import VectorSource
 from dem_hub.models.measurable import Measurable, tokenizer_loader
-from dem_hub.search.arguments import as_objective, bound_pairs, check, check_granularity
+from dem_hub.search.answer import Answer, accept_answer, refine_answer, try_regmean
+from dem_hub.search.arguments import (
+    as_objective,
+    bound_pairs,
+    check,
+    check_granularity,
+    check_regmean,
+    own_distributions,
+)
 from dem_hub.search.cross_loss import CrossLoss, geometry_flags
-from dem_hub.search.held_out import Acceptance, accept, baseline_points, best_common_point
+from dem_hub.search.held_out import baseline_points
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
+from dem_hub.search.measure.own_inputs import OwnInputs
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator
-from dem_hub.search.per_group import Refinement, refine
-from dem_hub.search.points import Point
-from dem_hub.search.problem import Callback, Problem, Strategy, Trial
+from dem_hub.search.problem import Callback, Problem, Strategy
 from dem_hub.search.provenance import provenance
 from dem_hub.search.result import SearchResult
 from dem_hub.search.resumption import EarlierSearch, ResumeFrom
+from dem_hub.search.session import Session
 from dem_hub.search.solve.local_model import LocalModel
-from dem_hub.search.solve.newton import common_point
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.region import Region, common_bounds
+from dem_hub.search.solve.region import Region
 from dem_hub.search.strategies import choose
 from dem_hub.vectors.comparison import Comparison, compare
 
@@ -54,28 +61,6 @@ if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Session:
-    """Everything that the steps of a search share, once it is loaded; `held_out` is `None` for a score."""
-
-    model: "MergedModel"
-    evaluator: ScoreEvaluator | LossEvaluator
-    problem: Problem
-    held_out: LossEvaluator | None
-    earlier: EarlierSearch
-    cache: MeasurementCache
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """The answer of a search, how it compares on held-out data, and notes for the user."""
-
-    best: Trial
-    acceptance: Acceptance | None = None
-    refinement: Refinement | None = None
-    notes: tuple[str, ...] = ()
 
 
 def search_coefficients(  # noqa: PLR0913  every argument but three has a default
@@ -102,6 +87,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     packing: bool = False,
     logit_bytes: int = LOGIT_BYTES,
     granularity: Granularity = GRANULARITY,
+    regmean: bool | Mapping[str, str] = False,
     dtype: str | None = SEARCH_DTYPE,
     callback: Callback | None = None,
     **model_kwargs: Any,
@@ -143,6 +129,9 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         granularity (`str`, defaults to `"model"`): `model`, one coefficient a vector; `group`, then also one for
             each of its embeddings, attention, MLPs and the rest; `block`, then also one for each of four runs of
             layers and the rest. Such coefficients are kept where they are better on the held-out data.
+        regmean (`bool` or `Mapping[str, str]`, defaults to `False`): Whether to make RegMean vectors too, from what the
+            layers read in the search's own passes, and to keep them, at 1 each, where they are better on the held-out
+            data. Each vector's own distribution is the one whose name ends like the vector's; a mapping names others.
         dtype (`str`, defaults to `"float32"`): Type of the model that is searched on; `None` is the base's own. The
             recipe merges into the base's own in any case. In 16 bits, rounding removes part of what small steps
             change.
@@ -183,6 +172,10 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     region = Region.of(bound_pairs(bounds, len(vectors)), max_sum)
 
     processes.join()
+    own: tuple[str, ...] = ()
+    if regmean is not False:
+        check_regmean(regmean, vectors, region, score, granularity, held_out)
+        own = own_distributions(vectors, eval_datasets or {}, regmean)
     earlier = EarlierSearch.of(resume_from)
     measurements = MeasurementCache(cache, earlier.cache)
     measurable = Measurable(base, vectors, dtype, model_kwargs)
@@ -198,7 +191,17 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         reader = Reader.of_model(measurable.config, load_tokenizer, max_length, packing=packing)
         search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
         model = measurable.model
-        evaluator = LossEvaluator(model, search_windows, measurements, batch_size=batch_size, logit_bytes=logit_bytes)
+        own_inputs = None
+        if own and all(held_out_windows.values()):
+            own_inputs = OwnInputs(model, own)
+        evaluator = LossEvaluator(
+            model,
+            search_windows,
+            measurements,
+            batch_size=batch_size,
+            logit_bytes=logit_bytes,
+            own_inputs=own_inputs,
+        )
         held_out_evaluator = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
     start = earlier.start(evaluator.names)
     problem = Problem(
@@ -211,18 +214,20 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         seed=seed,
         callback=callback,
     )
-    session = _Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
+    session = Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
 
     local_model = _search(session, strategy)
-    answer = _accept(session, local_model)
-    answer = _refine(session, answer, granularity)
+    answer = accept_answer(session, local_model)
+    answer = refine_answer(session, answer, granularity)
+    if own:
+        answer = try_regmean(session, answer, own)
     notes = _notes(session, answer, reason)
     result = _result(session, answer, local_model, strategy.name, notes)
     config = replace(result.config, search=provenance(result, seed))
     return replace(result, config=config, seconds=time.monotonic() - began)
 
 
-def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
+def _search(session: Session, strategy: Strategy) -> LocalModel | None:
     """Let the strategy score points, and return its model of the losses around the best one.
 
     Raises:
@@ -243,64 +248,7 @@ def _search(session: _Session, strategy: Strategy) -> LocalModel | None:
     return local_model
 
 
-def _accept(session: _Session, local_model: LocalModel | None) -> _Answer:
-    """Compare the best trial with the baselines on held-out data, if there is any of each distribution."""
-    problem = session.problem
-    held_out_evaluator = session.held_out
-    if held_out_evaluator is None:
-        return _Answer(problem.best)
-    missing = []
-    for name, windows in held_out_evaluator.data.items():
-        if not windows:
-            missing.append(f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)")
-    if missing:
-        note = f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
-        return _Answer(problem.best, notes=(note,))
-
-    names = problem.evaluator.names
-    common = _best_common_point(problem, held_out_evaluator, local_model)
-    baselines = baseline_points(names, common, session.earlier.unchanged(names))
-    inside = {label: point for label, point in baselines.items() if problem.is_inside(point)}
-    accepted = accept(held_out_evaluator, problem.objective, problem.best.coefficients, inside)
-    if accepted.is_found:
-        return _Answer(problem.best, accepted)
-    chosen = accepted.contenders[accepted.chosen]
-    note = (
-        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats "
-        f"(standard error {chosen.error:.4f}), and is what is returned."
-    )
-    return _Answer(problem.evaluate(chosen.coefficients), accepted, notes=(note,))
-
-
-def _best_common_point(
-    problem: Problem, held_out_evaluator: LossEvaluator, local_model: LocalModel | None
-) -> Point | None:
-    """Return the best common coefficient on held-out data as a point, or `None` if the region has no such point."""
-    low, high = common_bounds(problem.region)
-    if problem.count < 2 or low > high:
-        return None
-    # The search's statistics say where to begin.
-    if local_model is not None:
-        guess = float(common_point(local_model, problem.objective, problem.region, problem.base_losses)[0])
-    else:
-        guess = sum(problem.best.coefficients) / problem.count
-    return best_common_point(held_out_evaluator, problem.objective, problem.region, guess)
-
-
-def _refine(session: _Session, answer: _Answer, granularity: Granularity) -> _Answer:
-    """Search by groups, if that is asked for and there is held-out data to accept the answer on."""
-    if session.held_out is None or granularity == "model":
-        return answer
-    if answer.acceptance is None:
-        note = (
-            f"Coefficients by {granularity} were not looked for: held-out data of each distribution must accept them."
-        )
-        return replace(answer, notes=(*answer.notes, note))
-    refinement, notes = refine(session.problem, session.held_out, answer.best, granularity)
-    return replace(answer, refinement=refinement, notes=(*answer.notes, *notes))
-
-
-def _notes(session: _Session, answer: _Answer, reason: str) -> tuple[str, ...]:
+def _notes(session: Session, answer: Answer, reason: str) -> tuple[str, ...]:
     """Return what the user should know, in the order in which it happened, and log it."""
     problem = session.problem
     notes = [reason] if reason else []
@@ -319,7 +267,7 @@ def _notes(session: _Session, answer: _Answer, reason: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _complete_table(session: _Session) -> CrossLoss | None:
+def _complete_table(session: Session) -> CrossLoss | None:
     """Return a cross-loss table with every vector: of the search data if it is there, else of the held-out data."""
     if session.held_out is None:
         return None
@@ -336,7 +284,7 @@ def _geometry(model: "MergedModel") -> Comparison:
 
 
 def _result(
-    session: _Session, answer: _Answer, local_model: LocalModel | None, method: str, notes: tuple[str, ...]
+    session: Session, answer: Answer, local_model: LocalModel | None, method: str, notes: tuple[str, ...]
 ) -> SearchResult:
     """Put the record together; its recipe does not say yet how the coefficients were found."""
     problem = session.problem
@@ -355,9 +303,15 @@ def _result(
         num_forward_held_out += refinement.num_forward_held_out
         if refinement.is_kept:
             coefficients = dict(refinement.coefficients)
+    # The dtype is that of the search; a recipe without one merges into the base's own.
+    config = replace(session.model.dem.config.with_coefficients(coefficients), dtype=None)
+    regmean = answer.regmean
+    if regmean is not None:
+        num_forward_held_out += regmean.num_forward_held_out
+        if regmean.is_kept and regmean.recipe is not None:
+            config = regmean.recipe
     return SearchResult(
-        # The dtype is that of the search; a recipe without one merges into the base's own.
-        config=replace(session.model.dem.config.with_coefficients(coefficients), dtype=None),
+        config=config,
         method=method,
         best=answer.best,
         trials=tuple(problem.trials),
@@ -373,5 +327,6 @@ def _result(
         model=local_model,
         notes=notes,
         refinement=refinement,
+        regmean=regmean,
         cache=session.cache,
     )

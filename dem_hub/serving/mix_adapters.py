@@ -8,12 +8,13 @@ mixes is limited.
 import atexit
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from dem_hub.errors import AdapterError, ConfigError, DemHubError
+from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.strict_json import shown
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
@@ -31,7 +32,7 @@ class MixAdapters:
     Args:
         permitted ([`Permitted`]): What may be mixed.
         folder (`Path`, *optional*): Where the adapters lie, each in a folder of its own. Defaults to a temporary folder,
-            which is made for the first of them and deleted when the process ends.
+            which is made for the first of them and deleted when the process ends, or by the next one if it is killed.
     """
 
     def __init__(self, permitted: Permitted, folder: Path | None = None) -> None:
@@ -91,8 +92,9 @@ class MixAdapters:
                 "raise max_mixes and start it again."
             )
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="dem_hub-mixes-"))
-            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+            until_the_end = ExitStack()
+            atexit.register(until_the_end.close)
+            self._folder = until_the_end.enter_context(scratch_folder())
         target = self._folder / str(len(self._made))
         rank = self._permitted.max_rank
         adapter = export_adapter(opening(), target, rank=rank)

@@ -90,6 +90,8 @@ def transform(
     transformation: Transformation,
     encoder: Encoder,
     device: torch.device,
+    *,
+    allow_base_mismatch: bool = False,
 ) -> list[DistributionVector]:
     """Return the transformed vectors, in the order of the vectors. Their files are temporary until they are saved.
 
@@ -99,11 +101,14 @@ def transform(
         transformation ([`Transformation`]): What changes their deltas.
         encoder ([`Encoder`]): How deltas are stored that are no product of two factors.
         device (`torch.device`): Where it is computed.
+        allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept another base with the same names and
+            shapes.
 
     Raises:
         `BaseMismatchError`, `AdapterError`: If a vector does not fit the base.
+        `CheckpointError`: If a file of the base or of a vector changes meanwhile.
     """
-    stored = all_deltas(vectors, base)
+    stored = all_deltas(vectors, base, allow_base_mismatch=allow_base_mismatch)
     record = {
         "name": transformation.name,
         "vectors": [_record(vector) for vector in vectors],
@@ -118,6 +123,8 @@ def transform(
             facts["training"] = dict(vector.config.training)
         write = partial(_write, base=base, source=source, encoder=encoder, name=vector.name, facts=facts)
         transformed.append(DistributionVector.written_by(write))
+    for vector in vectors:
+        vector.check_unchanged()
     return transformed
 
 

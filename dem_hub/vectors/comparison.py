@@ -15,6 +15,7 @@ from torch import Tensor
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, inner
+from dem_hub.hub.report import Report, Table
 from dem_hub.numerics.slices import full_index, row_blocks
 from dem_hub.vectors.vector import DistributionVector
 
@@ -35,6 +36,17 @@ class Comparison:
     norms: tuple[float, ...]
     cosines: tuple[tuple[float, ...], ...]
     overlaps: tuple[tuple[float, ...], ...]
+
+    def _repr_html_(self) -> str:
+        return self.report().html()
+
+    def report(self) -> Report:
+        """Return norms and cosines as a table. Columns have numbers, as names would be too wide."""
+        numbers = [f"[{number}]" for number in range(1, len(self.names) + 1)]
+        rows = []
+        for number, name, norm, cosines in zip(numbers, self.names, self.norms, self.cosines, strict=True):
+            rows.append((f"{number} {name}", f"{norm:.4g}", *(f"{cosine:.4f}" for cosine in cosines)))
+        return Report("cosines", (Table(("", "norm", *numbers), rows),))
 
 
 def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[str] | None = None) -> Comparison:

@@ -20,6 +20,7 @@ from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
 from dem_hub.files.names import CARD, MODEL_FILES, STORE_CHANGE, STORE_CONFIG
 from dem_hub.files.side_files import side_files_of
+from dem_hub.files.sizes import format_size
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import Change, Head, PushOptions, push
@@ -28,6 +29,7 @@ from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.listing import licenses
 from dem_hub.hub.preview import announce
 from dem_hub.hub.references import BaseRecord, HubId, VectorSource
+from dem_hub.hub.report import Report, Table
 from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.copies import copy_vector
@@ -183,6 +185,13 @@ class VectorStore(Mapping[str, DistributionVector]):
 
     def __repr__(self) -> str:
         return f"VectorStore('{self.source}', base='{self.base}', vectors=[{', '.join(self)}])"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, member in self.members.items():
+            rows.append((name, member.codec, format_size(member.nbytes), short_hash(member.sha256)))
+        table = Table(("vector", "codec", "size", "sha256"), rows)
+        return Report(f"Vectors in {self.source}", ((f"base    {self.base}",), table)).html()
 
     @property
     def base(self) -> BaseRecord:

@@ -45,8 +45,10 @@ from dem_hub.vectors.extraction import extract
 from dem_hub.vectors.folder import is_vector_file
 from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.reader import read_adapter
+from dem_hub.vectors.lora.summary import AdaptedModule, adapted_modules
 from dem_hub.vectors.publishing import push_vector
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
+from dem_hub.vectors.report import vector_report
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -290,6 +292,9 @@ class DistributionVector:
     def __repr__(self) -> str:
         return f"DistributionVector('{self.source}', base='{self.base}', codec='{self.codec}', {self.nbytes:,} bytes)"
 
+    def _repr_html_(self) -> str:
+        return vector_report(self, self.name).html()
+
     @property
     def name(self) -> str:
         """The name of the vector in recipes and in `set_coefficients`: its id or path, with its subfolder."""
@@ -321,13 +326,14 @@ class DistributionVector:
         return sum((self.folder / name).stat().st_size for name in self.file_names if name.endswith(SAFETENSORS))
 
     def tensor_bytes(self) -> dict[str, int]:
-        """Return the size of each tensor's parts in bytes, without headers, by the base's checkpoint key.
-
-        A plain adapter has none. Raises what [`DistributionVector.deltas`] raises for files that are not whole.
-        """
+        """Return the size of each tensor's parts in bytes, by the base's checkpoint key; empty for a plain adapter."""
         if self.config is None:
             return {}
         return tensor_sizes(self.config, part_sizes(self.folder, self.config))
+
+    def adapted_modules(self) -> dict[str, AdaptedModule]:
+        """Return the modules of a plain adapter with their ranks and, where its weights are here, their norms."""
+        return adapted_modules(self.folder, self._adapter_config, with_norms=self.remote is None)
 
     @cached_property
     def sha256(self) -> str:
@@ -355,8 +361,7 @@ class DistributionVector:
             `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint key.
 
         Raises:
-            `BaseMismatchError`: If it is another base or revision, or shapes differ. Both are named, with the first
-                tensor that differs.
+            `BaseMismatchError`: If base, revision or shapes differ. Both are named, with the first tensor that differs.
             `AdapterError`: If an adapter does not fit the base.
         """
         if self.config is not None:
@@ -386,8 +391,7 @@ class DistributionVector:
             base (`str` or `os.PathLike`): Hub id or folder of the base.
 
         Returns:
-            `torch.Tensor`: The delta in float32, in the shape of the base's tensor; zeros if the vector does not
-                change it.
+            `torch.Tensor`: The delta in float32, of the base's shape; zeros where the vector changes nothing.
         """
         opened = open_base(resolve(VectorSource.parse(base), MODEL_FILES))
         shape = opened.checkpoint[name].shape

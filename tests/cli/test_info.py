@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dem_hub import DEMModel, DistributionVector
 from tests.cli.running import run
@@ -15,10 +17,10 @@ from tests.support.tiny_models import Models, Zoo, load_tensors, read_deltas
 def test_info_of_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
     folder = zoo.vector("llama-tied", "bfloat16", "lossy")
     out = run(capsys, "info", folder)
-    assert f"base   {zoo.models('llama-tied').base}" in out
+    assert f"base    {zoo.models('llama-tied').base}" in out
     assert "lowrank dtype=float32 rank=4" in out
     deltas = read_deltas(folder)
-    table = {line.split()[0]: line.split() for line in out.splitlines()[4:]}
+    table = {line.split()[0]: line.split() for line in out.splitlines()[6:]}
     assert list(table) == ["model.embed_tokens.weight", "model.layers.0", "model.layers.1", "model.norm.weight"]
     assert table["model.layers.0"][1] == "dense+lowrank"
     config = DistributionVector.from_pretrained(folder).config
@@ -71,8 +73,47 @@ def test_info_of_a_recipe(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytes
         tmp_path / "recipe"
     )
     out = run(capsys, "info", tmp_path / "recipe")
-    assert f"+0.4000 * {zoo.vector('llama-tied')}" in out
+    assert re.search(rf"^{zoo.vector('llama-tied')} +\+0\.4000$", out, re.MULTILINE)
     assert "stochastic rounding, seed 0" in out
     report = json.loads(run(capsys, "info", "--json", tmp_path / "recipe"))
     assert report["items"][0]["kind"] == "recipe"
     assert report["comparison"] is None
+
+
+def test_info_of_an_adapter_by_layer(tmp_path: Path, zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layer 2 before layer 10; ranks and norms as those of PEFT's own scale * B @ A."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer, rank in [(10, 3), (2, 2), (0, 2)]:
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
+        tensors[f"{name}A.weight"] = torch.randn(rank, 8, generator=generator)
+        tensors[f"{name}B.weight"] = torch.randn(8, rank, generator=generator)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "rank_pattern": {"layers.10.self_attn.q_proj": 3}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lines = run(capsys, "info", tmp_path).split("\n\n")[2].splitlines()
+    assert lines[0].split() == ["layer", "rank", "size", "norm"]
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["model.layers.0", "2"],
+        ["model.layers.2", "2"],
+        ["model.layers.10", "3"],
+    ]
+    for line, layer, rank in zip(lines[1:], (0, 2, 10), (2, 2, 3), strict=True):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
+        delta = 6 / rank * tensors[f"{name}B.weight"].double() @ tensors[f"{name}A.weight"].double()
+        assert float(line.split()[-1]) == pytest.approx(float(delta.norm()), rel=1e-3)
+    modules = json.loads(run(capsys, "info", "--json", tmp_path))["items"][0]["modules"]
+    assert modules["model.layers.10.self_attn.q_proj"]["rank"] == 3
+
+
+def test_info_compares_two_recipes(zoo: Zoo, llama: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vector = str(zoo.vector("llama-tied"))
+    recipe = DEMModel.from_pretrained(llama.base, vectors={vector: 0.4}).dem.config
+    recipe.save_pretrained(tmp_path / "one")
+    recipe.with_coefficients({vector: 0.5}).save_pretrained(tmp_path / "two")
+    last = run(capsys, "info", tmp_path / "one", tmp_path / "two").split("\n\n")[-1]
+    assert [line.split() for line in last.splitlines()[1:]] == [[vector, "+0.4000", "+0.5000"]]
+    recipe.save_pretrained(tmp_path / "two")
+    assert "Nothing that decides about the merged weights differs." in run(
+        capsys, "info", tmp_path / "one", tmp_path / "two"
+    )

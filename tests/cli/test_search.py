@@ -28,25 +28,10 @@ def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys
     result = SearchResult.from_pretrained(tmp_path / "found")
     assert result.method == "gauss_newton"
     assert DEMModel.from_pretrained(tmp_path / "found").dem.coefficients == result.coefficients
-    tables = out.split("\n\n")
-    assert [table.splitlines()[0].split("  ")[0] for table in tables[:3]] == [
-        "loss, 1 of each (error)",
-        "held-out loss",
-        "vector",
-    ]
-    assert [line.split()[0] for line in tables[0].splitlines()[1:]] == ["base", "up", "down"]
-    assert [line.split("  ")[0] for line in tables[1].splitlines()[1:]] == [
-        "found",
-        "base",
-        "up alone",
-        "down alone",
-        "1/N",
-        "common",
-    ]
-    for line, value in zip(tables[2].splitlines()[1:], result.coefficients.values(), strict=True):
-        assert float(line.split()[1]) == pytest.approx(value, abs=1e-4)
-    assert tables[3].startswith(
-        f"gauss_newton: {len(result.trials)} trials, {result.num_forward:.4g} forward passes over {2 * 18 * 19} tokens"
+    # The same text as in Python, but for where it is saved and the next command.
+    printed = str(result).rpartition("\n\n")[0]
+    assert out.startswith(
+        f"{printed}\n\nSaved in {tmp_path / 'found'}: the recipe and all that was measured.\nNext: dem-hub merge "
     )
     assert (tmp_path / "search.svg").read_bytes().startswith(b"<?xml")
 
@@ -170,3 +155,58 @@ def test_mistakes_are_one_message(
 ) -> None:
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def crossed_command(crossed: Counters, tmp_path: Path) -> list[str]:
+    """A search of two vectors whose data have other names than they."""
+    arguments = ["search", str(crossed.base), "-o", str(tmp_path / "found"), "--max-forward", "4", "--regmean"]
+    for name, data in (("first", "one"), ("second", "second")):
+        file = tmp_path / f"{data}.jsonl"
+        file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in crossed.data[name]))
+        arguments += ["--vector", crossed.vectors[name], "--data", f"{data}={file}"]
+    return arguments
+
+
+def test_regmean(
+    crossed_command: list[str], crossed: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which of the two is kept, by how much, and the figures of the other one, in a text and as JSON."""
+    own = ["--own-data", "first=one"]
+    assert main([*crossed_command, *own]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "found"
+    result = SearchResult.from_pretrained(folder)
+    assert result.regmean is not None
+    assert result.regmean.note() in out
+    assert result.regmean.note().endswith("kept.")
+    rows = out.split("\n\n")[1].splitlines()[1:]
+    assert [row.split()[:2] for row in rows] == [[name, "+1.0000"] for name in crossed.vectors]
+    first, second = result.plain.coefficients.values()
+    assert f"The plain DEM: {first:+.4f} * first, {second:+.4f} * second" in out
+    assert DEMModel.from_pretrained(folder).dem.coefficients == result.coefficients
+
+    assert main([*crossed_command, *own, "--json", "--overwrite"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["coefficients"] == {f"{folder}//vectors/{name}": 1.0 for name in crossed.vectors}
+    assert data["regmean"] == {
+        "kept": True,
+        "gain": -result.regmean.contender.difference,
+        "error": result.regmean.contender.error,
+        "held_out_loss": data["held_out_loss"],
+        "plain_held_out_loss": data["baselines"]["plain"],
+        "plain_coefficients": {crossed.vectors["first"]: first, crossed.vectors["second"]: second},
+        "own_data": {crossed.vectors["first"]: "one", crossed.vectors["second"]: "second"},
+    }
+
+
+def test_regmean_does_not_guess_whose_data_is_whose(
+    crossed_command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(crossed_command) == 2
+    assert "/first' was trained on is not known" in capsys.readouterr().err
+    assert main([*crossed_command, "--own-data", "first"]) == 2
+    assert "--own-data 'first' is not NAME=VALUE" in capsys.readouterr().err
+    crossed_command.remove("--regmean")
+    assert main([*crossed_command, "--own-data", "first=one"]) == 2
+    assert "--own-data is for --regmean" in capsys.readouterr().err

@@ -19,14 +19,25 @@ import torch
 from dem_hub import DEMConfig, DistributionVector, VectorStore
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs.listing import OFFERED
 from dem_hub.errors import DemHubError
-from dem_hub.files.names import MODEL_FILES
+from dem_hub.files.names import MERGED_FILES, MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.input_statistics.moments import Moments
+from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
+from dem_hub.mergekit.document import Document
+from dem_hub.merging.opening import open_base_and_vectors
+from dem_hub.merging.tokenizer_files import base_vocabulary, with_tokens
+from dem_hub.models.export import export
+from dem_hub.models.manifest import Manifest
+from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.slices import full_index
+from dem_hub.serving.permitted import Permitted
 from dem_hub.vectors.config import _checksum
+from tests.support.new_tokens import save_words
 from tests.support.tiny_models import Zoo, edit_json, edit_vector, reshard
 from tests.support.type_confusion import confuse_often
 
@@ -295,7 +306,66 @@ def a_base(zoo: Zoo, folder: Path) -> Confused:
     return Confused(folder / "config.json", lambda: Base(resolve(source, MODEL_FILES)).architecture)
 
 
-# How many files of each kind: 10,200 together. transformers takes milliseconds for the config of a model.
+def input_statistics(zoo: Zoo, folder: Path) -> Confused:
+    some = Moments(torch.ones(4, 2).double(), torch.ones(2).double(), torch.ones(4).double())
+    inputs = (LayerInput(("k", "q"), some), LayerInput(("embed",), Moments.of_diagonal(torch.ones(5).double())))
+    InputStatistics(inputs, 40, "0123456789abcdef").save_pretrained(folder)
+
+    def use() -> None:
+        read = InputStatistics.from_pretrained(folder)
+        assert len(read.moments) == sum(len(item.keys) for item in read.inputs)
+
+    return Confused(folder / "input_statistics.json", use)
+
+
+def a_list_of_mixes(zoo: Zoo, folder: Path) -> Confused:
+    path = folder / "mixes.json"
+    limits = {"base": "org/base", "max_rank": 16, "max_error": 0.05, "max_mixes": 5, "format_version": 1}
+    path.write_text(json.dumps({"vectors": {"maths": "me/maths", "chat": "me/chat@main//x"}, "recipes": {}, **limits}))
+    return Confused(path, lambda: Permitted.read(path))
+
+
+def a_manifest(zoo: Zoo, folder: Path) -> Confused:
+    vectors = {str(zoo.vector("llama-tied")): 0.5}
+    opened = open_base_and_vectors(VectorSource(str(zoo.models("llama-tied").base)), vectors)
+    export(PlannedModel.of(opened), folder / "merged")
+
+    def use() -> None:
+        manifest = Manifest.read(folder / "merged")
+        assert manifest is not None
+        assert manifest.names_there(folder / "merged") <= {*manifest.files, *manifest.others, MERGED_FILES}
+
+    return Confused(folder / "merged" / MERGED_FILES, use)
+
+
+def a_tokenizer_config(zoo: Zoo, folder: Path) -> Confused:
+    save_words(folder, 20, ["<reserved>"])
+    path = folder / "tokenizer_config.json"
+    edit_json(path, added_tokens_decoder={"19": {"content": "<reserved>", "special": True}})
+
+    def use() -> None:
+        files = {file.name: file for file in folder.iterdir()}
+        with_tokens(files, base_vocabulary(files), {"<new>": Token(20), "<renamed>": Token(19)})
+
+    return Confused(path, use)
+
+
+def a_config_of_mergekit(zoo: Zoo, folder: Path) -> Confused:
+    """Each JSON is YAML."""
+    models = zoo.models("llama-tied")
+    path = folder / "config.yml"
+    weight = {"weight": [{"filter": "mlp", "value": 0.5}, {"value": 0.5}], "density": 0.5}
+    inputs = [
+        {"model": str(models.full), "parameters": weight},
+        {"model": {"model": {"path": str(models.low)}}, "parameters": {"weight": 0.3, "density": 1.0}},
+    ]
+    others = {"parameters": {"normalize": False}, "dtype": "bfloat16", "tokenizer": {"source": "union"}}
+    path.write_text(json.dumps({"merge_method": "ties", "base_model": str(models.base), "models": inputs, **others}))
+    return Confused(path, lambda: Document.read(path))
+
+
+# How many files of each kind: 11,500 together. transformers takes milliseconds for the config of a model, and PyYAML a
+# second for a list of 10,000 numbers.
 CONFUSED: dict[str, tuple[Callable[[Zoo, Path], Confused], int]] = {
     "recipe": (a_recipe, 2000),
     "vector": (a_vector, 2000),
@@ -304,6 +374,11 @@ CONFUSED: dict[str, tuple[Callable[[Zoo, Path], Confused], int]] = {
     "index": (an_index, 1500),
     "header": (a_header, 1000),
     "base": (a_base, 200),
+    "input statistics": (input_statistics, 300),
+    "mixes": (a_list_of_mixes, 300),
+    "manifest": (a_manifest, 300),
+    "tokenizer config": (a_tokenizer_config, 300),
+    "mergekit": (a_config_of_mergekit, 100),
 }
 
 

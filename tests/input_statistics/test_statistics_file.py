@@ -55,6 +55,7 @@ def test_none_are_there(tmp_path: Path) -> None:
         ({"tokens": "40"}, "tokens"),
         ({"inputs": {"k": ["q"]}}, "'k'"),
         ({"inputs": {"k": "k"}}, "inputs"),
+        ({"inputs": {"k": ["k", "q"], "q": ["q"]}}, "more than one input"),
         ({"format_version": 99}, "Upgrade"),
         ({"unknown": 1}, "unknown"),
     ],

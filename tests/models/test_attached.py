@@ -1,6 +1,7 @@
 """`model.dem`: coefficients changed in place, and other recipes over the same base."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,21 @@ def test_switching_to_another_base(zoo: Zoo, llama: Models, tmp_path: Path) -> N
     with pytest.raises(BaseMismatchError, match="Load it as a model of its own"):
         model.dem.switch(tmp_path / "other")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_that_is_lent(zoo: Zoo, fails: bool) -> None:
+    """It has the other recipe's bits meanwhile, and its own afterwards, also after an error."""
+    base, first, second = base_and_two_vectors(zoo, "llama-tied")
+    model = DEMModel.from_pretrained(base, vectors={first: 0.3}, dtype="bfloat16")
+    own = {name: tensor.clone() for name, tensor in state_of(model).items()}
+    other = DEMModel.from_pretrained(base, vectors={second: 1.0}, dtype="bfloat16")
+    opened = other.dem.open()
+    with pytest.raises(KeyError) if fails else nullcontext(), model.dem.lent(opened):
+        assert model.dem.config == other.dem.config
+        assert model.dem.open() is opened
+        assert same_tensors(state_of(model), state_of(other))
+        if fails:
+            raise KeyError
+    assert list(model.dem.coefficients.values()) == [0.3]
+    assert same_tensors(state_of(model), own)

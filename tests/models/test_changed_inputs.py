@@ -11,9 +11,12 @@ from dem_hub.errors import CheckpointError
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import open_base_and_vectors
+from dem_hub.models import lora_export
 from dem_hub.models.export import export
 from dem_hub.models.lora_export import export_adapter
 from dem_hub.models.planned import PlannedModel
+from dem_hub.transformations import ties
+from dem_hub.vectors.writer import VectorWriter
 from tests.files.test_states import CHANGES
 from tests.support.tiny_models import Zoo
 
@@ -83,8 +86,6 @@ def test_while_a_model_loads(inputs: dict[str, Path], monkeypatch: pytest.Monkey
 
 
 def test_while_a_vector_is_extracted(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dem_hub.vectors.writer import VectorWriter
-
     models = zoo.models("llama-tied")
     shutil.copytree(models.full, tmp_path / "full")
     real = VectorWriter.close
@@ -96,6 +97,41 @@ def test_while_a_vector_is_extracted(zoo: Zoo, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(VectorWriter, "close", close)
     with pytest.raises(CheckpointError, match=r"full/model.safetensors' was written to"):
         DistributionVector.extract(models.base, tmp_path / "full", codec="dense")
+
+
+@pytest.mark.parametrize("change", ["replaced", "written in place"])
+@pytest.mark.parametrize("side", FILES)
+def test_at_the_end_of_an_adapter(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str, change: str
+) -> None:
+    """The last tensor has been read, and nothing after it would notice."""
+    opened = open_base_and_vectors(VectorSource(str(inputs["base"])), {str(inputs["vector"]): 0.5})
+    real = lora_export._refuse
+
+    def refuse(*arguments: Any) -> None:
+        CHANGES[change][0](inputs[side] / FILES[side])
+        real(*arguments)
+
+    monkeypatch.setattr(lora_export, "_refuse", refuse)
+    with pytest.raises(CheckpointError, match="Files changed while they were in use"):
+        export_adapter(opened, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "vector"]
+
+
+@pytest.mark.parametrize("change", ["replaced", "written in place"])
+@pytest.mark.parametrize("side", FILES)
+def test_at_the_end_of_a_transformation(
+    inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, side: str, change: str
+) -> None:
+    real = VectorWriter.close
+
+    def close(self: VectorWriter, *rest: Any, **options: Any) -> object:
+        CHANGES[change][0](inputs[side] / FILES[side])
+        return real(self, *rest, **options)
+
+    monkeypatch.setattr(VectorWriter, "close", close)
+    with pytest.raises(CheckpointError, match="Files changed while they were in use"):
+        ties(inputs["base"], {str(inputs["vector"]): 1.0}, density=0.5)
 
 
 def test_a_vector_that_is_replaced_while_it_is_open(zoo: Zoo, inputs: dict[str, Path]) -> None:

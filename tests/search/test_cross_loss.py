@@ -1,13 +1,10 @@
 """The cross-loss table and what it says about vectors."""
 
-import math
 from collections.abc import Mapping
 
 import pytest
-import torch
 
-from dem_hub.evaluation.windows import Window
-from dem_hub.search.cross_loss import Cell, CrossLoss, clustered_error, geometry_flags, own_distribution
+from dem_hub.search.cross_loss import Cell, CrossLoss, geometry_flags, own_distribution
 from dem_hub.vectors.comparison import Comparison
 
 
@@ -57,28 +54,3 @@ def test_geometry(norms: tuple[float, ...], cosine: float, said: list[str]) -> N
     flags = geometry_flags(Comparison(("a", "b", "c"), norms, cosines, cosines))
     assert [any(text in flag for flag in flags) for text in said] == [True] * len(said)
     assert len(flags) == len(said)
-
-
-def test_the_error_is_over_documents() -> None:
-    """A document of ten equal windows says as much as one of one."""
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(40, generator=generator, dtype=torch.float64)
-    once = [Window((), (), document) for document in range(40)]
-    often = [Window((), (), document) for document in range(40) for _ in range(10)]
-    one = clustered_error(means * 5, [5] * 40, once)
-    assert clustered_error(means.repeat_interleave(10) * 5, [5] * 400, often) == pytest.approx(one)
-    assert one == pytest.approx(float(means.std()) / math.sqrt(40), rel=1e-6)
-    assert clustered_error(means * 5, [5] * 40, [Window((), (), 7)] * 40) == one  # one long text, by its windows
-    assert math.isnan(clustered_error(means[:1], [5], once[:1]))
-
-
-def test_the_error_is_that_of_many_draws() -> None:
-    """Against the spread of the estimate itself, over samples of documents of unequal length."""
-    generator = torch.Generator().manual_seed(1)
-    estimates, errors = [], []
-    for _ in range(400):
-        tokens = torch.randint(1, 20, (60,), generator=generator)
-        totals = tokens * (2 + torch.randn(60, generator=generator, dtype=torch.float64))
-        estimates.append(float(totals.sum() / tokens.sum()))
-        errors.append(clustered_error(totals, tokens.tolist(), [Window((), (), document) for document in range(60)]))
-    assert sum(errors) / len(errors) == pytest.approx(float(torch.tensor(estimates).std()), rel=0.1)

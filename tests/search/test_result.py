@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
 from dem_hub import DEMModel, SearchResult
-from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
 from dem_hub.search.solve.local_model import LocalModel, Quadratic
 from dem_hub.search.solve.objective import Objective
 from tests.support.counting_models import Counters
@@ -18,10 +20,48 @@ from tests.support.fresh_losses import fresh
 
 
 def test_printed(result: SearchResult) -> None:
-    text = str(result)
-    assert text.splitlines()[0] == str(result.config.base)
-    assert all(f"+ {value} * {name}" in text for name, value in result.coefficients.items())
-    assert f"{result.method}: mean {result.loss:.5f}, in " in text
+    """As the shell does: the tables, each figure in them, what held-out data said, every note, and what comes next."""
+    parts = str(result).split("\n\n")
+    assert parts[0] == f"Search on {result.config.base}"
+    coefficients, table, held_out = (part.splitlines() for part in parts[1:4])
+    names = ["up", "down", "threes"]
+    assert [line.split()[:2] for line in coefficients[1:]] == [
+        [name, f"{value:+.4f}"] for name, value in zip(names, result.coefficients.values(), strict=True)
+    ]
+    assert [line.split()[0] for line in table[1:]] == ["base", *names]
+    assert result.table is not None
+    for line, cells in zip(table[1:], result.table.cells.values(), strict=True):
+        assert re.findall(r"[\d.]+", line) == [
+            f"{number:.4f}" for cell in cells.values() for number in vars(cell).values()
+        ]
+    assert result.acceptance is not None
+    labels = [
+        label.replace(str(Path(name).parent) + "/", "")
+        for label in result.acceptance.contenders
+        for name in [next(iter(result.coefficients))]
+    ]
+    assert [re.split("  +", line)[0] for line in held_out[1:]] == labels
+    for line, contender in zip(held_out[1:], result.acceptance.contenders.values(), strict=True):
+        assert all(f"{loss:.4f}" in line for loss in [*contender.losses.values(), contender.value])
+        assert f"{contender.difference:+.4f} ({contender.error:.4f})" in line
+    assert parts[4].startswith(
+        f"{result.method}: {len(result.trials)} trials, {result.num_forward:.4g} forward passes over"
+    )
+    assert all(note in str(result) for note in result.notes)
+    assert parts[-1].startswith("Next: ")
+
+
+def test_shown_in_a_notebook(result: SearchResult) -> None:
+    """The same cells as in the printed text, and no markup of others."""
+    risky = replace(result, notes=("<script>alert(1)</script>\x1b[2J",))
+    page = risky._repr_html_()
+    root = ElementTree.fromstring(page)
+    cells = [cell.text for cell in root.iter() if cell.tag in ("td", "th")]
+    assert len(cells) > 30
+    printed = str(risky)
+    assert all(cell in printed for cell in cells if cell)
+    assert "<script>" not in page
+    assert "\x1b" not in page
 
 
 def test_saved_and_read_again(result: SearchResult, tmp_path: Path) -> None:
@@ -88,8 +128,14 @@ def test_reweighting_for_other_wishes(result: SearchResult, counters: Counters) 
     assert tight.coefficients[threes] <= 0.1
     worst = result.reweight("worst")
     assert max(worst.losses.values()) <= max(result.reweight().losses.values()) + 1e-6
-    with pytest.raises(ConfigError, match="This search has no vector 'other'"):
+    with pytest.raises(CoefficientError, match="No vector of this search is called 'other'"):
         result.reweight(without=["other"])
+
+
+def test_vectors_go_by_the_names_that_are_printed(result: SearchResult, counters: Counters) -> None:
+    by_name = result.reweight(bounds={counters.vectors["threes"]: (0.0, 0.1)}, without=[counters.vectors["down"]])
+    assert result.reweight(bounds={"threes": (0.0, 0.1)}, without=["down"]) == by_name
+    assert result.config.with_coefficients({"up": 0.25}).coefficients[counters.vectors["up"]] == 0.25
 
 
 def test_reweighting_without_negative_coefficients(result: SearchResult) -> None:

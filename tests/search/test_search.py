@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
-from dem_hub.cli.search import result_tables
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.search import Grid, Trial
 from tests.support.counting_models import STEPS, Counters, counting
@@ -238,4 +237,4 @@ def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult
     found = search("up", data={"tiny": [[1, 2, 3]]})
     assert found.tokens == {"tiny": 2}
     assert any("there is none of 'tiny' (2 tokens to search on)" in note for note in found.notes)
-    assert "(one window)" in str(result_tables(found)[0])
+    assert "(one window)" in str(found)

@@ -9,6 +9,7 @@ what an earlier search made is free.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,14 @@ from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
 from dem_hub.evaluation.likelihood import is_seq2seq, scored_tokens, totals
 from dem_hub.evaluation.windows import Window, hash_windows
+from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.gradients import CoefficientGradient
 from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, token_limit
+from dem_hub.search.measure.own_inputs import OwnInputs
 from dem_hub.search.measure.statistics import SummedStatistics
-from dem_hub.search.points import Point, all_at, each_alone
+from dem_hub.search.points import Point, all_at, each_alone, moved
 from dem_hub.search.solve.local_model import LocalModel, Quadratic
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class LossEvaluator:
         batch_size (`int`): Windows in a forward pass.
         logit_bytes (`int`): Memory for logits. If they need more, the start of a search uses a sample of the windows,
             and statistics are computed in parts.
+        own_inputs ([`OwnInputs`], *optional*): Gathers input statistics in the passes that are made anyway.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class LossEvaluator:
         *,
         batch_size: int = BATCH_SIZE,
         logit_bytes: int = LOGIT_BYTES,
+        own_inputs: OwnInputs | None = None,
     ) -> None:
         seq2seq = is_seq2seq(model)
         self.model = model
@@ -72,6 +77,7 @@ class LossEvaluator:
         self.cache = cache
         self.batch_size = batch_size
         self.logit_bytes = logit_bytes
+        self.own_inputs = own_inputs
         self.coordinates = Coordinates(model)
         self.hashes = {name: hash_windows(windows) for name, windows in self.data.items()}
         # The tokens of each window that are scored: those that a mean loss is divided by.
@@ -94,6 +100,7 @@ class LossEvaluator:
         """
         other = copy(self)
         other.coordinates = coordinates
+        other.own_inputs = None  # its points are those of these coordinates
         other.tokens_run = 0
         other._gradient = None
         return other
@@ -123,11 +130,9 @@ class LossEvaluator:
 
         The model runs over the distributions whose losses at the point are not known.
         """
-        missing = [name for name in self.data if self._score_key(name, point) not in self.cache]
-        if missing:
-            self.coordinates.move_to(point)
-        for name in missing:
-            self._put_totals(name, point, totals(self.model, list(processes.mine(self.data[name])), self.batch_size))
+        for name in self.data:
+            if self._score_key(name, point) not in self.cache:
+                self._measure_totals(name, point)
         for name in self.data:
             self._pay(self._score_key(name, point), self._sizes[name])
         return self.known_totals(point)
@@ -142,6 +147,43 @@ class LossEvaluator:
         for name, window_totals in self.window_totals(point).items():
             losses[name] = float(window_totals.sum()) / sum(self.tokens[name])
         return losses
+
+    def own_statistics(self) -> list[InputStatistics]:
+        """Return the input statistics of each vector on its own distribution.
+
+        A cell of the table whose losses came from a cache, or that the strategy did not ask for, is run now.
+
+        Raises:
+            [`~dem_hub.errors.CoefficientError`]: If what the layers read is not finite. Names the vector.
+        """
+        assert self.own_inputs is not None, "the search was told to gather them"
+        for vector, point in enumerate(each_alone(len(self.names))):
+            name = self.own_inputs.own[vector]
+            if self.own_inputs.has(vector):
+                continue
+            is_scored = self._score_key(name, point) in self.cache
+            self._measure_totals(name, point)
+            self._pay(self._score_key(name, point), self._sizes[name])
+            if is_scored:
+                # The losses were paid for before. This run was for the statistics alone.
+                self.tokens_run += self._sizes[name]
+        return self.own_inputs.statistics()
+
+    def _measure_totals(self, name: str, point: Sequence[float]) -> None:
+        """Run the model over one distribution, and keep the losses of its windows."""
+        self.coordinates.move_to(point)
+        with self._watching(name, point) as batch_size:
+            window_totals = totals(self.model, list(processes.mine(self.data[name])), batch_size)
+        self._put_totals(name, point, window_totals)
+
+    def _watching(self, name: str, point: Sequence[float]) -> AbstractContextManager[int]:
+        """Gather input statistics in this context if it runs a vector alone on its own distribution.
+
+        It returns the number of windows that a forward pass in it may have.
+        """
+        if self.own_inputs is None:
+            return nullcontext(self.batch_size)
+        return self.own_inputs.watching(name, point, self.hashes[name], self.batch_size)
 
     def keep_table(self) -> None:
         """Run the base, and the base with each vector alone, over all the data, and keep the logits that fit in memory.
@@ -181,7 +223,8 @@ class LossEvaluator:
             self.cache.put_block(block_key, block)
         else:
             assert block is not None, "the base comes first"
-            window_totals, block.moves[move_key] = block.move(self.model, windows, self.batch_size)
+            with self._watching(name, point) as batch_size:
+                window_totals, block.moves[move_key] = block.move(self.model, windows, batch_size)
             self.cache.put_move(block_key, move_key)
         if is_scored:
             # The losses were paid for before. This run was for the logits alone.
@@ -255,7 +298,7 @@ class LossEvaluator:
                 part_totals, blocks[name] = keep_logits(self.model, windows, range(len(windows)), self.batch_size)
                 window_totals[name][places_by_name[name]] = part_totals
             for place, key in enumerate(keys):
-                self.coordinates.move_to(_moved(point, place, step))
+                self.coordinates.move_to(moved(point, place, step))
                 for name, windows in windows_by_name.items():
                     _, blocks[name].moves[key] = blocks[name].move(self.model, windows, self.batch_size)
             for name, block in blocks.items():
@@ -338,13 +381,6 @@ class LossEvaluator:
 
     def _vocabulary(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
-
-
-def _moved(point: Sequence[float], place: int, step: float) -> Point:
-    """Return a point a step away along one coordinate."""
-    moved = list(point)
-    moved[place] += step
-    return tuple(moved)
 
 
 def _count_tokens(windows: Sequence[Window], *, seq2seq: bool) -> int:

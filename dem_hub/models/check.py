@@ -1,0 +1,351 @@
+"""The check that a merge still has what a fine-tune learnt: its predictions on data beside the fine-tune's own.
+
+Three models are run, one after the other: the fine-tune as it is (or the base with the adapter unmerged, by PEFT), the
+base, and the merge in the dtype and quantization in which it will be served. The fine-tune's predictions are kept on
+the disk meanwhile, so that no two models are in memory.
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
+from dem_hub.errors import AdapterError, ConfigError, DiskSpaceError
+from dem_hub.evaluation.columns import select_columns
+from dem_hub.evaluation.divergence import Compared, compare, keep_predictions, kept_bytes
+from dem_hub.evaluation.likelihood import scored_tokens
+from dem_hub.evaluation.rows import check_files
+from dem_hub.evaluation.standard_errors import clustered_error
+from dem_hub.evaluation.windows import Window
+from dem_hub.files.folders import ADAPTER
+from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from dem_hub.files.scratch import scratch_folder
+from dem_hub.files.sizes import format_size
+from dem_hub.hub.download import resolve
+from dem_hub.hub.references import VectorSource
+from dem_hub.models.comparable import base_of, check_comparable, read_for_both, vocabulary
+from dem_hub.models.measurable import hub_options
+from dem_hub.models.named_model import NamedModel
+
+logger = logging.getLogger(__name__)
+
+# The shares of a fine-tune's gain from which on it is kept, and below which it is lost. Chosen by hand: a merge of
+# several fine-tunes keeps a part of each.
+KEPT = 0.9
+LOST = 0.1
+
+# Arguments of `from_pretrained` that say in what form the merge is served. The others are as they are.
+_OF_THE_MERGE = ("dtype", "quantization_config")
+
+# Standard errors to each side that a verdict takes into account: 95 % of a normal distribution.
+ERRORS = 2.0
+
+RULE = (
+    f"Share kept: the merge's gain over the base by the fine-tune's. From {KEPT:.0%} on it is kept, below {LOST:.0%} "
+    f"lost, between them partly kept; {ERRORS:.0f} standard errors (over documents) to both sides must agree."
+)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over scored tokens, or a ratio of two, with its standard error over documents.
+
+    The error is nan if there is a single window.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """The check on one dataset.
+
+    `base`, `finetuned` and `merged` are losses, in nats per token. `divergence` is KL(fine-tune || merge), and
+    `base_divergence` KL(fine-tune || base), in nats per token. `kept` is the share of the fine-tune's gain over the
+    base that the merge has.
+    """
+
+    tokens: int
+    documents: int
+    base: Mean
+    finetuned: Mean
+    merged: Mean
+    base_divergence: Mean
+    divergence: Mean
+    kept: Mean
+    verdict: str
+
+    @classmethod
+    def of(
+        cls, windows: Sequence[Window], counts: Sequence[int], finetuned: Tensor, base: Compared, merged: Compared
+    ) -> "DataCheck":
+        """Return the check on windows, of which each has a count of scored tokens, and sums of what three models say.
+
+        `finetuned` are the losses of the fine-tune, (windows,) in float64.
+        """
+
+        def mean(totals: Tensor) -> Mean:
+            return Mean(float(totals.sum()) / sum(counts), clustered_error(totals, counts, windows))
+
+        gains = base.losses - finetuned
+        merged_gains = base.losses - merged.losses
+        gain = mean(gains)
+        kept = Mean(math.nan, math.nan)
+        if gain.value:
+            share = mean(merged_gains).value / gain.value
+            # The error of a ratio of two means, by what it leaves of each document (Cochran, section 6.3).
+            kept = Mean(share, mean(merged_gains - share * gains).error / abs(gain.value))
+        return cls(
+            tokens=sum(counts),
+            documents=len({window.document for window in windows}),
+            base=mean(base.losses),
+            finetuned=mean(finetuned),
+            merged=mean(merged.losses),
+            base_divergence=mean(base.divergences),
+            divergence=mean(merged.divergences),
+            kept=kept,
+            verdict=judge(gain, kept),
+        )
+
+
+@dataclass(frozen=True)
+class PlannedCheck:
+    """A check whose models were found and whose data were read. No weights are loaded yet.
+
+    `windows` are those of each dataset, and `served` are the arguments of `from_pretrained` with which the merge is
+    served.
+    """
+
+    merged: NamedModel
+    finetuned: NamedModel
+    base: NamedModel
+    windows: Mapping[str, Sequence[Window]]
+    served: Mapping[str, Any]
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        model: str | os.PathLike[str] | VectorSource,
+        against: str | os.PathLike[str] | VectorSource,
+        datasets: Mapping[str, Any],
+        *,
+        base: str | os.PathLike[str] | VectorSource | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
+        batch_size: int = BATCH_SIZE,
+        max_length: int = MAX_LENGTH,
+        **kwargs: Any,
+    ) -> "PlannedCheck":
+        """Find the models and read the data; the arguments are those of [`check_merge`]."""
+        served = {name: kwargs.pop(name) for name in _OF_THE_MERGE if name in kwargs}
+        if not datasets:
+            raise ConfigError("There is no data to compare the models on; give some of what the fine-tune is for.")
+        selected = select_columns(datasets, columns)
+        check_files(selected)
+        merged = NamedModel.find(model, kwargs)
+        if merged.adapter_or_vector:
+            raise ConfigError(
+                f"'{merged}' is {merged.adapter_or_vector}, and no model that is served. Name a merged model or a "
+                "recipe, and the adapter as what it is compared with."
+            )
+        finetuned = NamedModel.find(against, kwargs)
+        if finetuned.adapter_or_vector not in ("", ADAPTER):
+            raise ConfigError(
+                f"'{finetuned}' is {finetuned.adapter_or_vector}, which its codec may have rounded. Name the fine-tune "
+                "itself, or its LoRA adapter."
+            )
+        found = NamedModel.find(base_of(merged, finetuned) if base is None else base, kwargs)
+        check_comparable(merged, finetuned, found)
+        windows = read_for_both(selected, merged, finetuned, found, max_length)
+        return cls(merged, finetuned, found, windows, {"dtype": "auto", **served}, batch_size)
+
+    @cached_property
+    def tokens(self) -> int:
+        """The number of scored tokens."""
+        return sum(sum(self._counts(windows)) for windows in self.windows.values())
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the fine-tune's predictions on the disk."""
+        return kept_bytes(self.tokens, vocabulary(self.base))
+
+    @property
+    def cost(self) -> str:
+        """What the check will take, in one line."""
+        return (
+            f"3 models one after the other, each over {self.tokens} scored tokens; {format_size(self.kept_bytes)} of "
+            f"predictions in the temporary folder meanwhile"
+        )
+
+    def run(self) -> dict[str, DataCheck]:
+        """Run the models; see [`check_merge`].
+
+        Raises:
+            [`~dem_hub.errors.DiskSpaceError`]: If there is no room for the fine-tune's predictions.
+            [`~dem_hub.errors.ConfigError`]: If PEFT cannot load the adapter, the models predict other numbers of
+                tokens, or a loss is not finite.
+        """
+        with scratch_folder() as folder:
+            self._check_room(folder)
+            finetuned = self._finetuned_losses(folder)
+            base = self._compare(self.base.load(dtype="auto"), folder)
+            merged = self._compare(self.merged.load(**self.served), folder)
+        checks = {}
+        for name, windows in self.windows.items():
+            _refuse_not_finite(name, finetuned[name], base[name].losses, merged[name].losses)
+            checks[name] = DataCheck.of(windows, self._counts(windows), finetuned[name], base[name], merged[name])
+        return checks
+
+    def _counts(self, windows: Sequence[Window]) -> list[int]:
+        return scored_tokens(windows, seq2seq=bool(self.base.config.is_encoder_decoder))
+
+    def _check_room(self, folder: Path) -> None:
+        free = shutil.disk_usage(folder).free
+        if self.kept_bytes > free:
+            raise DiskSpaceError(
+                f"The fine-tune's predictions take {format_size(self.kept_bytes)} in '{folder}', and "
+                f"{format_size(free)} are free there. Give fewer texts, or set TMPDIR to a larger disk."
+            )
+
+    def _finetuned_losses(self, folder: Path) -> dict[str, Tensor]:
+        """Run the fine-tune, keep its predictions in a file for each dataset, and return the losses of its windows."""
+        model = self._load_finetuned()
+        losses = {}
+        for number, (name, windows) in enumerate(self.windows.items()):
+            losses[name] = keep_predictions(model, windows, folder / str(number), self.batch_size)
+        return losses
+
+    def _compare(self, model: Any, folder: Path) -> dict[str, Compared]:
+        """Run a model, and compare it with the predictions that were kept."""
+        compared = {}
+        for number, (name, windows) in enumerate(self.windows.items()):
+            compared[name] = compare(model, windows, folder / str(number), self.batch_size)
+        return compared
+
+    def _load_finetuned(self) -> Any:
+        """Load the fine-tune; of an adapter, the base with the adapter beside its weights."""
+        if self.finetuned.adapter_or_vector != ADAPTER:
+            return self.finetuned.load(dtype="auto")
+        from peft import PeftModel
+
+        files = resolve(self.finetuned.source, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), hub_options(self.finetuned.kwargs))
+        if not (files.folder / ADAPTER_WEIGHTS).is_file():
+            raise AdapterError(f"'{self.finetuned}' has no {ADAPTER_WEIGHTS}. Save it with PEFT as safetensors.")
+        base = self.base.load(dtype="auto")
+        try:
+            adapted = PeftModel.from_pretrained(base, str(files.folder))
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise AdapterError(
+                f"PEFT cannot load the adapter '{self.finetuned}' on the base '{self.base}': {reason}"
+            ) from error
+        # The model itself, whose layers now have the adapter: PEFT's class around it has other arguments.
+        return adapted.get_base_model().eval()
+
+
+def check_merge(
+    model: str | os.PathLike[str] | VectorSource,
+    against: str | os.PathLike[str] | VectorSource,
+    datasets: Mapping[str, Any],
+    *,
+    base: str | os.PathLike[str] | VectorSource | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    batch_size: int = BATCH_SIZE,
+    max_length: int = MAX_LENGTH,
+    **kwargs: Any,
+) -> dict[str, DataCheck]:
+    """Check what a merge has kept of a fine-tune, by the predictions of both on data.
+
+    The models are loaded one after the other. The log-probabilities of the fine-tune are on the disk meanwhile, in
+    float32: 4 bytes for each token of the vocabulary at each scored token, in the system's temporary folder.
+
+    Args:
+        model (`str`, `os.PathLike` or [`VectorSource`]): The merge, as it will be served: a recipe or a model.
+        against (`str`, `os.PathLike` or [`VectorSource`]): The fine-tune: a model, which is run in its own dtype, or a
+            PEFT adapter, which PEFT runs beside the base's weights, unmerged.
+        datasets (`Mapping[str, Any]`): Data by name, in any form that [`search_coefficients`] takes. They should be of
+            what the fine-tune was trained for, and not have been trained on.
+        base (`str`, `os.PathLike` or [`VectorSource`], *optional*): The base. Defaults to the recipe's, or the adapter's.
+        columns (`Mapping[str, Sequence[str]]`, *optional*): As in [`search_coefficients`].
+        batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass.
+        max_length (`int`, *optional*, defaults to 1024): Tokens in a window.
+        kwargs: Arguments of transformers' `from_pretrained`: `dtype` and `quantization_config`, in which the merge is
+            served, and for all models `device_map`, `token` and others.
+
+    Returns:
+        `dict[str, DataCheck]`: For each dataset the losses of base, fine-tune and merge, KL(fine-tune || merge), the
+            share of the fine-tune's gain that the merge has, and a verdict; see [`DataCheck`].
+
+    Raises:
+        [`~dem_hub.errors.NotFoundError`]: If one of the models does not exist.
+        [`~dem_hub.errors.ConfigError`]: If the models cannot be compared: other vocabularies or tokenizers, classes that
+            predict no tokens, a base that is not known.
+        [`~dem_hub.errors.AdapterError`]: If the adapter is for another task, or PEFT cannot load it on this base.
+        [`~dem_hub.errors.DiskSpaceError`]: If there is no room for the fine-tune's predictions.
+
+    Example:
+
+    ```python
+    >>> import tempfile
+    >>> from dem_hub import DEMModel, check_merge
+    >>> recipe = tempfile.mkdtemp()
+    >>> DEMModel.from_pretrained(base_folder, vectors={vector_folder: 1.0}).dem.save_pretrained(recipe)
+    >>> rows = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
+    >>> checks = check_merge(recipe, finetuned_folder, {"words": rows})
+    >>> checks["words"].tokens, checks["words"].divergence.value < checks["words"].base_divergence.value
+    (9, True)
+
+    ```
+    """
+    planned = PlannedCheck.of(
+        model,
+        against,
+        datasets,
+        base=base,
+        columns=columns,
+        batch_size=batch_size,
+        max_length=max_length,
+        **kwargs,
+    )
+    logger.info("%s", planned.cost)
+    return planned.run()
+
+
+def judge(gain: Mean, kept: Mean) -> str:
+    """Return the verdict in a word or two, by [`RULE`].
+
+    Args:
+        gain ([`Mean`]): How much lower the fine-tune's loss is than the base's, in nats per token.
+        kept ([`Mean`]): The share of it that the merge has.
+    """
+    # Written with `not`: an error that is not known is nan.
+    if not gain.value > ERRORS * gain.error:
+        return "no gain to keep"
+    grades = [_grade(kept.value + side * ERRORS * kept.error) for side in (-1, 1)]
+    if grades[0] != grades[1]:
+        return f"{grades[0]} or {grades[1]}"
+    return grades[0]
+
+
+def _grade(share: float) -> str:
+    if share >= KEPT:
+        return "kept"
+    return "lost" if share < LOST else "partly kept"
+
+
+def _refuse_not_finite(name: str, finetuned: Tensor, base: Tensor, merged: Tensor) -> None:
+    losses = {"the fine-tune": finetuned, "the base": base, "the merge": merged}
+    faults = [what for what, totals in losses.items() if not bool(totals.isfinite().all())]
+    if faults:
+        raise ConfigError(
+            f"The loss of {' and '.join(faults)} on '{name}' is not finite. Give another --dtype, in Python dtype=."
+        )
