@@ -38,6 +38,7 @@ from dem_hub.files.strict_json import dump_json, read_json
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.opening import open_recipe
 from dem_hub.training.gathering import Gathering
@@ -172,8 +173,14 @@ def base_name(model: Any) -> str:
         model (`PreTrainedModel` or `PeftModel`): The model in training.
 
     Raises:
-        `ConfigError`: If the model does not say it, or was loaded from another run's checkpoint.
+        `ConfigError`: If the model does not say it, was loaded from another run's checkpoint, or is a merge.
     """
+    merge = getattr(model, "dem", None)
+    if any(map(_is_active, getattr(merge, "coefficients", {}).values())):
+        raise ConfigError(
+            f"The model is a merge ({merge!r}), and training goes on from there. Name its recipe, which the vector then "
+            "belongs on: DEMCallback(base_model='me/my-dem'). If it is saved nowhere: model.dem.save_pretrained('my-dem')."
+        )
     name = ""
     for config in getattr(model, "peft_config", {}).values():
         name = name or getattr(config, "base_model_name_or_path", None) or ""
@@ -189,6 +196,13 @@ def base_name(model: Any) -> str:
             "DEMCallback(base_model='org/base')."
         )
     return str(name)
+
+
+def _is_active(coefficient: Coefficient) -> bool:
+    """Check whether a coefficient, or that of one of its groups, is not 0."""
+    if isinstance(coefficient, Mapping):
+        return any(coefficient.values())
+    return bool(coefficient)
 
 
 def save_adapter(gathering: Gathering, folder: Path) -> Path:

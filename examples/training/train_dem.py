@@ -22,6 +22,11 @@ With `"rounds": 2`, each distribution is trained a second time, from the recipe 
 recipe of each round are in a folder of their own, `my-dem/round-1` and so on, and the last recipe is the result. Divide
 the steps among the rounds. A round is trained from the recipe of the round before it. So if that is searched again,
 because a distribution was added, the later rounds must be trained again, and the script says which folders are to go.
+
+With `"heal": {"training": {"max_steps": 20, "learning_rate": 1e-6}}`, the last recipe is trained on for a few steps at a
+low rate, on the texts of all distributions together. That is one more vector, in `my-dem/heal/vectors`, on a recipe of
+its own, `my-dem/heal/recipe`. Its coefficient is searched and compared on held-out data as any other: where healing gains
+nothing, it is 0.
 """
 
 import json
@@ -62,8 +67,10 @@ def texts_of(name: str, split: str, template: str) -> list[str]:
     return [template.format(**row) for row in rows]
 
 
-def train(name: str, entry: dict[str, Any], config: dict[str, Any], base: str, folder: Path) -> Path:
-    """Train one distribution into its vector on a base, which may be a recipe, or find that it is done."""
+def train(
+    name: str, entry: dict[str, Any], sources: list[dict[str, Any]], config: dict[str, Any], base: str, folder: Path
+) -> Path:
+    """Train the texts of some distributions into one vector on a base, which may be a recipe, or find that it is done."""
     target, done = (
         folder / "vectors" / name,
         folder / "vectors" / f"{name}.done",
@@ -91,7 +98,9 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], base: str, f
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **entry["lora"]))
-    texts = texts_of(entry["train"], entry.get("split", "train"), entry.get("template", "{text}"))
+    texts = []
+    for source in sources:
+        texts += texts_of(source["train"], source.get("split", "train"), source.get("template", "{text}"))
     ids = tokenizer(texts, truncation=True, max_length=config.get("max_length", 512))["input_ids"]
     trainer = Trainer(
         model,
@@ -99,7 +108,9 @@ def train(name: str, entry: dict[str, Any], config: dict[str, Any], base: str, f
         train_dataset=Dataset.from_dict({"input_ids": [row for row in ids if len(row) > 1]}),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
-    options = {"datasets": [entry["train"]]} | config.get("callback", {}) | entry.get("callback", {})
+    options = (
+        {"datasets": [source["train"] for source in sources]} | config.get("callback", {}) | entry.get("callback", {})
+    )
     callback = DEMCallback(base, output_dir=target, **options).attach(trainer)
     last = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
@@ -137,20 +148,30 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], base: str, fol
     write_text(made_of, json.dumps(contents))
     for vector, coefficient in result.config.coefficients.items():
         print(f"{coefficient:.3f}  {vector}")
+    if result.held_out_loss is not None:
+        print(f"held-out loss {result.held_out_loss:.4f}, without these vectors {result.baselines['base']:.4f}")
     return recipe
 
 
 def main() -> None:
-    """Train what is not trained, and search, in each round."""
+    """Train what is not trained, and search, in each round; then heal."""
     logging.basicConfig(format="%(message)s")
     for name in ("train_dem", "dem_hub"):
         logging.getLogger(name).setLevel(logging.INFO)
     config = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     base, root = config["base"], Path(config["output_dir"])
-    for number in range(1, config.get("rounds", 1) + 1):
+    rounds, heal, healed = config.get("rounds", 1), config.get("heal"), root / "heal"
+    if heal is not None and "training" not in heal:
+        sys.exit("'heal' has no 'training' of its own. Give it few steps (max_steps) at a low rate (learning_rate).")
+    entries = config["distributions"]
+    for number in range(1, rounds + 1):
         folder = root / f"round-{number}" if "rounds" in config else root
-        vectors = {name: train(name, entry, config, base, folder) for name, entry in config["distributions"].items()}
-        base = str(find_recipe(vectors, config, base, folder, later=root / f"round-{number + 1}"))
+        vectors = {name: train(name, entry, [entry], config, base, folder) for name, entry in entries.items()}
+        later = healed if number == rounds else root / f"round-{number + 1}"
+        base = str(find_recipe(vectors, config, base, folder, later))
+    if heal is not None:
+        vector = train("heal", heal, list(entries.values()), config, base, healed)
+        find_recipe({"heal": vector}, config, base, healed, later=root / "nothing")
 
 
 if __name__ == "__main__":

@@ -80,12 +80,12 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rounds(llama: Models, tmp_path: Path) -> None:
-    """A second round is trained from the recipe of the first, which is not made again."""
+    """A second round is trained from the recipe of the first, which is not made again; then the result is healed."""
     config = write_data(llama, tmp_path) | {"rounds": 1}
     config["training"] |= {"max_steps": 2, "warmup_steps": 1}
     run(config, tmp_path)
     assert DEMConfig.from_pretrained(tmp_path / "dem" / "round-1" / "recipe").base.repo_id == str(llama.base)
-    log = run(config | {"rounds": 2}, tmp_path)
+    log = run(config | {"rounds": 2, "heal": {"training": {"learning_rate": 1e-4}}}, tmp_path)
     for name in ("up", "down", "dem/round-1/recipe"):
         assert f"{name}: done already" in log
     assert "is not the base" not in log  # it is trained from just what its vector is taken from
@@ -99,5 +99,11 @@ def test_rounds(llama: Models, tmp_path: Path) -> None:
     lora = DistributionVector.from_pretrained(rounds[1] / "vectors" / "down")
     assert lora.base.repo_id == str(rounds[0] / "recipe")
     assert DEMModel.from_pretrained(rounds[1] / "recipe").dem.config.base == recipe.base
+    # What heals is trained on all texts, from the last recipe.
+    healed = DEMConfig.from_pretrained(tmp_path / "dem" / "heal" / "recipe")
+    assert healed.base.repo_id == str(rounds[1] / "recipe")
+    (vector,) = (DistributionVector.from_pretrained(name) for name in healed.coefficients)
+    assert vector.config is not None
+    assert vector.config.training["datasets"] == ["up.train.jsonl", "down.train.jsonl"]
     (rounds[0] / "recipe.vectors.json").unlink()
     assert "Move it away" in run(config | {"rounds": 2}, tmp_path, fails=True)

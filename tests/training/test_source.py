@@ -142,3 +142,48 @@ def test_a_prompt_has_no_vector(llama: Models, tmp_path: Path) -> None:
     model = adapted(llama.base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(AdapterError, match="changes no weight of the base"):
         begin(DEMCallback(), model, arguments(tmp_path))
+
+
+def recipe_of(zoo: Zoo, llama: Models, folder: Path) -> Path:
+    """Save a recipe of the base and one vector."""
+    vectors = {str(zoo.vector("llama-tied")): 0.5}
+    DEMModel.from_pretrained(llama.base, vectors=vectors).dem.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("is_lora", [False, True], ids=["full", "lora"])
+def test_healing(zoo: Zoo, llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_lora: bool) -> None:
+    """Training goes on from a recipe, and is one more vector: the recipe with all of it is the model that was trained."""
+    recipe = recipe_of(zoo, llama, tmp_path / "recipe")
+    model: Any = DEMModel.from_pretrained(recipe).float()
+    if is_lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(**LORA))
+    options = {} if is_lora else {"codec": "dense", "dtype": "float32"}
+    train(model, DEMCallback(recipe, output_dir=tmp_path / "heal", **options), tmp_path / "run")
+    assert "is not the base" not in caplog.text
+
+    healed = DEMModel.from_pretrained(recipe, vectors={str(tmp_path / "heal"): 1.0}, dtype="float32")
+    trained = (model.merge_and_unload() if is_lora else model).state_dict()
+    for name, tensor in healed.state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=2**-20, atol=1e-7)  # sums in float32, of factors too
+    DEMModel.from_pretrained(recipe, vectors={str(tmp_path / "heal"): 0.5}).dem.save_pretrained(tmp_path / "healed")
+    assert DEMModel.from_pretrained(tmp_path / "healed").dem.config.base.repo_id == str(recipe)
+
+
+def test_a_merge_without_its_name(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    """What it was loaded from is the base below, which a vector of this run would not be of."""
+    from peft import LoraConfig, get_peft_model
+
+    model = DEMModel.from_pretrained(recipe_of(zoo, llama, tmp_path / "recipe")).float()
+    said = r"The model is a merge \(.* \+ 0.5 \* .*\), and training goes on from there. Name its recipe"
+    for started in (model, get_peft_model(model, LoraConfig(**LORA))):
+        with pytest.raises(ConfigError, match=said):
+            train(started, DEMCallback(), tmp_path / "run")
+
+    # With coefficients of 0 it is the base.
+    plain = DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied")): 0.0}).float()
+    callback = DEMCallback(codec="dense")
+    train(plain, callback, tmp_path / "run")
+    assert callback.vector.base.repo_id == str(llama.base)
