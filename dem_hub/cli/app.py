@@ -24,6 +24,7 @@ from dem_hub.cli.extract import extract
 from dem_hub.cli.info import info
 from dem_hub.cli.list import list_command
 from dem_hub.cli.merge import merge
+from dem_hub.cli.mix import mix
 from dem_hub.cli.plan import plan
 from dem_hub.cli.push import push
 from dem_hub.cli.regmean import regmean
@@ -74,6 +75,7 @@ for _command in (
     regmean,
     ties,
     dare,
+    mix,
     eval_command,
     check,
     plan,

@@ -16,7 +16,7 @@ LONGEST = 400  # lines of a module, at 120 columns
 # A folder imports only from those before it in this list, also inside functions. `docs/architecture.md` says what is in each.
 FOLDERS = [
     "_version", "errors", "defaults", "numerics", "files", "evaluation", "hub", "checkpoints", "input_statistics", "codecs", "vectors", "plotting", "merging",
-    "models", "training", "transformations", "mergekit", "search", "planning", "serving", "demo", "cli", "__init__",
+    "models", "training", "transformations", "mergekit", "search", "planning", "serving", "mixer", "demo", "cli", "__init__",
 ]  # fmt: skip
 
 # Loaded when first needed, or never.
@@ -24,6 +24,7 @@ HEAVY = [
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "gradio",
     "lm_eval",
     "matplotlib",
     "numba",

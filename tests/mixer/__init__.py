@@ -1,0 +1,1 @@
+"""Tests of `dem_hub/mixer/`."""

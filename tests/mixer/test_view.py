@@ -1,0 +1,148 @@
+"""What the page says of where the sliders stand: the table, the note and the landscape."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from dem_hub import DEMModel, SearchResult
+from dem_hub.mixer.mixer import Mixer
+from dem_hub.mixer.opening import open_mixer
+from dem_hub.mixer.prediction import Expected
+from dem_hub.mixer.tables import LossRow, loss_table
+from dem_hub.mixer.view import STEP, Tab, mixture_at, slider_range, text_of, view_of
+from tests.support.counting_models import Counters
+
+
+class Cells(HTMLParser):
+    """The rows of a table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        self.rows[-1][-1] += data
+
+
+def test_sliders_within_a_step_of_a_preset_are_the_preset(mixer: Mixer, result: SearchResult) -> None:
+    found = tuple(result.coefficients.values())
+    rounded = tuple(round(value / STEP) * STEP for value in found)
+    assert mixture_at(mixer, Tab(rounded)).coefficients == found
+    assert mixture_at(mixer, Tab(rounded)).label == "found"
+    moved = (rounded[0] + STEP, *rounded[1:])
+    assert mixture_at(mixer, Tab(moved)).coefficients == moved
+    assert mixture_at(mixer, Tab(moved)).label is None
+    assert mixture_at(mixer, Tab(moved, aside=(0,))).coefficients == (0.0, *rounded[1:])
+
+
+def test_a_tab_that_does_not_know_of_a_vector_leaves_it_out(mixer: Mixer) -> None:
+    tab = Tab.read(mixer, [0, 1], 0, 1, 0.5, 0.25, 0.125, 0.0, 0.0)
+    assert tab == Tab((0.5, 0.25, 0.125), (2,), (0, 1))
+    assert Tab.read(mixer, [], 0, 0, 0.5, 0.25, 0.125).axes is None
+    assert text_of(mixer, mixture_at(mixer, tab)) == "base + 0.500 up + 0.250 down"
+
+
+def test_the_table_of_a_search(mixer: Mixer, result: SearchResult) -> None:
+    values = (0.5, 0.25, 0.125)
+    head, *rows = Cells(view_of(mixer, Tab(values)).table).rows
+    assert head == ["loss, nats a token", "base", "expected", "may be off by", "measured"]
+    assert [row[0] for row in rows] == ["up", "down", "threes", "mean"]
+    assert mixer.prediction is not None
+    for row in rows[:-1]:
+        base, expected = mixer.prediction.base_losses[row[0]], mixer.prediction.losses(values)[row[0]]
+        mark = "▼" if expected.loss < base else "▲"
+        assert row[1] == f"{base:.4f}"
+        assert row[2] == f"{expected.loss:.4f} {mark} {abs(expected.loss - base):.4f}"
+        assert row[3] == f"±{expected.error:.4f}"
+        assert row[4] == "-"
+    measured = mixer.measure(values)
+    rows = Cells(view_of(mixer, Tab(values)).table).rows[1:]
+    assert [row[4].split()[0] for row in rows[:-1]] == [f"{loss:.4f}" for loss in measured.values()]
+
+
+def test_far_from_what_was_found_the_page_says_so(mixer: Mixer, result: SearchResult) -> None:
+    near = view_of(mixer, Tab(tuple(result.coefficients.values())))
+    far = view_of(mixer, Tab((1.5, 1.5, 1.5)))
+    assert "rough" not in near.note
+    assert "rough" in far.note
+    assert 'class="unsure"' not in near.table
+    assert 'class="unsure"' in far.table
+
+
+def test_without_a_search_and_without_data(plain: Mixer) -> None:
+    view = view_of(plain, Tab((0.25, 0.5)))
+    assert view.label == "recipe"
+    assert view.note.startswith("**recipe**: base + 0.250 up + 0.500 down")
+    assert "There is no search" in view.note
+    assert "--data NAME=FILE" in view.note
+    assert not view.table
+    assert not view.landscape
+
+
+def test_groups_of_tensors_stay_until_a_slider_moves(counters: Counters, tmp_path) -> None:
+    groups = {"attention": 0.2, "rest": 0.4}
+    DEMModel.from_pretrained(counters.base, vectors={counters.vectors["up"]: groups}).dem.save_pretrained(tmp_path)
+    mixer = open_mixer(str(tmp_path), output=tmp_path / "out")
+    assert mixture_at(mixer, Tab((0.3,))).coefficients == (groups,)
+    assert "for each group" in view_of(mixer, Tab((0.3,))).note
+    assert mixture_at(mixer, Tab((0.31,))).coefficients == (0.31,)
+
+
+def test_the_landscape(mixer: Mixer, result: SearchResult) -> None:
+    """It is whole XML, its darkest band holds the lowest loss, and the marks are where they should be."""
+    assert result.model is not None
+    picture = view_of(mixer, Tab((0.5, 0.25, 0.125), axes=(0, 2))).landscape
+    root = ElementTree.fromstring(picture)
+    texts = [text.text for text in root.iter("text")]
+    assert {"up →", "threes →"} <= set(texts)
+    low, high = slider_range(mixer)
+    marks = {circle.get("class"): circle for circle in root.iter("circle")}
+    ticks = [text for text in root.iter("text") if text.get("text-anchor") == "middle"]
+    left, right = float(ticks[0].get("x", 0)), float(ticks[2].get("x", 0))
+    assert float(marks["now"].get("cx", 0)) == pytest.approx(
+        left + (right - left) * (0.5 - low) / (high - low), abs=0.1
+    )
+    assert set(marks) == {"trial", "found", "now"}
+    # The number of cells of all bands is that of the picture.
+    cells = 0.0
+    for path in root.iter("path"):
+        cells += sum(float(width) for width in re.findall(r"h(\d[\d.]*)v", path.get("d", "")))
+    assert cells / (right - left) == pytest.approx(60)
+
+
+def test_a_landscape_needs_two_vectors(mixer: Mixer) -> None:
+    assert not view_of(mixer, Tab((0.5, 0.25, 0.125))).landscape
+
+
+@pytest.mark.parametrize("label", ["<script>alert(1)</script>", "a&b", "line\nfeed"])
+def test_names_are_shown_as_text(label: str) -> None:
+    table = loss_table([LossRow(label, 1.0, Expected(0.5, None), 0.25)])
+    assert Cells(table).rows[1][0] == label.replace("\n", "\\n")
+    assert "<script" not in table
+    assert "not known" in table
+
+
+def test_the_range_of_sliders(mixer: Mixer, plain: Mixer, result: SearchResult) -> None:
+    assert slider_range(mixer) == (0.0, 1.5)
+    mixer.opening = replace(mixer.opening, result=replace(result, bounds=((-0.5, 2.0), (0.0, 1.0), (0.0, 1.0))))
+    assert slider_range(mixer) == (-0.5, 2.0)
+
+
+def test_data_without_a_search(open_found: Callable[..., Mixer]) -> None:
+    """A distribution that the search did not have is measured, and nothing is expected of it."""
+    mixer = open_found("up")
+    mixer.measure((0.5, 0.0, 0.0))
+    rows = {row[0]: row for row in Cells(view_of(mixer, Tab((0.5, 0.0, 0.0))).table).rows[1:]}
+    assert rows["up"][4] != "-"
+    assert rows["down"][4] == "-"
