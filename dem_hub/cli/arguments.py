@@ -32,6 +32,13 @@ private_option = option(
 device_map_option = option(
     "--device-map", group=MODEL, metavar="MAP", help="Where to load the model, as in transformers, for instance auto."
 )
+base_quantized_option = option(
+    "--base-quantized",
+    group=MODEL,
+    metavar="TYPE[,SETTING]...",
+    help="Quantization in which adapters were trained on the base (QLoRA): nf4 or fp4, and after commas double_quant, "
+    "compute_dtype=DTYPE and dtype=DTYPE. The base is dequantized from it. Default: that of the recipe, or none.",
+)
 batch_size_option = option(
     "--batch-size",
     type=int,

@@ -11,6 +11,7 @@ import click
 
 from dem_hub.cli.arguments import (
     MODEL,
+    base_quantized_option,
     batch_size_option,
     columns_option,
     data_option,
@@ -61,6 +62,7 @@ _QUANTIZATIONS = ("nf4", "fp4", "int8")
     group=MODEL,
     help="Quantization by bitsandbytes in which the merge is served. Default: none.",
 )
+@base_quantized_option
 @device_map_option
 @verify_option
 @batch_size_option

@@ -2,13 +2,20 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from dem_hub.cli.arguments import HUB, MODEL, OUTPUT, overwrite_option, private_option, verify_option
+from dem_hub.cli.arguments import (
+    HUB,
+    MODEL,
+    OUTPUT,
+    base_quantized_option,
+    overwrite_option,
+    private_option,
+    verify_option,
+)
 from dem_hub.cli.command import PATH, command, option
 from dem_hub.cli.opening import model_argument, open_named, vector_option
 from dem_hub.cli.startup import heavy_imports
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
         "dem-hub merge me/my-dem -o merged",
         "dem-hub merge org/base --vector me/maths-vector=0.4 --vector other/cot-lora=0.3 -o merged",
         "dem-hub merge me/my-dem --push-to-hub me/my-merged-model --private",
+        "dem-hub merge org/base --vector me/qlora=1 --base-quantized nf4,double_quant -o merged",
         "dem-hub merge mergekit.yml -o merged",
         "dem-hub merge me/my-dem -o merged --dry-run",
     ],
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
 @option(
     "--rounding-seed", type=int, group=MODEL, help="Seed of stochastic rounding. Default: that of the recipe, or 0."
 )
+@base_quantized_option
 @option("-o", "--output", type=PATH, group=OUTPUT, metavar="FOLDER", help="Folder for the model.")
 @option(
     "--max-shard-size", default=MAX_SHARD_SIZE, group=OUTPUT, metavar="SIZE", help="Maximum size of one weights file."
@@ -72,6 +81,7 @@ def merge(
     vectors: Sequence[str],
     rounding: str | None,
     rounding_seed: int | None,
+    base_quantized: str | None,
     output: str | None,
     repo_id: str | None,
     private: bool,
@@ -94,7 +104,7 @@ def merge(
         from dem_hub.models.planned import PlannedModel
         from dem_hub.models.upload import estimate_push, push_export, push_merged
 
-    recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed}
+    recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed, "base_quantized": base_quantized}
     check_base = not plan_options["allow_base_mismatch"]
     target = Path(output) if output else None
     contents: dict[str, Any] = {"base_model": base_model, "include_code": include_code}
@@ -159,13 +169,12 @@ def _open(
     check_base: bool,
     headers_only: bool = False,
 ) -> "OpenedRecipe":
-    """Open what was named, and change the rounding of its recipe to what was given."""
+    """Open what was named, and change its recipe to what was given."""
     if is_document(model):
         opened = _open_config(model, vectors)
     else:
         opened = open_named(model, vectors, check_base=check_base, headers_only=headers_only)
-    given = {name: value for name, value in recipe_changes.items() if value is not None}
-    return replace(opened, recipe=replace(opened.recipe, **given))
+    return opened.with_changes(recipe_changes)
 
 
 def _open_config(path: str, vectors: Sequence[str]) -> "OpenedRecipe":

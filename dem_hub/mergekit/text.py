@@ -53,6 +53,11 @@ def config_text(source: VectorSource) -> str:
             f"The base of '{source}' is the recipe '{recipe.base}', which mergekit does not know. Merge that one first: "
             f"dem-hub merge {recipe.base.source} --dtype float32 -o FOLDER, and use a recipe on FOLDER."
         )
+    if recipe.base_quantized is not None:
+        raise ConfigError(
+            f"The base of '{source}' is quantized first (base_quantized: {recipe.base_quantized}), which mergekit does not "
+            "know. Merge the recipe with dem-hub merge."
+        )
     merge = opened.merge(recipe)
     _refuse_buffers(merge)
     base = opened.base

@@ -26,6 +26,7 @@ from dem_hub.merging.coefficients import Coefficient, coefficient_text
 from dem_hub.merging.records import HERE, distinct_names
 
 if TYPE_CHECKING:
+    from dem_hub.merging.base_quantization import BaseQuantization
     from dem_hub.merging.config import DEMConfig
 
 
@@ -66,6 +67,8 @@ def recipe_card(
         f"and the base. {form}",
         markdown_table(("model or vector", "coefficient"), _rows(base, terms)),
     ]
+    if recipe.base_quantized is not None:
+        text.append(_quantization_text(recipe.base_quantized))
     bases = [base]
     for inner in below:
         name_below, *vectors_below = _names(inner, bases[-1])
@@ -96,6 +99,16 @@ def recipe_card(
             results = [_result(task.name, data, loss) for data, loss in losses.items()]
             metadata["model-index"] = [{"name": name, "results": results}]
     return Card(name, metadata, "\n\n".join(text))
+
+
+def _quantization_text(quantization: "BaseQuantization") -> str:
+    """Return what a card says about a base that is quantized before the vectors are added."""
+    skipped = ", ".join(f"`{printable(name)}`" for name in quantization.llm_int8_skip_modules or ())
+    return (
+        f"The base's linear layers{f', without {skipped},' if skipped else ''} are first quantized to 4 bits and "
+        f"dequantized, as they were when adapters were trained on them (QLoRA: {quantization}). The model itself is not "
+        "quantized."
+    )
 
 
 def repositories(recipe: "DEMConfig") -> list[str]:

@@ -33,6 +33,7 @@ from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files
 from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.references import BaseRecord, VectorSource
+from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
 from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
@@ -66,6 +67,8 @@ class DEMConfig:
         rounding_seed (`int`, *optional*, defaults to 0): Seed of the stochastic rounding. The same seed gives the
             same bits.
         architectures (`tuple[str, ...]`, *optional*): Class names of the base's model, as in its `config.json`.
+        base_quantized ([`BaseQuantization`], *optional*): The quantization in which adapters were trained on the base.
+            It is then quantized and dequantized before the vectors are added.
         search (`Mapping[str, Any]`, *optional*): How the coefficients were found: method, data, losses, number of
             forward passes.
         format_version (`int`, *optional*): Version of the file's format.
@@ -95,6 +98,7 @@ class DEMConfig:
     rounding: Rounding = "stochastic"
     rounding_seed: int = 0
     architectures: tuple[str, ...] = ()
+    base_quantized: BaseQuantization | None = None
     search: Mapping[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -146,6 +150,8 @@ class DEMConfig:
         data = {"model_type": "dem", **asdict(self)}
         data["base"] = write_reference(data["base"], folder)
         data["vectors"] = [write_reference(entry, folder) for entry in data["vectors"]]
+        if self.base_quantized is None:
+            del data["base_quantized"]  # versions of dem_hub that do not have the key read the file
         return data
 
     def to_json(self, folder: Path | None = None) -> str:
@@ -184,6 +190,9 @@ class DEMConfig:
         for number, entry in enumerate(values.get("vectors") or ()):
             vectors.append(read_record(VectorRecord, read_reference(entry, where, home), f"{where}: vector {number}"))
         values["vectors"] = tuple(vectors)
+        if values.get("base_quantized") is not None:
+            quantization = values["base_quantized"]
+            values["base_quantized"] = read_record(BaseQuantization, quantization, f"{where}: base_quantized")
         values["architectures"] = tuple(values.get("architectures") or ())
         return read_record(cls, values, where)
 

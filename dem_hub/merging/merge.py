@@ -26,6 +26,7 @@ from dem_hub.codecs.delta import Delta, Scaled, combine_factors
 from dem_hub.defaults import Rounding
 from dem_hub.errors import CheckpointError, CoefficientError
 from dem_hub.merging.coefficients import Coefficient
+from dem_hub.merging.dequantized_base import DequantizedTensors
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
 from dem_hub.numerics.buffers import scratch
@@ -64,7 +65,8 @@ class Merge:
     """A weighted sum over one base, any slice of which can be computed on any device and in any dtype.
 
     `tokens` are the rows of tokens that the base's tokenizer lacks. `twins` are copies of one tensor under several
-    names (see `Base.twins`). They share their random bits, so tied weights stay tied.
+    names (see `Base.twins`). They share their random bits, so tied weights stay tied. `origin` are the tensors that the
+    vectors were taken from, where `base` is a quantized and dequantized form of these.
     """
 
     base: Tensors
@@ -73,6 +75,7 @@ class Merge:
     seed: int = 0
     twins: Mapping[str, str] = field(default_factory=dict)
     tokens: TokenRows = field(default_factory=TokenRows)
+    origin: Tensors | None = None
 
     @classmethod
     def of(
@@ -132,6 +135,8 @@ class Merge:
 
     def is_changed(self, name: str) -> bool:
         """Check whether a merged tensor can differ from the base's."""
+        if isinstance(self.base, DequantizedTensors) and name in self.base.layers.is_transposed:
+            return True
         return bool(self.active(name) or self.moved(name)) or self.shape(name) != self.base[name].shape
 
     def moved(self, name: str) -> frozenset[int]:
@@ -210,7 +215,7 @@ class Merge:
 
     def summands(self, name: str, index: Index, device: torch.device) -> list[tuple[float, Delta]]:
         """Return the deltas of a slice, decoded on a device, each with the number to multiply it by."""
-        base = self.base.lazy(name)
+        base = (self.origin or self.base).lazy(name)
         if index and index[0].start in self.moved(name):
             return self.tokens.summands(name, base, self.terms, index, device, _accumulator_dtype(device))
         summands: list[Scaled] = []

@@ -228,6 +228,7 @@ class MergedBase(Base):
             recipe.dtype,
             recipe.rounding,
             recipe.rounding_seed,
+            None if recipe.base_quantized is None else recipe.base_quantized.to_dict(),
             self._hashes_all,
         ]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -6,14 +6,14 @@ parallel.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config, refuse_quantized, refuse_quantized_tensors
@@ -27,8 +27,10 @@ from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.hub.remote import RemoteWeights
+from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import Coefficient, VectorCoefficients
 from dem_hub.merging.config import DEMConfig
+from dem_hub.merging.dequantized_base import dequantized, recorded
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.records import VectorRecord
@@ -71,13 +73,27 @@ class OpenedRecipe:
         Raises:
             What [`Merge.of`] raises.
         """
-        return Merge.of(
+        merge = Merge.of(
             self.base,
             list(zip(self.vectors, recipe.coefficients.values(), strict=True)),
             rounding=recipe.rounding,
             seed=recipe.rounding_seed,
             allow_base_mismatch=allow_base_mismatch,
         )
+        if recipe.base_quantized is None:
+            return merge
+        return replace(merge, base=dequantized(self.base, recipe.base_quantized), origin=merge.base)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> "OpenedRecipe":
+        """Return the same base and vectors with other fields of the recipe; `None` as a value keeps the recipe's.
+
+        Raises:
+            [`~dem_hub.errors.ConfigError`]: If a value is not valid, or this base cannot have been quantized so.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        if "base_quantized" in given:
+            given["base_quantized"] = recorded(BaseQuantization.of(given["base_quantized"]), self.base)
+        return replace(self, recipe=replace(self.recipe, **given))
 
     def check_unchanged(self) -> None:
         """Check that all files are still those that were opened; whoever has read the sum calls this at the end.

@@ -26,6 +26,8 @@ def recipe_report(recipe: "DEMConfig", title: str = "Recipe") -> Report:
             rows.append((name, f"{coefficient:+.4f}"))
     dtype = recipe.dtype or "as the base"
     lines = [f"dtype   {dtype}, {recipe.rounding} rounding, seed {recipe.rounding_seed}"]
+    if recipe.base_quantized is not None:
+        lines.append(f"base in {recipe.base_quantized}")
     if recipe.search:
         lines.append(f"search  {json.dumps(recipe.search, sort_keys=True)}")
     return Report(title, ((f"base    {recipe.base}",), Table(("vector", "coefficient"), rows), lines))
@@ -49,6 +51,10 @@ def _lines(recipe: "DEMConfig") -> dict[str, str]:
     lines = {"base": str(recipe.base), "dtype": recipe.dtype or "as the base"}
     if recipe.base.fingerprint is not None:
         lines["base, fingerprint"] = short_hash(recipe.base.fingerprint)
+    if recipe.base_quantized is not None:
+        quantization = recipe.base_quantized
+        skipped = ", ".join(quantization.llm_int8_skip_modules or ())
+        lines["base, quantized"] = f"{quantization}, without {skipped or 'exceptions'}"
     lines["rounding"] = f"{recipe.rounding}, seed {recipe.rounding_seed}"
     for vector in recipe.vectors:
         coefficients = vector.coefficient

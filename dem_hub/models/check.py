@@ -31,6 +31,7 @@ from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.sizes import format_size
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.models.comparable import base_of, check_comparable, read_for_both, vocabulary
 from dem_hub.models.measurable import hub_options
 from dem_hub.models.named_model import NamedModel
@@ -122,7 +123,7 @@ class PlannedCheck:
     """A check whose models were found and whose data were read. No weights are loaded yet.
 
     `windows` are those of each dataset, and `served` are the arguments of `from_pretrained` with which the merge is
-    served.
+    served. `quantization` is that of the base below an adapter.
     """
 
     merged: NamedModel
@@ -131,6 +132,7 @@ class PlannedCheck:
     windows: Mapping[str, Sequence[Window]]
     served: Mapping[str, Any]
     batch_size: int
+    quantization: BaseQuantization | None = None
 
     @classmethod
     def of(
@@ -147,6 +149,7 @@ class PlannedCheck:
     ) -> "PlannedCheck":
         """Find the models and read the data; the arguments are those of [`check_merge`]."""
         served = {name: kwargs.pop(name) for name in _OF_THE_MERGE if name in kwargs}
+        base_quantized = kwargs.pop("base_quantized", None)
         if not datasets:
             raise ConfigError("There is no data to compare the models on; give some of what the fine-tune is for.")
         selected = select_columns(datasets, columns)
@@ -166,7 +169,8 @@ class PlannedCheck:
         found = NamedModel.find(base_of(merged, finetuned) if base is None else base, kwargs)
         check_comparable(merged, finetuned, found)
         windows = read_for_both(selected, merged, finetuned, found, max_length)
-        return cls(merged, finetuned, found, windows, {"dtype": "auto", **served}, batch_size)
+        quantization = _quantization_of(base_quantized, merged, finetuned)
+        return cls(merged, finetuned, found, windows, {"dtype": "auto", **served}, batch_size, quantization)
 
     @cached_property
     def tokens(self) -> int:
@@ -240,7 +244,7 @@ class PlannedCheck:
         files = resolve(self.finetuned.source, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), hub_options(self.finetuned.kwargs))
         if not (files.folder / ADAPTER_WEIGHTS).is_file():
             raise AdapterError(f"'{self.finetuned}' has no {ADAPTER_WEIGHTS}. Save it with PEFT as safetensors.")
-        base = self.base.load(dtype="auto")
+        base = self._base_of_adapter()
         try:
             adapted = PeftModel.from_pretrained(base, str(files.folder))
         except (RuntimeError, ValueError) as error:
@@ -250,6 +254,23 @@ class PlannedCheck:
             ) from error
         # The model itself, whose layers now have the adapter: PEFT's class around it has other arguments.
         return adapted.get_base_model().eval()
+
+    def _base_of_adapter(self) -> Any:
+        """Load the base below an adapter, dequantized if it was quantized when the adapter was trained."""
+        if self.quantization is None:
+            return self.base.load(dtype="auto")
+        from dem_hub.models.loading import DEMModel
+
+        source = self.base.source
+        options = {**self.base.kwargs, "dtype": self.quantization.dtype or "auto"}
+        return DEMModel.from_pretrained(
+            source.repo_id,
+            revision=source.revision,
+            subfolder=source.subfolder,
+            vectors={},
+            base_quantized=self.quantization,
+            **options,
+        )
 
 
 def check_merge(
@@ -279,7 +300,8 @@ def check_merge(
         batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass.
         max_length (`int`, *optional*, defaults to 1024): Tokens in a window.
         kwargs: Arguments of transformers' `from_pretrained`: `dtype` and `quantization_config`, in which the merge is
-            served, and for all models `device_map`, `token` and others.
+            served, and for all models `device_map`, `token` and others. `base_quantized` is, as in
+            [`DEMModel.from_pretrained`], the quantization in which the adapter was trained; by default the recipe's.
 
     Returns:
         `dict[str, DataCheck]`: For each dataset the losses of base, fine-tune and merge, KL(fine-tune || merge), the
@@ -340,6 +362,20 @@ def _grade(share: float) -> str:
     if share >= KEPT:
         return "kept"
     return "lost" if share < LOST else "partly kept"
+
+
+def _quantization_of(given: Any, merged: NamedModel, finetuned: NamedModel) -> BaseQuantization | None:
+    """Return the quantization of the base below an adapter: what is given, or the recipe's."""
+    is_adapter = finetuned.adapter_or_vector == ADAPTER
+    if given is None:
+        recipe = merged.recipe
+        return recipe.base_quantized if is_adapter and recipe is not None else None
+    if not is_adapter:
+        raise ConfigError(
+            f"base_quantized is for an adapter that was trained on a quantized base, and '{finetuned}' is a whole model. "
+            "Leave it out."
+        )
+    return BaseQuantization.of(given)
 
 
 def _refuse_not_finite(name: str, finetuned: Tensor, base: Tensor, merged: Tensor) -> None:

@@ -17,7 +17,8 @@ from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import DiskSpaceError
 from dem_hub.files.resumable import partial_path
 from dem_hub.files.sizes import format_size
-from dem_hub.merging.merge import block_memory
+from dem_hub.merging.dequantized_base import DequantizedTensors
+from dem_hub.merging.merge import Merge, block_memory
 from dem_hub.merging.merged_base import MergedTensors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
@@ -28,6 +29,10 @@ from dem_hub.numerics.threads import most_held, one_core
 # Rows and columns of the merge that is timed: large enough that starting the kernel does not count, and done in
 # milliseconds. Chosen by hand, not measured.
 _TIMED_SHAPE = (512, 512)
+
+# Bytes an element while bitsandbytes quantizes a tensor on the CPU: four intermediate results in 32 bits, counted in the
+# code of 0.50.2. The dequantized tensors that are kept take less.
+_QUANTIZING_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
         widest = max(widest, merge.dtype(name, model.torch_dtype).itemsize)
     # A base that is a recipe is merged while it is read, and so is the base of that.
     rounds = [merge]
-    while isinstance(rounds[-1].base, MergedTensors):
-        rounds.append(rounds[-1].base.merge)
+    while isinstance(below := rounds[-1].origin or rounds[-1].base, MergedTensors):
+        rounds.append(below.merge)
     for each in rounds:
         for name, info in each.base.items():
             deltas = [stored for _, stored in each.active(name)]
@@ -112,7 +117,7 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
         downloads=_downloads(model),
         reads=reads,
         writes=model.nbytes,
-        memory=block_memory(widest) * most_held(),
+        memory=block_memory(widest) * most_held() + max(map(_quantizing_memory, rounds)),
         free=check_room(model, folder, room),
         seconds=changed_elements * _seconds_per_element(mean_rank) / torch.get_num_threads(),
         written=written,
@@ -214,6 +219,13 @@ def _nbytes(stored: StoredDelta) -> int:
     if stored.rows is not None:
         tensors.append(stored.rows)
     return sum(DTYPES[tensor.get_dtype()].itemsize * math.prod(tensor.get_shape()) for tensor in tensors)
+
+
+def _quantizing_memory(merge: Merge) -> int:
+    """Return the bytes that it takes to quantize and dequantize the largest layer of a base."""
+    if not isinstance(merge.base, DequantizedTensors):
+        return 0
+    return _QUANTIZING_BYTES * max(math.prod(merge.base[name].shape) for name in merge.base.layers.is_transposed)
 
 
 def _format_seconds(seconds: float) -> str:

@@ -25,6 +25,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG
 from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.lazy import lazy_state_dict
@@ -36,6 +37,7 @@ from dem_hub.models.places import Places
 from dem_hub.models.vocabulary import set_vocabulary
 
 if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
     from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
     class MergedModel(PreTrainedModel):
@@ -60,6 +62,7 @@ class DEMModel:
         vectors: VectorCoefficients | None = None,
         rounding: Rounding | None = None,
         rounding_seed: int | None = None,
+        base_quantized: "str | BaseQuantization | BitsAndBytesConfig | None" = None,
         allow_base_mismatch: bool = False,
         verify: Verify = VERIFY,
         **kwargs: Any,
@@ -81,6 +84,9 @@ class DEMModel:
                 recipe's, and to `"stochastic"` without one.
             rounding_seed (`int`, *optional*): Seed of the stochastic rounding. Defaults to the recipe's, and to 0
                 without one.
+            base_quantized (`str` or `BitsAndBytesConfig`, *optional*): The quantization in which adapters were trained
+                on the base (QLoRA): `"nf4"`, `"nf4,double_quant"`, or the config of the training. The vectors are added
+                to the base as it was dequantized there. Defaults to the recipe's, and to none without one.
             allow_base_mismatch (`bool`, *optional*, defaults to `False`): Accept a base that the vectors were not
                 taken from, if names and shapes of the tensors agree.
             verify (`str`, *optional*, defaults to `"quick"`): `"quick"` believes the hash of a file that was worked out
@@ -123,7 +129,11 @@ class DEMModel:
                 name_or_path,
                 kwargs,
                 vectors=vectors,
-                changes={"rounding": rounding, "rounding_seed": rounding_seed},
+                changes={
+                    "rounding": rounding,
+                    "rounding_seed": rounding_seed,
+                    "base_quantized": base_quantized,
+                },
                 allow_base_mismatch=allow_base_mismatch,
             )
         return model
@@ -158,13 +168,13 @@ def load(
     arguments = LoadArguments.split(kwargs)
     source = VectorSource.parse(name_or_path, revision=arguments.revision, subfolder=arguments.subfolder)
     check_base = not allow_base_mismatch
-    given = {name: value for name, value in (changes or {}).items() if value is not None}
     with torch.device("cpu"):  # safetensors reads to the default device, which may be any at a caller's
         if vectors is None:
             opened = open_recipe(source, arguments.hub, check_base=check_base)
         else:
             opened = open_base_and_vectors(source, vectors, arguments.hub, check_base=check_base)
-        recipe = replace(opened.recipe, **given)
+        opened = opened.with_changes(changes or {})
+        recipe = opened.recipe
         merge = opened.merge(recipe, allow_base_mismatch=allow_base_mismatch)
     generation_config = _generation_config(opened.folder)
     loaded = _from_merge(wanted, opened, recipe, merge, arguments, generation_config)

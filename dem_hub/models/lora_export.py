@@ -9,9 +9,10 @@ All modules get one rank, because readers other than PEFT take one scale for all
 [`dem_hub.vectors.lora.writer`].
 """
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.svd import balanced_factors
 from dem_hub.vectors.lora.writer import AdapterWriter
+
+logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 
@@ -80,7 +83,12 @@ def export_adapter(
     from huggingface_hub.utils import tqdm
 
     opened.check_target(target, ADAPTER)
-    merge = opened.merge(opened.recipe)
+    quantization = opened.recipe.base_quantized
+    if quantization is not None:
+        logger.warning(
+            "The recipe adds its vectors to a quantized base (%s). Load the adapter on such a base.", quantization
+        )
+    merge = opened.merge(replace(opened.recipe, base_quantized=None))
     changed = [name for name in merge.base if merge.is_changed(name)]
     if dtype is not None and dtype not in FLOAT_DTYPES:
         raise ConfigError(f"dtype is '{dtype}'; choose one of {', '.join(FLOAT_DTYPES)}.")

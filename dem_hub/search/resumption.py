@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dem_hub.errors import ConfigError
 from dem_hub.files.names import SEARCH_RESULT
 from dem_hub.merging.coefficients import level
 from dem_hub.merging.config import DEMConfig
@@ -36,6 +37,11 @@ class EarlierSearch:
             # The trial has one coefficient a vector, also where the recipe has one for each group of tensors.
             coefficients = dict(zip(source.plain.coefficients, source.best.coefficients, strict=True))
             return cls(coefficients, source.cache)
+        if source.base_quantized is not None:
+            raise ConfigError(
+                f"The recipe to resume from adds its vectors to a quantized base ({source.base_quantized}), and a search "
+                "adds them to the base as it is. Search without resume_from, and compare the results: dem-hub check."
+            )
         return cls({name: level(value) for name, value in source.coefficients.items()})
 
     def start(self, names: Sequence[str]) -> Point | None:

@@ -125,6 +125,20 @@ def test_the_merge_is_run_as_it_is_served(wide: Path, tmp_path: Path, quantize: 
     assert found.divergence.value > 5e-4  # of the quantization alone: the merge itself is the fine-tune
 
 
+def test_a_qlora_is_compared_on_the_base_that_it_was_trained_on(wide: Path, tmp_path: Path) -> None:
+    """The recipe says how the base was quantized, or the caller."""
+    adapter = tmp_path / "adapter"
+    make_adapter(wide, adapter, target_modules="all-linear")
+    recipe = recipe_of(tmp_path / "recipe", wide, {str(adapter): 1.0}, base_quantized="nf4,double_quant")
+    plain = recipe_of(tmp_path / "plain", wide, {str(adapter): 1.0})
+    assert check_merge(recipe, adapter, DATA)["words"].divergence.value < 1e-6
+    found = check_merge(plain, adapter, DATA, base_quantized="nf4,double_quant")["words"]
+    assert found.divergence.value > 1e-3
+    assert found.base.value == check_merge(recipe, adapter, DATA)["words"].base.value  # the base is as it is
+    with pytest.raises(ConfigError, match="is for an adapter .* is a whole model"):
+        check_merge(recipe, wide, DATA, base_quantized="nf4")
+
+
 @pytest.mark.parametrize(
     ("gain", "kept", "verdict"),
     [

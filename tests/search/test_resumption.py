@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from dem_hub import DEMConfig, SearchResult, search_coefficients
+from dem_hub.errors import ConfigError
+from dem_hub.hub.references import BaseRecord
+from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.search import Optuna
 from tests.support.counting_models import Counters
 
@@ -167,3 +170,10 @@ def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
         assert again.num_forward in (4, 5, 9, 10)  # a step, or two, and their checks; no table
         assert again.loss < two.loss
     assert grow(DEMConfig.from_pretrained(tmp_path / "recipe")).trials == again.trials
+
+
+def test_a_recipe_on_a_quantized_base_is_refused(gentle: Counters) -> None:
+    """The search would measure other models."""
+    recipe = DEMConfig(BaseRecord("org/base"), (), base_quantized=BaseQuantization())
+    with pytest.raises(ConfigError, match=r"a quantized base \(nf4, computed in float32\)"):
+        search_coefficients(gentle.base, ["me/maths-vector"], {"maths": [[5, 6, 7]]}, resume_from=recipe)
