@@ -34,9 +34,9 @@ from dem_hub.defaults import SEED
 @device_option
 def dare(*, base: str, vectors: Sequence[str], output: str, **options: Any) -> None:
     """Drop random elements of each vector, and scale the others up (DARE)."""
-    from dem_hub.files.folders import STORE, check_output
+    from dem_hub.files.folders import STORE, check_new_output
 
-    check_output(Path(output), STORE, overwrite=False)
+    check_new_output(Path(output), STORE)
 
     with heavy_imports():
         from dem_hub.transformations.dare import dare as transform

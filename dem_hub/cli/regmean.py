@@ -41,9 +41,9 @@ def regmean(*, base: str, vectors: Sequence[str], output: str, **options: Any) -
 
     Each fine-tune runs once over its own data. A few thousand tokens of each are enough.
     """
-    from dem_hub.files.folders import STORE, check_output
+    from dem_hub.files.folders import STORE, check_new_output
 
-    check_output(Path(output), STORE, overwrite=False)
+    check_new_output(Path(output), STORE)
     data = _data_of(vectors)
 
     with heavy_imports():

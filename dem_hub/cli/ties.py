@@ -46,9 +46,9 @@ def ties(
 ) -> None:
     """Keep the largest elements of each vector, and of these the ones whose sign most vectors agree on (TIES)."""
     from dem_hub.cli.arguments import split_pairs
-    from dem_hub.files.folders import STORE, check_output
+    from dem_hub.files.folders import STORE, check_new_output
 
-    check_output(Path(output), STORE, overwrite=False)
+    check_new_output(Path(output), STORE)
     weights = {name: number(text, f"weight of '{name}'") for name, text in split_pairs(vectors, "--vector").items()}
 
     with heavy_imports():

@@ -35,21 +35,28 @@ def keep(
 ) -> None:
     """Put vectors into a new store, and print each in a line, and the command that merges them.
 
+    The store appears with all of its vectors or not at all, so that a run that was killed can be run again.
+
     Args:
         output (`str`): the folder of the store.
         base (`str`): the base.
         vectors (`Mapping[str, DistributionVector]`): the vectors, by the names of those that they were made from.
         coefficients (`Mapping[str, float]`): the coefficient of each, by the same names.
     """
+    from dem_hub.files.atomic import atomic_folder
+    from dem_hub.files.names import STORE_CONFIG
     from dem_hub.hub.foreign_text import printable
     from dem_hub.vectors.report import summary
     from dem_hub.vectors.store import VectorStore
 
-    store = VectorStore.create(output, base)
+    names = short_names(vectors)
+    with atomic_folder(Path(output), last=STORE_CONFIG) as partial:
+        store = VectorStore.create(partial, base)
+        for name, short in names.items():
+            store.add(short, vectors[name])
     arguments = []
-    for name, short in short_names(vectors).items():
+    for name, short in names.items():
         vector = vectors[name]
-        store.add(short, vector)
         assert vector.config is not None
         print(printable(f"{output}//{short}: {summary(vector.config, vector.nbytes)}"))
         arguments.append(f"--vector {output}//{short}={coefficients[name]:g}")

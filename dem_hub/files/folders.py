@@ -180,11 +180,26 @@ def check_output(target: Path, kind: str, *, overwrite: bool) -> None:
     strange = [path for path in sorted(target.iterdir()) if not _is_known(path, target)]
     others = [path.name for path in strange if not _OF_A_CLONE.fullmatch(path.name)]
     if others:
-        more = ", ..." if len(others) > _SHOWN else ""
         raise ConfigError(
-            f"'{target}' holds files that dem_hub did not write ({', '.join(map(repr, others[:_SHOWN]))}{more}), and "
-            f"{kind} is to be written there. Choose an empty folder; or give --overwrite, and they stay beside it and "
-            "are not pushed."
+            f"'{target}' holds files that dem_hub did not write ({_some(others)}), and {kind} is to be written there. "
+            "Choose an empty folder; or give --overwrite, and they stay beside it and are not pushed."
+        )
+
+
+def check_new_output(target: Path, kind: str) -> None:
+    """Refuse the folder of a command's `-o` that holds anything, where a command replaces nothing.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If it holds anything but what comes with an empty repository.
+    """
+    check_target(target, kind)
+    others = []
+    if target.is_dir():
+        others = [name for name in sorted(path.name for path in target.iterdir()) if not _OF_A_CLONE.fullmatch(name)]
+    if others:
+        raise ConfigError(
+            f"'{target}' holds {kind_of(target) or 'other files'} already ({_some(others)}), and {kind} is to be written "
+            "there. Choose an empty folder."
         )
 
 
@@ -202,6 +217,12 @@ def check_output_file(target: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"'{target}' is a folder, and a file is to be written there. Choose another name.")
     if target.exists() and not overwrite:
         raise ConfigError(f"'{target}' is there already. Choose another name, or replace it: --overwrite.")
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names of a list, for a message."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _is_known(path: Path, target: Path) -> bool:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dem_hub import VectorStore
+from dem_hub import DistributionVector, VectorStore
 from dem_hub.cli.app import main
+from dem_hub.cli.transformed import keep
 from tests.cli.running import run
+from tests.support.killing import KILLED, run_and_die
 from tests.support.tiny_models import Zoo
 
 FAMILY = "llama-untied"
@@ -69,6 +71,42 @@ def test_a_vector_named_twice_is_refused(
     twice = [f"--vector={inputs['lora']}={inputs['data']}"] * 2
     assert main(["regmean", str(inputs["base"]), *twice, "-o", str(tmp_path / "x")]) == 2
     assert "named twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("present", ["notes", "a store"])
+def test_nothing_is_replaced(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], present: str
+) -> None:
+    out = tmp_path / "out"
+    if present == "notes":
+        out.mkdir()
+        (out / "notes.txt").touch()
+    else:
+        VectorStore.create(out, inputs["base"])
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for command in (["ties", "--vector", f"{inputs['lora']}=1"], ["dare", "--vector", str(inputs["lora"])]):
+        assert main([command[0], str(inputs["base"]), *command[1:], "-o", str(out)]) == 2
+        told = capsys.readouterr().err
+        assert "already" in told
+        assert "Choose an empty folder" in told
+        assert "--overwrite" not in told  # which these commands do not have
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_run_that_is_killed_can_be_run_again(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The store has all of its vectors, or is not there."""
+    out = tmp_path / "store"
+    vectors = dict.fromkeys(("one", "two"), DistributionVector.from_pretrained(inputs["dense"]))
+    ones = dict.fromkeys(vectors, 1.0)
+    for count in (1, 5, 12, 20, 30):
+        status = run_and_die(lambda: keep(str(out), str(inputs["base"]), vectors, ones), count)
+        assert status == KILLED
+        assert not out.exists()
+    keep(str(out), str(inputs["base"]), vectors, ones)
+    assert sorted(VectorStore.from_pretrained(out)) == ["one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maths.jsonl", "store"]
 
 
 def test_statistics_take_the_place_of_data(
