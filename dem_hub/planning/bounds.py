@@ -17,10 +17,14 @@ _STREAMING = 1 << 30
 # in flight, most of them smaller. benchmarks/memory.py measured 0.3 GiB of 1.5 GiB.
 _IN_FLIGHT = 3
 
-# Tensors that transformers merges at a time, and bytes of an element of their blocks on an accelerator: the base (4), the
-# sum in float64 (8), a decoded delta (4) and its copy in float64 (8). Counted in `dem_hub.merging.merge`, not measured.
+# Tensors that transformers merges at a time.
 _WORKERS = 4
-_BLOCK_BYTES = 24
+# Bytes of an element of a block on an accelerator, beside the result. If all deltas are factors: the base (4), the sum in
+# float64 (8), and the factors. If not: the base, the sum, a delta in float64 (8), and for each vector its delta (4). The
+# tests count them in a merge without memory.
+_FACTORED_BYTES = 13
+_DECODED_BYTES = 20
+_DELTA_BYTES = 4
 
 # Bytes of an element of a 4-bit weight of bitsandbytes, and elements that share one scale in float32.
 _HALF_BYTE = 0.5
@@ -65,14 +69,29 @@ def in_flight(largest: int, vectors: int) -> int:
     return _IN_FLIGHT * largest + vectors
 
 
-def in_flight_on_accelerator(largest: int, vectors: int) -> int:
+def block_bytes(elements: int, decoded: int) -> int:
+    """Return the most memory that merging a block takes on an accelerator, beside the result.
+
+    Args:
+        elements (`int`): Elements of the block.
+        decoded (`int`): Vectors whose deltas are not factors alone.
+    """
+    if not decoded:
+        return _FACTORED_BYTES * elements
+    return (_DECODED_BYTES + _DELTA_BYTES * decoded) * elements
+
+
+def in_flight_on_accelerator(largest: int, vectors: int, decoded: int, quantized: int = 0) -> int:
     """Return the most memory that loading takes beside the weights on a GPU, which merges larger blocks than a CPU.
 
     Args:
         largest, vectors: As in [`in_flight`].
+        decoded (`int`): Vectors whose deltas are not factors alone.
+        quantized (`int`, *optional*, defaults to 0): Bytes in float32 of the largest weight that is quantised once it is
+            merged.
     """
-    blocks = _WORKERS * _BLOCK_BYTES * min(DEVICE_BLOCK, largest // 4)
-    return max(in_flight(largest, 0), blocks) + vectors
+    blocks = block_bytes(min(DEVICE_BLOCK, largest // 4), decoded)
+    return max(in_flight(largest, 0), _WORKERS * (blocks + quantized)) + vectors
 
 
 def loading_bound(weights: int, largest: int, vectors: int) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dem_hub.merging.merged_base import MergedTensors
+from dem_hub.merging.terms import Term
 from dem_hub.models.planned import PlannedModel
 from dem_hub.planning.bounds import PassShape
 
@@ -20,7 +21,7 @@ class Facts:
 
     `tensors` and `parameters` are counts: of the base's tensors, and of the elements of the merged model. Everything
     else is in bytes: the base's tensors on disk, its `largest` one in float32, the vectors' files, and what is still to
-    be downloaded.
+    be downloaded. `decoded` is the number of vectors whose deltas are not all factors.
     """
 
     tensors: int
@@ -29,6 +30,7 @@ class Facts:
     largest: int
     vector_bytes: int
     downloads: int
+    decoded: int
 
     @classmethod
     def of(cls, planned: PlannedModel) -> "Facts":
@@ -42,6 +44,7 @@ class Facts:
             largest=_FLOAT32_BYTES * max(elements, default=0),
             vector_bytes=sum(vector.nbytes for vector in planned.opened.vectors) + _bytes_below(planned),
             downloads=sum(remote.nbytes for remote in planned.opened.remotes),
+            decoded=len({term.sha256 for term in planned.merge.terms if not _is_factored(term)}),
         )
 
 
@@ -57,6 +60,10 @@ def pass_shape(config: "PretrainedConfig", planned: PlannedModel) -> PassShape:
         if len(shape) > 1 and name not in rows_of_tokens:
             inner = max(inner, *shape)
     return PassShape(int(getattr(text, "vocab_size", 0) or 0), int(getattr(text, "hidden_size", 0) or 0), inner)
+
+
+def _is_factored(term: Term) -> bool:
+    return all(stored.is_factored for stored in term.deltas.values())
 
 
 def _bytes_below(planned: PlannedModel) -> int:

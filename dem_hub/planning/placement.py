@@ -53,7 +53,7 @@ class EmptyModel:
         for name, tensor in [*self.model.named_parameters(), *self.model.named_buffers()]:
             if name in tied:
                 continue
-            if self.quantizer is not None and self.quantizer.param_needs_quantization(self.model, name):
+            if self._is_quantized(name):
                 sizes[name] = quantized_bytes(str(self.quantize), tensor.numel(), tensor.shape[0])
                 continue
             itemsize = tensor.element_size()
@@ -61,6 +61,12 @@ class EmptyModel:
                 itemsize = torch.float32.itemsize
             sizes[name] = itemsize * tensor.numel()
         return sizes
+
+    @property
+    def largest_quantized(self) -> int:
+        """Bytes in float32 of the largest weight that is quantised; 0 if none is."""
+        weights = [tensor for name, tensor in self.model.named_parameters() if self._is_quantized(name)]
+        return max((torch.float32.itemsize * weight.numel() for weight in weights), default=0)
 
     def place(self, device_map: str, max_memory: Mapping[str, int]) -> dict[str, int]:
         """Return the bytes that go to each place: the number of a device, `cpu`, or `disk`.
@@ -77,6 +83,9 @@ class EmptyModel:
         for name, nbytes in self.sizes().items():
             parts[_place_of(name, devices)] += nbytes
         return dict(parts)
+
+    def _is_quantized(self, name: str) -> bool:
+        return self.quantizer is not None and bool(self.quantizer.param_needs_quantization(self.model, name))
 
     def _device_map(self, device_map: str, max_memory: Mapping[str, int]) -> dict[str, Any]:
         """Return the place of each module, by its name."""

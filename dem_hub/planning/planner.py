@@ -78,9 +78,11 @@ class Planner:
 
     def _load(self, wishes: Wishes) -> Step:
         dtype = self.dtype(wishes.dtype)
-        limits = _limits(wishes.memory, self._in_flight)
+        model = self._model(dtype, wishes.quantize)
+        beside = partial(self._in_flight, model)
+        limits = _limits(wishes.memory, beside)
         try:
-            parts = self._model(dtype, wishes.quantize).place(wishes.device_map, limits)
+            parts = model.place(wishes.device_map, limits)
         except ConfigError as error:
             return Step("load", refused=str(error))
         notes = [_call(dtype, wishes, limits)]
@@ -88,7 +90,7 @@ class Planner:
             notes.append(f"{format_size(parts[CPU])} stay in the CPU's memory and move to a GPU in each forward pass.")
         if DISK in parts:
             notes.append(f"{format_size(parts[DISK])} are read from the disk in each forward pass: offload_folder=...")
-        needs = needs_of(parts, wishes.memory, self._in_flight)
+        needs = needs_of(parts, wishes.memory, beside)
         disks = rooms(self.planned, wishes.folder, parts.get(DISK, 0))
         return Step("load", (*needs, *needs_on_disk(disks)), notes=tuple(notes))
 
@@ -100,9 +102,10 @@ class Planner:
         dtype = self.dtype(wishes.dtype or SEARCH_DTYPE)
         tokens = wishes.batch_size * wishes.max_length
         one_pass = pass_bytes(tokens, dtype.itemsize, pass_shape(self._config, self.planned))
-        beside = partial(self._beside_search, one_pass)
+        model = self._model(dtype, None)
+        beside = partial(self._beside_search, model, one_pass)
         devices = _searched(wishes)
-        parts = self._model(dtype, None).place(wishes.device_map, _limits(devices, beside))
+        parts = model.place(wishes.device_map, _limits(devices, beside))
         needs = needs_of(parts, devices, beside)
         if DISK in parts:
             # Offloaded weights cannot be merged in place. The figures are those of devices that are large enough.
@@ -142,12 +145,12 @@ class Planner:
         heads = int(getattr(self._config.get_text_config(), "num_attention_heads", None) or 0)
         if heads % len(ranks):
             return Step("serve", refused=f"{heads} attention heads cannot be divided among {len(ranks)} devices.")
-        weights = sum(self._model(dtype, None).sizes().values())
-        each = -(-weights // len(ranks))
+        model = self._model(dtype, None)
+        each = -(-sum(model.sizes().values()) // len(ranks))
         memory = dict(wishes.memory)
         for place in wishes.accelerators:
             memory[place] = int(memory[place] * SERVED_SHARE)
-        needs = needs_of(dict.fromkeys(ranks, each), memory, self._in_flight)
+        needs = needs_of(dict.fromkeys(ranks, each), memory, partial(self._in_flight, model))
         notes = [f"vLLM with --dtype {_name(dtype)} and --tensor-parallel-size {len(ranks)}."]
         if wishes.accelerators:
             notes.append(f"Of a GPU vLLM takes {SERVED_SHARE:.0%}. {self._cache_note(dtype, needs)}")
@@ -167,14 +170,16 @@ class Planner:
             f"A token takes {format_size(token)} of cache: at most {max(left, 0) // each:,} tokens beside the weights."
         )
 
-    def _in_flight(self, place: str) -> int:
+    def _in_flight(self, model: EmptyModel, place: str) -> int:
         """Return what loading needs on a device beside the weights."""
-        bound = in_flight_on_accelerator if is_accelerator(place) else in_flight
-        return bound(self.facts.largest, self.facts.vector_bytes)
+        facts = self.facts
+        if not is_accelerator(place):
+            return in_flight(facts.largest, facts.vector_bytes)
+        return in_flight_on_accelerator(facts.largest, facts.vector_bytes, facts.decoded, model.largest_quantized)
 
-    def _beside_search(self, one_pass: int, place: str) -> int:
+    def _beside_search(self, model: EmptyModel, one_pass: int, place: str) -> int:
         """Return what a search needs on a device beside the weights: it loads, then it runs the model."""
-        beside = max(self._in_flight(place), one_pass)
+        beside = max(self._in_flight(model, place), one_pass)
         return beside + LOGIT_BYTES if place == CPU else beside
 
     @cached_property

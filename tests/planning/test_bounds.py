@@ -1,4 +1,4 @@
-"""The bound of a forward pass, compared with what torch really allocates in one."""
+"""The bounds of a forward pass and of a block of a merge, compared with what torch really allocates for them."""
 
 import gc
 import weakref
@@ -11,37 +11,42 @@ from torch.utils._pytree import tree_leaves
 
 from dem_hub.evaluation.likelihood import totals
 from dem_hub.evaluation.windows import Window
-from dem_hub.planning.bounds import cache_bytes, pass_bytes, quantized_bytes
-from dem_hub.planning.facts import pass_shape
+from dem_hub.merging import merge as merge_module
+from dem_hub.numerics.slices import full_index
+from dem_hub.planning.bounds import block_bytes, cache_bytes, in_flight_on_accelerator, pass_bytes, quantized_bytes
+from dem_hub.planning.facts import Facts, pass_shape
 from tests.planning.test_placement import planned
 from tests.support.tiny_models import Zoo
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, as long as they live, and the most of them."""
+    """Counts the bytes of tensors that operations make on a device, as long as they live, and the most of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
+        self.device = device
         self.live = self.most = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        given = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
         for leaf in tree_leaves(result):
-            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in self.known | given:
-                self._count(leaf.untyped_storage())
+            if torch.is_tensor(leaf) and leaf.device.type == self.device:
+                self._count(leaf.untyped_storage(), given)
         return result
 
-    def _count(self, storage: Any) -> None:
-        pointer, nbytes = storage.data_ptr(), storage.nbytes()
-        self.known.add(pointer)
+    def _count(self, storage: Any, given: set[int]) -> None:
+        identity, nbytes = storage._cdata, storage.nbytes()
+        if identity in self.known | given:
+            return
+        self.known.add(identity)
         self.live += nbytes
         self.most = max(self.most, self.live)
-        weakref.finalize(storage, self._forget, pointer, nbytes)
+        weakref.finalize(storage, self._forget, identity, nbytes)
 
-    def _forget(self, pointer: int, nbytes: int) -> None:
-        self.known.discard(pointer)
+    def _forget(self, identity: int, nbytes: int) -> None:
+        self.known.discard(identity)
         self.live -= nbytes
 
 
@@ -55,10 +60,39 @@ def test_a_forward_pass_takes_no_more(zoo: Zoo, family: str, dtype: torch.dtype)
     windows = [Window.of(list(range(1, 61))) for _ in range(32)]
     totals(model, windows[:1])
     gc.collect()
-    with Allocations() as allocations:
+    with Allocations("cpu") as allocations:
         totals(model, windows, 32)
     bound = pass_bytes(32 * 60, dtype.itemsize, pass_shape(model.config, planned(base)))
     assert bound / 3 <= allocations.most <= bound
+
+
+def round_without_values(result: Any, total: Any, factors: Any, noise: Any) -> bool:
+    """Sum and round as `round_into` does, without a look at the result, which has no values here."""
+    if factors is not None:
+        left, right = factors
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+    result.copy_(total)
+    return True
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("kinds", "decoded"), [(["lowrank"], 0), (["dense"], 1), (["dense", "short", "lowrank"], 2)])
+def test_a_block_on_an_accelerator_takes_no_more(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, dtype: str, kinds: list[str], decoded: int
+) -> None:
+    """It is merged on the device `meta`, which allocates as an accelerator does."""
+    monkeypatch.setattr(merge_module, "round_into", round_without_values)
+    model = planned(zoo.models("llama-untied", dtype).base, **{str(zoo.vector("llama-untied", dtype, kind)): 0.5 for kind in kinds})  # fmt: skip
+    name = "model.layers.0.mlp.up_proj.weight"
+    shape = model.merge.shape(name)
+    device = torch.device("meta")
+    with Allocations("meta") as allocations:
+        result = model.merge.tensor(name, full_index(shape), device, torch.bfloat16)
+    beside = allocations.most - result.nbytes
+    bound = block_bytes(result.numel(), decoded)
+    factors = len(kinds) * 40 * sum(shape)  # of rank 4: much in a matrix of 48 x 32, and nothing in one of 4096 x 4096
+    assert Facts.of(model).decoded == decoded
+    assert 0.6 * bound <= beside <= bound + factors
 
 
 def test_arithmetic() -> None:
@@ -66,3 +100,7 @@ def test_arithmetic() -> None:
     assert cache_bytes(32, 32, 128, 2) == 524_288
     assert quantized_bytes("4bit", 4096 * 4096, 4096) == 8 * 2**20 + 2**20 + 64
     assert quantized_bytes("8bit", 4096 * 4096, 4096) == 16 * 2**20 + 4 * 4096
+    largest = 4 * 32_000 * 4096
+    assert in_flight_on_accelerator(largest, 7, 0) == 3 * largest + 7
+    assert in_flight_on_accelerator(largest, 7, 2) == 4 * 28 * 2**24 + 7
+    assert in_flight_on_accelerator(largest, 7, 0, 4 * 11008 * 4096) == 4 * (13 * 2**24 + 4 * 11008 * 4096) + 7

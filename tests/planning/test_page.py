@@ -31,8 +31,9 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "6,738,415,616 parameters\nvectors: 160.0 MB" in sizes
 
     in_four_bits = run(capsys, *plan, "--load", "--quantize", "4bit", "--memory", "0=8GB")
-    assert re.search(r"^load +0 +4\.17 GB .* fits$", in_four_bits, re.MULTILINE)
+    assert re.search(r"^load +0 +4\.17 GB +5\.92 GB .* fits$", in_four_bits, re.MULTILINE)
     assert "head and norms in 16 bits | 4.17 GB |" in text
+    assert "layers in float32 | 5.92 GB |" in text
     merging = run(capsys, *plan, "--merge", "--memory", "cpu=64GB")
     assert re.search(r"^merge +cpu +0 B +2\.12 GB ", merging, re.MULTILINE)
     assert "2 x largest tensor in float32 | 2.12 GB |" in text

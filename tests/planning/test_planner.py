@@ -83,7 +83,7 @@ def test_loading_keeps_the_model_and_takes_the_bound_of_the_benchmark(planner: P
 def test_a_load_leaves_room_for_what_is_in_flight(planner: Planner) -> None:
     """What the weights may fill is told as `max_memory`; the rest of a device stays free for the merge."""
     facts = planner.facts
-    beside = in_flight_on_accelerator(facts.largest, facts.vector_bytes)
+    beside = in_flight_on_accelerator(facts.largest, facts.vector_bytes, 0)
     step = planner.plan("load", Wishes({"0": LARGE, "cpu": LARGE}))
     assert [(need.place, need.most - need.keeps) for need in step.needs] == [("0", beside)]
     limits = f"{{0: {LARGE - beside}, 'cpu': {LARGE - in_flight(facts.largest, facts.vector_bytes)}}}"
@@ -136,7 +136,7 @@ def test_quantised_weights(planner: Planner) -> None:
 
 def test_each_way_out_fits(planner: Planner) -> None:
     """A model in float32 on a device with room for it in 16 bits, or quantised."""
-    beside = in_flight_on_accelerator(planner.facts.largest, planner.facts.vector_bytes)
+    beside = in_flight_on_accelerator(planner.facts.largest, planner.facts.vector_bytes, 0)
     memory = {"0": 4 * planner.facts.parameters + beside - 1, "cpu": LARGE}
     step = with_ways_out(planner, "load", Wishes(memory, dtype="float32", device_map="0"))
     assert step.verdict == "may not fit"
