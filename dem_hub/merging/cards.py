@@ -19,7 +19,7 @@ from dem_hub.hub.cards import (
     provenance,
     shared_license,
 )
-from dem_hub.hub.foreign_text import code_string, printable
+from dem_hub.hub.foreign_text import code_span, code_string, printable
 from dem_hub.hub.listing import RECIPE_TAG
 from dem_hub.hub.references import HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, coefficient_text
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from dem_hub.merging.base_quantization import BaseQuantization
     from dem_hub.merging.config import DEMConfig
 
+
+# Modules that a card names as not quantized. transformers leaves out one or two.
+_SHOWN_MODULES = 10
 
 # A name on a card, with its coefficient.
 _Terms = Sequence[tuple[str, Coefficient]]
@@ -103,7 +106,11 @@ def recipe_card(
 
 def _quantization_text(quantization: "BaseQuantization") -> str:
     """Return what a card says about a base that is quantized before the vectors are added."""
-    skipped = ", ".join(f"`{printable(name)}`" for name in quantization.llm_int8_skip_modules or ())
+    modules = quantization.llm_int8_skip_modules or ()
+    names: list[str] = [code_span(name) for name in modules[:_SHOWN_MODULES]]
+    if len(modules) > _SHOWN_MODULES:
+        names.append(f"{len(modules) - _SHOWN_MODULES} others")
+    skipped = ", ".join(names)
     return (
         f"The base's linear layers{f', without {skipped},' if skipped else ''} are first quantized to 4 bits and "
         f"dequantized, as they were when adapters were trained on them (QLoRA: {quantization}). The model itself is not "

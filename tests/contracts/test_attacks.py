@@ -464,13 +464,15 @@ def test_the_configs_that_are_pushed_for_a_stranger(
 def test_the_card_of_a_strangers_recipe(hub: Hub, published: Published, tmp_path: Path) -> None:
     published.recipe.save_pretrained(tmp_path / "r")
     search = {"losses": {EVIL: 1.0}, "base_losses": {EVIL: 2.0}}
-    edit_json(tmp_path / "r" / "config.json", search=search)
+    quantization = {"llm_int8_skip_modules": [f"x` {EVIL}", *["lm_head"] * 100_000]}
+    edit_json(tmp_path / "r" / "config.json", search=search, base_quantized=quantization)
     for _ in range(2):
         DEMConfig.from_pretrained(tmp_path / "r").push_to_hub("ann/inj")
         card = hub.files("ann/inj")["README.md"].decode()
         text = card.split("---\n", 2)[2]
         assert text.count("<!-- dem-hub: end -->") == 1
         assert not any(part in text for part in ("<script>", "http://evil", "www.evil", "\x1b", "\x07"))
+        assert len(text) < 10_000
 
 
 @pytest.mark.parametrize("more", [[], ["--tensors"], ["--json"]])

@@ -225,6 +225,7 @@ def a_recipe(zoo: Zoo, folder: Path) -> Confused:
         ],
         "architectures": ["LlamaForCausalLM"],
         "search": {"method": "auto", "losses": [1.5]},
+        "base_quantized": {"bnb_4bit_quant_type": "nf4", "dtype": None, "llm_int8_skip_modules": ["lm_head"]},
     }
     path = folder / "config.json"
     path.write_text(json.dumps(DEMConfig.from_dict(folded, "here").to_dict()))
