@@ -66,14 +66,20 @@ class Components:
 
     def _make_sliders(self) -> None:
         gradio = self.gradio
-        self.preset = gradio.Dropdown(label="Preset", info="Coefficients with a name.", elem_id="preset")
+        labels = [preset.label for preset in self.mixer.presets()]
+        self.preset = gradio.Dropdown(labels, label="Preset", info="Coefficients with a name.", elem_id="preset")
         lowest, highest = slider_range(self.mixer)
         self.sliders = []
         for number in range(len(self.mixer.names) + _SPARE):
             slider = gradio.Slider(lowest, highest, step=STEP, visible=False, buttons=[], elem_id=f"vector-{number}")
             self.sliders.append(slider)
+        names = list(self.mixer.names.values())
         self.kept = gradio.CheckboxGroup(
-            label="Vectors in the mixture", info="One without a mark is put aside.", type="value", elem_id="kept"
+            list(zip(names, range(len(names)), strict=True)),
+            label="Vectors in the mixture",
+            info="One without a mark is put aside.",
+            type="value",
+            elem_id="kept",
         )
         self.merge = gradio.Button(self._merge_label, variant="primary", elem_id="merge")
         self.status = gradio.Markdown(elem_id="status")
@@ -106,7 +112,8 @@ class Components:
         gradio = self.gradio
         kinds = [CHAT, COMPLETION] if self.mixer.has_template else [COMPLETION]
         with gradio.Row():
-            self.other = gradio.Dropdown(label="Compared with", elem_id="other")
+            labels = [preset.label for preset in self.mixer.presets()]
+            self.other = gradio.Dropdown(labels, label="Compared with", elem_id="other")
             self.kind = gradio.Radio(kinds, value=kinds[0], label="How your text is read", elem_id="kind")
             self.max_tokens = gradio.Slider(1, 512, value=64, step=1, buttons=[], label="Tokens of an answer, at most")
             self.temperature = gradio.Slider(0, 2, value=0, step=0.1, buttons=[], label="Temperature (0: likeliest)")

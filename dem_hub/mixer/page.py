@@ -65,6 +65,7 @@ def launch(mixer: Mixer, host: str, port: int | None = None) -> Any:
         footer_links=[],
         max_file_size=1,  # byte: nothing is uploaded here
         ssr_mode=False,
+        enable_monitoring=False,
         css=CSS,
         theme=gradio.themes.Default(primary_hue="teal", neutral_hue="slate"),
     )
