@@ -96,10 +96,7 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
     for name in merge.base:
         changed_tensors += bool(merge.active(name))
         widest = max(widest, merge.dtype(name, model.torch_dtype).itemsize)
-    # A base that is a recipe is merged while it is read, and so is the base of that.
-    rounds = [merge]
-    while isinstance(below := rounds[-1].origin or rounds[-1].base, MergedTensors):
-        rounds.append(below.merge)
+    rounds = rounds_of(merge)
     for each in rounds:
         for name, info in each.base.items():
             deltas = [stored for _, stored in each.active(name)]
@@ -117,11 +114,26 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
         downloads=_downloads(model),
         reads=reads,
         writes=model.nbytes,
-        memory=block_memory(widest) * most_held() + max(map(_quantizing_memory, rounds)),
+        memory=block_memory(widest) * most_held() + max(map(quantizing_memory, rounds)),
         free=check_room(model, folder, room),
         seconds=changed_elements * _seconds_per_element(mean_rank) / torch.get_num_threads(),
         written=written,
     )
+
+
+def rounds_of(merge: Merge) -> list[Merge]:
+    """Return a merge, and those below it: a base that is a recipe is merged while it is read, and so is its base."""
+    rounds = [merge]
+    while isinstance(below := rounds[-1].origin or rounds[-1].base, MergedTensors):
+        rounds.append(below.merge)
+    return rounds
+
+
+def quantizing_memory(merge: Merge) -> int:
+    """Return the bytes that it takes to quantize and dequantize the largest layer of a base; 0 if it is taken as it is."""
+    if not isinstance(merge.base, DequantizedTensors):
+        return 0
+    return _QUANTIZING_BYTES * max(math.prod(merge.base[name].shape) for name in merge.base.layers.is_transposed)
 
 
 def check_room(model: PlannedModel, folder: Path, room: int) -> int:
@@ -219,13 +231,6 @@ def _nbytes(stored: StoredDelta) -> int:
     if stored.rows is not None:
         tensors.append(stored.rows)
     return sum(DTYPES[tensor.get_dtype()].itemsize * math.prod(tensor.get_shape()) for tensor in tensors)
-
-
-def _quantizing_memory(merge: Merge) -> int:
-    """Return the bytes that it takes to quantize and dequantize the largest layer of a base."""
-    if not isinstance(merge.base, DequantizedTensors):
-        return 0
-    return _QUANTIZING_BYTES * max(math.prod(merge.base[name].shape) for name in merge.base.layers.is_transposed)
 
 
 def _format_seconds(seconds: float) -> str:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dem_hub.merging.merged_base import MergedTensors
+from dem_hub.merging.opening import OpenedRecipe
 from dem_hub.merging.terms import Term
+from dem_hub.models.estimate import quantizing_memory, rounds_of
 from dem_hub.models.planned import PlannedModel
 from dem_hub.planning.bounds import PassShape
 
@@ -21,7 +23,8 @@ class Facts:
 
     `tensors` and `parameters` are counts: of the base's tensors, and of the elements of the merged model. Everything
     else is in bytes: the base's tensors on disk, its `largest` one in float32, the vectors' files, and what is still to
-    be downloaded. `decoded` is the number of vectors whose deltas are not all factors.
+    be downloaded. `quantizing` is what quantizing the base as in training takes on the CPU, and `decoded` the number of
+    vectors whose deltas are not all factors.
     """
 
     tensors: int
@@ -30,21 +33,23 @@ class Facts:
     largest: int
     vector_bytes: int
     downloads: int
+    quantizing: int
     decoded: int
 
     @classmethod
     def of(cls, planned: PlannedModel) -> "Facts":
         """Add up the headers of a planned model."""
-        base = planned.merge.base
-        elements = [math.prod(planned.merge.shape(name)) for name in base]
+        merge = planned.merge
+        elements = [math.prod(merge.shape(name)) for name in merge.base]
         return cls(
-            tensors=len(base),
+            tensors=len(merge.base),
             parameters=sum(elements),
-            base_bytes=sum(info.nbytes for info in base.values()),
+            base_bytes=sum(info.nbytes for info in merge.base.values()),
             largest=_FLOAT32_BYTES * max(elements, default=0),
-            vector_bytes=sum(vector.nbytes for vector in planned.opened.vectors) + _bytes_below(planned),
+            vector_bytes=_vector_bytes(planned.opened),
             downloads=sum(remote.nbytes for remote in planned.opened.remotes),
-            decoded=len({term.sha256 for term in planned.merge.terms if not _is_factored(term)}),
+            quantizing=max(map(quantizing_memory, rounds_of(merge))),
+            decoded=len({term.sha256 for term in merge.terms if not _is_factored(term)}),
         )
 
 
@@ -66,11 +71,9 @@ def _is_factored(term: Term) -> bool:
     return all(stored.is_factored for stored in term.deltas.values())
 
 
-def _bytes_below(planned: PlannedModel) -> int:
-    """Return the bytes of the vectors of the recipes that the base is merged from."""
-    total = 0
-    base = planned.merge.base
-    while isinstance(base, MergedTensors):
-        total += sum(vector.nbytes for vector in base.opened.vectors)
-        base = base.merge.base
+def _vector_bytes(opened: OpenedRecipe) -> int:
+    """Return the bytes of the vectors of a recipe, and of those of a base that is a recipe."""
+    total = sum(vector.nbytes for vector in opened.vectors)
+    if isinstance(opened.base.checkpoint, MergedTensors):
+        total += _vector_bytes(opened.base.checkpoint.opened)
     return total

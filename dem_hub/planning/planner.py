@@ -91,6 +91,8 @@ class Planner:
         if DISK in parts:
             notes.append(f"{format_size(parts[DISK])} are read from the disk in each forward pass: offload_folder=...")
         needs = needs_of(parts, wishes.memory, beside)
+        if CPU not in parts:
+            needs += on_cpu(self.facts.quantizing, wishes.memory)
         disks = rooms(self.planned, wishes.folder, parts.get(DISK, 0))
         return Step("load", (*needs, *needs_on_disk(disks)), notes=tuple(notes))
 
@@ -113,7 +115,7 @@ class Planner:
             most = total + sum(map(beside, devices))
             needs = [Need(" + ".join(devices), total, most, sum(devices.values()))]
         if CPU not in devices:
-            needs += on_cpu(LOGIT_BYTES, wishes.memory)
+            needs += on_cpu(LOGIT_BYTES + self.facts.quantizing, wishes.memory)
         count = len(self.planned.opened.vectors)
         strategy, _ = choose(wishes.method, count)
         notes = [
@@ -133,7 +135,8 @@ class Planner:
     def _merge(self, wishes: Wishes) -> Step:
         model = self.written(wishes.dtype)
         disks = rooms(model, wishes.folder, sum(shard.file_size for shard in model.shards))
-        needs = [*on_cpu(streaming_bound(self.facts.largest), wishes.memory), *needs_on_disk(disks)]
+        in_memory = streaming_bound(self.facts.largest) + self.facts.quantizing
+        needs = [*on_cpu(in_memory, wishes.memory), *needs_on_disk(disks)]
         files = "1 file" if len(model.shards) == 1 else f"{len(model.shards)} files"
         return Step("merge", tuple(needs), notes=(f"{files} of weights, {format_size(model.nbytes)} in all.",))
 
@@ -154,6 +157,7 @@ class Planner:
         notes = [f"vLLM with --dtype {_name(dtype)} and --tensor-parallel-size {len(ranks)}."]
         if wishes.accelerators:
             notes.append(f"Of a GPU vLLM takes {SERVED_SHARE:.0%}. {self._cache_note(dtype, needs)}")
+            needs += on_cpu(self.facts.quantizing, wishes.memory)
         return Step("serve", (*needs, *needs_on_disk(rooms(self.planned, wishes.folder, 0))), notes=tuple(notes))
 
     def _cache_note(self, dtype: torch.dtype, needs: Sequence[Need]) -> str:
@@ -174,7 +178,7 @@ class Planner:
         """Return what loading needs on a device beside the weights."""
         facts = self.facts
         if not is_accelerator(place):
-            return in_flight(facts.largest, facts.vector_bytes)
+            return in_flight(facts.largest, facts.vector_bytes) + facts.quantizing
         return in_flight_on_accelerator(facts.largest, facts.vector_bytes, facts.decoded, model.largest_quantized)
 
     def _beside_search(self, model: EmptyModel, one_pass: int, place: str) -> int:

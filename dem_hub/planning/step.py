@@ -111,7 +111,7 @@ def needs_on_disk(rooms: Sequence[Room]) -> list[Need]:
 
 
 def on_cpu(nbytes: int, memory: Mapping[str, int]) -> list[Need]:
-    """Return what is needed in the CPU's memory for a while, if it is known how much that has."""
-    if CPU not in memory:
+    """Return what is needed in the CPU's memory for a while, if anything is, and it is known how much that has."""
+    if CPU not in memory or not nbytes:
         return []
     return [Need(CPU, 0, nbytes, memory[CPU])]

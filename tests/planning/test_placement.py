@@ -12,6 +12,7 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.planning.placement import capacities, device_of, empty_model
+from tests.support.families import FAMILIES
 from tests.support.new_tokens import make_base
 from tests.support.tiny_models import Zoo
 
@@ -19,7 +20,7 @@ QUANTIZED = {"4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
 
 
 def planned(base: Path, **vectors: float) -> PlannedModel:
-    return PlannedModel.of(open_base_and_vectors(VectorSource(base), vectors, headers_only=True))
+    return PlannedModel.of(open_base_and_vectors(VectorSource.parse(base), vectors, headers_only=True))
 
 
 def bytes_of(model: torch.nn.Module) -> int:
@@ -44,6 +45,14 @@ def test_bytes_of_a_loaded_model(zoo: Zoo, family: str, dtype: str) -> None:
     empty = empty_model(planned(base), getattr(torch, dtype), None)
     assert sum(empty.sizes().values()) == bytes_of(model)
     assert empty.place("cpu", {}) == {"cpu": bytes_of(model)}
+
+
+def test_parts_that_stay_in_float32(tmp_path: Path) -> None:
+    """transformers does not load all of a T5 in float16."""
+    FAMILIES["t5"].make(True).save_pretrained(tmp_path)
+    model = DEMModel.from_pretrained(tmp_path, vectors={}, dtype="float16")
+    assert sum(empty_model(planned(tmp_path), torch.float16, None).sizes().values()) == bytes_of(model)
+    assert len({parameter.dtype for parameter in model.parameters()}) == 2
 
 
 @pytest.mark.parametrize("quantize", QUANTIZED)

@@ -33,7 +33,9 @@ def planner(zoo: Zoo) -> Planner:
 
 
 def planner_of(base: Path, vector: Path) -> Planner:
-    return Planner(PlannedModel.of(open_base_and_vectors(VectorSource(base), {str(vector): 0.5}, headers_only=True)))
+    return Planner(
+        PlannedModel.of(open_base_and_vectors(VectorSource.parse(base), {str(vector): 0.5}, headers_only=True))
+    )
 
 
 def sizes(folder: Path) -> int:
@@ -163,3 +165,19 @@ def test_a_server_divides_the_model_and_has_room_for_a_cache(planner: Planner) -
     assert (
         "4 attention heads cannot be divided among 3" in planner.plan("serve", Wishes(dict.fromkeys("012", 1))).refused
     )
+
+
+def test_a_recipe_below_and_a_base_in_four_bits(zoo: Zoo, tmp_path: Path) -> None:
+    """All vectors count, and so does what quantizing the base as in training takes on the CPU."""
+    base, vector = zoo.models("llama-untied").base, zoo.vector("llama-untied", kind="lowrank")
+    DEMModel.from_pretrained(base, vectors={str(vector): 0.5}).dem.save_pretrained(tmp_path / "first")
+    adapter = zoo.adapter("llama-untied")
+    assert planner_of(tmp_path / "first", adapter).facts.vector_bytes == sizes(vector) + sizes(adapter)
+    opened = open_base_and_vectors(VectorSource.parse(base), {str(vector): 0.5}).with_changes({"base_quantized": "nf4"})
+    planner = Planner(PlannedModel.of(opened))
+    assert planner.facts.quantizing > 0
+    wishes = Wishes({"0": LARGE, "cpu": LARGE})
+    on_gpu, on_cpu = planner.plan("load", wishes).needs
+    assert (on_gpu.place, on_cpu) == ("0", Need("cpu", 0, planner.facts.quantizing, LARGE))
+    merging = planner.plan("merge", wishes).needs[0]
+    assert merging.most == streaming_bound(planner.facts.largest) + planner.facts.quantizing
