@@ -27,7 +27,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
-    from dem_hub.models.check import DataCheck, Mean
+    from dem_hub.models.verdict import DataCheck, Mean
 
 _QUANTIZATIONS = ("nf4", "fp4", "int8")
 
@@ -85,7 +85,8 @@ def check(
     """
     import torch
 
-    from dem_hub.models.check import RULE, PlannedCheck
+    from dem_hub.models.check import PlannedCheck
+    from dem_hub.models.verdict import RULE
 
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")

@@ -6,7 +6,6 @@ the disk meanwhile, so that no two models are in memory.
 """
 
 import logging
-import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from dem_hub.evaluation.columns import select_columns
 from dem_hub.evaluation.divergence import Compared, compare, keep_predictions, kept_bytes
 from dem_hub.evaluation.likelihood import scored_tokens
 from dem_hub.evaluation.rows import check_files
-from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.evaluation.windows import Window
 from dem_hub.files.folders import ADAPTER
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -35,87 +33,12 @@ from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.models.comparable import base_of, check_comparable, read_for_both, vocabulary
 from dem_hub.models.measurable import hub_options
 from dem_hub.models.named_model import NamedModel
+from dem_hub.models.verdict import DataCheck
 
 logger = logging.getLogger(__name__)
 
-# The shares of a fine-tune's gain from which on it is kept, and below which it is lost. Chosen by hand: a merge of
-# several fine-tunes keeps a part of each.
-KEPT = 0.9
-LOST = 0.1
-
 # Arguments of `from_pretrained` that say in what form the merge is served. The others are as they are.
 _OF_THE_MERGE = ("dtype", "quantization_config")
-
-# Standard errors to each side that a verdict takes into account: 95 % of a normal distribution.
-ERRORS = 2.0
-
-RULE = (
-    f"Share kept: the merge's gain over the base by the fine-tune's. From {KEPT:.0%} on it is kept, below {LOST:.0%} "
-    f"lost, between them partly kept; {ERRORS:.0f} standard errors (over documents) to both sides must agree."
-)
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over scored tokens, or a ratio of two, with its standard error over documents.
-
-    The error is nan if there is a single window.
-    """
-
-    value: float
-    error: float
-
-
-@dataclass(frozen=True)
-class DataCheck:
-    """The check on one dataset.
-
-    `base`, `finetuned` and `merged` are losses, in nats per token. `divergence` is KL(fine-tune || merge), and
-    `base_divergence` KL(fine-tune || base), in nats per token. `kept` is the share of the fine-tune's gain over the
-    base that the merge has.
-    """
-
-    tokens: int
-    documents: int
-    base: Mean
-    finetuned: Mean
-    merged: Mean
-    base_divergence: Mean
-    divergence: Mean
-    kept: Mean
-    verdict: str
-
-    @classmethod
-    def of(
-        cls, windows: Sequence[Window], counts: Sequence[int], finetuned: Tensor, base: Compared, merged: Compared
-    ) -> "DataCheck":
-        """Return the check on windows, of which each has a count of scored tokens, and sums of what three models say.
-
-        `finetuned` are the losses of the fine-tune, (windows,) in float64.
-        """
-
-        def mean(totals: Tensor) -> Mean:
-            return Mean(float(totals.sum()) / sum(counts), clustered_error(totals, counts, windows))
-
-        gains = base.losses - finetuned
-        merged_gains = base.losses - merged.losses
-        gain = mean(gains)
-        kept = Mean(math.nan, math.nan)
-        if gain.value:
-            share = mean(merged_gains).value / gain.value
-            # The error of a ratio of two means, by what it leaves of each document (Cochran, section 6.3).
-            kept = Mean(share, mean(merged_gains - share * gains).error / abs(gain.value))
-        return cls(
-            tokens=sum(counts),
-            documents=len({window.document for window in windows}),
-            base=mean(base.losses),
-            finetuned=mean(finetuned),
-            merged=mean(merged.losses),
-            base_divergence=mean(base.divergences),
-            divergence=mean(merged.divergences),
-            kept=kept,
-            verdict=judge(gain, kept),
-        )
 
 
 @dataclass(frozen=True)
@@ -201,7 +124,9 @@ class PlannedCheck:
         with scratch_folder() as folder:
             self._check_room(folder)
             finetuned = self._finetuned_losses(folder)
+            _give_memory_back()
             base = self._compare(self.base.load(dtype="auto"), folder)
+            _give_memory_back()
             merged = self._compare(self.merged.load(**self.served), folder)
         checks = {}
         for name, windows in self.windows.items():
@@ -342,28 +267,6 @@ def check_merge(
     return planned.run()
 
 
-def judge(gain: Mean, kept: Mean) -> str:
-    """Return the verdict in a word or two, by [`RULE`].
-
-    Args:
-        gain ([`Mean`]): How much lower the fine-tune's loss is than the base's, in nats per token.
-        kept ([`Mean`]): The share of it that the merge has.
-    """
-    # Written with `not`: an error that is not known is nan.
-    if not gain.value > ERRORS * gain.error:
-        return "no gain to keep"
-    grades = [_grade(kept.value + side * ERRORS * kept.error) for side in (-1, 1)]
-    if grades[0] != grades[1]:
-        return f"{grades[0]} or {grades[1]}"
-    return grades[0]
-
-
-def _grade(share: float) -> str:
-    if share >= KEPT:
-        return "kept"
-    return "lost" if share < LOST else "partly kept"
-
-
 def _quantization_of(given: Any, merged: NamedModel, finetuned: NamedModel) -> BaseQuantization | None:
     """Return the quantization of the base below an adapter: what is given, or the recipe's."""
     is_adapter = finetuned.adapter_or_vector == ADAPTER
@@ -376,6 +279,16 @@ def _quantization_of(given: Any, merged: NamedModel, finetuned: NamedModel) -> B
             "Leave it out."
         )
     return BaseQuantization.of(given)
+
+
+def _give_memory_back() -> None:
+    """Free the memory of the model that was run.
+
+    Where accelerate places the next model (`device_map="auto"`), what torch keeps for itself does not count as free.
+    """
+    from accelerate.utils.memory import clear_device_cache
+
+    clear_device_cache(garbage_collection=True)
 
 
 def _refuse_not_finite(name: str, finetuned: Tensor, base: Tensor, merged: Tensor) -> None:

@@ -21,19 +21,32 @@ _PREDICTING = ("CAUSAL_LM", "SEQ_2_SEQ_LM", None)
 
 
 def base_of(merged: NamedModel, finetuned: NamedModel) -> VectorSource:
-    """Return the base that a recipe or an adapter names."""
+    """Return the base that a recipe or an adapter names.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If neither names one, or they name two.
+    """
+    named: dict[str, VectorSource] = {}
     recipe = merged.recipe
     if recipe is not None and recipe.base.repo_id is not None:
-        return recipe.base.source
+        named["the recipe's base"] = recipe.base.source
     if finetuned.adapter_or_vector == ADAPTER:
         config = read_json(finetuned.folder / ADAPTER_CONFIG, foreign=True)
         name = config.get("base_model_name_or_path")
         if isinstance(name, str) and name:
-            return VectorSource(name, config.get("revision"))
-    raise ConfigError(
-        f"'{merged}' is no recipe, and was not merged from one, so its base is not known, and with it what the fine-tune "
-        "has gained. Name the base: --base, in Python base=."
-    )
+            named["the adapter's"] = VectorSource(name, config.get("revision"))
+    if not named:
+        raise ConfigError(
+            f"'{merged}' is no recipe, and was not merged from one, so its base is not known, and with it what the "
+            "fine-tune has gained. Name the base: --base, in Python base=."
+        )
+    if len({source.absolute.repo_id for source in named.values()}) > 1:
+        names = " and ".join(f"{what} is '{source.repo_id}'" for what, source in named.items())
+        raise ConfigError(
+            f"{names[0].upper()}{names[1:]}. If they are the same, name one of them: --base, in Python base=. An adapter on "
+            "another base than its own is another model."
+        )
+    return next(iter(named.values()))
 
 
 def check_comparable(merged: NamedModel, finetuned: NamedModel, base: NamedModel) -> None:

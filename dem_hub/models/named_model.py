@@ -131,7 +131,8 @@ class NamedModel:
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         auto_class: Any = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
-        return auto_class.from_pretrained(self.source.repo_id, **self._place, **{**self.kwargs, **options})
+        arguments = {"use_safetensors": True, **self.kwargs, **options}  # pickled weights can run code
+        return auto_class.from_pretrained(self.source.repo_id, **self._place, **arguments)
 
     @property
     def _place(self) -> dict[str, Any]:
