@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,7 +21,7 @@ from dem_hub.cli.arguments import (
     verify_option,
 )
 from dem_hub.cli.command import PATH, Command, argument, command, option
-from dem_hub.errors import ConfigError, DemHubError
+from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
@@ -107,14 +106,11 @@ def eval_command(
     from dem_hub.evaluation.reader import Reader
     from dem_hub.evaluation.rows import check_files
     from dem_hub.evaluation.tasks import find_tasks, score_tasks
-    from dem_hub.files.folders import VECTOR, kind_of
 
     if not (data or tasks):
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")
-    if kind_of(Path(model)) == VECTOR:
-        raise ConfigError(f"'{model}' is a vector, and no model without its base. {_MERGE_FIRST}")
     datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))
     check_files(datasets)
     found_tasks = find_tasks(tasks, include_path) if tasks else None
@@ -123,7 +119,7 @@ def eval_command(
 
     # Token ids need no tokenizer, so it is loaded when the first text is read.
     tokenizer = cache(partial(_load_tokenizer, model))
-    config = _load_config(model)
+    config = _config_of(model)
     windows = {}
     if datasets:
         # Before the weights: data that cannot be used are found first, and so is a model that has no likelihood.
@@ -144,30 +140,13 @@ def _refuse_one_name_for_two(names: set[str]) -> None:
         raise ConfigError(f"{quoted} is the name of data and of a task; give the data another name.")
 
 
-def _load_config(name: str) -> "PretrainedConfig":
-    """Return the config of a model, or of the model that a recipe is made from, by whatever number of rounds."""
-    from transformers import AutoConfig
+def _config_of(name: str) -> "PretrainedConfig":
+    from dem_hub.models.named_model import NamedModel
 
-    from dem_hub.files.names import MODEL_CONFIG
-    from dem_hub.hub.download import resolve
-    from dem_hub.hub.references import VectorSource
-    from dem_hub.merging.config import DEMConfig
-    from dem_hub.merging.rounds import MOST_ROUNDS
-
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
-        source = VectorSource.parse(name)
-        for _ in range(MOST_ROUNDS + 1):  # a circle of recipes is refused when the model is loaded
-            if config.model_type != "dem":
-                break
-            source = DEMConfig.from_pretrained(source).base.source
-            config = AutoConfig.from_pretrained(resolve(source, (MODEL_CONFIG,)).folder)
-    except DemHubError:
-        raise
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"'{name}' is not a model or a recipe ({reason}). {_MERGE_FIRST}") from error
-    return config
+    named = NamedModel.find(name, {})
+    if named.adapter_or_vector:
+        raise ConfigError(f"'{name}' is {named.adapter_or_vector}, and no model without its base. {_MERGE_FIRST}")
+    return named.config
 
 
 def _load_tokenizer(name: str) -> Any:
