@@ -60,8 +60,14 @@ class Planner:
         """Plan one step.
 
         Raises:
-            [`~dem_hub.errors.ConfigError`]: If a wish is not one that there is.
+            [`~dem_hub.errors.ConfigError`]: If a wish is not one that there is, or names a device without memory.
         """
+        place = None if wishes.device_map in DIVIDED else device_of(wishes.device_map)
+        if place is not None and place not in wishes.memory:
+            raise ConfigError(
+                f"The model is to go to '{place}', and there is memory of {', '.join(wishes.memory)} alone. Name that "
+                "device's memory too."
+            )
         steps = {"load": self._load, "search": self._search, "merge": self._merge, "serve": self._serve}
         return steps[name](wishes)
 
@@ -109,8 +115,10 @@ class Planner:
         devices = _searched(wishes)
         parts = model.place(wishes.device_map, _limits(devices, beside))
         needs = needs_of(parts, devices, beside)
+        refused = ""
         if DISK in parts:
-            # Offloaded weights cannot be merged in place. The figures are those of devices that are large enough.
+            refused = f"{format_size(parts[DISK])} would be on the disk, where weights cannot be merged in place."
+            # The figures are those of devices that are large enough.
             total = sum(parts.values())
             most = total + sum(map(beside, devices))
             needs = [Need(" + ".join(devices), total, most, sum(devices.values()))]
@@ -119,8 +127,9 @@ class Planner:
         count = len(self.planned.opened.vectors)
         strategy, _ = choose(wishes.method, count)
         notes = [
-            f"{strategy.name}, in {_name(dtype)}. A forward pass of {wishes.batch_size} x {wishes.max_length} tokens takes "
-            f"about {format_size(one_pass)}, and logits at most {format_size(LOGIT_BYTES)} of the CPU's memory."
+            f"dem-hub search ... --device-map {wishes.device_map} --dtype {_name(dtype)} --method {strategy.name}",
+            f"A forward pass of {wishes.batch_size} x {wishes.max_length} tokens takes "
+            f"about {format_size(one_pass)}, and logits at most {format_size(LOGIT_BYTES)} of the CPU's memory.",
         ]
         if strategy.name == "gradient":
             notes.append("A backward pass also keeps what each layer has computed, which headers do not tell.")
@@ -130,6 +139,7 @@ class Planner:
             num_forward=most_forward(wishes.method, count, wishes.max_forward),
             num_forward_held_out=most_forward_held_out(count),
             notes=tuple(notes),
+            refused=refused,
         )
 
     def _merge(self, wishes: Wishes) -> Step:
@@ -204,7 +214,7 @@ def _searched(wishes: Wishes) -> dict[str, int]:
     """Return the devices that a search has its model on: it needs all weights in place, so GPUs do not share with the CPU."""
     if wishes.device_map not in DIVIDED:
         place = device_of(wishes.device_map)
-        return {place: wishes.memory.get(place, 0)}
+        return {place: wishes.memory[place]}
     return {place: wishes.memory[place] for place in wishes.accelerators} or dict(wishes.memory)
 
 

@@ -100,7 +100,7 @@ def needs_of(parts: Mapping[str, int], memory: Mapping[str, int], beside: Callab
     needs = []
     for place, keeps in sorted(parts.items()):
         if place != DISK:
-            needs.append(Need(place, keeps, keeps + beside(place), memory.get(place, 0)))
+            needs.append(Need(place, keeps, keeps + beside(place), memory[place]))
     return needs
 
 

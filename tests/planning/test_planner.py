@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, SearchResult
+from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.models.export import export
@@ -125,6 +126,7 @@ def test_a_search_does_not_offload(planner: Planner) -> None:
     """A GPU that is too small does not send a part of the model to the CPU, because it could not be merged there."""
     step = with_ways_out(planner, "search", Wishes({"0": planner.facts.base_bytes, "cpu": LARGE}))
     assert step.verdict == "does not fit"
+    assert "would be on the disk, where weights cannot be merged in place" in step.refused
     assert step.needs[0].keeps >= 4 * planner.facts.parameters
     assert [way.partition(":")[0] for way in step.ways_out] == ["--device-map cpu"]
 
@@ -181,3 +183,10 @@ def test_a_recipe_below_and_a_base_in_four_bits(zoo: Zoo, tmp_path: Path) -> Non
     assert (on_gpu.place, on_cpu) == ("0", Need("cpu", 0, planner.facts.quantizing, LARGE))
     merging = planner.plan("merge", wishes).needs[0]
     assert merging.most == streaming_bound(planner.facts.largest) + planner.facts.quantizing
+
+
+def test_a_device_without_memory(planner: Planner) -> None:
+    with pytest.raises(ConfigError, match="The model is to go to '1', and there is memory of 0, cpu alone"):
+        planner.plan("load", Wishes({"0": LARGE, "cpu": LARGE}, device_map="cuda:1"))
+    with pytest.raises(ConfigError, match="'everywhere' is no device of a plan"):
+        planner.plan("search", Wishes({"0": LARGE}, device_map="everywhere"))
