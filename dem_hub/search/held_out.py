@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from dem_hub.errors import ConfigError
 from dem_hub.search.cross_loss import BASE, standard_error
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import Point, all_at, each_alone
@@ -75,6 +76,11 @@ class Acceptance:
     chosen: str
     contenders: Mapping[str, Contender]
     tokens: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of something that is not there."""
+        if self.chosen not in self.contenders:
+            raise ConfigError(f"'{self.chosen}' is chosen and is none of {', '.join(map(repr, self.contenders))}.")
 
     @property
     def is_found(self) -> bool:

@@ -64,6 +64,17 @@ class ResultFile:
     max_sum: float | None
     num_forward_held_out: float
 
+    def __post_init__(self) -> None:
+        """Refuse parts that are of different numbers of coefficients."""
+        count = len(self.best)
+        counts = {len(self.bounds), *(len(trial.coefficients) for trial in self.trials)}
+        if self.model is not None:
+            counts.add(len(self.model.names))
+        if counts - {count}:
+            raise ConfigError(
+                f"The best point has {count} coefficients, and other parts have {sorted(counts - {count})}."
+            )
+
     @property
     def best_trial(self) -> Trial:
         """The trial at the best point.

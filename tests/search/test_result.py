@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -96,6 +97,35 @@ def test_no_result_to_read(tmp_path: Path, result: SearchResult) -> None:
     with pytest.raises(ConfigError, match="Upgrade"):
         SearchResult.from_pretrained(tmp_path)
     path.write_text(json.dumps({"format_version": 1, "trials": []}))
+    with pytest.raises(ConfigError, match="is not a whole search result"):
+        SearchResult.from_pretrained(tmp_path)
+
+
+def _shorten_bounds(data: dict[str, Any]) -> None:
+    data["bounds"].pop()
+
+
+def _choose_what_is_not_there(data: dict[str, Any]) -> None:
+    data["acceptance"]["chosen"] = "other"
+
+
+def _drop_a_row(data: dict[str, Any]) -> None:
+    next(iter(data["model"]["parts"].values()))["curvature"].pop()
+
+
+def _forget_a_name(data: dict[str, Any]) -> None:
+    data["model"]["names"].pop()
+
+
+@pytest.mark.parametrize("change", [_shorten_bounds, _choose_what_is_not_there, _drop_a_row, _forget_a_name])
+def test_parts_that_do_not_fit_are_refused(
+    result: SearchResult, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    result.save_pretrained(tmp_path)
+    path = tmp_path / "search_result.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
     with pytest.raises(ConfigError, match="is not a whole search result"):
         SearchResult.from_pretrained(tmp_path)
 

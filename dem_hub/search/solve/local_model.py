@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dem_hub.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Quadratic:
@@ -43,6 +45,14 @@ class LocalModel:
     names: tuple[str, ...]
     point: tuple[float, ...]
     parts: Mapping[str, Quadratic]
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit."""
+        count = len(self.names)
+        for name, part in self.parts.items():
+            sizes = (len(self.point), tuple(part.gradient.shape), tuple(part.curvature.shape))
+            if sizes != (count, (count,), (count, count)):
+                raise ConfigError(f"the model of '{name}' has the sizes {sizes} for {count} coefficients.")
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """Return the losses that the model expects at another point, by distribution."""
