@@ -10,6 +10,7 @@ a layer, which are one tensor in memory, are watched one by one.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.likelihood import as_inputs, batches, is_seq2seq
+from dem_hub.evaluation.causality import refuse_two_sided
+from dem_hub.evaluation.likelihood import is_seq2seq, likelihood
 from dem_hub.evaluation.windows import Window, hash_windows
 from dem_hub.input_statistics.sketch import MomentSketch
 from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
@@ -139,7 +141,12 @@ def watching(
 
 
 def gather(
-    model: "PreTrainedModel", architecture: Architecture, windows: Sequence[Window], batch_size: int = BATCH_SIZE
+    model: "PreTrainedModel",
+    architecture: Architecture,
+    windows: Sequence[Window],
+    batch_size: int = BATCH_SIZE,
+    *,
+    base_loss: float | None = None,
 ) -> InputStatistics:
     """Run a model over windows, and return the statistics of its layers' inputs.
 
@@ -148,16 +155,20 @@ def gather(
         architecture ([`Architecture`]): Its architecture.
         windows (`Sequence[Window]`): Tokens, all of which count, scored or not.
         batch_size (`int`, *optional*, defaults to 8): Windows in one forward pass.
+        base_loss (`float`, *optional*): The base's loss of a token of the windows. The statistics then have the gain.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If no window has a token that is predicted, or the model does not predict the
+            next token.
     """
+    # This runs a model that is not known to be causal. The statistics are to be of the windows alone.
+    refuse_two_sided(model, windows)
     # An encoder's and a decoder's padding are not told apart by their shapes. One window has none.
     size = 1 if is_seq2seq(model) else batch_size
-    with watching(model, architecture) as watch, torch.inference_mode():
-        for places in batches(windows, size):
-            inputs = as_inputs([windows[place] for place in places], model.device)
-            if not is_seq2seq(model):
-                del inputs["labels"]
-            model(**inputs, use_cache=False)
-    return watch.statistics(hash_windows(windows))
+    with watching(model, architecture) as watch:
+        loss = likelihood(model, windows, size).loss
+    gain = None if base_loss is None else base_loss - loss
+    return replace(watch.statistics(hash_windows(windows)), gain=gain)
 
 
 def _batch_hook(watch: Watch) -> Any:

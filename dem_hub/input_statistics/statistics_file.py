@@ -2,7 +2,8 @@
 
 `input_statistics.safetensors` has three tensors for each distinct input, named by the first layer that gets it:
 `<key>::vectors` in bfloat16, `<key>::values` and `<key>::rest` in float32. `input_statistics.json` has everything else:
-the number of tokens, a hash of the data, the vector, which layers share an input, and the sha256 of the tensors.
+the number of tokens, a hash of the data, the vector, what it gains on the data if that is known, which layers share an
+input, and the sha256 of the tensors.
 """
 
 import os
@@ -57,12 +58,14 @@ class InputStatistics:
         data (`str`): A hash of them.
         vector (`str`): A hash of the vector whose fine-tune they went through, see [`contents_of`]; empty for a model
             without one.
+        gain (`float`, *optional*): What that vector gains over the base on the data, in nats a token.
     """
 
     inputs: tuple[LayerInput, ...]
     tokens: int
     data: str
     vector: str = ""
+    gain: float | None = None
 
     @cached_property
     def moments(self) -> Mapping[str, Moments]:
@@ -91,6 +94,7 @@ class InputStatistics:
             "tokens": self.tokens,
             "data": self.data,
             "vector": self.vector,
+            "gain": self.gain,
             "inputs": {item.name: list(item.keys) for item in self.inputs},
             "sha256": digest(path),
         }
@@ -125,7 +129,7 @@ class InputStatistics:
         inputs = []
         for name, keys in record.inputs.items():
             inputs.append(LayerInput(tuple(keys), _read_moments(checkpoint, name)))
-        return cls(tuple(inputs), record.tokens, record.data, record.vector)
+        return cls(tuple(inputs), record.tokens, record.data, record.vector, record.gain)
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ class _Record:
     vector: str
     inputs: Mapping[str, tuple[str, ...]]
     sha256: str
+    gain: float | None = None  # files of earlier versions have none
 
     def __post_init__(self) -> None:
         """Refuse values that no statistics have."""

@@ -97,5 +97,6 @@ def try_regmean(session: Session, answer: Answer, own: tuple[str, ...]) -> Answe
     if session.held_out is None or answer.acceptance is None:
         note = "RegMean vectors were not made: held-out data of each distribution must accept them."
         return replace(answer, notes=(*answer.notes, note))
-    outcome, warnings = compare_regmean(session.model, session.problem, session.held_out, answer.best, own)
+    table = session.complete_table(session.held_out)
+    outcome, warnings = compare_regmean(session.model, session.problem, session.held_out, table, answer.best, own)
     return replace(answer, regmean=outcome, notes=(*answer.notes, *warnings, outcome.note()))

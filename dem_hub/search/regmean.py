@@ -16,10 +16,12 @@ import torch
 
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.opening import OpenedRecipe, record_of
 from dem_hub.merging.publishing import VECTORS
 from dem_hub.merging.records import HERE, distinct_names
+from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance, Contender, Measured, accept_measured
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
@@ -97,7 +99,12 @@ class RegMeanOutcome:
 
 
 def compare_regmean(
-    model: "MergedModel", problem: Problem, held_out: LossEvaluator, found: Trial, own: Sequence[str]
+    model: "MergedModel",
+    problem: Problem,
+    held_out: LossEvaluator,
+    table: CrossLoss,
+    found: Trial,
+    own: Sequence[str],
 ) -> tuple[RegMeanOutcome, list[str]]:
     """Make RegMean vectors, and compare them with the search's answer on the held-out data.
 
@@ -105,6 +112,7 @@ def compare_regmean(
         model (`MergedModel`): The model of the search. It is left with its own recipe.
         problem ([`Problem`]): The search, whose evaluator gathers input statistics.
         held_out ([`LossEvaluator`]): Measures losses on the held-out data.
+        table ([`CrossLoss`]): What each vector gains on its own distribution, if it has been measured.
         found ([`Trial`]): The search's answer, one coefficient a vector.
         own (`Sequence[str]`): The own distribution of each vector.
 
@@ -114,7 +122,8 @@ def compare_regmean(
     names = problem.loss_evaluator.names
     config = model.dem.config.with_coefficients(dict(zip(names, found.coefficients, strict=True)))
     files = _TemporaryFolder()
-    opened, warnings = _make_vectors(model, problem.loss_evaluator, config, files.path)
+    statistics = _statistics(problem.loss_evaluator, table, own)
+    opened, warnings = _make_vectors(model, statistics, config, files.path)
     measured = {FOUND: Measured.at(held_out, found.coefficients)}
     with model.dem.lent(opened):
         evaluator = held_out.at(Coordinates(model))
@@ -147,29 +156,40 @@ def save_beside(recipe: DEMConfig, folder: Path) -> DEMConfig:
     return replace(recipe, vectors=tuple(records))
 
 
+def _statistics(evaluator: LossEvaluator, table: CrossLoss, own: Sequence[str]) -> dict[str, InputStatistics]:
+    """Return the input statistics of each vector on its own distribution, with its gain there if that is known."""
+    found = {}
+    base = table.cells.get(BASE)
+    for vector, statistics, distribution in zip(evaluator.names, evaluator.own_statistics(), own, strict=True):
+        alone = table.cells.get(vector)
+        gain = None
+        if base is not None and alone is not None:
+            gain = base[distribution].loss - alone[distribution].loss
+        found[vector] = replace(statistics, gain=gain)
+    return found
+
+
 def _make_vectors(
-    model: "MergedModel", evaluator: LossEvaluator, config: DEMConfig, folder: Path
+    model: "MergedModel", statistics: Mapping[str, InputStatistics], config: DEMConfig, folder: Path
 ) -> tuple[OpenedRecipe, list[str]]:
     """Make RegMean vectors in a folder; return their recipe, which is like `config` otherwise, and warnings."""
-    statistics = tuple(evaluator.own_statistics())
     opened = model.dem.open()
     architecture = opened.base.architecture
     assert architecture is not None  # the statistics were gathered with it
     transformed = transform(
         opened.base,
         opened.vectors,
-        RegMean(statistics, architecture),
+        RegMean(tuple(statistics.values()), architecture),
         encoder_from_name(_CODEC, {}),
         torch.device("cpu"),
         # The bases were compared when the model was loaded.
         allow_base_mismatch=True,
     )
     vectors = []
-    for vector, parts in zip(transformed, distinct_names(list(map(Path, evaluator.names))), strict=True):
+    for vector, parts in zip(transformed, distinct_names(list(map(Path, statistics))), strict=True):
         place = folder / "-".join(parts)
         vector.save_pretrained(place)
         vectors.append(DistributionVector.from_pretrained(place))
     records = tuple(record_of(vector, 1.0, opened.base) for vector in vectors)
     recipe = replace(config, vectors=records)
-    by_name = dict(zip(evaluator.names, statistics, strict=True))
-    return OpenedRecipe(recipe, opened.base, tuple(vectors)), thin_data(architecture, by_name)
+    return OpenedRecipe(recipe, opened.base, tuple(vectors)), thin_data(architecture, statistics)

@@ -256,26 +256,14 @@ def _notes(session: Session, answer: Answer, reason: str) -> tuple[str, ...]:
         notes += problem.notes_on_tokens()
     notes += problem.notes
     notes += answer.notes
-    table = _complete_table(session)
-    if table is not None:
-        notes += table.flags()
+    if session.held_out is not None:
+        notes += session.complete_table(session.held_out).flags()
     if problem.count > 1:
         notes += geometry_flags(_geometry(session.model))
     for note in notes:
         level = logging.INFO if note == reason else logging.WARNING
         logger.log(level, "%s", note)
     return tuple(notes)
-
-
-def _complete_table(session: Session) -> CrossLoss | None:
-    """Return a cross-loss table with every vector: of the search data if it is there, else of the held-out data."""
-    if session.held_out is None:
-        return None
-    table = CrossLoss.of(session.problem.loss_evaluator)
-    if len(table.cells) > session.problem.count:
-        return table
-    # A strategy need not score each vector alone, but acceptance does.
-    return CrossLoss.of(session.held_out)
 
 
 def _geometry(model: "MergedModel") -> Comparison:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dem_hub.search.cross_loss import CrossLoss
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator
@@ -23,3 +24,11 @@ class Session:
     held_out: LossEvaluator | None
     earlier: EarlierSearch
     cache: MeasurementCache
+
+    def complete_table(self, held_out: LossEvaluator) -> CrossLoss:
+        """Return a cross-loss table with every vector: of the search data if it is there, else of the held-out data."""
+        table = CrossLoss.of(self.problem.loss_evaluator)
+        if len(table.cells) > self.problem.count:
+            return table
+        # A strategy need not score each vector alone, but acceptance does.
+        return CrossLoss.of(held_out)

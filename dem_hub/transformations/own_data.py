@@ -1,4 +1,4 @@
-"""Input statistics of vectors: each fine-tune runs once over the data of its own distribution."""
+"""Input statistics of vectors: the base and each fine-tune run once over the data of its own distribution."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH, SEARCH_DTYPE, VERIFY
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation.columns import select_columns
+from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.evaluation.reader import Reader
 from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
@@ -58,12 +59,15 @@ class OwnData:
         by_name = dict(zip(names, opened.vectors, strict=True))
         # Whatever is missing is missing before the first pass.
         statistics = {name: read_statistics(vector) for name, vector in by_name.items() if name not in windows}
+        model.dem.set_coefficients(dict.fromkeys(model.dem.coefficients, 0.0))
+        base_losses = evaluate(model, windows, self.batch_size)
         for place, name in enumerate(names):
             if name not in windows:
                 continue
             point = [float(other == place) for other in range(len(names))]
             model.dem.set_coefficients(dict(zip(model.dem.coefficients, point, strict=True)))
-            gathered = gather(model, architecture, windows[name], self.batch_size)
+            base_loss = base_losses[name].loss
+            gathered = gather(model, architecture, windows[name], self.batch_size, base_loss=base_loss)
             statistics[name] = tied_statistics(gathered, by_name[name])
         return opened, [statistics[name] for name in names]
 

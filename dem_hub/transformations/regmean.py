@@ -9,7 +9,12 @@ as that distribution's own fine-tune does:
 So a vector keeps all of its delta in directions that only its own distribution uses, and a share where several do. The
 matrices of all vectors sum to the identity, so there are no coefficients to be found: all are 1.
 
-What has no input statistics (embeddings, norms, biases) is weighted by 1/N. Rows of embeddings weighted by how often
+The distributions do not count alike: G_i is multiplied by what vector i gains on its own distribution over the base, in
+nats a token, divided by the mean of all. Without its vector, a distribution's outputs are wrong by that vector's whole
+delta, and this costs it the gain. So the gain says how much an error costs there. Without the weights, the vector that
+matters most is divided up like the others (benchmarks/README.md, studies/beyond_sums).
+
+What has no input statistics (embeddings, norms, biases) is averaged with the same weights. Rows of embeddings weighted by how often
 each distribution has their token, which is the formula for one-hot inputs, were no better (benchmarks/README.md).
 
 Source: Jin, Ren, Preotiuc-Pietro and Cheng, *Dataless Knowledge Fusion by Merging Weights of Language Models*, ICLR
@@ -20,6 +25,8 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +52,10 @@ logger = logging.getLogger(__name__)
 # 1/N. On SmolLM2's demo 1e-6, 1e-4 and 1e-3 are equally good (benchmarks/README.md, `regmean.py`).
 RIDGE = 1e-3
 
+# The smallest gain that counts, of the largest: a distribution on which a vector gains nothing is not forgotten. Chosen
+# by hand, not measured.
+_SMALLEST_GAIN = 0.05
+
 # Elements of a dense delta that are multiplied at a time, in float64: 32 MiB. Chosen by hand, not measured.
 _BLOCK = 1 << 22
 
@@ -61,10 +72,15 @@ class RegMean:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The ridge, and what data the statistics are of."""
-        return {
-            "ridge": self.ridge,
-            "data": [{"sha256": item.data, "tokens": item.tokens} for item in self.statistics],
-        }
+        data = []
+        for item, weight in zip(self.statistics, self.weights, strict=True):
+            data.append({"sha256": item.data, "tokens": item.tokens, "weight": weight})
+        return {"ridge": self.ridge, "data": data}
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """How much the errors on each distribution count; 1 in the mean."""
+        return weights_by_gain([_gain(item.data, self.statistics) for item in self.statistics])
 
     def delta(self, place: int, deltas: TensorDeltas) -> Delta:
         """Return one vector's delta of a tensor times its matrix; see [`Transformation.delta`]."""
@@ -72,10 +88,10 @@ class RegMean:
         delta = deltas.read(place)
         known = [_on(item.moments.get(key), deltas.device) for item in self.statistics]
         if not any(known):
-            return _scaled(delta, 1 / len(deltas))
+            return _scaled(delta, self.weights[place] / sum(self.weights))
         module = self.architecture.modules.get(key)
         is_transposed = module is not None and module.transposed
-        shares = Shares.of(known, self.ridge)
+        shares = Shares.of(known, self.ridge, self.weights)
         size = deltas.base.checkpoint[key].shape[0 if is_transposed else 1]
         if len(shares.scale) != size:
             raise ConfigError(
@@ -85,6 +101,41 @@ class RegMean:
         if is_transposed:
             return _transposed(_shared(_transposed(delta), place, shares))
         return _shared(delta, place, shares)
+
+
+def weights_by_gain(gains: Sequence[float | None]) -> tuple[float, ...]:
+    """Return how much the errors on each distribution count, 1 in the mean.
+
+    Args:
+        gains (`Sequence[float]`): What is gained on each distribution, in nats a token. A gain below a twentieth of the
+            largest counts as that much. If one is `None`, or none is positive, all count alike.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.transformations.regmean import weights_by_gain
+    >>> weights_by_gain([0.1, 0.3]), weights_by_gain([0.1, None])
+    ((0.5, 1.5), (1.0, 1.0))
+
+    ```
+    """
+    known = [gain for gain in gains if gain is not None]
+    if len(known) < len(gains) or max(known) <= 0:
+        return (1.0,) * len(gains)
+    floor = _SMALLEST_GAIN * max(known)
+    floored = [max(gain, floor) for gain in known]
+    mean = sum(floored) / len(floored)
+    return tuple(gain / mean for gain in floored)
+
+
+def _gain(data: str, statistics: Sequence[InputStatistics]) -> float | None:
+    """Return what vectors gain on some data, the mean of those that have them for their own; `None` if it is not known.
+
+    A weight is one of a distribution. So vectors of the same data are averaged, however much each of them gains.
+    """
+    gains = [item.gain for item in statistics if item.data == data]
+    known = [gain for gain in gains if gain is not None]
+    return fmean(known) if len(known) == len(gains) else None
 
 
 def _on(moments: Moments | None, device: torch.device) -> Moments | None:
@@ -133,9 +184,9 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
 ) -> dict[str, DistributionVector]:
     """Return vectors that are added with coefficient 1 each, from vectors and a little data of each distribution.
 
-    Each fine-tune runs over its own data once; with statistics in place of all data no model is loaded. See the head of
-    this module for what is computed. A LoRA stays a LoRA of
-    the same rank. A single vector comes back unchanged.
+    The base and the fine-tune run over each distribution's data once; with statistics in place of all data no model is
+    loaded. See the head of this module for what is computed. A LoRA stays a LoRA of the same rank. A single vector
+    comes back unchanged.
 
     Args:
         base (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the base.

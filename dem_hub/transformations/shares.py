@@ -20,7 +20,7 @@ class Shares:
         (1 + V V^T)^-1 = 1 - V (1 + V^T V)^-1 V^T        (Woodbury's identity)
 
     Args:
-        moments (`tuple[Moments, ...]`): G_i of each distribution, with the ridge, in float64.
+        moments (`tuple[Moments, ...]`): G_i of each distribution, with the ridge and times its weight, in float64.
         scale (`Tensor`): D^(-1/2), (D,).
         factors (`Tensor`): V, (D, K).
         cholesky (`Tensor`): The Cholesky factor of 1 + V^T V, (K, K).
@@ -32,12 +32,13 @@ class Shares:
     cholesky: Tensor
 
     @classmethod
-    def of(cls, known: Sequence[Moments | None], ridge: float) -> "Shares":
+    def of(cls, known: Sequence[Moments | None], ridge: float, weights: Sequence[float]) -> "Shares":
         """Return the shares of distributions whose moments are known; of one that did not reach the layer they are 0.
 
         Args:
             known (`Sequence[Moments | None]`): The moments of each distribution, of which one at least is known.
             ridge (`float`): What is added to each diagonal, relative to the mean element of all diagonals.
+            weights (`Sequence[float]`): How much the errors on each distribution count.
         """
         sizes = {item.size for item in known if item is not None}
         if len(sizes) != 1:
@@ -47,7 +48,10 @@ class Shares:
         present = [item or Moments.of_diagonal(zeros) for item in known]
         mean = sum(float(item.diagonal().mean()) for item in present) / len(present)
         added = ridge * mean if mean > 0 else 1.0
-        moments = tuple(Moments(item.vectors, item.values, item.rest + added) for item in present)
+        moments = tuple(
+            Moments(item.vectors, weight * item.values, weight * (item.rest + added))
+            for item, weight in zip(present, weights, strict=True)
+        )
         scale = torch.stack([item.rest for item in moments]).sum(0).rsqrt()
         factors = scale[:, None] * torch.cat([item.vectors * item.values.sqrt() for item in moments], dim=1)
         core = factors.T @ factors + torch.eye(factors.shape[1], dtype=factors.dtype, device=factors.device)

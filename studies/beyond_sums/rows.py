@@ -37,10 +37,8 @@ logger = logging.getLogger(__name__)
 
 Blocks = Sequence[dict[str, Any]]
 
-# How a round is merged: a searched sum, RegMean, or a searched sum of what RegMean makes; the last one also with an
-# optimizer that forgets the rounds before.
-NEW = "RegMean, searched, new optimizer"
-WAYS = ("DEM", "RegMean", "RegMean, searched", NEW)
+# How a round is merged: a searched sum of the vectors, or of what RegMean makes of them.
+WAYS = ("DEM", "RegMean, searched")
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def _merged(run: Run, merge: Merge) -> Model:
 
 
 def _regmean(run: Run, base: Path, vectors: Sequence[Path], folder: Path) -> Merge:
-    return merges.with_regmean(base, vectors, run.statistics, folder, STATISTICS_TOKENS * len(run.names))
+    return merges.with_regmean(base, vectors, run.statistics, folder, 2 * STATISTICS_TOKENS * len(run.names))
 
 
 def _searched(run: Run, transformed: Merge, record: Path) -> Merge:
@@ -210,7 +208,7 @@ def _rounds(run: Run, count: int, way: str, folder: Path) -> Model:
         of_round = folder / str(number + 1)
         if number:
             finetunes = [
-                _continue(run, base, of_round / "finetunes" / name, number, size, None if way == NEW else before)
+                _continue(run, base, of_round / "finetunes" / name, number, size, before)
                 for name, before in zip(run.names, finetunes, strict=True)
             ]
         vectors = merges.vectors_of(base, finetunes, of_round / "vectors")
@@ -228,13 +226,11 @@ def _merge_round(run: Run, way: str, base: Path, vectors: Sequence[Path], folder
     if way == "DEM":
         return merges.search(base, vectors, run.validation, folder / "dem.json")
     transformed = _regmean(run, base, vectors, folder / "regmean")
-    if way == "RegMean":
-        return transformed
     return _searched(run, transformed, folder / "regmean.json")
 
 
-def _continue(run: Run, base: Path, target: Path, number: int, size: int, before: Path | None) -> Path:
-    """Train one source's part of a later round, without a warm-up, from its own optimizer's state if that is given."""
+def _continue(run: Run, base: Path, target: Path, number: int, size: int, before: Path) -> Path:
+    """Train one source's part of a later round, without a warm-up, from its own optimizer's state."""
     blocks = run.blocks[target.name][number * size : (number + 1) * size]
     # A LoRA is a new one in every round, so the state of the old one is of other weights.
     state = None if run.setting.lora else before

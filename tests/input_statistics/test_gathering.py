@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.evaluation.likelihood import as_inputs, batches, likelihood
 from dem_hub.evaluation.windows import Window
 from dem_hub.hub.download import Resolved
 from dem_hub.input_statistics import gathering
-from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.gathering import gather, watching
 from tests.support.tiny_models import VOCABULARY, Zoo
 
 
@@ -49,7 +50,11 @@ def test_the_moments_of_each_linear_layer(
     monkeypatch.setattr(gathering, "RANK", 1000)  # whole, to be compared
     model, base = opened(zoo, family)
     data = windows([9, 4, 12, 7, 7])
-    statistics = gather(model, base.architecture, data, batch_size)
+    with watching(model, base.architecture) as watch, torch.no_grad():
+        for places in batches(data, batch_size):
+            inputs = as_inputs([data[place] for place in places], model.device)
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    statistics = watch.statistics("")
     assert statistics.tokens == 39
     linears = {key: module for key, module in base.architecture.modules.items() if module.kind != "embedding"}
     assert linears
@@ -58,6 +63,18 @@ def test_the_moments_of_each_linear_layer(
         expected = inputs.T @ inputs / 39
         tolerance = 1e-5 * float(expected.abs().max())
         torch.testing.assert_close(statistics.moments[key].dense(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("base_loss", [None, 5.0])
+def test_windows_are_run_once_and_scored_on_the_way(zoo: Zoo, base_loss: float | None) -> None:
+    model, base = opened(zoo, "llama-untied")
+    data = windows([9, 4, 12])
+    statistics = gather(model, base.architecture, data, 2, base_loss=base_loss)
+    assert statistics.tokens == 25
+    if base_loss is None:
+        assert statistics.gain is None
+    else:
+        assert statistics.gain == pytest.approx(base_loss - likelihood(model, data).loss)
 
 
 def test_layers_with_one_input_share_it(zoo: Zoo) -> None:

@@ -1,6 +1,7 @@
 """The two files of input statistics: what is written is read, and what is damaged is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_what_is_saved_is_read(statistics: InputStatistics, tmp_path: Path) -> N
     torch.testing.assert_close(read.moments["embed"].dense(), statistics.moments["embed"].dense())
 
 
+@pytest.mark.parametrize("gain", [None, -0.25])
+def test_the_gain_is_kept(statistics: InputStatistics, tmp_path: Path, gain: float | None) -> None:
+    replace(statistics, gain=gain).save_pretrained(tmp_path)
+    assert InputStatistics.from_pretrained(tmp_path).gain == gain
+
+
+def test_files_of_before_there_was_a_gain_are_read(statistics: InputStatistics, tmp_path: Path) -> None:
+    statistics.save_pretrained(tmp_path)
+    record = json.loads((tmp_path / INPUT_STATISTICS).read_text())
+    del record["gain"]
+    (tmp_path / INPUT_STATISTICS).write_text(json.dumps(record))
+    assert InputStatistics.from_pretrained(tmp_path).gain is None
+
+
 def test_the_same_statistics_are_the_same_bytes(statistics: InputStatistics, tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -52,6 +67,7 @@ def test_none_are_there(tmp_path: Path) -> None:
     ("change", "match"),
     [
         ({"tokens": 0}, "tokens is 0"),
+        ({"gain": "large"}, "gain"),
         ({"tokens": "40"}, "tokens"),
         ({"inputs": {"k": ["q"]}}, "'k'"),
         ({"inputs": {"k": "k"}}, "inputs"),

@@ -1,6 +1,7 @@
 """RegMean on real models, against its formula in float64 on whole matrices."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from dem_hub import DEMModel, DistributionVector, VectorStore, regmean
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.delta import to_dense
 from dem_hub.errors import ConfigError, NotFoundError
+from dem_hub.evaluation.likelihood import likelihood
 from dem_hub.evaluation.windows import Window
 from dem_hub.hub.download import Resolved
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.numerics.slices import full_index
 from dem_hub.transformations import own_data
-from dem_hub.transformations.regmean import RIDGE, RegMean
+from dem_hub.transformations.regmean import RIDGE, RegMean, weights_by_gain
 from dem_hub.transformations.transformation import TensorDeltas
 from tests.fake_hub.server import Hub
+from tests.support.counting_models import Counters
 from tests.support.tiny_models import Zoo
 
 
@@ -42,15 +45,19 @@ def statistics_of(base: Path, vector: Path, data: list[list[int]]) -> InputStati
     model = DEMModel.from_pretrained(base, vectors={str(vector): 1.0}, dtype="float32")
     architecture = model.dem.open().base.architecture
     assert architecture is not None
-    gathered = gather(model, architecture, [Window.of(row) for row in data])
+    windows = [Window.of(row) for row in data]
+    model.dem.set_coefficients({str(vector): 0.0})
+    base_loss = likelihood(model, windows).loss
+    model.dem.set_coefficients({str(vector): 1.0})
+    gathered = gather(model, architecture, windows, base_loss=base_loss)
     return replace(gathered, vector=DistributionVector.from_pretrained(vector).sha256)
 
 
-def expected_delta(delta: Tensor, place: int, grams: list[Tensor]) -> Tensor:
-    """Return delta G_i (sum_j G_j)^-1 with the ridge, as the paper writes it."""
+def expected_delta(delta: Tensor, place: int, grams: list[Tensor], weights: Sequence[float] = (1, 1)) -> Tensor:
+    """Return delta w_i G_i (sum_j w_j G_j)^-1 with the ridge, as the paper writes it but for the weights."""
     mean = sum(float(gram.diagonal().mean()) for gram in grams) / len(grams)
     eye = torch.eye(len(grams[0]), dtype=torch.float64)
-    ridged = [gram + RIDGE * mean * eye for gram in grams]
+    ridged = [weight * (gram + RIDGE * mean * eye) for gram, weight in zip(grams, weights, strict=True)]
     return delta @ ridged[place] @ torch.linalg.inv(sum(ridged))  # type: ignore[arg-type]
 
 
@@ -62,7 +69,15 @@ def mixed(zoo: Zoo) -> dict[str, Any]:
     data = [some_data(0), some_data(1)]
     transformed = regmean(base, dict(zip(map(str, sources), data, strict=True)), codec="dense")
     statistics = [statistics_of(base, source, rows) for source, rows in zip(sources, data, strict=True)]
-    return {"base": base, "sources": sources, "transformed": list(transformed.values()), "statistics": statistics}
+    record = next(iter(transformed.values())).config.transformation["data"]
+    return {
+        "base": base,
+        "sources": sources,
+        "data": data,
+        "transformed": list(transformed.values()),
+        "statistics": statistics,
+        "weights": [entry["weight"] for entry in record],
+    }
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -76,7 +91,7 @@ def test_each_linear_layer_is_that_of_the_formula(mixed: dict[str, Any], place: 
         if module.kind == "embedding" or not delta.any():
             continue
         grams = [item.moments[key].dense() for item in mixed["statistics"]]
-        expected = expected_delta(delta, place, grams)
+        expected = expected_delta(delta, place, grams, mixed["weights"])
         new = delta_of(mixed["transformed"][place], mixed["base"], key)
         # The dense vector is float32 between a base and a sum in float32: 1e-4 of a small delta.
         tolerance = 1e-5 if place == 1 else 1e-3
@@ -98,7 +113,44 @@ def test_a_lora_stays_a_lora_of_its_rank(mixed: dict[str, Any]) -> None:
 def test_norms_and_embeddings_are_averaged(mixed: dict[str, Any], key: str) -> None:
     old = delta_of(DistributionVector.from_pretrained(mixed["sources"][0]), mixed["base"], key)
     new = delta_of(mixed["transformed"][0], mixed["base"], key)
-    torch.testing.assert_close(new, old / 2, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(new, old * mixed["weights"][0] / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_a_distribution_counts_by_what_its_vector_gains(crossed: Counters) -> None:
+    """The gains are of passes of transformers alone; of the first distribution a few rows, of the second all."""
+    rows = {"first": crossed.data["first"], "second": crossed.data["second"][:4]}
+    made = regmean(crossed.base, {crossed.vectors[name]: of_name for name, of_name in rows.items()})
+    gains = []
+    for name, of_name in rows.items():
+        ids = torch.tensor(of_name)
+        losses = []
+        for folder in (crossed.base, crossed.base.parent / f"full-{name}"):
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+            with torch.no_grad():
+                losses.append(float(model(input_ids=ids, labels=ids).loss))
+        gains.append(losses[0] - losses[1])
+    assert min(gains) > max(gains) / 20 > 0
+    expected = [2 * gain / sum(gains) for gain in gains]
+    record = made[crossed.vectors["first"]].config
+    assert record is not None and record.transformation is not None
+    assert [entry["weight"] for entry in record.transformation["data"]] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected[0] - 1) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("gains", "weights"),
+    [
+        ([0.2, 0.2], [1, 1]),
+        ([0.1, 0.3], [0.5, 1.5]),
+        ([0.3, 0.1, 0.2], [1.5, 0.5, 1]),
+        ([-1.0, 0.95], [0.1 / 1.05, 2 - 0.1 / 1.05]),
+        ([-1.0, 0.0], [1, 1]),
+        ([None, 0.3], [1, 1]),
+    ],
+    ids=["alike", "threefold", "three", "one loses", "none gains", "one is not known"],
+)
+def test_weights(gains: list[float | None], weights: list[float]) -> None:
+    assert weights_by_gain(gains) == pytest.approx(weights)
 
 
 def test_what_it_was_made_from_is_recorded(mixed: dict[str, Any]) -> None:
@@ -117,8 +169,10 @@ def test_two_loras_equal_the_dense_formula_in_float64(zoo: Zoo, family: str) -> 
     assert architecture is not None
     vector = DistributionVector.from_pretrained(zoo.adapter(family))
     deltas = vector.deltas(base)
-    statistics = [statistics_of(base.folder, vector.folder, some_data(seed)) for seed in range(2)]
+    gathered = [statistics_of(base.folder, vector.folder, some_data(seed)) for seed in range(2)]
+    statistics = [replace(item, gain=gain) for item, gain in zip(gathered, (0.1, 0.4), strict=True)]
     transformation = RegMean(tuple(statistics), architecture)
+    assert abs(transformation.weights[0] - 1) > 0.1
     for key, stored in deltas.items():
         tensors = TensorDeltas(base, key, (stored, stored), ("a", "b"), torch.device("cpu"))
         new = transformation.delta(0, tensors)
@@ -131,9 +185,9 @@ def test_two_loras_equal_the_dense_formula_in_float64(zoo: Zoo, family: str) -> 
         )
         grams = [item.moments[key].dense() for item in statistics]
         if architecture.modules[key].transposed:
-            expected = expected_delta(old.T, 0, grams).T
+            expected = expected_delta(old.T, 0, grams, transformation.weights).T
         else:
-            expected = expected_delta(old, 0, grams)
+            expected = expected_delta(old, 0, grams, transformation.weights)
         got = new.left.double() @ new.right.double()
         assert float((got - expected).norm()) < 1e-6 * float(expected.norm())
         assert to_dense(new, like).shape == like.shape
@@ -229,7 +283,7 @@ def test_an_expert_that_one_distribution_did_not_reach_is_left_to_the_others(zoo
 
 
 def test_what_a_source_costs(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropping one costs no pass and no model, and a new one a pass over its own data."""
+    """Dropping one costs no pass and no model; a new one costs a pass of the base and of its own over its own data."""
     base = zoo.models("llama-untied").base
     folders = []
     for number, kind in enumerate(("dense", "short", "lossy")):
@@ -258,8 +312,8 @@ def test_what_a_source_costs(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monke
     new = str(zoo.adapter("llama-untied"))
     rows = some_data(1)[:5]
     assert len(regmean(base, {**dict.fromkeys(folders), new: rows}, batch_size=2)) == 4
-    assert sorted(row for ids in seen for row in ids.tolist()) == sorted(rows)
-    assert len(seen) == 3
+    assert sorted(row for ids in seen for row in ids.tolist()) == sorted(2 * rows)
+    assert len(seen) == 6
 
 
 def test_what_is_missing_is_missing_before_the_first_pass(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
