@@ -86,11 +86,11 @@ def search(
 
 
 def with_regmean(
-    base: Path, vectors: Sequence[Path], texts: Sequence[Sequence[str]], folder: Path, tokens: int
+    base: Path, vectors: Sequence[Path], rows: Sequence[Sequence[Sequence[int]]], folder: Path, tokens: int
 ) -> Merge:
     """Return the sum of the vectors that RegMean makes; nothing is searched."""
 
-    make = partial(regmean, base, dict(zip(map(str, vectors), texts, strict=True)), codec="dense")
+    make = partial(regmean, base, dict(zip(map(str, vectors), rows, strict=True)), codec="dense")
     made = _saved(make, [vector.name for vector in vectors], folder)
     return Merge(base, {str(vector): 1.0 for vector in made}, tokens)
 

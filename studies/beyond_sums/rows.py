@@ -27,7 +27,7 @@ from studies.beyond_sums.settings import (
     WINDOW,
     Setting,
 )
-from studies.beyond_sums.sources import statistics_texts, training_texts
+from studies.beyond_sums.sources import statistics_rows, training_texts
 from studies.beyond_sums.training import STEP, Part, blocks_of, train
 from studies.data_mixing.cache import file_of, keep
 from studies.data_mixing.scores import distribution_loss, mean_loss, tokens_of
@@ -63,7 +63,7 @@ class Run:
         self._texts = texts
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self.blocks = {name: self.blocks_of(name, setting.steps) for name in self.names}
-        self.statistics = [statistics_texts(texts, name, self._tokenizer, seed) for name in self.names]
+        self.statistics = [statistics_rows(texts, name, self._tokenizer, seed) for name in self.names]
         self.validation = self._windows("validation", VALIDATION_TOKENS)
         self.test = self._windows("test", TEST_TOKENS)
 

@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from dem_hub import DEMCallback, DistributionVector
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.evaluation.likelihood import as_inputs, is_seq2seq
 from dem_hub.evaluation.windows import Window
 from dem_hub.hub.download import Resolved
-from dem_hub.input_statistics.gathering import gather
+from dem_hub.input_statistics.gathering import watching
 from dem_hub.input_statistics.statistics_file import InputStatistics
 
 DENSE = {"codec": "dense", "dtype": "float32"}
@@ -99,7 +100,13 @@ def one_by_one(model: Any, base: Path, data: Sequence[dict[str, list[int]]]) -> 
     """Return the statistics of a model without PEFT, from rows without padding."""
     architecture = Base(Resolved.local(base)).architecture
     assert architecture is not None
-    return gather(model.eval(), architecture, [Window.of(row["input_ids"]) for row in data], batch_size=1)
+    with watching(model.eval(), architecture) as watch, torch.no_grad():
+        for row in data:
+            inputs = as_inputs([Window.of(row["input_ids"])], model.device)
+            if not is_seq2seq(model):
+                del inputs["labels"]
+            model(**inputs)
+    return watch.statistics("")
 
 
 def assert_same_moments(found: InputStatistics, expected: InputStatistics, tolerance: float = 0.02) -> None:

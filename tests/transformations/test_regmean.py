@@ -117,8 +117,8 @@ def test_norms_and_embeddings_are_averaged(mixed: dict[str, Any], key: str) -> N
 
 
 def test_a_distribution_counts_by_what_its_vector_gains(crossed: Counters) -> None:
-    """The gains are of passes of transformers alone; of the first distribution a few rows, of the second all."""
-    rows = {"first": crossed.data["first"], "second": crossed.data["second"][:4]}
+    """The gains are of passes of transformers alone. Half of the first data are what its vector made worse."""
+    rows = {"first": crossed.data["first"][:8] + crossed.data["second"][:4], "second": crossed.data["second"]}
     made = regmean(crossed.base, {crossed.vectors[name]: of_name for name, of_name in rows.items()})
     gains = []
     for name, of_name in rows.items():
@@ -134,7 +134,7 @@ def test_a_distribution_counts_by_what_its_vector_gains(crossed: Counters) -> No
     record = made[crossed.vectors["first"]].config
     assert record is not None and record.transformation is not None
     assert [entry["weight"] for entry in record.transformation["data"]] == pytest.approx(expected, rel=1e-4)
-    assert abs(expected[0] - 1) > 0.01
+    assert abs(expected[0] - 1) > 0.05
 
 
 @pytest.mark.parametrize(
