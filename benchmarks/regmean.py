@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from dem_hub import DEMModel, regmean
 from dem_hub.codecs.delta import to_dense
 from dem_hub.demo.texts import load_distributions
-from dem_hub.evaluation.likelihood import scored_tokens, totals
+from dem_hub.evaluation.likelihood import evaluate, scored_tokens, totals
 from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.evaluation.windows import Window
 from dem_hub.input_statistics import gathering
@@ -99,6 +99,8 @@ class Study:
     def statistics(self, data: Mapping[str, list[Window]], rank: int, at: str = "finetune") -> list[InputStatistics]:
         """Gather the statistics of each distribution: through its fine-tune, the base, or the DEM."""
         gathering.RANK = rank
+        self.set([0.0] * len(self.names))
+        base_losses = evaluate(self.model, data)
         gathered = []
         for place, name in enumerate(self.names):
             points = {
@@ -107,7 +109,7 @@ class Study:
                 "average": [1 / len(self.names)] * len(self.names),
             }
             self.set(points[at])
-            gathered.append(gather(self.model, self.architecture, data[name]))
+            gathered.append(gather(self.model, self.architecture, data[name], base_loss=base_losses[name].loss))
         return gathered
 
 
@@ -252,6 +254,14 @@ class Settings:
         for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
             self.table.row(f"{ridge:g}", self.scores(leading, ridge=ridge))
 
+    def weights(self) -> None:
+        """Compare weights of distributions."""
+        self.table.head("how much a distribution counts")
+        statistics = self.study.statistics(self.training(), 64)
+        alike = [replace(item, gain=None) for item in statistics]
+        self.table.row("all alike", self.scores(alike))
+        self.table.row("by what its vector gains", self.scores(statistics))
+
     def data(self) -> None:
         """Compare amounts and kinds of data, and the models that they run through."""
         self.table.head("statistics of")
@@ -268,7 +278,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
-    tables = ["eigenvectors", "ridge", "data"]
+    tables = ["weights", "eigenvectors", "ridge", "data"]
     parser.add_argument("--settings", nargs="*", choices=tables, default=tables, help="the tables of settings")
     arguments = parser.parse_args()
     study = Study(arguments.folder)

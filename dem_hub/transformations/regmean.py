@@ -238,6 +238,13 @@ def regmean(  # noqa: PLR0913  every argument but two has a default
     assert architecture is not None  # the statistics were gathered with it
     for warning in thin_data(architecture, dict(zip(vectors, statistics, strict=True))):
         logger.warning("%s", warning)
+    without = [name for name, item in zip(vectors, statistics, strict=True) if item.gain is None]
+    if without:
+        logger.warning(
+            "What %s gains on its own data is not known, so all distributions count alike. Gather its statistics from "
+            "data: dem-hub statistics.",
+            ", ".join(f"'{name}'" for name in without),
+        )
     transformation = RegMean(tuple(statistics), architecture)
     transformed = transform(opened.base, opened.vectors, transformation, encoder, torch.device(device or "cpu"))
     return dict(zip(vectors, transformed, strict=True))
