@@ -114,7 +114,7 @@ def weights_by_gain(gains: Sequence[float | None]) -> tuple[float, ...]:
 
     ```python
     >>> from dem_hub.transformations.regmean import weights_by_gain
-    >>> weights_by_gain([0.1, 0.3]), weights_by_gain([0.1, None])
+    >>> weights_by_gain([0.25, 0.75]), weights_by_gain([0.25, None])
     ((0.5, 1.5), (1.0, 1.0))
 
     ```
