@@ -117,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
         # What was not finished has another name until it is, so nothing of it is in the way of the next run.
-        _say(context, "stopped by Ctrl-C.")
+        _say(context, str(stop) or "stopped by Ctrl-C.")
         return _INTERRUPTED
     except Exception as error:  # noqa: BLE001
         return _fail(context, error)

@@ -62,7 +62,7 @@ def write_merged(
         results = in_order(merged, jobs)
     else:
         results = map(merged, jobs)
-    bar = tqdm(results, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False)
+    bar = tqdm(results, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False, name="dem_hub.merging")
     for job, values in zip(jobs, bar, strict=True):
         for target in job.targets:
             target[job.block] = values

@@ -43,6 +43,7 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         note = f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
         return Answer(problem.best, notes=(note,))
 
+    problem.progress.expect_rest()
     names = problem.evaluator.names
     common = _best_common_point(problem, held_out_evaluator, local_model)
     baselines = baseline_points(names, common, session.earlier.unchanged(names))
@@ -97,6 +98,7 @@ def try_regmean(session: Session, answer: Answer, own: tuple[str, ...]) -> Answe
     if session.held_out is None or answer.acceptance is None:
         note = "RegMean vectors were not made: held-out data of each distribution must accept them."
         return replace(answer, notes=(*answer.notes, note))
+    session.problem.progress.step("RegMean vectors")
     table = session.complete_table(session.held_out)
     outcome, warnings = compare_regmean(session.model, session.problem, session.held_out, table, answer.best, own)
     return replace(answer, regmean=outcome, notes=(*answer.notes, *warnings, outcome.note()))

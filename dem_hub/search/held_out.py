@@ -112,6 +112,17 @@ def baseline_points(names: Sequence[str], common: Point | None, before: Point | 
     return points
 
 
+def usual_passes(count: int) -> int:
+    """Return how many passes over the held-out data a comparison usually takes.
+
+    They are those of the answer, the base, each vector alone and, for several vectors, 1/N and the best common
+    coefficient: all of each, the guess, and three steps.
+    """
+    if count == 1:
+        return 3
+    return count + 8
+
+
 def best_common_point(held_out: LossEvaluator, objective: Objective, region: Region, guess: float) -> Point:
     """Return the point with the same coefficient for all vectors that has the lowest objective on the held-out data.
 

@@ -175,6 +175,7 @@ def _finer_problem(problem: Problem, coordinates: Coordinates, found: Trial, lef
         seed=problem.seed,
         callback=callback,
         prior_center=start,
+        progress=problem.progress,
     )
 
 

@@ -18,7 +18,9 @@ from torch import Tensor
 from dem_hub.errors import ConfigError
 from dem_hub.search.held_out import INDEPENDENT, expected_excess
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
+from dem_hub.search.measure.score_evaluator import ScoreEvaluator
 from dem_hub.search.points import Point, all_at
+from dem_hub.search.progress import Progress
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.prior import Prior
@@ -105,6 +107,7 @@ class Problem:
         callback (`Callable`, *optional*): Called with the number of each new trial, from 0, and the trial.
         prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common
             coefficient, whatever that is.
+        progress ([`Progress`]): Is told of the budget and of the best trial.
         trials (`list[Trial]`): Trials so far, in order.
         notes (`list[str]`): What the user should know about the trials.
     """
@@ -118,6 +121,7 @@ class Problem:
     seed: int = 0
     callback: Callback | None = None
     prior_center: Point | None = None
+    progress: Progress = field(default_factory=Progress)
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -159,9 +163,9 @@ class Problem:
 
     def budget(self, usual: float) -> float:
         """Return the forward passes that a strategy may use: the caller's `max_forward`, or else the `usual` number."""
-        if self.max_forward is None:
-            return float(usual)
-        return float(self.max_forward)
+        limit = float(usual if self.max_forward is None else self.max_forward)
+        self.progress.expect(limit - self.num_forward)
+        return limit
 
     def can_afford(self, cost: float, budget: float) -> bool:
         """Return whether `cost` more forward passes stay within a budget that [`Problem.budget`] returned."""
@@ -211,6 +215,7 @@ class Problem:
                 return trial
         trial = self._score(coefficients)
         self.trials.append(trial)
+        self.progress.best(self._named(min(self.trials, key=lambda trial: trial.value).value))
         if self.callback is not None:
             self.callback(len(self.trials) - 1, trial)
         return trial
@@ -240,6 +245,12 @@ class Problem:
         logger.warning(note)
         self.notes.append(note)
         return Trial(coefficients, losses, math.inf)
+
+    def _named(self, value: float) -> str:
+        """Return a value of the objective with its name; a score with its own name and sign."""
+        if isinstance(self.evaluator, ScoreEvaluator):
+            return f"{self.evaluator.score.name} {self.evaluator.score.own(value):.4g}"
+        return f"{self.objective.kind} {value:.4f}"
 
     def _token_count(self) -> int:
         """Return the number of scored tokens of all distributions together."""

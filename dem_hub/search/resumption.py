@@ -4,7 +4,8 @@ The argument is `resume_from`. A recipe alone gives coefficients; a search resul
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +58,20 @@ class EarlierSearch:
         if not any(name in self.coefficients for name in names):
             return None
         return tuple(self.coefficients.get(name, 0.0) for name in names)
+
+
+@contextmanager
+def telling_what_is_kept(cache: MeasurementCache) -> Iterator[None]:
+    """Let a Ctrl-C in this context say what of the search is kept, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if cache.folder is None:
+            kept = "Nothing is kept. With cache='FOLDER', on the command line --cache FOLDER, a search can go on."
+        else:
+            kept = f"{len(cache)} measurements are kept in '{cache.folder}': the same search goes on from there."
+        # The place where it happened would say nothing to the user.
+        raise KeyboardInterrupt(f"stopped by Ctrl-C. {kept}") from None
 
 
 def _read(source: str | os.PathLike[str]) -> SearchResult | DEMConfig:

@@ -46,10 +46,12 @@ from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from dem_hub.search.measure.own_inputs import OwnInputs
 from dem_hub.search.measure.score_evaluator import ScoreEvaluator
+from dem_hub.search.outline import outlined
 from dem_hub.search.problem import Callback, Problem, Strategy
+from dem_hub.search.progress import Progress, plain_loading
 from dem_hub.search.provenance import provenance
 from dem_hub.search.result import SearchResult
-from dem_hub.search.resumption import EarlierSearch, ResumeFrom
+from dem_hub.search.resumption import EarlierSearch, ResumeFrom, telling_what_is_kept
 from dem_hub.search.session import Session
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.objective import Objective
@@ -179,18 +181,19 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     earlier = EarlierSearch.of(resume_from)
     measurements = MeasurementCache(cache, earlier.cache)
     measurable = Measurable(base, vectors, dtype, model_kwargs)
+    progress = Progress()
     evaluator: ScoreEvaluator | LossEvaluator
     held_out_evaluator: LossEvaluator | None
     if score is not None:
-        model = measurable.model
-        evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize")
+        model = _load(measurable)
+        evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize", progress=progress)
         held_out_evaluator = None
     else:
         # Data that cannot be used are found before the weights are loaded.
         load_tokenizer = tokenizer_loader(tokenizer, base, model_kwargs)
         reader = Reader.of_model(measurable.config, load_tokenizer, max_length, packing=packing)
         search_windows, held_out_windows = read_and_split(reader, eval_datasets or {}, held_out, seed)
-        model = measurable.model
+        model = _load(measurable)
         own_inputs = None
         if own and all(held_out_windows.values()):
             own_inputs = OwnInputs(model, own)
@@ -201,8 +204,11 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             batch_size=batch_size,
             logit_bytes=logit_bytes,
             own_inputs=own_inputs,
+            progress=progress,
         )
-        held_out_evaluator = LossEvaluator(model, held_out_windows, measurements, batch_size=batch_size)
+        held_out_evaluator = LossEvaluator(
+            model, held_out_windows, measurements, batch_size=batch_size, progress=progress, part="held-out "
+        )
     start = earlier.start(evaluator.names)
     problem = Problem(
         evaluator,
@@ -213,18 +219,25 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         quick=start is not None and isinstance(evaluator, LossEvaluator) and evaluator.has_logits(earlier.cache),
         seed=seed,
         callback=callback,
+        progress=progress,
     )
     session = Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
 
-    local_model = _search(session, strategy)
-    answer = accept_answer(session, local_model)
-    answer = refine_answer(session, answer, granularity)
-    if own:
-        answer = try_regmean(session, answer, own)
-    notes = _notes(session, answer, reason)
+    with outlined(session, strategy.name), telling_what_is_kept(measurements):
+        local_model = _search(session, strategy)
+        answer = accept_answer(session, local_model)
+        answer = refine_answer(session, answer, granularity)
+        if own:
+            answer = try_regmean(session, answer, own)
+        notes = _notes(session, answer, reason)
     result = _result(session, answer, local_model, strategy.name, notes)
     config = replace(result.config, search=provenance(result, seed))
     return replace(result, config=config, seconds=time.monotonic() - began)
+
+
+def _load(measurable: Measurable) -> "MergedModel":
+    with plain_loading():
+        return measurable.model
 
 
 def _search(session: Session, strategy: Strategy) -> LocalModel | None:

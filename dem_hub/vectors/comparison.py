@@ -68,7 +68,7 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     deltas = [vector.deltas(base) for vector in vectors]
     count = len(vectors)
     products = torch.zeros(count, count, dtype=torch.float64, device="cpu")
-    for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1):
+    for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1, name="dem_hub.comparing"):
         products += _inner_products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
     norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
     cosines = []

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ class MeasurementCache:
 
     def __len__(self) -> int:
         return len(self._all_numbers())
+
+    def count_own(self, parts: Collection[str]) -> int:
+        """Return how many numbers in its folder, from before this search, have one of some texts in their keys."""
+        return sum(any(part in key for part in parts) for key in self._numbers)
 
     def is_free(self, key: str) -> bool:
         """Return whether an earlier search has paid for a number.

@@ -25,10 +25,12 @@ from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.gradients import CoefficientGradient
-from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, token_limit
+from dem_hub.search.measure.logits import Block, keep_logits
+from dem_hub.search.measure.memory import LogitMemory
 from dem_hub.search.measure.own_inputs import OwnInputs
 from dem_hub.search.measure.statistics import SummedStatistics
 from dem_hub.search.points import Point, all_at, each_alone, moved
+from dem_hub.search.progress import Progress
 from dem_hub.search.solve.local_model import LocalModel, Quadratic
 
 if TYPE_CHECKING:
@@ -59,9 +61,11 @@ class LossEvaluator:
         logit_bytes (`int`): Memory for logits. If they need more, the start of a search uses a sample of the windows,
             and statistics are computed in parts.
         own_inputs ([`OwnInputs`], *optional*): Gathers input statistics in the passes that are made anyway.
+        progress ([`Progress`], *optional*): Is told what runs.
+        part (`str`): What is said before the name of a distribution, such as `"held-out "`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but three have defaults
         self,
         model: "MergedModel",
         data: Mapping[str, list[Window]],
@@ -70,6 +74,8 @@ class LossEvaluator:
         batch_size: int = BATCH_SIZE,
         logit_bytes: int = LOGIT_BYTES,
         own_inputs: OwnInputs | None = None,
+        progress: Progress | None = None,
+        part: str = "",
     ) -> None:
         seq2seq = is_seq2seq(model)
         self.model = model
@@ -78,6 +84,8 @@ class LossEvaluator:
         self.batch_size = batch_size
         self.logit_bytes = logit_bytes
         self.own_inputs = own_inputs
+        self.progress = progress or Progress()
+        self.part = part
         self.coordinates = Coordinates(model)
         self.hashes = {name: hash_windows(windows) for name, windows in self.data.items()}
         # The tokens of each window that are scored: those that a mean loss is divided by.
@@ -108,7 +116,7 @@ class LossEvaluator:
     @property
     def num_forward(self) -> float:
         """The cost so far, in forward passes over all the data."""
-        return self.tokens_run / max(1, self._size)
+        return self.tokens_run / max(1, self.pass_size)
 
     @property
     def question(self) -> list[str]:
@@ -117,9 +125,14 @@ class LossEvaluator:
         return [*self.coordinates.keys, self.coordinates.merge_settings, *data]
 
     @property
-    def _size(self) -> int:
+    def pass_size(self) -> int:
         """The tokens that one forward pass over all the data runs through the model."""
         return sum(self._sizes.values())
+
+    @property
+    def logit_size(self) -> int:
+        """The bytes of the logits that [`LossEvaluator.keep_table`] keeps, of all processes, at most."""
+        return self._memory().size(self.tokens)
 
     def is_known(self, point: Sequence[float]) -> bool:
         """Return whether the losses of a point have been measured."""
@@ -166,15 +179,20 @@ class LossEvaluator:
             self._pay(self._score_key(name, point), self._sizes[name])
             if is_scored:
                 # The losses were paid for before. This run was for the statistics alone.
-                self.tokens_run += self._sizes[name]
+                self._count(self._sizes[name])
         return self.own_inputs.statistics()
 
     def _measure_totals(self, name: str, point: Sequence[float]) -> None:
         """Run the model over one distribution, and keep the losses of its windows."""
-        self.coordinates.move_to(point)
+        self._begin(name, point)
         with self._watching(name, point) as batch_size:
             window_totals = totals(self.model, list(processes.mine(self.data[name])), batch_size)
         self._put_totals(name, point, window_totals)
+
+    def _begin(self, name: str, point: Sequence[float]) -> None:
+        """Merge the model for a point, and say on which data it will run."""
+        self.progress.mixture(point, self.names, f"{self.part}{name}")
+        self.coordinates.move_to(point)
 
     def _watching(self, name: str, point: Sequence[float]) -> AbstractContextManager[int]:
         """Gather input statistics in this context if it runs a vector alone on its own distribution.
@@ -192,11 +210,9 @@ class LossEvaluator:
             [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its
                 vector.
         """
-        from huggingface_hub.utils import tqdm
-
         count = len(self.names)
         models: list[tuple[int | None, Point]] = [(None, all_at(0.0, count)), *enumerate(each_alone(count))]
-        for vector, point in tqdm(models, desc="Cross-loss table", unit="model", delay=1):
+        for vector, point in models:
             for name in self.data:
                 self._keep_cell(name, point, vector)
             self._refuse_not_finite(point, vector)
@@ -216,10 +232,12 @@ class LossEvaluator:
         has_logits = block is not None and (move_key is None or move_key in block.moves)
         if is_scored and has_logits:
             return
-        self.coordinates.move_to(point)
+        self._begin(name, point)
         windows = list(processes.mine(self.data[name]))
         if move_key is None:
-            window_totals, block = keep_logits(self.model, windows, self._sample(name), self.batch_size)
+            window_totals, block = keep_logits(
+                self.model, windows, self._memory().sample(self.tokens[name], len(self.data)), self.batch_size
+            )
             self.cache.put_block(block_key, block)
         else:
             assert block is not None, "the base comes first"
@@ -228,17 +246,8 @@ class LossEvaluator:
             self.cache.put_move(block_key, move_key)
         if is_scored:
             # The losses were paid for before. This run was for the logits alone.
-            self.tokens_run += self._sizes[name]
+            self._count(self._sizes[name])
         self._put_totals(name, point, window_totals)
-
-    def _sample(self, name: str) -> list[int]:
-        """Return the places of random windows of this process whose logits fit in memory.
-
-        Each distribution gets an equal share of the memory.
-        """
-        limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names))
-        limit = limit // len(self.data) // processes.world_size()
-        return choose_windows(list(processes.mine(self.tokens[name])), limit)
 
     def _refuse_not_finite(self, point: Point, vector: int | None) -> None:
         wrong = [repr(name) for name, loss in self.losses(point).items() if not math.isfinite(loss)]
@@ -274,7 +283,7 @@ class LossEvaluator:
         key = self.coordinates.cache_key("statistics", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
             self.cache.put(key, self._measure_statistics(point).to_dict())
-        self._pay(key, (1 + len(self.names)) * self._size)
+        self._pay(key, (1 + len(self.names)) * self.pass_size)
         self._paid |= {self._score_key(name, point) for name in self.data}
         # The cache knows vectors and data by their hashes. The names are those of today.
         known = LocalModel.from_dict(self.cache[key])
@@ -282,15 +291,14 @@ class LossEvaluator:
 
     def _measure_statistics(self, point: Sequence[float]) -> LocalModel:
         """Run the model at a point and a step from it along each coordinate, over the data part by part."""
-        from huggingface_hub.utils import tqdm
-
+        self.progress.slopes()
         keys = self.coordinates.keys
         step = STEP if self.model.dtype == torch.float32 else ROUNDED_STEP
         sums = {name: SummedStatistics.zeros(len(keys)) for name in self.data}
         window_totals = {}
         for name, windows in self.data.items():
             window_totals[name] = torch.zeros(len(processes.mine(windows)), dtype=torch.float64)
-        for places_by_name in tqdm(self._parts(), desc="Derivatives", unit="part", delay=1):
+        for places_by_name in self._memory().parts(self.tokens):
             windows_by_name = {name: self._my_windows(name, places) for name, places in places_by_name.items()}
             blocks: dict[str, Block] = {}
             self.coordinates.move_to(point)
@@ -314,35 +322,18 @@ class LossEvaluator:
         windows = processes.mine(self.data[name])
         return [windows[place] for place in places]
 
-    def _parts(self) -> list[dict[str, list[int]]]:
-        """Return the places of this process's windows by distribution, in parts whose logits fit in memory."""
-        limit = token_limit(self.logit_bytes, self._vocabulary(), len(self.names)) // processes.world_size()
-        places: list[tuple[str, int]] = []
-        counts: list[int] = []
-        for name, tokens in self.tokens.items():
-            for place, count in enumerate(processes.mine(tokens)):
-                places.append((name, place))
-                counts.append(count)
-        parts = []
-        for numbers in parts_of(counts, limit):
-            part: dict[str, list[int]] = {}
-            for number in numbers:
-                name, place = places[number]
-                part.setdefault(name, []).append(place)
-            parts.append(part)
-        return parts
-
     def gradient(self, point: Sequence[float]) -> dict[str, Tensor]:
         """Return the gradient of each distribution's loss, (N,) in float64, from a forward and a backward pass."""
         key = self.coordinates.cache_key("gradient", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
             self.cache.put(key, self._measure_gradient(point))
-        self._pay(key, _GRADIENT_PASSES * self._size)
+        self._pay(key, _GRADIENT_PASSES * self.pass_size)
         self._paid |= {self._score_key(name, point) for name in self.data}
         gradients = dict(zip(self.data, self.cache[key], strict=True))
         return {name: torch.tensor(gradient, dtype=torch.float64) for name, gradient in gradients.items()}
 
     def _measure_gradient(self, point: Sequence[float]) -> list[list[float]]:
+        self.progress.slopes(_GRADIENT_PASSES)
         if self._gradient is None:
             self._gradient = CoefficientGradient(self.model, self.coordinates.groups)
         self.coordinates.move_to(point)
@@ -357,8 +348,12 @@ class LossEvaluator:
     def _pay(self, key: str, tokens: int) -> None:
         """Count the cost of a measurement when this search first uses it, unless an earlier search has paid for it."""
         if key not in self._paid and not self.cache.is_free(key):
-            self.tokens_run += tokens
+            self._count(tokens)
         self._paid.add(key)
+
+    def _count(self, tokens: int) -> None:
+        self.tokens_run += tokens
+        self.progress.paid(tokens)
 
     def _put_totals(self, name: str, point: Sequence[float], my_totals: Tensor) -> None:
         """Keep the losses of all windows, of which each process has measured its own, unless they are known."""
@@ -379,8 +374,9 @@ class LossEvaluator:
     def _logits_key(self, name: str) -> str:
         return f"{self.coordinates.merge_settings} {self.hashes[name]}"
 
-    def _vocabulary(self) -> int:
-        return int(self.model.config.get_text_config().vocab_size)
+    def _memory(self) -> LogitMemory:
+        vocabulary = int(self.model.config.get_text_config().vocab_size)
+        return LogitMemory(self.logit_bytes, vocabulary, len(self.names))
 
 
 def _count_tokens(windows: Sequence[Window], *, seq2seq: bool) -> int:

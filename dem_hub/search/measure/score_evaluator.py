@@ -2,10 +2,24 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
+from dem_hub.search.progress import Progress
+
+
+@dataclass(frozen=True)
+class Score:
+    """The name of a score, and whether a higher one is better; trials have a loss that is lower where it is better."""
+
+    name: str
+    maximize: bool
+
+    def own(self, loss: float) -> float:
+        """Return the score that a loss stands for, with its own sign."""
+        return -loss if self.maximize else loss
 
 
 class ScoreEvaluator:
@@ -20,15 +34,24 @@ class ScoreEvaluator:
         function (`Callable`): Returns the score of a model.
         cache ([`MeasurementCache`]): Where scores are kept.
         maximize (`bool`): Whether a higher score is better.
+        progress ([`Progress`], *optional*): Is told what runs.
     """
 
     def __init__(
-        self, model: Any, function: Callable[[Any], float], cache: MeasurementCache, *, maximize: bool
+        self,
+        model: Any,
+        function: Callable[[Any], float],
+        cache: MeasurementCache,
+        *,
+        maximize: bool,
+        progress: Progress | None = None,
     ) -> None:
         self.model = model
         self.function = function
         self.cache = cache
         self.sign = -1.0 if maximize else 1.0
+        self.score = Score(_shown_name(function), maximize)
+        self.progress = progress or Progress()
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
         self._label = _label(function)
@@ -42,6 +65,16 @@ class ScoreEvaluator:
         return float(len(self._paid))
 
     @property
+    def mark(self) -> str:
+        """The beginning of the keys of this score's measurements."""
+        return f"call {self._label}"
+
+    @property
+    def pass_size(self) -> int:
+        """What the bar advances by for one call."""
+        return 1
+
+    @property
     def question(self) -> list[str]:
         """The question that is measured: the vectors in their order, how they are merged into what, and the score."""
         score = f"{self._label} {self.sign}"
@@ -49,13 +82,22 @@ class ScoreEvaluator:
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """Return the score at a point as a loss. A point is scored once."""
-        key = self.coordinates.cache_key(f"call {self._label}", point)
+        key = self.coordinates.cache_key(self.mark, point)
         if key not in self.cache:
+            self.progress.mixture(point, self.names, self.score.name)
             self.coordinates.move_to(point)
             self.cache.put(key, float(self.function(self.model)))
-        if not self.cache.is_free(key):
+            self.progress.ran(1)
+        if key not in self._paid and not self.cache.is_free(key):
             self._paid.add(key)
+            self.progress.paid(1)
         return {"score": self.sign * self.cache[key]}
+
+
+def _shown_name(function: Callable[[Any], float]) -> str:
+    """Return the name of a function as people call it; `score` if it has none."""
+    name = getattr(function, "__name__", "score")
+    return "score" if name == "<lambda>" else str(name)
 
 
 def _label(function: Callable[[Any], float]) -> str:

@@ -33,8 +33,6 @@ class Grid:
         Raises:
             `ConfigError`: The grid has more than 100,000 points, or none in the region.
         """
-        from huggingface_hub.utils import tqdm
-
         if self.usual_budget(problem.count) > _MOST:
             raise ConfigError(
                 f"A grid of {len(self.values)}^{problem.count} points is more than {_MOST}. Use method='gauss_newton'."
@@ -47,5 +45,5 @@ class Grid:
                 points.append(point)
         if not points:
             raise ConfigError(f"No point of a grid of {self.values} lies between the bounds {problem.bounds()}.")
-        for point in tqdm(points[: int(problem.budget(len(points)))], desc="Grid", unit="point", delay=1):
+        for point in points[: int(problem.budget(len(points)))]:
             problem.evaluate(point)

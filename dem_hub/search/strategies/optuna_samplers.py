@@ -63,11 +63,9 @@ class Optuna:
             `ConfigError`: There is no such sampler.
             `MissingDependencyError`: Optuna, SciPy, or the package of the sampler is not installed.
         """
-        from huggingface_hub.utils import tqdm
-
         optuna = _import_optuna()
         study = self._study(optuna, problem)
-        for _ in tqdm(range(int(problem.budget(self.usual_budget(problem.count)))), desc="Searching", unit="trial"):
+        for _ in range(int(problem.budget(self.usual_budget(problem.count)))):
             self._run_trial(optuna, study, problem)
         if self.storage is not None:
             _collect(optuna, study, problem)

@@ -22,9 +22,7 @@ class Uniform:
 
     def search(self, problem: Problem) -> None:
         """Score the points, from the lower bound to the upper one."""
-        from huggingface_hub.utils import tqdm
-
         count = max(2, int(problem.budget(self.usual_budget(problem.count))))
         low, high = common_bounds(problem.region)
-        for number in tqdm(range(count), desc="One coefficient", unit="point", delay=1):
+        for number in range(count):
             problem.evaluate(all_at(low + (high - low) * number / (count - 1), problem.count))
