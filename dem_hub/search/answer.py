@@ -52,11 +52,7 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
     if accepted.is_found:
         return Answer(problem.best, accepted)
     chosen = accepted.contenders[accepted.chosen]
-    note = (
-        f"On held-out data '{accepted.chosen}' is better than what was found by {-chosen.difference:.4f} nats "
-        f"(standard error {chosen.error:.4f}), and is what is returned."
-    )
-    return Answer(problem.evaluate(chosen.coefficients), accepted, notes=(note,))
+    return Answer(problem.evaluate(chosen.coefficients), accepted, notes=(accepted.note(),))
 
 
 def _best_common_point(

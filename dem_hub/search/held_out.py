@@ -1,9 +1,10 @@
 """Acceptance of a search's answer: compare it with baselines on data that the search never saw.
 
 Two models on the same tokens differ far less than either varies from text to text. So the losses are subtracted
-document by document, and the standard error is that of the difference. A baseline that is better by more than this
-error replaces the answer, so that a search never returns something that is clearly worse than what a user would
-have tried without it.
+document by document, and the standard error is that of the difference. A baseline replaces the answer if it is better
+by more standard errors than chance lets any of so many rivals reach in 5 % of all searches. So a search never returns
+something that is clearly worse than what a user would have tried without it, and seldom something worse than what it
+found. `benchmarks/acceptance.py` counts how seldom.
 """
 
 import math
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dem_hub.errors import ConfigError
+from dem_hub.evaluation.standard_errors import count_units, student_quantile
 from dem_hub.search.cross_loss import BASE, standard_error
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from dem_hub.search.points import Point, all_at, each_alone
@@ -30,6 +32,10 @@ BEFORE = "before"
 # million parameters the excess loss of fitted coefficients was at most 1.7 times that of independent tokens on text
 # of one kind, and 7 to 18 times on text of several kinds.
 INDEPENDENT = 10
+
+
+# Probability, at most, that a rival which is no better than the answer replaces it: the usual level of a test.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,15 @@ class Acceptance:
     """The comparison on held-out data.
 
     `chosen` is the label of the contender to use, `contenders` begins with the search's answer, and `tokens` are
-    the scored tokens of each distribution.
+    the scored tokens of each distribution. `errors` are the standard errors by which a rival must be better than the
+    answer.
     """
 
     chosen: str
     contenders: Mapping[str, Contender]
     tokens: Mapping[str, int]
+    # Files from before the number of rivals counted have none.
+    errors: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse a choice of something that is not there."""
@@ -86,6 +95,49 @@ class Acceptance:
     def is_found(self) -> bool:
         """True if the search's answer is the one to use."""
         return self.chosen == FOUND
+
+    @property
+    def limit(self) -> str:
+        """The standard errors that decide, and what they are for."""
+        rivals = len(self.contenders) - 1
+        plural = "" if rivals == 1 else "s"
+        return f"{self.errors:.2f} standard errors ({LEVEL:.0%} by chance, for {rivals} rival{plural})"
+
+    def note(self) -> str:
+        """Return which model is used and what decided that, for the user."""
+        if self.is_found and math.isinf(self.errors):
+            return "One window of held-out text has no standard error, so that what was found is returned."
+        if self.is_found:
+            alike = [label for label, other in self.contenders.items() if self._is_alike(label, other)]
+            text = f"On held-out data no other is better than what was found by more than {self.limit}."
+            if alike:
+                text += f" Too close to tell apart: {', '.join(alike)}."
+            return text
+        chosen = self.contenders[self.chosen]
+        if not math.isfinite(self.contenders[FOUND].value):
+            return f"What was found has no finite loss on held-out data, and '{self.chosen}' is returned."
+        return (
+            f"On held-out data '{self.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard "
+            f"error {chosen.error:.4f}), more than {self.limit}, and is what is returned."
+        )
+
+    def _is_alike(self, label: str, other: Contender) -> bool:
+        return label != FOUND and abs(other.difference) <= self.errors * other.error
+
+
+def needed_errors(rivals: int, units: int) -> float:
+    """Return by how many standard errors a rival must be better than the answer.
+
+    Then one of several rivals that are no better is, by chance, with a probability of at most `LEVEL`, however alike
+    the rivals are.
+
+    Args:
+        rivals (`int`): Number of rivals.
+        units (`int`): Number of independent documents of the distribution with the fewest.
+
+    Source: Bonferroni's inequality, with the quantiles of Student's t (Dunn, Multiple Comparisons Among Means, 1961).
+    """
+    return student_quantile(LEVEL / max(rivals, 1), units - 1)
 
 
 def baseline_points(names: Sequence[str], common: Point | None, before: Point | None = None) -> dict[str, Point]:
@@ -151,9 +203,9 @@ def accept(held_out: LossEvaluator, objective: Objective, found: Point, others: 
         others (`Mapping[str, tuple[float, ...]]`): The points to compare it with, by label; see [`baseline_points`].
 
     Returns:
-        [`Acceptance`]: The search's answer is chosen unless another point is better by more than the standard error
-            of the difference. Then the best of those is chosen. The common coefficient was fitted to this very
-            data, and must in addition be better by the gain that is expected of that.
+        [`Acceptance`]: The search's answer is chosen unless another point is better by more than [`needed_errors`]
+            standard errors of the difference. Then the best of those is chosen. The common coefficient was fitted to
+            this very data, and must in addition be better by the gain that is expected of that.
     """
     measured = {label: Measured.at(held_out, point) for label, point in {FOUND: found, **others}.items()}
     return accept_measured(held_out, objective, measured)
@@ -180,7 +232,9 @@ def accept_measured(held_out: LossEvaluator, objective: Objective, measured: Map
         label: replace(contender, difference=contender.value - found_value) for label, contender in contenders.items()
     }
     tokens = {name: sum(counts) for name, counts in held_out.tokens.items()}
-    return Acceptance(_choose(contenders, sum(tokens.values())), contenders, tokens)
+    counting = [count_units(held_out.data[name]) for name, factor in zip(found.losses, slope, strict=True) if factor]
+    needed = needed_errors(len(contenders) - 1, min(counting, default=0))
+    return Acceptance(_choose(contenders, sum(tokens.values()), needed), contenders, tokens, needed)
 
 
 def expected_excess(tokens: int, coefficients: int) -> float:
@@ -193,16 +247,18 @@ def expected_excess(tokens: int, coefficients: int) -> float:
     return coefficients * INDEPENDENT / (2 * max(tokens, 1))
 
 
-def _choose(contenders: Mapping[str, Contender], tokens: int) -> str:
+def _choose(contenders: Mapping[str, Contender], tokens: int, errors: float) -> str:
     """Return the label of the best contender that beats the answer by more than chance, or that of the answer."""
+    # An answer that is not finite is compared by its value: its differences are not numbers.
+    is_finite = math.isfinite(contenders[FOUND].value)
+    if is_finite and math.isinf(errors):
+        return FOUND
     margins = dict.fromkeys(contenders, 0.0)
     if COMMON in margins:
         margins[COMMON] = expected_excess(tokens, 1)
     better = []
     for label, contender in contenders.items():
-        # If the answer's loss is not finite, its own difference is inf - inf = nan. Written with `not`, the answer
-        # then competes by its value.
-        if not contender.difference >= -(contender.error + margins[label]):
+        if not is_finite or contender.difference < -(errors * contender.error + margins[label]):
             better.append(label)
     return min(better, key=lambda label: contenders[label].value, default=FOUND)
 

@@ -1,8 +1,7 @@
 """RegMean in a search: vectors that are made from its own passes, against the coefficients that it found.
 
 The input statistics come from cells of the cross-loss table, so that RegMean costs one pass over the held-out data.
-There its vectors, at 1 each, are compared with the search's answer by the rule for all rivals: they are kept if they
-are better by more than the standard error of the difference.
+There its vectors, at 1 each, are compared with the search's answer by the rule for all rivals (`held_out.py`).
 """
 
 import weakref
@@ -69,7 +68,7 @@ class RegMeanOutcome:
 
     @property
     def is_kept(self) -> bool:
-        """True if the RegMean vectors are better on held-out data by more than the standard error."""
+        """True if the RegMean vectors are better on held-out data by more than chance."""
         return not self.acceptance.is_found
 
     @property
@@ -91,7 +90,7 @@ class RegMeanOutcome:
         """Return what came of it, for the user."""
         verdict = "kept"
         if not self.is_kept:
-            verdict = "not kept, as that is not more than the standard error"
+            verdict = f"not kept, as that is not more than {self.acceptance.limit}"
         return (
             f"RegMean vectors, each at 1, gain {-self.contender.difference:.4f} nats over the plain DEM on held-out data "
             f"(standard error {self.contender.error:.4f}; {self.contender.value:.4f} and {self.plain_loss:.4f}): {verdict}."

@@ -106,7 +106,7 @@ def _verdicts(result: "SearchResult", short: _Labels) -> list[str]:
     if result.acceptance is None:
         lines.append("Not compared with baselines on held-out data.")
     else:
-        lines.append(f"On held-out data: {short(result.acceptance.chosen)} is chosen.")
+        lines.append(result.acceptance.note())
     if result.refinement is not None:
         lines.append(result.refinement.note())
     if result.regmean is not None:

@@ -5,10 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from dem_hub.evaluation.windows import Window
-from dem_hub.search.held_out import INDEPENDENT, Acceptance, accept, baseline_points, best_common_point, expected_excess
+from dem_hub.search.held_out import (
+    INDEPENDENT,
+    Acceptance,
+    accept,
+    baseline_points,
+    best_common_point,
+    expected_excess,
+    needed_errors,
+)
 from dem_hub.search.records import from_json, to_json
 from dem_hub.search.solve.line_search import LEAST_GAIN
 from dem_hub.search.solve.objective import Objective
@@ -80,7 +89,52 @@ def test_what_was_fitted_to_the_data_must_be_better_by_more(gain: float, chosen:
 
 def test_as_json() -> None:
     accepted = judged(2.0, 2.1)
-    assert from_json(Acceptance, to_json(accepted), "acceptance") == accepted
+    data = to_json(accepted)
+    assert from_json(Acceptance, data, "acceptance") == accepted
+    del data["errors"]  # as in files from before the number of rivals counted
+    assert from_json(Acceptance, data, "acceptance").errors == 1.0
+
+
+@pytest.mark.parametrize("rivals", [1, 3, 9])
+@pytest.mark.parametrize("units", [2, 8, 50])
+def test_needed_errors_are_those_of_students_t(rivals: int, units: int) -> None:
+    expected = stats.t.isf(0.05 / rivals, units - 1)
+    assert needed_errors(rivals, units) == pytest.approx(expected, rel=1e-3)
+    assert needed_errors(rivals, units) >= expected
+
+
+def test_rivals_that_are_no_better_are_seldom_returned() -> None:
+    """Of six that are all equal to the answer, with noise of their own: at most 5 %, and 1.5 % for the chance of 500 tries."""
+    replaced = 0
+    for seed in range(500):
+        held: Any = HeldOut({(float(place),): 2.0 for place in range(7)})
+        generator = torch.Generator().manual_seed(seed)
+        noise = {point: torch.randn(50, generator=generator, dtype=torch.float64) for point in held.means}
+        held.window_totals = lambda point, noise=noise: {"maths": 10 * (2.0 + noise[tuple(point)])}
+        others = {str(place): (float(place),) for place in range(1, 7)}
+        replaced += not accept(held, Objective(), (0.0,), others).is_found
+    assert 0 < replaced <= 0.065 * 500
+
+
+def test_one_window_decides_nothing() -> None:
+    held: Any = HeldOut({FOUND: 2.1, UNIFORM: 2.0})
+    held.data = {"maths": [Window((), (), 0)]}
+    held.tokens = {"maths": [10]}
+    held.window_totals = lambda point: {"maths": torch.tensor([10 * held.means[tuple(point)]], dtype=torch.float64)}
+    accepted = accept(held, Objective(), FOUND, {"1/N": UNIFORM})
+    assert accepted.is_found
+    assert "has no standard error" in accepted.note()
+    held.means[FOUND] = float("inf")
+    assert accept(held, Objective(), FOUND, {"1/N": UNIFORM}).chosen == "1/N"
+
+
+def test_the_note_says_what_decided() -> None:
+    assert "'1/N' is better than what was found by 0.5000 nats" in judged(2.5, 2.0, 0.5).note()
+    assert (
+        "more than 2.19 standard errors (5% by chance, for 3 rivals), and is what is returned"
+        in judged(2.5, 2.0, 0.5).note()
+    )
+    assert judged(2.001, 2.0, 0.5).note().endswith("(5% by chance, for 3 rivals). Too close to tell apart: 1/N.")
 
 
 class Along:
