@@ -199,6 +199,16 @@ class Problem:
             f"{excess:.4f} nats too good by chance. Use {enough} tokens or more, from many documents."
         ]
 
+    def note_ties(self) -> None:
+        """Note that several points are equally good, so that which of them is the best says nothing."""
+        values = [trial.value for trial in self.trials]
+        count = values.count(self.best.value)
+        if count == len(values) > 1:
+            self.notes.append(f"Flat: {self._named(self.best.value)} at all of {count} points. The first is returned.")
+        elif count > 1:
+            named = self._named(self.best.value)
+            self.notes.append(f"Tied: {count} of {len(values)} points have the best, {named}. The first is returned.")
+
     def evaluate(self, point: Sequence[float] | Tensor) -> Trial:
         """Score a point and return its trial.
 

@@ -19,8 +19,12 @@ def provenance(result: SearchResult, seed: int) -> dict[str, Any]:
         "num_forward": round(result.num_forward, 3),
         "objective": result.objective.kind,
         "tokens": dict(result.tokens),
-        "losses": dict(result.chosen.losses),
     }
+    if result.score is None:
+        data["losses"] = dict(result.chosen.losses)
+    else:
+        # As no loss: a card would show its exponential as a perplexity.
+        data["score"] = {**vars(result.score), "value": result.score.own(result.loss)}
     if result.refinement is not None:
         data["granularity"] = {
             "of": result.refinement.granularity,

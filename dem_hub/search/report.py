@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from dem_hub.hub.report import Report, Table
 from dem_hub.merging.short_names import short_names
 from dem_hub.search.cross_loss import Cell, CrossLoss
-from dem_hub.search.held_out import FOUND, Acceptance
+from dem_hub.search.held_out import FOUND, Acceptance, baseline_points
+from dem_hub.search.measure.score_evaluator import Score
 
 if TYPE_CHECKING:
     from dem_hub.search.result import SearchResult
@@ -28,6 +29,8 @@ def report(result: "SearchResult", next_steps: Sequence[str] = _NEXT) -> Report:
     short = _Labels(list(result.plain.coefficients))
     names = tuple(result.best.losses)
     parts: list[Table | Sequence[str]] = [_coefficients(result)]
+    if result.score is not None:
+        parts.append(_scores(result, result.score, short))
     if result.table is not None and result.table.cells:
         parts.append(_cross_losses(result.table, names, short))
     if result.acceptance is not None:
@@ -64,6 +67,17 @@ def _coefficients(result: "SearchResult") -> Table:
     return Table(("vector", "coefficient", "data mixing ratio"), rows)
 
 
+def _scores(result: "SearchResult", score: Score, short: _Labels) -> Table:
+    """Return the score of the answer and of each baseline, with its own sign."""
+    values = {trial.coefficients: trial.value for trial in result.trials}
+    points = baseline_points(list(result.coefficients), None)
+    rows = []
+    for label, point in {FOUND: result.best.coefficients, **points}.items():
+        if point in values:
+            rows.append((short(label), f"{score.own(values[point]):.5g}"))
+    return Table(("model", score.name), rows)
+
+
 def _cross_losses(table: CrossLoss, names: tuple[str, ...], short: _Labels) -> Table:
     """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
     rows = []
@@ -90,6 +104,9 @@ def _held_out(acceptance: Acceptance, names: tuple[str, ...], objective: str, sh
 def _cost(result: "SearchResult") -> str:
     """Return what the result cost, in a line."""
     trials = "1 trial" if len(result.trials) == 1 else f"{len(result.trials)} trials"
+    if result.score is not None:
+        value = f"{result.score.name} {result.score.own(result.loss):.5g}, {result.score.better} is better"
+        return f"{result.method}: {trials}, {result.num_forward:.4g} calls, {result.seconds:.1f} s; {value}"
     tokens = sum(result.tokens.values())
     text = f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {tokens} tokens"
     if result.num_forward_held_out:
@@ -103,7 +120,9 @@ def _cost(result: "SearchResult") -> str:
 def _verdicts(result: "SearchResult", short: _Labels) -> list[str]:
     """Return what held-out data said of the answer, of finer coefficients and of RegMean, in a line each."""
     lines = []
-    if result.acceptance is None:
+    if result.score is not None:
+        lines.append("The best of all trials is returned: there is no held-out part of a score.")
+    elif result.acceptance is None:
         lines.append("Not compared with baselines on held-out data.")
     else:
         lines.append(result.acceptance.note())

@@ -23,6 +23,7 @@ from dem_hub.merging.short_names import full_names
 from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
+from dem_hub.search.measure.score_evaluator import Score
 from dem_hub.search.per_group import Refinement
 from dem_hub.search.problem import Trial
 from dem_hub.search.records import from_json
@@ -76,6 +77,8 @@ class SearchResult:
         notes (`tuple[str, ...]`): What the user should know.
         refinement ([`Refinement`], *optional*): The search by groups of tensors.
         regmean ([`RegMeanOutcome`], *optional*): RegMean vectors against these coefficients.
+        score ([`Score`], *optional*): Name and direction of a score; the losses of trials are then its values, negated
+            if a higher score is better.
         cache ([`MeasurementCache`]): Everything measured.
     """
 
@@ -96,6 +99,7 @@ class SearchResult:
     notes: tuple[str, ...] = ()
     refinement: Refinement | None = None
     regmean: RegMeanOutcome | None = None
+    score: Score | None = None
     cache: MeasurementCache = field(default_factory=MeasurementCache, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -343,6 +347,7 @@ class SearchResult:
             notes=file.notes,
             refinement=file.refinement,
             regmean=regmean,
+            score=file.score,
             cache=MeasurementCache(Path(folder) / SEARCH_CACHE),
         )
 

@@ -13,6 +13,7 @@ from dem_hub.files.strict_json import FORMAT_VERSION
 from dem_hub.merging.config import DEMConfig
 from dem_hub.search.cross_loss import Cell
 from dem_hub.search.held_out import Acceptance
+from dem_hub.search.measure.score_evaluator import Score
 from dem_hub.search.per_group import Refinement
 from dem_hub.search.points import Point
 from dem_hub.search.problem import Trial
@@ -57,6 +58,8 @@ class ResultFile:
     refinement: Refinement | None = None
     # Likewise one without RegMean.
     regmean: RegMeanRecord | None = None
+    # Likewise one of losses.
+    score: Score | None = None
     method: str
     num_forward: float
     seconds: float
@@ -107,6 +110,7 @@ def to_file(result: "SearchResult", folder: Path) -> dict[str, Any]:
         notes=result.notes,
         refinement=result.refinement,
         regmean=regmean,
+        score=result.score,
         method=result.method,
         num_forward=result.num_forward,
         seconds=result.seconds,
@@ -115,7 +119,7 @@ def to_file(result: "SearchResult", folder: Path) -> dict[str, Any]:
         num_forward_held_out=result.num_forward_held_out,
     )
     data: dict[str, Any] = to_json(file)
-    for name in ("refinement", "regmean"):
+    for name in ("refinement", "regmean", "score"):
         if data[name] is None:
             del data[name]
     return data

@@ -258,6 +258,7 @@ def _search(session: Session, strategy: Strategy) -> LocalModel | None:
             f"{list(problem.best.coefficients)}: {dict(problem.best.losses)}. Use another dtype, another base, "
             "or vectors that did not diverge."
         )
+    problem.note_ties()
     return local_model
 
 
@@ -329,5 +330,6 @@ def _result(
         notes=notes,
         refinement=refinement,
         regmean=regmean,
+        score=session.evaluator.score if isinstance(session.evaluator, ScoreEvaluator) else None,
         cache=session.cache,
     )

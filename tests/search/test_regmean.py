@@ -103,7 +103,7 @@ def test_the_plain_dem_is_kept_where_regmean_is_not_better(lost: SearchResult, r
     outcome = outcome_of(lost)
     assert lost.kept_regmean is None
     assert outcome.contender.difference > 0
-    assert lost.notes[-1].endswith("not kept, as that is not more than the standard error.")
+    assert lost.notes[-1].endswith(" standard errors (5% by chance, for 1 rival).")
     assert (lost.coefficients, lost.loss, lost.held_out_loss) == (
         result.coefficients,
         result.loss,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dem_hub import DEMModel, search_coefficients
+from dem_hub import DEMModel, SearchResult, search_coefficients
 from dem_hub.errors import CoefficientError
 from dem_hub.search import Grid, Optuna
 from tests.support.counting_models import STEPS, Counters
@@ -66,3 +66,41 @@ def test_a_score_without_a_name_is_not_taken_for_another(counters: Counters, tmp
             cache=tmp_path / "cache",
         )
         assert list(found.coefficients.values()) == [wanted]
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_score_is_shown_as_it_is(counters: Counters, tmp_path: Path, direction: str) -> None:
+    """With its own name and sign, in the printed result and in the recipe; also after it was saved."""
+
+    def doubled(model: Any) -> float:
+        return 2 * next(iter(model.dem.coefficients.values()))
+
+    vectors = [counters.vectors["up"]]
+    found = search_coefficients(
+        counters.base, vectors, score=doubled, direction=direction, method="uniform", max_forward=4
+    )
+    best = {"maximize": 3.0, "minimize": 0.0}[direction]
+    found.save_pretrained(tmp_path / "found")
+    for result in (found, SearchResult.from_pretrained(tmp_path / "found")):
+        lines = str(result).splitlines()
+        assert [line.split() for line in lines[5:10]] == [
+            ["model", "doubled"],
+            ["found", f"{best:g}"],
+            ["base", "0"],
+            ["up", "alone", "2"],
+            ["1/N", "2"],
+        ]
+        better = {"maximize": "higher", "minimize": "lower"}[direction]
+        assert f"; doubled {best:g}, {better} is better" in str(result)
+    assert found.config.search is not None
+    assert found.config.search["score"] == {"name": "doubled", "value": best, "direction": direction}
+    assert "losses" not in found.config.search  # a card would make a perplexity of it
+
+
+@pytest.mark.parametrize(("step", "note"), [(10.0, "Flat: flat 0 at all of 4 points."), (1.0, "Tied: 2 of 4 points")])
+def test_flat_and_tied_scores_are_said_to_be(counters: Counters, step: float, note: str) -> None:
+    def flat(model: Any) -> float:
+        return next(iter(model.dem.coefficients.values())) // step
+
+    found = search_coefficients(counters.base, [counters.vectors["up"]], score=flat, method="uniform", max_forward=4)
+    assert any(one.startswith(note) for one in found.notes)

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
@@ -12,14 +12,20 @@ from dem_hub.search.progress import Progress
 
 @dataclass(frozen=True)
 class Score:
-    """The name of a score, and whether a higher one is better; trials have a loss that is lower where it is better."""
+    """The name of a score, and its direction; trials have a loss, which is the negative of a score to maximize."""
 
     name: str
-    maximize: bool
+    direction: Literal["maximize", "minimize"]
+
+    @property
+    def better(self) -> str:
+        """What a better score is: higher or lower."""
+        return "higher" if self.direction == "maximize" else "lower"
 
     def own(self, loss: float) -> float:
         """Return the score that a loss stands for, with its own sign."""
-        return -loss if self.maximize else loss
+        # Adding 0 makes 0 of -0.
+        return (-loss if self.direction == "maximize" else loss) + 0.0
 
 
 class ScoreEvaluator:
@@ -50,7 +56,7 @@ class ScoreEvaluator:
         self.function = function
         self.cache = cache
         self.sign = -1.0 if maximize else 1.0
-        self.score = Score(_shown_name(function), maximize)
+        self.score = Score(_shown_name(function), "maximize" if maximize else "minimize")
         self.progress = progress or Progress()
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
