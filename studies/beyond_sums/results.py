@@ -14,6 +14,7 @@ from studies.data_mixing.scores import Losses, difference, distribution_loss, me
 
 REFERENCE = "DEM"
 GOAL = "uniform mixture"
+ROWS = "rows.json"  # of one run
 
 Interval = tuple[float, float, float]  # a mean, and the lower and upper end of its 95 % interval
 
@@ -73,8 +74,8 @@ class Results:
 
 
 def read_results(folder: Path, setting: Setting) -> Results | None:
-    """Read the finished runs of a setting; `None` if there is none."""
-    runs = [json.loads(path.read_text("utf-8")) for path in sorted((folder / setting.name).glob("*/result.json"))]
+    """Read the rows of a setting that all its runs have so far; `None` if it was not run."""
+    runs = [json.loads(path.read_text("utf-8")) for path in sorted((folder / setting.name).glob(f"*/{ROWS}"))]
     return Results.of(runs) if runs else None
 
 

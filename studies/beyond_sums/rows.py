@@ -1,5 +1,6 @@
 """The rows of one setting and one seed: each model is trained or merged, scored, and forgotten."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dem_hub.evaluation.likelihood import totals
 from dem_hub.evaluation.windows import Window
+from dem_hub.files.atomic import write_text
 from dem_hub.transformations import dare, ties
 from studies.beyond_sums import merges
 from studies.beyond_sums.merges import HIGHEST_OF_REGMEAN, Merge
+from studies.beyond_sums.results import ROWS
 from studies.beyond_sums.settings import (
     DARE_DENSITIES,
     STATISTICS_TOKENS,
@@ -83,8 +86,9 @@ class Run:
         return Part(start, blocks, target, lora=self.setting.lora, seed=self.seed, **options)
 
     def row(self, label: str, make: Callable[[], Model]) -> None:
-        """Make a model and score it on test text, unless that is done."""
+        """Make a model and score it on test text, unless that is done. The report has the rows so far."""
         self.rows[label] = keep(file_of(self.folder / "rows", label), lambda: self._score(make()))
+        write_text(self.folder / ROWS, json.dumps(_result(self)))
         logger.info("%s, seed %d, %s: %.4f", self.setting.name, self.seed, label, self.mean(label))
 
     def mean(self, label: str) -> float:

@@ -1,15 +1,19 @@
 """The study of what comes closer to the mixture: its parts of trainings, its figures, and its page."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from studies.beyond_sums.report import from_data, to_markdown
 from studies.beyond_sums.results import Results
 from studies.beyond_sums.settings import FOUR, TUNED_SHARES
 from studies.beyond_sums.training import Part, train
 from tests.support.tiny_models import Models
+
+REPORT = Path(__file__).parents[2] / "studies" / "beyond_sums" / "report"
 
 
 def blocks(count: int) -> list[dict[str, torch.Tensor]]:
@@ -63,3 +67,9 @@ def test_figures_are_means_over_seeds_documents_and_distributions() -> None:
 def test_tuned_shares_are_of_all_sources() -> None:
     assert set(TUNED_SHARES) == set(FOUR)
     assert sum(TUNED_SHARES.values()) == pytest.approx(1)
+
+
+def test_the_page_is_written_from_the_data() -> None:
+    data = json.loads((REPORT / "report.json").read_text("utf-8"))
+    found = {name: from_data(of_setting) for name, of_setting in data.items()}
+    assert to_markdown(found) == (REPORT / "report.md").read_text("utf-8")
