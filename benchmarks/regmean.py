@@ -3,6 +3,7 @@
     dem-hub demo                                     # base, fine-tunes, vectors, coefficients: in dem-hub-demo
     python benchmarks/regmean.py dem-hub-demo        # the headline rows, and a table for each setting
     python benchmarks/regmean.py dem-hub-demo --settings ridge data
+    python benchmarks/regmean.py dem-hub-demo --search    # what a search costs with RegMean and without, and nothing else
 
 Every model is scored on test text on which nothing was chosen. The difference to the searched DEM has a standard error
 over documents. The settings are tried with one change at a time from the defaults of the library.
@@ -10,7 +11,10 @@ over documents. The settings are tried with one change at a time from the defaul
 
 import argparse
 import json
+import multiprocessing
+import resource
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from dem_hub import DEMModel, regmean
+from dem_hub import DEMModel, regmean, search_coefficients
 from dem_hub.codecs.delta import to_dense
 from dem_hub.demo.texts import load_distributions
 from dem_hub.evaluation.likelihood import evaluate, scored_tokens, totals
@@ -35,6 +39,7 @@ from dem_hub.vectors.deltas import all_deltas
 WINDOW = 256  # tokens
 TEST_TOKENS = 2_000  # of each distribution, at the least
 TOKENS = 4_000  # of each distribution, for the statistics
+SEARCH_TOKENS = 1_800  # of each distribution, of which a quarter is held out
 WHOLE = 1 << 20  # a rank that keeps every eigenvector
 CPU = torch.device("cpu")
 
@@ -274,13 +279,51 @@ class Settings:
             self.table.row(f"training text, inputs of the {at}", self.scores(statistics))
 
 
+@dataclass(frozen=True)
+class SearchCost:
+    """What a search took: forward passes over the data to search on and over held-out data, seconds, bytes of memory."""
+
+    passes: float
+    held_out_passes: float
+    seconds: float
+    peak: int
+
+
+def search_cost(folder: Path, *, with_regmean: bool) -> SearchCost:
+    """Search the demo's coefficients in this process, from the validation text of each distribution."""
+    texts = {item.name: item for item in load_distributions()}
+    vectors = sorted((folder / "vectors").iterdir())
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    data = {}
+    for vector in vectors:
+        of_name = windows_of(tokenizer, texts[vector.name].validation, SEARCH_TOKENS)
+        data[vector.name] = [list(window.input_ids) for window in of_name]
+    found = search_coefficients(folder / "base", list(map(str, vectors)), data, regmean=with_regmean)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return SearchCost(found.num_forward, found.num_forward_held_out, found.seconds, peak)
+
+
+def print_search_costs(folder: Path) -> None:
+    """Print what a search costs without RegMean and with it, each in a process of its own."""
+    print(f"{'search':20}{'passes':>8}{'held out':>10}{'seconds':>10}{'peak, GiB':>11}")
+    for label, with_regmean in (("coefficients", False), ("with RegMean", True)):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            cost = pool.submit(search_cost, folder, with_regmean=with_regmean).result()
+        numbers = f"{cost.passes:8.1f}{cost.held_out_passes:10.1f}{cost.seconds:10.1f}{cost.peak / 2**30:11.2f}"
+        print(f"{label:20}{numbers}", flush=True)
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
     tables = ["weights", "eigenvectors", "ridge", "data"]
     parser.add_argument("--settings", nargs="*", choices=tables, default=tables, help="the tables of settings")
+    parser.add_argument("--search", action="store_true", help="the cost of a search with RegMean, and no other table")
     arguments = parser.parse_args()
+    if arguments.search:
+        print_search_costs(arguments.folder)
+        return
     study = Study(arguments.folder)
     table = headline(study, arguments.folder)
     for name in arguments.settings:
