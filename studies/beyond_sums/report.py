@@ -23,6 +23,8 @@ def write_report(folder: Path, target: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     data = {name: to_data(results) for name, results in found.items()}
     write_text(target / "report.json", json.dumps(data) + "\n")
+    # The page is that of the file, whose losses are rounded.
+    found = {name: from_data(of_setting) for name, of_setting in data.items()}
     for name, results in found.items():
         write_picture(results, target / f"{name}.png")
     page = target / "report.md"
