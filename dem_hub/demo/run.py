@@ -168,7 +168,7 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     folders = [str(path) for path in vectors.values()]
     # Nothing needs to be held out of the validation text: the test text is.
     result = search_coefficients(base, folders, validation, held_out=0)
-    result.config.save_pretrained(target)
+    result.save_pretrained(target, exist_ok=True)
 
     model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(folders, 0.0), dtype=torch.float32)
     searched = {trial.coefficients: trial.losses for trial in result.trials}
@@ -258,6 +258,7 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
     lines.append(f"Recipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)")
     lines.append(f"Picture  {picture}")
     lines.append(f'Load it  DEMModel.from_pretrained("{folder / "recipe"}")')
+    lines.append(f"Mix it   dem-hub mix {folder / 'recipe'}  (needs the extra mixer)")
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dem_hub import DEMConfig, DEMModel
+from dem_hub import DEMConfig, DEMModel, SearchResult
 from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine, run_demo
 from dem_hub.demo.texts import Distribution
 from dem_hub.errors import MissingDependencyError
@@ -39,6 +39,9 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
     assert means[CHOSEN] == min(means.values())
     assert all(name in report for name in (*rows, str(tmp_path / "recipe"), "perplexity.png"))
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+
+    # The mixer finds what the search measured.
+    assert SearchResult.from_pretrained(tmp_path / "recipe").model is not None
 
     # The table's figures are those of a fresh load of the recipe, with nothing of the run left in memory.
     from transformers import AutoTokenizer
