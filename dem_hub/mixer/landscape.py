@@ -50,7 +50,7 @@ def draw_landscape(
     lowest, highest = float(values.min()), float(values.max())
     parts = [_bands(values, lowest, highest), _axes(labels, span)]
     parts += [_circle(trial.coefficients, axes, span, 3, "trial") for trial in prediction.result.trials]
-    parts.append(_circle(prediction.model.point, axes, span, 5, "found"))
+    parts.append(_circle(prediction.result.best.coefficients, axes, span, 5, "found"))
     parts.append(_circle(point, axes, span, 8, "now"))
     kind = printable(prediction.result.objective.kind)
     title = f"expected loss ({escape(kind)}): {lowest:.3f} (dark) to {highest:.3f} (light)"

@@ -104,6 +104,12 @@ class Prediction:
         highest = {name: each.loss + (each.error or 0.0) for name, each in expected.items()}
         return Expected(value, self._objective(highest) - value)
 
+    def objective(self, losses: Mapping[str, float]) -> float | None:
+        """Return the search's objective of measured losses; `None` if those of a distribution are not there."""
+        if any(name not in losses for name in self.model.parts):
+            return None
+        return self._objective({name: losses[name] for name in self.model.parts})
+
     def values(self, points: Tensor) -> Tensor:
         """Return the objective to expect at many points, (M, N), as (M,) in float64."""
         steps = points - torch.tensor(self.model.point, dtype=torch.float64)

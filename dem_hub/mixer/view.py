@@ -114,8 +114,15 @@ def _rows(mixer: Mixer, mixture: Mixture) -> list[LossRow]:
     prediction = mixer.prediction
     if prediction is None or point is None:
         return loss_rows(base, {}, measured)
-    rows = loss_rows({**prediction.base_losses, **base}, prediction.losses(point), measured)
-    return [*rows, LossRow(prediction.result.objective.kind, None, prediction.value(point), None)]
+    bases = {**prediction.base_losses, **base}
+    rows = loss_rows(bases, prediction.losses(point), measured)
+    last = LossRow(
+        prediction.result.objective.kind,
+        prediction.objective(bases),
+        prediction.value(point),
+        prediction.objective(measured),
+    )
+    return [*rows, last]
 
 
 def _notes(mixer: Mixer, mixture: Mixture, rows: Sequence[LossRow]) -> list[str]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
@@ -66,9 +67,12 @@ def test_the_table_of_a_search(mixer: Mixer, result: SearchResult) -> None:
         assert row[2] == f"{expected.loss:.4f} {mark} {abs(expected.loss - base):.4f}"
         assert row[3] == f"±{expected.error:.4f}"
         assert row[4] == "-"
+    assert rows[-1][1] == f"{fmean(mixer.prediction.base_losses.values()):.4f}"
+    assert rows[-1][4] == "-"
     measured = mixer.measure(values)
     rows = Cells(view_of(mixer, Tab(values)).table).rows[1:]
     assert [row[4].split()[0] for row in rows[:-1]] == [f"{loss:.4f}" for loss in measured.values()]
+    assert rows[-1][4].split()[0] == f"{fmean(measured.values()):.4f}"
 
 
 def test_far_from_what_was_found_the_page_says_so(mixer: Mixer, result: SearchResult) -> None:
@@ -112,6 +116,9 @@ def test_the_landscape(mixer: Mixer, result: SearchResult) -> None:
     left, right = float(ticks[0].get("x", 0)), float(ticks[2].get("x", 0))
     assert float(marks["now"].get("cx", 0)) == pytest.approx(
         left + (right - left) * (0.5 - low) / (high - low), abs=0.1
+    )
+    assert float(marks["found"].get("cx", 0)) == pytest.approx(
+        left + (right - left) * (result.best.coefficients[0] - low) / (high - low), abs=0.1
     )
     assert set(marks) == {"trial", "found", "now"}
     # The number of cells of all bands is that of the picture.
