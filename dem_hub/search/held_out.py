@@ -8,7 +8,7 @@ found. `benchmarks/acceptance.py` counts how seldom.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -103,21 +103,25 @@ class Acceptance:
         plural = "" if rivals == 1 else "s"
         return f"{self.errors:.2f} standard errors ({LEVEL:.0%} by chance, for {rivals} rival{plural})"
 
-    def note(self) -> str:
-        """Return which model is used and what decided that, for the user."""
+    def note(self, short: Callable[[str], str] = str) -> str:
+        """Return which model is used and what decided that, for the user.
+
+        Args:
+            short (`Callable`, *optional*): Returns the label of a model as it is to be shown; by default as it is.
+        """
         if self.is_found and math.isinf(self.errors):
             return "One window of held-out text has no standard error, so that what was found is returned."
         if self.is_found:
-            alike = [label for label, other in self.contenders.items() if self._is_alike(label, other)]
+            alike = [short(label) for label, other in self.contenders.items() if self._is_alike(label, other)]
             text = f"On held-out data no other is better than what was found by more than {self.limit}."
             if alike:
                 text += f" Too close to tell apart: {', '.join(alike)}."
             return text
         chosen = self.contenders[self.chosen]
         if not math.isfinite(self.contenders[FOUND].value):
-            return f"What was found has no finite loss on held-out data, and '{self.chosen}' is returned."
+            return f"What was found has no finite loss on held-out data, and '{short(self.chosen)}' is returned."
         return (
-            f"On held-out data '{self.chosen}' is better than what was found by {-chosen.difference:.4f} nats (standard "
+            f"On held-out data '{short(self.chosen)}' is better than what was found by {-chosen.difference:.4f} nats (standard "
             f"error {chosen.error:.4f}), more than {self.limit}, and is what is returned."
         )
 

@@ -125,7 +125,7 @@ def _verdicts(result: "SearchResult", short: _Labels) -> list[str]:
     elif result.acceptance is None:
         lines.append("Not compared with baselines on held-out data.")
     else:
-        lines.append(result.acceptance.note())
+        lines.append(result.acceptance.note(short))
     if result.refinement is not None:
         lines.append(result.refinement.note())
     if result.regmean is not None:

@@ -135,6 +135,7 @@ def test_the_note_says_what_decided() -> None:
         in judged(2.5, 2.0, 0.5).note()
     )
     assert judged(2.001, 2.0, 0.5).note().endswith("(5% by chance, for 3 rivals). Too close to tell apart: 1/N.")
+    assert judged(2.001, 2.0, 0.5).note(str.lower).endswith("Too close to tell apart: 1/n.")
 
 
 class Along:
