@@ -186,8 +186,11 @@ def test_provenance_info_and_card(llama: Models, zoo: Zoo, tmp_path: Path, capsy
     capsys.readouterr()
     main(["info", str(tmp_path / "recipe")])
     out = capsys.readouterr().out
-    assert f"+0.2500 * {vector} [attention]" in out
-    assert f"-0.5000 * {vector} [rest]" in out
+    rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if f"{vector} [" in line)
+    assert {label.strip(): number for label, number in rows.items()} == {
+        f"{vector} [attention]": "+0.2500",
+        f"{vector} [rest]": "-0.5000",
+    }
     vectors = (VectorRecord("me/maths", coefficients), VectorRecord("me/code", 0.5))
     card = recipe_card("me/dem", DEMConfig(BaseRecord("org/base"), vectors), {})
     assert "base + (attention 0.25, rest -0.5) * vector + 0.5 * vector" in card.text
