@@ -35,13 +35,13 @@ def clustered_error(totals: Tensor, tokens: Sequence[int], windows: Sequence[Win
         return math.nan
     documents = sorted({window.document for window in windows})
     position = {document: number for number, document in enumerate(documents)}
-    owners = torch.tensor([position[window.document] for window in windows])
+    owners = torch.tensor([position[window.document] for window in windows], device="cpu")
     units = count_units(windows)
     if units > len(documents):
-        owners = torch.arange(len(windows))
-    counts = torch.tensor(tokens, dtype=torch.float64)
+        owners = torch.arange(len(windows), device="cpu")
+    counts = torch.tensor(tokens, dtype=torch.float64, device="cpu")
     residuals = totals - counts * (totals.sum() / counts.sum())
-    residual = torch.zeros(units, dtype=torch.float64).index_add(0, owners, residuals)
+    residual = torch.zeros(units, dtype=torch.float64, device="cpu").index_add(0, owners, residuals)
     return math.sqrt(units / (units - 1) * float((residual**2).sum())) / float(counts.sum())
 
 
@@ -76,7 +76,7 @@ def student_quantile(level: float, degrees: int) -> float:
         return math.inf
     if degrees > _NORMAL:
         return NormalDist().inv_cdf(1 - level)
-    angles = torch.linspace(0, math.pi / 2, _STEPS, dtype=torch.float64)
+    angles = torch.linspace(0, math.pi / 2, _STEPS, dtype=torch.float64, device="cpu")
     density = angles.cos() ** (degrees - 1)
     # The trapezoidal rule. Half of the probability is on either side of 0.
     areas = torch.cumulative_trapezoid(density, angles)
