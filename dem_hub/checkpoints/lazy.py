@@ -6,13 +6,14 @@ device). Views can be nested, and a read takes from the file no more than it nee
 with step 1 for each dimension.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dem_hub.numerics.slices import normalize_index
+from dem_hub.numerics.slices import Index, normalize_index
 
 # The dtypes of safetensors, by the codes in its headers, as far as torch can read and the merge can write them.
 DTYPES = {
@@ -48,6 +49,24 @@ class InMemory:
     def __getitem__(self, index: Any) -> Tensor:
         """Return a slice."""
         return self.tensor[index]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor that is in no file: a slice is computed when it is asked for, by `part`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    part: Callable[[Index], Tensor]
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return self.dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.part(normalize_index(index, self.shape))
 
 
 @dataclass(frozen=True)

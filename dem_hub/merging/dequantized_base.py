@@ -9,20 +9,19 @@ that the bits are the same on every device.
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.lazy import LazyTensor
+from dem_hub.checkpoints.lazy import Computed, LazyTensor
 from dem_hub.checkpoints.quantized_layers import QuantizedLayers
 from dem_hub.checkpoints.reader import TensorInfo, Tensors
 from dem_hub.merging.base_quantization import BaseQuantization
-from dem_hub.numerics.slices import normalize_index
+from dem_hub.numerics.slices import Index
 
 # Elements of a block with one scale: bitsandbytes' default, and transformers has no other.
 _BLOCK = 64
@@ -60,16 +59,17 @@ class DequantizedTensors(Tensors):
         """Return the tensor as a slice: a layer is quantized when it is indexed."""
         if name not in self.layers.is_transposed:
             return self._tensors.lazy(name)
-        return _DequantizedSlice(self, name)
+        info = self[name]
+        return Computed(info.shape, info.dtype, partial(self.part, name))
 
     def check_unchanged(self) -> None:
         """Check that the files are still those that were opened."""
         self._tensors.check_unchanged()
 
-    def dequantize(self, name: str) -> Tensor:
-        """Return a layer's weight, whole, on the CPU. Do not write into it."""
+    def part(self, name: str, index: Index) -> Tensor:
+        """Return a slice of a layer's weight, on the CPU. Do not write into it."""
         with self._lock:
-            return self._values(name)
+            return self._values(name)[index].contiguous()
 
     def _dequantize(self, name: str) -> Tensor:
         settings = self._settings
@@ -82,24 +82,6 @@ class DequantizedTensors(Tensors):
         if compute_dtype.itemsize <= values.dtype.itemsize:
             values = values.to(compute_dtype)
         return values.T.contiguous() if is_transposed else values
-
-
-@dataclass(frozen=True)
-class _DequantizedSlice:
-    """A dequantized tensor, with the methods of a safetensors slice."""
-
-    tensors: DequantizedTensors
-    name: str
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensors[self.name].shape)
-
-    def get_dtype(self) -> str:
-        return self.tensors[self.name].dtype
-
-    def __getitem__(self, index: Any) -> Tensor:
-        rows = normalize_index(index, self.tensors[self.name].shape)
-        return self.tensors.dequantize(self.name)[rows].contiguous()
 
 
 def dequantized(base: Base, settings: BaseQuantization) -> DequantizedTensors:

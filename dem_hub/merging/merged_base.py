@@ -11,17 +11,17 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import asdict, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.fingerprint import values_digest
-from dem_hub.checkpoints.lazy import CODES, LazyTensor
+from dem_hub.checkpoints.lazy import CODES, Computed, LazyTensor
 from dem_hub.checkpoints.reader import TensorInfo, Tensors
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.download import Resolved, module_weights
@@ -34,7 +34,7 @@ from dem_hub.merging.exported_files import (
     tokenizer_texts,
     write_small_files,
 )
-from dem_hub.numerics.slices import Index, full_index, index_shape, normalize_index
+from dem_hub.numerics.slices import Index, full_index, index_shape
 from dem_hub.numerics.threads import in_order, most_held
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class MergedTensors(Tensors):
 
     def lazy(self, name: str) -> LazyTensor:
         """Return the tensor as a safetensors slice: it is merged when it is indexed."""
-        return _MergedSlice(self, name)
+        info = self[name]
+        return Computed(info.shape, info.dtype, partial(self.part, name))
 
     def check_unchanged(self) -> None:
         """Check that base and vectors are still the files that were opened."""
@@ -123,23 +124,6 @@ class MergedTensors(Tensors):
 
     def _merge_block(self, name: str, number: int) -> Tensor:
         return self.merge.tensor(name, self._blocks_of(name)[number], _CPU, self._dtype)
-
-
-@dataclass(frozen=True)
-class _MergedSlice:
-    """A tensor of a recipe, with the methods of a safetensors slice."""
-
-    tensors: MergedTensors
-    name: str
-
-    def get_shape(self) -> list[int]:
-        return list(self.tensors[self.name].shape)
-
-    def get_dtype(self) -> str:
-        return self.tensors[self.name].dtype
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.tensors.part(self.name, normalize_index(index, self.tensors[self.name].shape))
 
 
 class MergedBase(Base):

@@ -12,10 +12,11 @@ matrices of all vectors sum to the identity, so there are no coefficients to be 
 The distributions do not count alike: G_i is multiplied by what vector i gains on its own distribution over the base, in
 nats a token, divided by the mean of all. Without its vector, a distribution's outputs are wrong by that vector's whole
 delta, and this costs it the gain. So the gain says how much an error costs there. Without the weights, the vector that
-matters most is divided up like the others (benchmarks/README.md, studies/beyond_sums).
+matters most is divided up like the others; benchmarks/README.md has both.
 
-What has no input statistics (embeddings, norms, biases) is averaged with the same weights. Rows of embeddings weighted by how often
-each distribution has their token, which is the formula for one-hot inputs, were no better (benchmarks/README.md).
+What has no input statistics (embeddings, norms, biases) is averaged with the same weights. Rows of embeddings weighted
+by how often each distribution has their token, which is the formula for one-hot inputs, were no better
+(benchmarks/README.md).
 
 Source: Jin, Ren, Preotiuc-Pietro and Cheng, *Dataless Knowledge Fusion by Merging Weights of Language Models*, ICLR
 2023, equation 2; on task vectors, *LOT Merging*, arXiv 2505.23859.
