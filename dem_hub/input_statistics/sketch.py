@@ -39,7 +39,7 @@ class MomentSketch:
         self.rank = min(rank, size)
         self.tests = _test_matrix(size, min(_OVERSAMPLING * rank, size)).to(device)
         self.product = torch.zeros_like(self.tests)
-        self.squares = torch.zeros(size, device=device)
+        self.squares = torch.zeros(size, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs, (T, D), of any float dtype."""
@@ -70,9 +70,10 @@ class MomentSketch:
 def _test_matrix(size: int, width: int) -> Tensor:
     """Return Omega: orthonormal columns, or the identity if the sketch is as large as the matrix and thus exact."""
     if width == size:
-        return torch.eye(size)
+        return torch.eye(size, dtype=torch.float32, device="cpu")
     generator = torch.Generator().manual_seed(_SEED)
-    orthonormal: Tensor = torch.linalg.qr(torch.randn(size, width, generator=generator))[0]
+    random = torch.randn(size, width, generator=generator, dtype=torch.float32, device="cpu")
+    orthonormal: Tensor = torch.linalg.qr(random)[0]
     return orthonormal
 
 

@@ -81,7 +81,7 @@ class TensorDeltas:
     def read_dense(self, place: int) -> Tensor:
         """Return the whole delta of one vector, multiplied out in float32; zeros if it has none."""
         shape = self.base.checkpoint[self.key].shape
-        return to_dense(self.read(place), torch.empty(shape, device=self.device))
+        return to_dense(self.read(place), torch.empty(shape, dtype=torch.float32, device=self.device))
 
 
 def transform(

@@ -19,7 +19,10 @@ from tests.models.helpers import base_and_two_vectors, same_tensors, state_of
 from tests.support.tiny_models import Zoo
 
 ROOT = Path(dem_hub.__file__).parent
-FOLDERS = ("checkpoints", "codecs", "evaluation", "merging", "models", "numerics", "vectors")
+FOLDERS = (
+    "checkpoints", "codecs", "evaluation", "files", "hub", "input_statistics", "mergekit", "merging", "models", "numerics",
+    "planning", "serving", "training", "transformations", "vectors",
+)  # fmt: skip
 
 # The functions of torch that make a tensor on the default device, and those of them with the default dtype.
 FLOATS = {"empty", "zeros", "ones", "full", "rand", "randn", "eye", "linspace", "logspace"}

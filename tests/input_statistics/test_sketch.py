@@ -84,3 +84,18 @@ def test_fewer_tokens_than_directions(tokens: int) -> None:
 def test_the_memory_of_a_sketch_does_not_grow() -> None:
     sketch = MomentSketch(4096, 64, CPU)
     assert sketch.product.shape == (4096, 256)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("rank", [4, 48])
+def test_torchs_default_dtype_does_not_matter(dtype: torch.dtype, rank: int) -> None:
+    """Of a sketch, and of one that is as large as the matrix."""
+    inputs = inputs_of_decaying_spectrum(48, 2)
+    expected = sketched(inputs, rank).moments(TOKENS)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = sketched(inputs, rank).moments(TOKENS)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found.dense(), expected.dense())
