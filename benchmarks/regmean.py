@@ -15,6 +15,7 @@ import multiprocessing
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from transformers import AutoTokenizer
 from dem_hub import DEMModel, regmean, search_coefficients
 from dem_hub.codecs.delta import to_dense
 from dem_hub.demo.texts import load_distributions
-from dem_hub.evaluation.likelihood import evaluate, scored_tokens, totals
+from dem_hub.evaluation.likelihood import Likelihood, evaluate, scored_tokens, totals
 from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.evaluation.windows import Window
 from dem_hub.input_statistics import gathering
@@ -76,9 +77,16 @@ class Study:
         """Score the weights as they are."""
         return Scores({name: totals(self.model, windows) for name, windows in self.test.items()})
 
-    def score_transformed(self, transformation: RegMean) -> Scores:
+    def score_transformed(self, transformation: RegMean, share: float = 1) -> Scores:
         """Score the base plus all transformed deltas, in float32 and without a codec."""
-        self.set([0.0] * len(self.names))
+        with self.merged(transformation, share):
+            return self.score()
+
+    @contextmanager
+    def merged(self, transformation: RegMean, share: float = 1) -> Iterator[None]:
+        """Merge a share of the transformed deltas, with 1/N for the rest."""
+        count = len(self.names)
+        self.set([(1 - share) / count] * count)
         parameters = dict(self.model.named_parameters())
         kept: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -86,11 +94,10 @@ class Study:
                 parameter = parameters[key]
                 if key not in kept:
                     kept[key] = parameter.clone()
-                parameter += delta
-            scores = self.score()
+                parameter.add_(delta, alpha=share)
+            yield
             for key, values in kept.items():
                 parameters[key].copy_(values)
-        return scores
 
     def deltas(self, transformation: RegMean) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor's new delta of each vector."""
@@ -104,8 +111,7 @@ class Study:
     def statistics(self, data: Mapping[str, list[Window]], rank: int, at: str = "finetune") -> list[InputStatistics]:
         """Gather the statistics of each distribution: through its fine-tune, the base, or the DEM."""
         gathering.RANK = rank
-        self.set([0.0] * len(self.names))
-        base_losses = evaluate(self.model, data)
+        base_losses = self.base_losses(data)
         gathered = []
         for place, name in enumerate(self.names):
             points = {
@@ -116,6 +122,19 @@ class Study:
             self.set(points[at])
             gathered.append(gather(self.model, self.architecture, data[name], base_loss=base_losses[name].loss))
         return gathered
+
+    def base_losses(self, data: Mapping[str, list[Window]]) -> dict[str, Likelihood]:
+        """Return the loss of the base on each distribution."""
+        self.set([0.0] * len(self.names))
+        return dict(evaluate(self.model, data))
+
+    def statistics_of_merge(self, transformation: RegMean, data: Mapping[str, list[Window]]) -> list[InputStatistics]:
+        """Gather the statistics of each distribution through a merge of transformed vectors, with the gains of these."""
+        with self.merged(transformation):
+            gathered = [gather(self.model, self.architecture, data[name]) for name in self.names]
+        return [
+            replace(item, gain=before.gain) for item, before in zip(gathered, transformation.statistics, strict=True)
+        ]
 
 
 def windows_of(tokenizer: object, texts: Sequence[str], tokens: int) -> list[Window]:
@@ -277,6 +296,18 @@ class Settings:
         for at in ("base", "average"):
             statistics = self.study.statistics(self.training(), 64, at)
             self.table.row(f"training text, inputs of the {at}", self.scores(statistics))
+        # The idea of RegMean++ (arXiv 2508.03121), where each layer reads what the merged layers before it give.
+        merge = RegMean(tuple(self.study.statistics(self.training(), 64)), self.study.architecture)
+        statistics = self.study.statistics_of_merge(merge, self.training())
+        self.table.row("training text, inputs of RegMean's merge", self.scores(statistics))
+
+    def shrinkage(self) -> None:
+        """Compare shares of RegMean, with 1/N for the rest."""
+        self.table.head("share of RegMean, the rest 1/N")
+        statistics = self.study.statistics(self.training(), 64)
+        merge = RegMean(tuple(statistics), self.study.architecture)
+        for share in (0.6, 0.8, 1.0):
+            self.table.row(f"{share:g}", self.study.score_transformed(merge, share))
 
 
 @dataclass(frozen=True)
@@ -317,7 +348,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a finished dem-hub demo")
-    tables = ["weights", "eigenvectors", "ridge", "data"]
+    tables = ["weights", "eigenvectors", "ridge", "data", "shrinkage"]
     parser.add_argument("--settings", nargs="*", choices=tables, default=tables, help="the tables of settings")
     parser.add_argument("--search", action="store_true", help="the cost of a search with RegMean, and no other table")
     arguments = parser.parse_args()
