@@ -10,8 +10,9 @@ from studies.beyond_sums.results import GOAL, REFERENCE, Interval, Results, read
 from studies.beyond_sums.settings import SETTINGS, Setting
 from studies.data_mixing.report import to_table
 
-# In the picture: what only trains on the mixture, what sums fine-tunes of one round, and what trains in rounds.
-_COLORS = {"mixture": "#e8590c", "sum": "#0b7285", "rounds": "#5f3dc4"}
+# In the picture: what only trains on the mixture, what sums fine-tunes of one round, what trains in rounds, and what was
+# made when one source came late.
+_COLORS = {"mixture": "#e8590c", "sum": "#0b7285", "rounds": "#5f3dc4", "late": "#2b8a3e"}
 _DISCUSSION = Path(__file__).parent / "discussion.md"
 
 
@@ -84,7 +85,11 @@ nats a token, in float32, the mean over seeds. A seed decides the training docum
 "Better than DEM by" is the DEM's mean loss minus the row's, with a 95 % interval over documents. "Of the gap" is the
 share of the distance between DEM and the uniform mixture that a row closes. A round begins without a warm-up, from each
 source's own optimizer's state, except for LoRAs, which are new in every round. Forward tokens are those of searches and
-of input statistics. What it took to tune the tuned mixture, four more trainings, is not in its cost."""
+of input statistics. What it took to tune the tuned mixture, four more trainings, is not in its cost.
+
+Where a source is "late", the others were mixed before it came. "Trained last" goes on from that mixture on the late
+source alone, and "searched" gives this step a coefficient. The two others merge that mixture with a fine-tune of the
+base on the late source: nothing of the others' data is trained on again."""
 
 
 def _section(setting: Setting, results: Results) -> Iterator[str]:
@@ -143,7 +148,7 @@ def write_picture(results: Results, path: Path) -> None:
     unit = results.costs[GOAL].flops(1)
     shown = [label for label in results.losses if label != "base" and label not in results.sources]
     for label in shown:
-        kind = "mixture" if "mixture" in label else "rounds" if "rounds" in label else "sum"
+        kind = next((kind for kind in _COLORS if kind in label), "sum")
         at = results.costs[label].flops(1) / unit, results.mean(label)
         axes.plot(*at, "o", color=_COLORS[kind])
         axes.annotate(label, at, (6, 0), textcoords="offset points", fontsize=8, va="center")

@@ -135,6 +135,7 @@ def _measure(run: Run) -> dict[str, Any]:
         shutil.rmtree(run.folder / f"rounds-{count}", ignore_errors=True)
     if run.setting.is_headline:
         _sparse(run, vectors)
+        _late(run, vectors)
     return _result(run)
 
 
@@ -200,6 +201,33 @@ def _sparse(run: Run, vectors: Sequence[Path]) -> None:
         best = partial(merges.with_best_density, transformation, densities, run.base, vectors, run.validation, folder)
         run.row(name, lambda best=best: _merged(run, best()))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _late(run: Run, vectors: Sequence[Path]) -> None:
+    """Let the last source arrive when the others have been mixed: train on it then, or merge its own fine-tune."""
+    *early, late = run.names
+    folder = run.folder / "late"
+    together = [block for name in early for block in run.blocks[name]]
+    Random(run.seed).shuffle(together)
+    mixed = train(run.part(run.base, together, folder / "mixture"))
+    last = train(run.part(mixed, run.blocks[late], folder / "last"))
+    run.row(f"{late} late, trained last", lambda: Model(partial(_load, last), run.training_tokens))
+
+    step = merges.vectors_of(mixed, [last], folder / "vectors")
+    scaled = partial(merges.search, mixed, step, run.validation, folder / "last.json")
+    run.row(f"{late} late, trained last, searched", lambda: _merged(run, scaled()))
+
+    both = [*merges.vectors_of(run.base, [mixed], folder / "vectors"), vectors[-1]]
+    plain = partial(merges.search, run.base, both, run.validation, folder / "dem.json")
+    run.row(f"{late} late, DEM", lambda: _merged(run, plain()))
+
+    *of_early, of_late = run.statistics
+    statistics = [[row for rows in of_early for row in rows], of_late]
+    tokens = 2 * STATISTICS_TOKENS * len(run.names)
+    transformed = merges.with_regmean(run.base, both, statistics, folder / "regmean", tokens)
+    record = folder / "regmean.json"
+    run.row(f"{late} late, RegMean, searched", lambda: _merged(run, _searched(run, transformed, record)))
+    shutil.rmtree(folder)
 
 
 def _rounds(run: Run, count: int, way: str, folder: Path) -> Model:
