@@ -29,7 +29,7 @@ from dem_hub.demo.texts import load_distributions
 from dem_hub.evaluation.likelihood import Likelihood, evaluate, scored_tokens, totals
 from dem_hub.evaluation.standard_errors import clustered_error
 from dem_hub.evaluation.windows import Window
-from dem_hub.input_statistics import gathering
+from dem_hub.input_statistics import gathering, sketch
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.moments import Moments
 from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
@@ -268,8 +268,11 @@ class Settings:
         self.table.row("all, whole matrices", self.scores(whole))
         for rank in (0, 4, 16, 32, 64, 128):
             self.table.row(f"{rank}, exact", self.scores(truncated(whole, rank)))
-        for rank in (16, 64):
-            self.table.row(f"{rank}, from a sketch", self.scores(self.study.statistics(self.training(), rank)))
+        columns = sketch.COLUMNS
+        for sketch.COLUMNS in (2, 4, 6, 8):
+            statistics = self.study.statistics(self.training(), 64)
+            self.table.row(f"64, from a sketch of {64 * sketch.COLUMNS} columns", self.scores(statistics))
+        sketch.COLUMNS = columns
 
     def ridge(self) -> None:
         """Compare ridges."""

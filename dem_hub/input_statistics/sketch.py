@@ -20,7 +20,7 @@ from dem_hub.input_statistics.moments import Moments
 
 # Columns of Omega for each eigenvector that is wanted. On SmolLM2's demo, two lose a fifth of RegMean's gain against
 # exact eigenvectors of the same number (benchmarks/README.md, `regmean.py`).
-_OVERSAMPLING = 4
+COLUMNS = 4
 
 _SEED = 0
 
@@ -37,7 +37,7 @@ class MomentSketch:
     def __init__(self, size: int, rank: int, device: torch.device) -> None:
         self.size = size
         self.rank = min(rank, size)
-        self.tests = _test_matrix(size, min(_OVERSAMPLING * rank, size)).to(device)
+        self.tests = _test_matrix(size, min(COLUMNS * rank, size)).to(device)
         self.product = torch.zeros_like(self.tests)
         self.squares = torch.zeros(size, dtype=torch.float32, device=device)
 
