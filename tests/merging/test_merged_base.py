@@ -1,7 +1,7 @@
 """Recipes on top of each other: what is merged from the bottom up is, bit for bit, what exports of each round give."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorSource, VectorStore
+from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorSource, VectorStore, regmean
 from dem_hub.checkpoints.fingerprint import tensor_digests
 from dem_hub.checkpoints.opening import open_base
 from dem_hub.checkpoints.reader import Checkpoint
@@ -22,6 +22,7 @@ from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.merging.rounds import MOST_ROUNDS
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
+from dem_hub.transformations import dare, ties
 from tests.support.tiny_models import Zoo, add_tokens, edit_json, load_tensors, make_adapter, reshard, shake
 
 
@@ -248,6 +249,21 @@ def test_a_store_of_a_round(first: Path, model: Path, tmp_path: Path) -> None:
     store.add("maths", DistributionVector.from_pretrained(vector))
     assert store.base.repo_id == str(first)
     assert len(store.compare().norms) == 1
+
+
+@pytest.mark.parametrize("transformation", [regmean, ties, dare])
+def test_vectors_of_a_round_are_transformed(
+    first: Path, model: Path, tmp_path: Path, transformation: Callable[..., dict[str, DistributionVector]]
+) -> None:
+    vectors = [str(vector_of(model, seed, kind, tmp_path / kind)) for seed, kind in ((1, "dense"), (2, "lora"))]
+    sources: Any = vectors
+    if transformation is regmean:
+        sources = {vectors[0]: [[5, 6, 7, 8, 9]] * 4, vectors[1]: [[20, 22, 24, 26]] * 4}
+    ours, theirs = (transformation(base, sources, codec="dense") for base in (first, model))
+    for name in vectors:
+        assert ours[name].base.fingerprint == theirs[name].base.fingerprint
+        for key in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"):
+            assert torch.equal(ours[name].decode(key, first), theirs[name].decode(key, model)), (name, key)
 
 
 def test_nothing_is_written_over_what_a_round_is_made_of(zoo: Zoo, first: Path, model: Path, tmp_path: Path) -> None:
