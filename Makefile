@@ -55,8 +55,8 @@ wheel-check:            ## build a wheel, install it in a fresh environment, imp
 	$(PYTHON) -m venv "$$folder/venv" && \
 	pip="$$folder/venv/bin/python -m pip --disable-pip-version-check" && \
 	$$pip wheel --quiet --no-deps --wheel-dir "$$folder" . && \
-	$$pip install --quiet $(TORCH) && \
-	$$pip install --quiet -c constraints.txt "$$folder"/*.whl && \
+	$$pip install --quiet --no-compile $(TORCH) && \
+	$$pip install --quiet --no-compile -c constraints.txt "$$folder"/*.whl && \
 	$$pip check && \
 	cd "$$folder" && \
 	venv/bin/python -c 'import dem_hub, pathlib; from dem_hub import *; home = pathlib.Path(dem_hub.__file__).parent; assert "site-packages" in home.parts, home; assert (home / "py.typed").is_file(); print("imported", dem_hub.__version__)' && \
@@ -66,9 +66,10 @@ constraints: $(INSTALLED)  ## pin the versions that are installed now
 	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/; / @ /d' | LC_ALL=C sort -f; } > constraints.tmp
 	mv constraints.tmp constraints.txt
 
-# torch comes first and alone: where a CPU build is at hand, no later step exchanges it for another.
+# torch comes first and alone: where a CPU build is at hand, no later step exchanges it for another. pip would compile
+# thousands of modules that nothing imports, for a minute or more; Python compiles the others as they are imported.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install $(TORCH)
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-compile $(TORCH)
+	$(PIP) install --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
