@@ -31,6 +31,7 @@ import pytest
 import torch
 from huggingface_hub.utils import close_session
 
+from dem_hub.numerics import passes
 from tests.fake_hub.server import Hub
 from tests.support.counting_models import Counters, make_counters
 from tests.support.crossed_models import make_crossed
@@ -61,6 +62,12 @@ def pytest_unconfigure() -> None:
 def one_thread() -> None:
     """Tiny tensors are faster on one thread, and several workers share the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiled_passes() -> None:
+    """Use the compiled passes for tiny models, too, for which a process of its own would not load them."""
+    passes.BY_TORCH = -1
 
 
 @pytest.fixture(autouse=True)

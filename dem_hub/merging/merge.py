@@ -32,7 +32,7 @@ from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.norms import is_finite
-from dem_hub.numerics.passes import kernels
+from dem_hub.numerics.passes import kernels, note_work
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
@@ -254,6 +254,8 @@ class Merge:
     def _sum(self, name: str, index: Index, out: Tensor) -> None:
         """Sum and round one block of rows into `out`, which has the shape of the block and is contiguous."""
         device = out.device
+        if device.type == "cpu":
+            note_work(out.numel())
         base = self.base.read(name, index).to(device)
         factors, dense = combine_factors(self.summands(name, index, device), _accumulator_dtype(device))
         noise = self._noise(name, index, device)

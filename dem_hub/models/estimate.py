@@ -22,7 +22,8 @@ from dem_hub.merging.merge import Merge, block_memory
 from dem_hub.merging.merged_base import MergedTensors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
-from dem_hub.numerics.rounding import round_into
+from dem_hub.numerics.passes import note_work
+from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import most_held, one_core
 
@@ -107,6 +108,8 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
             if deltas:
                 changed_elements += elements
                 rank_elements += elements * sum(map(_rank, deltas))
+    # The merge that is timed is then computed by what will compute the whole one.
+    note_work(changed_elements)
     mean_rank = round(rank_elements / max(changed_elements, 1))
     return Estimate(
         tensors=len(merge.base),
@@ -213,7 +216,10 @@ def _seconds_per_element(rank: int) -> float:
         # The first run includes warm-up: compiled code is loaded and memory is touched for the first time.
         for _ in range(3):
             start = time.perf_counter()
-            round_into(result, base, (left, right), noise)
+            total = base
+            if not is_compiled(base.dtype, result.dtype, base.device):
+                total = base.double()
+            round_into(result, total, (left, right), noise)
             taken.append(time.perf_counter() - start)
     return min(taken) / math.prod(_TIMED_SHAPE)
 

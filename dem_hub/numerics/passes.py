@@ -1,10 +1,12 @@
-"""The compiled passes on the CPU, if numba can be loaded; if not, operations of torch compute the same, slower.
+"""The compiled passes on the CPU, where they pay; elsewhere, operations of torch compute the same, slower.
 
-numba and its compiler are not there on every platform, and importing them takes half a second. So they are loaded at
-the first merge.
+Loading numba and compiled code takes a second, and compiling, once for an installation, ten. So what a process merges
+first is merged by torch, and the passes are loaded once it has merged more than a tiny model. numba and its compiler
+are not there on every platform either.
 """
 
 import logging
+import threading
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -12,9 +14,33 @@ from types import ModuleType
 logger = logging.getLogger(__name__)
 
 
-@cache
+# Elements that a process merges with operations of torch before it loads the compiled passes. torch takes 4 to 11 ns
+# longer for each (one core of a Xeon), so that this many cost half a second, which is what loading takes.
+BY_TORCH = 1 << 26
+
+_lock = threading.Lock()
+_elements = 0
+
+
+def note_work(elements: int) -> None:
+    """Count elements that this process merges on the CPU, or is about to merge."""
+    global _elements
+    with _lock:
+        _elements += elements
+
+
 def kernels() -> ModuleType | None:
-    """Return the module of the compiled passes, or `None`, which is said once."""
+    """Return the module of the compiled passes, or `None` if torch computes, because there is little to compute or
+    numba cannot be loaded.
+    """
+    if _elements <= BY_TORCH:
+        return None
+    return _load()
+
+
+@cache
+def _load() -> ModuleType | None:
+    """Load the compiled passes. If there is no numba, this is said once."""
     try:
         from dem_hub.numerics import kernels
     except ImportError as error:

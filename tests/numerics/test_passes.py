@@ -1,13 +1,15 @@
-"""Where numba cannot be loaded, torch merges with the same bits; where it can, it is loaded at the first merge."""
+"""Where numba cannot be loaded, torch merges with the same bits; where it can, it is loaded once there is much to merge."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from dem_hub import DEMModel
+from dem_hub.cli import main
 from dem_hub.numerics import passes
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.rounding import round_into
@@ -22,9 +24,9 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As where the import fails."""
     monkeypatch.setitem(sys.modules, "dem_hub.numerics.kernels", None)
     monkeypatch.delattr("dem_hub.numerics.kernels", raising=False)
-    passes.kernels.cache_clear()
+    passes._load.cache_clear()
     yield
-    passes.kernels.cache_clear()
+    passes._load.cache_clear()
 
 
 def rounded(dtype: torch.dtype, *, factors: bool) -> torch.Tensor:
@@ -62,7 +64,28 @@ def test_models_are_the_same(
     assert len(said) == (dtype != "float32" or kind != "lowrank")
 
 
-def test_nothing_is_compiled_before_the_first_merge() -> None:
-    code = "import sys\nfrom dem_hub import DEMModel\nprint('numba' in sys.modules)"
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_merge_that_torch_begins_and_compiled_passes_end_is_the_same(
+    zoo: Zoo, llama: Models, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {str(zoo.vector("llama-tied", "bfloat16", "lossy")): 0.3}
+    compiled = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
+    size = sum(tensor.numel() for tensor in compiled.values())
+    for by_torch in (size // 3, 2 * size):
+        monkeypatch.setattr(passes, "BY_TORCH", by_torch)
+        monkeypatch.setattr(passes, "_elements", 0)
+        found = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
+        assert (passes.kernels() is None) == (by_torch > size)
+        assert all(torch.equal(found[name], compiled[name]) for name in compiled)
+
+
+def test_a_merge_of_a_tiny_model_loads_no_numba(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    vector = zoo.vector("llama-tied", "bfloat16", "lossy")
+    words = ["merge", str(llama.base), "--vector", f"{vector}=0.3", "--output", str(tmp_path / "merged")]
+    code = f"import sys\nfrom dem_hub.cli import main\nmain({words!r})\nprint('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.splitlines()[-1] == "False"
+    expected = tmp_path / "expected"
+    assert main([*words[:-1], str(expected)]) == 0
+    weights = "model.safetensors"
+    assert (tmp_path / "merged" / weights).read_bytes() == (expected / weights).read_bytes()
