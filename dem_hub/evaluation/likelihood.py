@@ -89,9 +89,19 @@ def scored_logits(
         labels = inputs["labels"] if seq2seq else inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
         for row, place in enumerate(places):
-            targets = labels[row] if seq2seq else labels[row, 1:]
-            for piece in torch.split((targets != NOT_SCORED).nonzero().squeeze(1), _ROWS):
-                yield Scored(place, logits[row, piece].float(), targets[piece].to(logits.device))
+            yield from pieces(place, logits[row], labels[row] if seq2seq else labels[row, 1:])
+
+
+def pieces(window: int, logits: Tensor, targets: Tensor) -> Iterator[Scored]:
+    """Yield the logits of a window's scored tokens in pieces.
+
+    Args:
+        window (`int`): The number of the window.
+        logits (`torch.Tensor`): What the model answers at each place, (T, V) in any dtype.
+        targets (`torch.Tensor`): The token that comes there, or `NOT_SCORED`; (T,), or shorter, on any device.
+    """
+    for piece in torch.split((targets != NOT_SCORED).nonzero().squeeze(1), _ROWS):
+        yield Scored(window, logits[piece.to(logits.device)].float(), targets[piece].to(logits.device))
 
 
 def batches(windows: Sequence[Window], size: int) -> list[list[int]]:

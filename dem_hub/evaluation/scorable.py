@@ -54,6 +54,11 @@ def refuse_not_scorable(config: "PretrainedConfig", architectures: Sequence[str]
         raise ConfigError(f"The model is a {names[0]}, and {reason}. {REMEDY}")
 
 
+def is_scorable(config: "PretrainedConfig", class_name: str) -> bool:
+    """Return whether a model of a class has a likelihood of a text; true if the class is not known."""
+    return not _reason(config, class_name)
+
+
 def is_known_causal(config: "PretrainedConfig", class_name: str) -> bool:
     """Return whether the config says that a model, which [`refuse_not_scorable`] let pass, is causal.
 

@@ -32,7 +32,7 @@ from dem_hub.training.measurements import measure_vector
 from dem_hub.training.repository import prepare_repository, pusher
 from dem_hub.training.settings import When, check_when, choose_folder
 from dem_hub.training.source import Source, base_name, tokenizer_of
-from dem_hub.training.statistics import check_evaluation_set, check_run, leave_statistics
+from dem_hub.training.statistics import Seen, check_evaluation_set, check_run, leave_statistics, measure_base
 from dem_hub.vectors.folder import replaced_folder
 from dem_hub.vectors.vector import DistributionVector
 
@@ -65,7 +65,8 @@ class DEMCallback(TrainerCallback):
             [`DistributionVector.extract`]. A LoRA run does not use it.
         input_statistics (`bool`, *optional*, defaults to `False`): At the end, gather the input statistics of the
             trained model on 16,000 tokens of the Trainer's evaluation set, and save them beside the vector, so that
-            [`regmean`] needs no data. Needs [`DEMCallback.attach`].
+            [`regmean`] needs no data. A pass over the same tokens before the first step measures the base. Needs
+            [`DEMCallback.attach`].
         push_to_hub (`bool`, *optional*, defaults to `False`): Push each vector in the background.
         hub_model_id (`str`, *optional*): The repository for the vector. By default the Trainer's own with `-vector`
             after it.
@@ -150,6 +151,8 @@ class DEMCallback(TrainerCallback):
         # The state of a run. Only the main process has a source and an uploader.
         self._trainer: Trainer | None = None
         self._source: Source | None = None
+        self._starts_from_base = False  # known to the main process
+        self._base: Seen | None = None  # what the model answers before its first step
         self._recipe_vectors: list[DistributionVector] = []
         self._uploader: Uploader | None = None
         self._failure: Exception | None = None  # why the newest vector could not be taken
@@ -209,6 +212,7 @@ class DEMCallback(TrainerCallback):
         self._taken_at = None
         self._tried_at = None
         self._unlogged = {}
+        self._base = None
         gathering = Gathering(kwargs["model"])
         tokenizer = tokenizer_of(kwargs.get("processing_class"))
         error: Exception | None = None
@@ -225,6 +229,9 @@ class DEMCallback(TrainerCallback):
             raise error
         if message is not None:
             raise ConfigError(message)
+        if self.input_statistics and not state.global_step:
+            assert self._trainer is not None
+            self._base = measure_base(self._trainer, kwargs["model"])
 
     def on_save(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -272,8 +279,7 @@ class DEMCallback(TrainerCallback):
         source = Source.of(VectorSource.parse(name), gathering, HubOptions(token))
         self._source = replace(source, tokenizer=tokenizer)
         is_resumed = state.global_step > 0
-        if not is_resumed:
-            self._source.warn_if_not_base(gathering)
+        self._starts_from_base = not is_resumed and self._source.is_base(gathering)
         if self._source.is_adapter and not self._is_default_codec:
             logger.warning(
                 "The run trains a LoRA, which is stored as it is: the codec '%s' is not used.",
@@ -347,7 +353,8 @@ class DEMCallback(TrainerCallback):
         architecture = share(self._source.base.architecture if has_vector and self._source else None)
         if architecture is not None:
             folder = self.folder if state.is_world_process_zero else None
-            leave_statistics(self._trainer, kwargs["model"], architecture, folder)
+            base = self._base if self._starts_from_base else None
+            leave_statistics(self._trainer, kwargs["model"], architecture, folder, base)
             self._is_unpushed = self._is_unpushed or self._includes_statistics
 
     def _write(self, gathering: Gathering, facts: Mapping[str, Any]) -> dict[str, float]:

@@ -93,12 +93,12 @@ class Source:
         _check_difference(gathering, base, why_no_adapter)
         return cls(base, is_adapter=False)
 
-    def warn_if_not_base(self, gathering: Gathering) -> None:
-        """Warn if the model is not the base before its first step. transformers does not keep the commit a model
-        was loaded from.
+    def is_base(self, gathering: Gathering) -> bool:
+        """Return whether the model is the base before its first step, and warn if not. transformers does not keep the
+        commit a model was loaded from. A quantized model cannot be compared, and is taken for it.
         """
         if _is_quantized(gathering.model):
-            return
+            return True
         differing = LiveModel(gathering, self.base).differing(self.base)
         if differing:
             logger.warning(
@@ -109,6 +109,7 @@ class Source:
                 self.base,
                 differing[0],
             )
+        return not differing
 
     def open_recipe_vectors(self, recipe: VectorSource) -> list[DistributionVector]:
         """Open the vectors of a recipe, and check that they belong on this base.

@@ -2,29 +2,33 @@
 
 The batches are the Trainer's own, as its `evaluate` would see them, and the model is the one that was trained, with the
 layers of PEFT in it. Several processes run over their batches in step, each over its share, and their sketches add up.
-Whether it can work is settled before the first step.
+Whether it can work is settled before the first step: the model, which is the base then, runs over the same batches. Its
+loss minus that of the trained model is what the vector gains, by which RegMean weights distributions.
 """
 
 import hashlib
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer
 
 from dem_hub.checkpoints.architecture import Architecture
 from dem_hub.errors import ConfigError, refuse
-from dem_hub.evaluation.likelihood import as_inputs, is_seq2seq
+from dem_hub.evaluation.likelihood import as_inputs, is_seq2seq, negative_log_likelihood, pieces
 from dem_hub.evaluation.processes import total
+from dem_hub.evaluation.scorable import is_scorable
 from dem_hub.evaluation.windows import NOT_SCORED, Window
 from dem_hub.hub.download import Resolved
 from dem_hub.input_statistics.addition import add_up, gathered
-from dem_hub.input_statistics.gathering import LINEAR, Watch, watching
+from dem_hub.input_statistics.gathering import LINEAR, watching
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.training.gathering import Gathering
 from dem_hub.training.settings import When, check_statistics
@@ -94,7 +98,42 @@ def check_run(
         refuse(ConfigError, "The inputs of this model's layers cannot be seen in this run.", faults, _INSTEAD)
 
 
-def leave_statistics(trainer: Trainer, model: torch.nn.Module, architecture: Architecture, folder: Path | None) -> None:
+@dataclass(frozen=True)
+class Seen:
+    """What a model answered on the evaluation set.
+
+    Args:
+        data (`str`): A hash of the tokens.
+        loss (`float`, *optional*): The mean loss of a token that is predicted, in nats; `None` if the batches have no
+            labels, or the model predicts no next token.
+    """
+
+    data: str
+    loss: float | None
+
+    def gain(self, trained: "Seen") -> float | None:
+        """Return what a trained model gains over this one, in nats a token; `None` if it saw other tokens."""
+        if self.loss is None or trained.loss is None or self.data != trained.data:
+            return None
+        return self.loss - trained.loss
+
+
+def measure_base(trainer: Trainer, model: torch.nn.Module) -> Seen:
+    """Return what the model before its first step answers on the evaluation set. All processes call this.
+
+    The run is the same as without it: random numbers go on where they were.
+
+    Raises:
+        `Exception`: What fails on any process, on all of them.
+    """
+    gathering = Gathering(model)
+    with _same_randomness(), _running(trainer, gathering):
+        return _see(trainer, gathering)
+
+
+def leave_statistics(
+    trainer: Trainer, model: torch.nn.Module, architecture: Architecture, folder: Path | None, base: Seen | None
+) -> None:
     """Gather the input statistics of the model in training, and write them beside its vector.
 
     All processes call this. What fails is an error in the log, as the vector is there.
@@ -104,9 +143,10 @@ def leave_statistics(trainer: Trainer, model: torch.nn.Module, architecture: Arc
         model (`torch.nn.Module`): Its model, wrapped for several processes or not.
         architecture ([`Architecture`]): That of the base.
         folder (`Path`, *optional*): The folder of the vector, on the main process.
+        base ([`Seen`], *optional*): What the base answered, if it is known.
     """
     try:
-        statistics = gather_in_training(trainer, Gathering(model), architecture)
+        statistics = gather_in_training(trainer, Gathering(model), architecture, base)
         if folder is not None:
             tied_statistics(statistics, DistributionVector(Resolved.local(folder), verify=False)).save_pretrained(
                 folder
@@ -121,47 +161,78 @@ def leave_statistics(trainer: Trainer, model: torch.nn.Module, architecture: Arc
         )
 
 
-def gather_in_training(trainer: Trainer, gathering: Gathering, architecture: Architecture) -> InputStatistics:
+def gather_in_training(
+    trainer: Trainer, gathering: Gathering, architecture: Architecture, base: Seen | None
+) -> InputStatistics:
     """Return the input statistics of the model in training on its Trainer's evaluation set. All processes call this.
 
     Raises:
         `Exception`: What fails on any process, on all of them.
     """
+    with _running(trainer, gathering), watching(gathering.core, architecture, gathering.model) as watch:
+        seen = _see(trainer, gathering)
+    add_up(watch, trainer.accelerator.device)
+    return replace(watch.statistics(seen.data), gain=None if base is None else base.gain(seen))
+
+
+def _see(trainer: Trainer, gathering: Gathering) -> Seen:
+    """Run over the evaluation set, and add up what all processes saw."""
     run = _Run(trainer, gathering)
     names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, Mapping) else [None]
-    with (
-        _evaluating(gathering.model),
-        torch.no_grad(),
-        trainer.accelerator.autocast(),
-        watching(gathering.core, architecture, gathering.model) as watch,
-    ):
-        for place, name in enumerate(names):
-            # Of several data sets each has its share of the tokens.
-            run.read(trainer.get_eval_dataloader(name), watch, TOKENS * (place + 1) // len(names))
-    add_up(watch, trainer.accelerator.device)
-    hashes = "".join(gathered(run.hash.hexdigest()))
-    return watch.statistics(hashlib.sha256(hashes.encode()).hexdigest()[:16])
+    for place, name in enumerate(names):
+        # Of several data sets each has its share of the tokens.
+        run.read(trainer.get_eval_dataloader(name), TOKENS * (place + 1) // len(names))
+    data = hashlib.sha256("".join(gathered(run.hash.hexdigest())).encode()).hexdigest()[:16]
+    # In float32, as not every device has float64.
+    sums = torch.tensor([run.nats, run.scored], dtype=torch.float32, device="cpu")
+    nats, scored = total(sums, trainer.accelerator.device).tolist()
+    return Seen(data, nats / scored if scored else None)
 
 
-@dataclass(frozen=True)
+@contextmanager
+def _running(trainer: Trainer, gathering: Gathering) -> Iterator[None]:
+    """Run the model as the Trainer evaluates it."""
+    with _evaluating(gathering.model), torch.no_grad(), trainer.accelerator.autocast():
+        yield
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Give all generators their states back that draw the order of data: a DataLoader draws as it begins."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@dataclass
 class _Run:
-    """Forward passes over batches of a Trainer, on all processes in step; `hash` is of this process's tokens."""
+    """Forward passes over batches of a Trainer, on all processes in step.
+
+    `hash` is of this process's tokens, `tokens` their number, and `nats` the loss of the `scored` ones of them.
+    """
 
     trainer: Trainer
     gathering: Gathering
     hash: Any = field(default_factory=hashlib.sha256)
+    tokens: int = 0
+    nats: float = 0.0
+    scored: int = 0
 
-    def read(self, batches: Any, watch: Watch, tokens: int) -> None:
+    def read(self, batches: Any, tokens: int) -> None:
         """Run over batches until all processes together have seen so many tokens, or one of them has no more batches."""
         iterator = iter(batches)
         try:
-            while not self._is_read(iterator, watch, tokens):
+            while not self._is_read(iterator, tokens):
                 pass
         finally:
             if hasattr(batches, "end"):
                 batches.end()  # what accelerate does after the last batch, which may not have come
 
-    def _is_read(self, iterator: Iterator[Any], watch: Watch, tokens: int) -> bool:
+    def _is_read(self, iterator: Iterator[Any], tokens: int) -> bool:
         """Run over one batch, and return whether it was the last."""
         batch = None
         failure: Exception | None = None
@@ -172,7 +243,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001  raised below, once the other processes know
             failure = error
         # One that stopped alone would leave the others waiting for it.
-        mine = torch.tensor([watch.tokens, batch is None, failure is not None], device="cpu")
+        mine = torch.tensor([self.tokens, batch is None, failure is not None], device="cpu")
         seen, finished, failed = total(mine, self.trainer.accelerator.device).tolist()
         if failure is not None:
             raise failure
@@ -193,13 +264,26 @@ class _Run:
         if isinstance(mask, Tensor) and mask.shape == ids.shape:
             tokens = ids[mask.bool()]
         self.hash.update(tokens.cpu().numpy().tobytes())
-        if not is_seq2seq(self.gathering.core):
-            inputs.pop("labels", None)  # for a loss that nobody reads
-            self.gathering.model(**inputs | {"use_cache": False})
+        self.tokens += tokens.numel()
+        if is_seq2seq(self.gathering.core):
+            # An encoder's and a decoder's padding are not told apart by their shapes. One row has none.
+            for window in _rows(inputs):
+                row = as_inputs([window], ids.device)
+                answered = self.gathering.model(**row, use_cache=False)
+                self._score(answered.logits, row["labels"])
             return
-        # An encoder's and a decoder's padding are not told apart by their shapes. One row has none.
-        for window in _rows(inputs):
-            self.gathering.model(**as_inputs([window], ids.device), use_cache=False)
+        labels = inputs.pop("labels", None)  # for a loss in 16 bits, and of experts' balance
+        answered = self.gathering.model(**inputs | {"use_cache": False})
+        core = self.gathering.core
+        if labels is not None and is_scorable(core.config, type(core).__name__):
+            self._score(answered.logits, labels[:, 1:])
+
+    def _score(self, logits: Tensor, targets: Tensor) -> None:
+        """Add the loss of a batch: logits (rows, tokens, vocabulary) and what comes at each place, (rows, tokens)."""
+        for row, of_row in zip(logits, targets, strict=True):
+            for scored in pieces(0, row, of_row):
+                self.nats += negative_log_likelihood(scored)
+                self.scored += len(scored.targets)
 
 
 def _rows(inputs: Mapping[str, Tensor]) -> Iterator[Window]:

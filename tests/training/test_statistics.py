@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from dem_hub import DEMCallback, DistributionVector, regmean
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.errors import ConfigError
+from dem_hub.evaluation.likelihood import likelihood
 from dem_hub.files.names import STATISTICS_FILES
 from dem_hub.hub.download import Resolved
 from dem_hub.training import statistics
@@ -71,6 +72,47 @@ def test_they_are_those_of_the_trained_model(zoo: Zoo, tmp_path: Path, family: s
     assert found.tokens == sum(LENGTHS)
     trained = model_class.from_pretrained(tmp_path / "checkpoint-4", dtype=torch.float32)
     assert_same_moments(found, one_by_one(trained, base, ragged()))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "bf16", "tasks"])
+def test_what_the_vector_gains(llama: Models, tmp_path: Path, kind: str) -> None:
+    """The loss of the base minus that of the trained model, on the same tokens, as the search measures them."""
+    model = adapted(llama.base) if kind == "lora" else load(llama.base)
+    callback = DEMCallback(input_statistics=True, **({} if kind == "lora" else DENSE))
+    data = {"one": ragged(seed=1), "other": ragged(seed=2)} if kind == "tasks" else ragged()
+    trainer = run(model, callback, tmp_path, data, bf16=kind == "bf16", learning_rate=0.1)
+    trained = deepcopy(trainer.model).eval()
+    rows_seen = [row["input_ids"] for of_name in (data.values() if kind == "tasks" else [data]) for row in of_name]
+    expected = likelihood(load(llama.base), rows_seen).loss - likelihood(trained, rows_seen).loss
+    gain = read_statistics(callback.vector).gain
+    assert gain == pytest.approx(expected, abs=0.02 if kind == "bf16" else 1e-5)
+    assert abs(expected) > 0.02, "four steps change something"
+
+
+def test_the_gain_leaves_a_run_as_it_is(llama: Models, tmp_path: Path) -> None:
+    """Dropout, and the order of data, are those of a run without it."""
+    from peft import LoraConfig
+
+    config = LoraConfig(**LORA, lora_dropout=0.5)
+    runs = []
+    for asked in (False, True):
+        callback = DEMCallback(input_statistics=asked)
+        runs.append(run(adapted(llama.base, config), callback, tmp_path / str(asked)).model.state_dict())
+    assert all(torch.equal(runs[0][name], tensor) for name, tensor in runs[1].items())
+
+
+def test_a_gain_that_is_not_known(llama: Models, tmp_path: Path) -> None:
+    """Of a run that is resumed, of one that does not begin with the base, and where the evaluation set changes."""
+    run(load(llama.base), DEMCallback(**DENSE), tmp_path, max_steps=2, save_only_model=False)
+    resumed = DEMCallback(input_statistics=True, **DENSE)
+    settings = arguments(tmp_path, save_only_model=False, per_device_eval_batch_size=4)
+    trainer = Trainer(load(llama.base), settings, train_dataset=rows(), eval_dataset=ragged(), data_collator=pad)
+    resumed.attach(trainer)
+    trainer.train(resume_from_checkpoint=True)
+    other = DEMCallback(llama.base, input_statistics=True, **DENSE)
+    run(load(llama.full), other, tmp_path / "other")
+    assert [read_statistics(callback.vector).gain for callback in (resumed, other)] == [None, None]
+    assert statistics.Seen("a", 2.0).gain(statistics.Seen("b", 1.0)) is None
 
 
 def peft_configs() -> dict[str, Any]:
@@ -223,14 +265,31 @@ def test_the_model_is_left_as_it_was(zoo: Zoo, tmp_path: Path, monkeypatch: pyte
     assert looks[1].loader is looks[0].loader
 
 
+class Collate:
+    """A collator that fails at a pass over the evaluation set, whose rows have five tokens."""
+
+    def __init__(self, failing: int) -> None:
+        self.failing = failing
+        self.passes = 0
+
+    def __call__(self, batch: list[Any]) -> dict[str, Tensor]:
+        if len(batch[0]["input_ids"]) == 5:
+            self.passes += 1
+            if self.passes == self.failing:
+                raise ZeroDivisionError("no such batch")
+        return pad(batch)
+
+
+def test_what_fails_at_the_beginning_trains_nothing(llama: Models, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="no such batch"):
+        run(load(llama.base), DEMCallback(input_statistics=True, **DENSE), tmp_path, ragged((5, 5)), Collate(1))
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
 def test_what_fails_at_the_end_leaves_the_vector(
     llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def collate(batch: list[Any]) -> dict[str, Tensor]:
-        if len(batch[0]["input_ids"]) == 5:
-            raise ZeroDivisionError("no such batch")
-        return pad(batch)
-
+    collate = Collate(2)
     callback = DEMCallback(input_statistics=True, **DENSE)
     run(load(llama.base), callback, tmp_path, ragged((5, 5)), collate)
     assert "No input statistics were gathered: no such batch" in caplog.text
