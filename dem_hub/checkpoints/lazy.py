@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dem_hub.numerics.precision import to_device
 from dem_hub.numerics.slices import Index, normalize_index
 
 # The dtypes of safetensors, by the codes in its headers, as far as torch can read and the merge can write them.
@@ -90,7 +91,7 @@ class View:
 
 @dataclass(frozen=True)
 class OnDevice(View):
-    """A view whose slices are moved to a device.
+    """A view whose slices are moved to a device, in float32 if they are float64 and the device has none.
 
     Codecs store values packed. They are moved as they are on disk, and unpacked on the device, so that fewer bytes
     cross the bus.
@@ -100,7 +101,7 @@ class OnDevice(View):
 
     def __getitem__(self, index: Any) -> Tensor:
         """Read a slice and move it to the device."""
-        return self.tensor[index].to(self.device)
+        return to_device(self.tensor[index], self.device)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
 from dem_hub.codecs.packing import pack, packed_size, unpack
 from dem_hub.errors import CheckpointError, CodecError
+from dem_hub.numerics.precision import widest
 from dem_hub.numerics.slices import Index, at_least_1d, index_shape, rows_and_columns
 
 # Elements that are sorted together, and elements that share a code. Both are part of the file format: decoding needs
@@ -66,15 +67,19 @@ class Exact(Codec):
         return {"zstd": _bytes_to_tensor(b"".join(frames)), "ends": ends, "like": finetuned.new_zeros(0)}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
-        """Return the slice `index` of fine-tune - base, in float64, from the blocks that its rows lie in."""
+        """Return the slice `index` of fine-tune - base, in the widest dtype of its device.
+
+        It is decoded from the blocks that its rows lie in.
+        """
         is_scalar = not shape
         base_slice = base[index if shape else ...]
         shape, index = at_least_1d(shape, index)
         rows, columns = rows_and_columns(index, shape)
-        base_rows = base_slice.reshape(len(rows), columns.stop - columns.start).double()
-        finetuned = _decode_rows(parts, shape, rows, columns, base).to(base_rows.device).double()
+        dtype = widest(base_slice.device)
+        base_rows = base_slice.reshape(len(rows), columns.stop - columns.start).to(dtype)
+        finetuned = _decode_rows(parts, shape, rows, columns, base).to(base_rows.device).to(dtype)
         dense = finetuned - base_rows
-        # Not zero where two values are further apart than float64 has digits.
+        # Not zero where two values are further apart than this dtype has digits.
         rest = finetuned - (base_rows + dense)
         slice_shape = () if is_scalar else index_shape(index)
         return Delta(dense=dense.reshape(slice_shape), rest=rest.reshape(slice_shape) if rest.any() else None)

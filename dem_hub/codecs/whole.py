@@ -16,6 +16,7 @@ from dem_hub.checkpoints.lazy import DTYPES, LazyTensor
 from dem_hub.codecs.codec import Codec
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import FLOATS, Layout, Part
+from dem_hub.numerics.precision import widest
 from dem_hub.numerics.slices import Index
 
 
@@ -34,7 +35,7 @@ class Full(Codec):
         return {"full": Part(FLOATS, shape)}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
-        """Return the slice `index` of full - base, in float64."""
+        """Return the slice `index` of full - base, in the widest dtype of its device."""
         return _subtract_base(parts["full"], index, base)
 
 
@@ -53,7 +54,7 @@ class Replace(Codec):
         return {"replace": Part(tuple(DTYPES), shape)}
 
     def decode(self, parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, base: LazyTensor) -> Delta:
-        """Return the slice `index` of replace - base, in float64: the norm of a change is measured with it."""
+        """Return the slice `index` of replace - base: the norm of a change is measured with it."""
         return _subtract_base(parts["replace"], index, base)
 
     def replacement(self, parts: Mapping[str, LazyTensor]) -> LazyTensor:
@@ -63,4 +64,6 @@ class Replace(Codec):
 
 def _subtract_base(whole: LazyTensor, index: Index, base: LazyTensor) -> Delta:
     place = index if index else ...
-    return Delta(dense=whole[place].double() - base[place].double())
+    base_part = base[place]
+    dtype = widest(base_part.device)
+    return Delta(dense=whole[place].to(dtype) - base_part.to(dtype))

@@ -56,9 +56,9 @@ class MomentSketch:
             tokens (`int`): All tokens of the data, also those that did not reach the layer: an expert that saw one
                 token of a thousand counts for a thousandth.
         """
-        product = self.product.double().cpu() / tokens
-        diagonal = self.squares.double().cpu() / tokens
-        vectors, values = _leading(product, self.tests.double().cpu(), self.rank)
+        product = self.product.cpu().double() / tokens
+        diagonal = self.squares.cpu().double() / tokens
+        vectors, values = _leading(product, self.tests.cpu().double(), self.rank)
         # A sketch is never above the matrix, but for rounding: what it holds of an element cannot be more than there is,
         # and of a feature that is 0 for all tokens it holds nothing.
         held = vectors.square() @ values

@@ -33,6 +33,7 @@ from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.passes import kernels, note_work
+from dem_hub.numerics.precision import to_device, widest
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from dem_hub.numerics.threads import one_core
@@ -217,7 +218,7 @@ class Merge:
         """Return the deltas of a slice, decoded on a device, each with the number to multiply it by."""
         base = (self.origin or self.base).lazy(name)
         if index and index[0].start in self.moved(name):
-            return self.tokens.summands(name, base, self.terms, index, device, _accumulator_dtype(device))
+            return self.tokens.summands(name, base, self.terms, index, device, widest(device))
         summands: list[Scaled] = []
         for coefficient, stored in self.active(name):
             for scale, delta in stored.decode(base, index, device):
@@ -256,8 +257,8 @@ class Merge:
         device = out.device
         if device.type == "cpu":
             note_work(out.numel())
-        base = self.base.read(name, index).to(device)
-        factors, dense = combine_factors(self.summands(name, index, device), _accumulator_dtype(device))
+        base = to_device(self.base.read(name, index), device)
+        factors, dense = combine_factors(self.summands(name, index, device), widest(device))
         noise = self._noise(name, index, device)
         # A compiled kernel reads a 16-bit base as it is and adds the product of the factors. Everything else needs a
         # wide copy to add to.
@@ -348,19 +349,12 @@ def block_memory(itemsize: int) -> int:
     return max(_DENSE_BYTES * BLOCK, itemsize * FACTORED_BLOCK)
 
 
-def _accumulator_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype that sums are made in: float64, or float32 on Apple's GPUs, which have no float64."""
-    if device.type == "mps":
-        return torch.float32
-    return torch.float64
-
-
 def _accumulate(base: Tensor, dense: Sequence[tuple[float, Delta]], rows: Index) -> Tensor:
     """Return rows of the base plus the same rows of the dense deltas, in the accumulator's dtype.
 
     On the CPU the memory is this thread's buffer, and is valid until the next call.
     """
-    total = scratch("total", tuple(base.shape), _accumulator_dtype(base.device), base.device).copy_(base)
+    total = scratch("total", tuple(base.shape), widest(base.device), base.device).copy_(base)
     for coefficient, delta in dense:
         _add_dense(total, coefficient, delta.rows(rows[:1]))
     return total

@@ -41,9 +41,9 @@ def draw_landscape(
         labels (`tuple[str, str]`): Their names.
         span (`tuple[float, float]`): The lowest and the highest coefficient of both axes.
     """
-    levels = torch.linspace(span[0], span[1], _CELLS + 1, dtype=torch.float64)
+    levels = torch.linspace(span[0], span[1], _CELLS + 1, dtype=torch.float64, device="cpu")
     centers = (levels[:-1] + levels[1:]) / 2
-    points = torch.tensor(point, dtype=torch.float64).repeat(_CELLS, _CELLS, 1)
+    points = torch.tensor(point, dtype=torch.float64, device="cpu").repeat(_CELLS, _CELLS, 1)
     points[..., axes[0]] = centers
     points[..., axes[1]] = centers.unsqueeze(1)
     values = prediction.values(points.flatten(0, 1)).reshape(_CELLS, _CELLS)

@@ -112,7 +112,7 @@ class Prediction:
 
     def values(self, points: Tensor) -> Tensor:
         """Return the objective to expect at many points, (M, N), as (M,) in float64."""
-        steps = points - torch.tensor(self.model.point, dtype=torch.float64)
+        steps = points - torch.tensor(self.model.point, dtype=torch.float64, device="cpu")
         factors = self.result.objective.factors(list(self.model.parts), self.base_losses or None)
         terms = []
         for factor, part in zip(factors, self.model.parts.values(), strict=True):
@@ -150,7 +150,9 @@ def _corrected(model: LocalModel, best: Trial) -> LocalModel:
 
     Of all changes of the curvature that do this, it is the least (in the Frobenius norm, as in Powell's updates).
     """
-    step = torch.tensor(best.coefficients, dtype=torch.float64) - torch.tensor(model.point, dtype=torch.float64)
+    step = torch.tensor(best.coefficients, dtype=torch.float64, device="cpu") - torch.tensor(
+        model.point, dtype=torch.float64, device="cpu"
+    )
     length = float(step.norm())
     if length <= _NEAR:
         return model
@@ -175,5 +177,7 @@ def _growth(model: LocalModel, trials: Sequence[Trial]) -> float | None:
 
 def _distance(first: Point, second: Sequence[float]) -> float:
     """Return the length of the step from one point to another."""
-    step = torch.tensor(second, dtype=torch.float64) - torch.tensor(first, dtype=torch.float64)
+    step = torch.tensor(second, dtype=torch.float64, device="cpu") - torch.tensor(
+        first, dtype=torch.float64, device="cpu"
+    )
     return float(step.norm())

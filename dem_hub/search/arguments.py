@@ -176,7 +176,7 @@ def check_regmean(
         )
     if held_out == 0:
         faults.append("held_out=0, and RegMean is kept only where held-out data says so")
-    if not region.contains(torch.ones(len(vectors), dtype=torch.float64)):
+    if not region.contains(torch.ones(len(vectors), dtype=torch.float64, device="cpu")):
         faults.append(
             f"bounds from {region.low.tolist()} to {region.high.tolist()} and max_sum={region.max_sum}: RegMean's vectors "
             "have the coefficient 1 each, which must be allowed"

@@ -183,8 +183,10 @@ class Problem:
         strength = INDEPENDENT / (SPREAD**2 * self._token_count())
         if self.prior_center is None:
             return Prior(common_strength=strength)
-        center = torch.tensor(self.prior_center, dtype=torch.float64)
-        return Prior(center=center, center_strengths=torch.full((self.count,), strength, dtype=torch.float64))
+        center = torch.tensor(self.prior_center, dtype=torch.float64, device="cpu")
+        return Prior(
+            center=center, center_strengths=torch.full((self.count,), strength, dtype=torch.float64, device="cpu")
+        )
 
     def notes_on_tokens(self) -> list[str]:
         """Return a warning if there are few tokens for this number of coefficients, else nothing."""
@@ -236,11 +238,11 @@ class Problem:
 
     def inside(self, point: Sequence[float]) -> Tensor:
         """Return the nearest point of the region, (N,) in float64."""
-        return self.region.clip(torch.tensor(point, dtype=torch.float64))
+        return self.region.clip(torch.tensor(point, dtype=torch.float64, device="cpu"))
 
     def is_inside(self, point: Sequence[float]) -> bool:
         """Return whether a point lies in the region, up to rounding."""
-        return self.region.contains(torch.tensor(point, dtype=torch.float64))
+        return self.region.contains(torch.tensor(point, dtype=torch.float64, device="cpu"))
 
     def bounds(self) -> list[tuple[float, float]]:
         """Return the lower and the upper bound of each coefficient."""

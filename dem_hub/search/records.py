@@ -125,6 +125,6 @@ def _read_literal(members: tuple[Any, ...], data: object, where: str) -> Any:
 
 def _read_tensor(data: object, where: str) -> Tensor:
     try:
-        return torch.tensor(data, dtype=torch.float64)
+        return torch.tensor(data, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where} is no array of numbers ({error}).") from error

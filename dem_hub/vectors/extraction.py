@@ -35,6 +35,7 @@ from dem_hub.files.atomic import write_text
 from dem_hub.files.names import SAFETENSORS, VECTOR_CONFIG
 from dem_hub.hub.download import Resolved
 from dem_hub.numerics.norms import is_finite, squared_norm
+from dem_hub.numerics.precision import device_with_float64
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import in_order
 from dem_hub.vectors.config import TensorRecord, VectorConfig
@@ -87,6 +88,7 @@ def extract(
         `CheckpointError`: one side is a vector or an adapter, or the fine-tune a recipe; a checkpoint is quantized or pickled; tensors
             differ in shape, or are missing on one side, or have NaN or inf.
         `CodecError`: the vector does not fit in the budget.
+        `ConfigError`: the device has no float64.
     """
     refuse_what_is_no_model(base, finetuned)
     refuse_quantized(base.folder, "base")
@@ -129,7 +131,7 @@ def extract_tensors(  # noqa: PLR0913  the fine-tune is its tensors, its name an
         finetuned (`str`, *optional*): the name of the fine-tune, for messages and for the vector's config.
         vocabulary ([`Vocabulary`], *optional*): the tokens of the fine-tune's tokenizer.
     """
-    sides = _Sides(base, tensors, _choose_device(device))
+    sides = _Sides(base, tensors, device_with_float64(device))
     pairs = match_tensors(base, tensors)
 
     def first_look() -> FirstLook:
@@ -230,20 +232,6 @@ def _subtract(finetuned: Tensor, base: Tensor) -> Tensor:
     delta = finetuned.to(torch.float32, copy=True).sub_(base)
     # The difference of two extreme values of bfloat16 overflows.
     return delta.clamp_(-_LARGEST, _LARGEST)
-
-
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device that was asked for, or the accelerator, or the CPU.
-
-    Apple's accelerator has no float64, which sums need.
-    """
-    if device is not None:
-        return torch.device(device)
-    if torch.accelerator.is_available():
-        accelerator = torch.accelerator.current_accelerator()
-        if accelerator is not None and accelerator.type != "mps":
-            return accelerator
-    return torch.device("cpu")
 
 
 def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:

@@ -20,8 +20,8 @@ from tests.support.tiny_models import Zoo
 
 ROOT = Path(dem_hub.__file__).parent
 FOLDERS = (
-    "checkpoints", "codecs", "evaluation", "files", "hub", "input_statistics", "mergekit", "merging", "models", "numerics",
-    "planning", "serving", "training", "transformations", "vectors",
+    "checkpoints", "codecs", "evaluation", "files", "hub", "input_statistics", "mergekit", "merging", "mixer", "models",
+    "numerics", "planning", "search", "serving", "training", "transformations", "vectors",
 )  # fmt: skip
 
 # The functions of torch that make a tensor on the default device, and those of them with the default dtype.

@@ -82,8 +82,8 @@ class CoefficientGradient:
             `tuple[Tensor, Tensor]`: The negative log-likelihood of each window, and the gradient of their sum, (N,),
                 both float64.
         """
-        window_totals = torch.zeros(len(windows), dtype=torch.float64)
-        gradient = torch.zeros(self.count, dtype=torch.float64)
+        window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
+        gradient = torch.zeros(self.count, dtype=torch.float64, device="cpu")
         with self._hooks(gradient):
             for places in batches(windows, batch_size):
                 losses = []

@@ -55,8 +55,8 @@ class Block:
             `tuple[Tensor, Tensor]`: The negative log-likelihood of each window, and the difference, (T, V) in float16.
         """
         kept = set(self.owners.tolist())
-        window_totals = torch.zeros(len(windows), dtype=torch.float64)
-        move = torch.empty(self.center.shape, dtype=torch.float16)
+        window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
+        move = torch.empty(self.center.shape, dtype=torch.float16, device="cpu")
         row = 0
         with torch.inference_mode():
             for scored in scored_logits(model, windows, batch_size):
@@ -93,17 +93,17 @@ def keep_logits(
         `tuple[Tensor, Block]`: The negative log-likelihood of each window, and the logits.
     """
     kept = set(places)
-    window_totals = torch.zeros(len(windows), dtype=torch.float64)
+    window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
     pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
         for scored in scored_logits(model, windows, batch_size):
             window_totals[scored.window] += negative_log_likelihood(scored)
             if scored.window in kept:
-                owners = torch.full(scored.targets.shape, scored.window)
+                owners = torch.full(scored.targets.shape, scored.window, dtype=torch.long, device="cpu")
                 pieces.append((owners, scored.logits.cpu(), scored.targets.cpu()))
     if not pieces:
-        nothing = torch.zeros(0, dtype=torch.long)
-        return window_totals, Block(nothing, torch.zeros(0, 1), nothing)
+        nothing = torch.zeros(0, dtype=torch.long, device="cpu")
+        return window_totals, Block(nothing, torch.zeros(0, 1, dtype=torch.float32, device="cpu"), nothing)
     owners, center, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
     return window_totals, Block(owners, center, targets)
 
@@ -114,7 +114,7 @@ def choose_windows(tokens: Sequence[int], limit: int, seed: int = 0) -> list[int
     There is at least one window, and all of them if they fit. A smaller limit takes the beginning of what a larger
     one takes, so that logits that were kept once stay of use.
     """
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
     chosen: list[int] = []
     chosen_tokens = 0
     for place in order:

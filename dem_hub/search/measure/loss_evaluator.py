@@ -152,7 +152,10 @@ class LossEvaluator:
 
     def known_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
         """Return the same as `window_totals` for a point that `is_known`, at no cost."""
-        return {name: torch.tensor(self.cache[self._score_key(name, point)], dtype=torch.float64) for name in self.data}
+        return {
+            name: torch.tensor(self.cache[self._score_key(name, point)], dtype=torch.float64, device="cpu")
+            for name in self.data
+        }
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """Return the mean loss of a token, in nats, by distribution."""
@@ -221,7 +224,7 @@ class LossEvaluator:
         """Return whether a cache has logits of any of these data, so that what is new is all that has to be run."""
         known = sum(cache.block(self._logits_key(name)) is not None for name in self.data)
         # Each process has files of its own, and all must go the same way.
-        return bool(processes.total(torch.tensor([known], dtype=torch.float64), self.model.device).any())
+        return bool(processes.total(torch.tensor([known], dtype=torch.float64, device="cpu"), self.model.device).any())
 
     def _keep_cell(self, name: str, point: Point, vector: int | None) -> None:
         """Run one model on one distribution and keep its logits, unless both its losses and its logits are known."""
@@ -297,7 +300,7 @@ class LossEvaluator:
         sums = {name: SummedStatistics.zeros(len(keys)) for name in self.data}
         window_totals = {}
         for name, windows in self.data.items():
-            window_totals[name] = torch.zeros(len(processes.mine(windows)), dtype=torch.float64)
+            window_totals[name] = torch.zeros(len(processes.mine(windows)), dtype=torch.float64, device="cpu")
         for places_by_name in self._memory().parts(self.tokens):
             windows_by_name = {name: self._my_windows(name, places) for name, places in places_by_name.items()}
             blocks: dict[str, Block] = {}
@@ -330,7 +333,7 @@ class LossEvaluator:
         self._pay(key, _GRADIENT_PASSES * self.pass_size)
         self._paid |= {self._score_key(name, point) for name in self.data}
         gradients = dict(zip(self.data, self.cache[key], strict=True))
-        return {name: torch.tensor(gradient, dtype=torch.float64) for name, gradient in gradients.items()}
+        return {name: torch.tensor(gradient, dtype=torch.float64, device="cpu") for name, gradient in gradients.items()}
 
     def _measure_gradient(self, point: Sequence[float]) -> list[list[float]]:
         self.progress.slopes(_GRADIENT_PASSES)
@@ -360,7 +363,7 @@ class LossEvaluator:
         key = self._score_key(name, point)
         if key in self.cache:
             return
-        window_totals = torch.zeros(len(self.data[name]), dtype=torch.float64)
+        window_totals = torch.zeros(len(self.data[name]), dtype=torch.float64, device="cpu")
         window_totals[processes.rank() :: processes.world_size()] = my_totals
         self.cache.put(key, processes.total(window_totals, self.model.device).tolist())
 

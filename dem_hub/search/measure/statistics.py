@@ -26,7 +26,7 @@ class SummedStatistics:
     @classmethod
     def zeros(cls, count: int) -> "SummedStatistics":
         """Return the sums over no tokens, for `count` coefficients."""
-        return cls(torch.zeros(2 + count + count * count, dtype=torch.float64))
+        return cls(torch.zeros(2 + count + count * count, dtype=torch.float64, device="cpu"))
 
     def add(self, logits: Tensor, moves: Tensor, targets: Tensor) -> None:
         """Add the statistics of T tokens over a vocabulary of V.

@@ -56,7 +56,9 @@ class LocalModel:
 
     def losses(self, point: Sequence[float]) -> dict[str, float]:
         """Return the losses that the model expects at another point, by distribution."""
-        step = torch.tensor(point, dtype=torch.float64) - torch.tensor(self.point, dtype=torch.float64)
+        step = torch.tensor(point, dtype=torch.float64, device="cpu") - torch.tensor(
+            self.point, dtype=torch.float64, device="cpu"
+        )
         return {name: float(part.value(step)) for name, part in self.parts.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class LocalModel:
         """Read what `to_dict` returned."""
         parts = {}
         for name, part in data["parts"].items():
-            gradient = torch.tensor(part["gradient"], dtype=torch.float64)
-            curvature = torch.tensor(part["curvature"], dtype=torch.float64)
+            gradient = torch.tensor(part["gradient"], dtype=torch.float64, device="cpu")
+            curvature = torch.tensor(part["curvature"], dtype=torch.float64, device="cpu")
             parts[name] = Quadratic(part["loss"], gradient, curvature)
         return cls(tuple(data["names"]), tuple(data["point"]), parts)

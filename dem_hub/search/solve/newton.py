@@ -144,7 +144,7 @@ def _minimize_in_box(function: Smooth, start: Tensor, region: Region) -> Tensor:
 
 def _newton_step(gradient: Tensor, curvature: Tensor) -> Tensor:
     jitter = _RELATIVE_JITTER * float(curvature.diagonal().abs().max()) + _ABSOLUTE_JITTER
-    regular = curvature + jitter * torch.eye(len(gradient), dtype=torch.float64)
+    regular = curvature + jitter * torch.eye(len(gradient), dtype=torch.float64, device="cpu")
     step: Tensor = torch.linalg.solve(regular, gradient)
     return -step
 
@@ -165,8 +165,8 @@ def best_point(
         base_losses (`dict[str, float]`, *optional*): The losses of the base, which the objective `improvement` needs.
         prior ([`Prior`], *optional*): A penalty that is added to the objective.
     """
-    factors = torch.tensor(objective.factors(list(model.parts), base_losses), dtype=torch.float64)
-    center = torch.tensor(model.point, dtype=torch.float64)
+    factors = torch.tensor(objective.factors(list(model.parts), base_losses), dtype=torch.float64, device="cpu")
+    center = torch.tensor(model.point, dtype=torch.float64, device="cpu")
     parts = list(model.parts.values())
     penalty = prior or Prior()
 
@@ -201,7 +201,7 @@ def common_point(
 
     If the bounds leave no such point, it is the point of the region nearest to the highest of the lower bounds.
     """
-    ones = torch.ones(len(model.names), dtype=torch.float64)
+    ones = torch.ones(len(model.names), dtype=torch.float64, device="cpu")
     low, high = common_bounds(region)
     if high < low:
         return region.clip(ones * low)
@@ -212,7 +212,7 @@ def common_point(
 
 def _along(part: Quadratic, point: Point, direction: Tensor) -> Quadratic:
     """Return a quadratic around `point` as one of a single variable, on the line from the origin in a direction."""
-    to_origin = -torch.tensor(point, dtype=torch.float64)
+    to_origin = -torch.tensor(point, dtype=torch.float64, device="cpu")
     slope = part.slope(to_origin) @ direction
     curvature = direction @ part.curvature @ direction
     return Quadratic(float(part.value(to_origin)), slope.reshape(1), curvature.reshape(1, 1))

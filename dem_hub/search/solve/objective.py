@@ -93,10 +93,10 @@ class Objective:
 
         The objective `worst` depends on the largest term alone.
         """
-        factors = torch.tensor(self.factors(list(losses), base_losses), dtype=torch.float64)
+        factors = torch.tensor(self.factors(list(losses), base_losses), dtype=torch.float64, device="cpu")
         if self.kind != "worst":
             return factors
-        terms = factors * torch.tensor(list(losses.values()), dtype=torch.float64)
+        terms = factors * torch.tensor(list(losses.values()), dtype=torch.float64, device="cpu")
         largest = terms.argmax()
         slope = torch.zeros_like(factors)
         slope[largest] = factors[largest]

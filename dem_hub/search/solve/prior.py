@@ -47,7 +47,7 @@ class Prior:
     def __call__(self, point: Tensor) -> tuple[float, Tensor, Tensor]:
         """Return the penalty of a point, its gradient, (N,), and its curvature, (N, N)."""
         count = len(point)
-        from_mean = torch.eye(count, dtype=torch.float64) - 1 / count
+        from_mean = torch.eye(count, dtype=torch.float64, device="cpu") - 1 / count
         curvature = self.common_strength * from_mean
         gradient = curvature @ point
         value = float(point @ gradient) / 2

@@ -30,7 +30,7 @@ class Region:
             [`~dem_hub.errors.ConfigError`]: If a bound is not finite, an upper bound is below its lower one, or the
                 lower bounds already sum to more than `max_sum`.
         """
-        low, high = torch.tensor(bounds, dtype=torch.float64).reshape(-1, 2).T
+        low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").reshape(-1, 2).T
         is_finite = torch.isfinite(low).all() and torch.isfinite(high).all()
         if not bool((low <= high).all()) or not bool(is_finite):
             raise ConfigError(f"bounds are {list(bounds)}; each must be a finite (lower, upper) pair.")

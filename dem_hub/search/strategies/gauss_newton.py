@@ -154,7 +154,7 @@ def _take_steps(problem: Problem, point: Tensor, model: LocalModel | None, budge
         better = _find_better(problem, around, trial, budget)
         if better is None:
             break
-        point = torch.tensor(better.coefficients, dtype=torch.float64)
+        point = torch.tensor(better.coefficients, dtype=torch.float64, device="cpu")
     return model
 
 
@@ -163,7 +163,7 @@ def _find_better(problem: Problem, model: LocalModel, trial: Trial, budget: floa
 
     It is `None` if the model promises none, or the budget ends.
     """
-    point = torch.tensor(model.point, dtype=torch.float64)
+    point = torch.tensor(model.point, dtype=torch.float64, device="cpu")
     curvature = torch.stack([part.curvature.diagonal() for part in model.parts.values()]).mean(0)
     # Levenberg and Marquardt: a pull back to the point, of `damping` times the curvature's diagonal, makes the step
     # shorter. The damping is 0 at first, and after each failure 1, 10, 100, ...

@@ -66,7 +66,7 @@ class Gradient:
         def value_and_gradient(values: Any) -> tuple[float, Any]:
             if not problem.can_afford(_COST, budget):
                 raise _SpentError
-            point = torch.tensor(values, dtype=torch.float64)
+            point = torch.tensor(values, dtype=torch.float64, device="cpu")
             slopes = loss_evaluator.gradient(tuple(point.tolist()))
             trial = problem.evaluate(point)
             # The chain rule: of the objective after the losses, and of the losses after the coefficients.

@@ -9,6 +9,7 @@ The constants are chosen by hand. What they lead to is measured: on SmolLM2-135M
 about twice its forward passes (benchmarks/README.md, `search.py`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -76,22 +77,22 @@ class TrustRegion:
     def _score_first_points(self, problem: Problem, budget: float) -> None:
         """Score what the first quadratic is fitted to."""
         if problem.start:
-            center = torch.tensor(problem.start, dtype=torch.float64)
+            center = torch.tensor(problem.start, dtype=torch.float64, device="cpu")
         else:
             for point in _corners(problem.count):
-                _try(problem, torch.tensor(point, dtype=torch.float64), budget)
+                _try(problem, torch.tensor(point, dtype=torch.float64, device="cpu"), budget)
             center = _best_on_diagonal(problem)
         _try(problem, center, budget)
         for coordinate in range(problem.count):
             for sign in (1.0, -1.0):
-                step = torch.zeros(problem.count, dtype=torch.float64)
+                step = torch.zeros(problem.count, dtype=torch.float64, device="cpu")
                 step[coordinate] = sign * _RADIUS
                 _try(problem, center + step, budget)
 
     def _step(self, problem: Problem, model: LocalModel, radius: float, budget: float) -> float:
         """Score the minimum of the quadratics within the radius, and return the next radius."""
         best = problem.best
-        center = torch.tensor(best.coefficients, dtype=torch.float64)
+        center = torch.tensor(best.coefficients, dtype=torch.float64, device="cpu")
         low = (center - radius).maximum(problem.region.low)
         high = (center + radius).minimum(problem.region.high)
         trusted = Region(low, high, problem.region.max_sum)
@@ -120,15 +121,15 @@ def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
         radius (`float`): Trials within this distance get weights of 1/2 to 1; beyond, weights fall with the third
             power of the distance.
     """
-    trials = [trial for trial in problem.trials if torch.isfinite(torch.tensor(trial.value))]
-    steps = torch.tensor([trial.coefficients for trial in trials], dtype=torch.float64) - center
+    trials = [trial for trial in problem.trials if math.isfinite(trial.value)]
+    steps = torch.tensor([trial.coefficients for trial in trials], dtype=torch.float64, device="cpu") - center
     distance = steps.norm(dim=1) / radius
     weights = 1 / (1 + distance**3)
     pairs = list(combinations(range(problem.count), 2))
     matrix = _columns(steps, pairs, radius) * weights.unsqueeze(1)
     parts = {}
     for name in trials[0].losses:
-        losses = torch.tensor([trial.losses[name] for trial in trials], dtype=torch.float64) * weights
+        losses = torch.tensor([trial.losses[name] for trial in trials], dtype=torch.float64, device="cpu") * weights
         solution = torch.linalg.lstsq(matrix, losses, rcond=1e-10, driver="gelsd").solution
         parts[name] = _as_quadratic(solution, problem.count, pairs, radius)
     return LocalModel(problem.evaluator.names, tuple(center.tolist()), parts)
@@ -137,7 +138,7 @@ def fit(problem: Problem, center: Tensor, radius: float) -> LocalModel:
 def _columns(steps: Tensor, pairs: Sequence[tuple[int, int]], scale: float) -> Tensor:
     """Return the columns of the least-squares problem: 1, the steps, half their squares, and products of pairs."""
     count = steps.shape[1]
-    columns = [torch.ones(len(steps), dtype=torch.float64)]
+    columns = [torch.ones(len(steps), dtype=torch.float64, device="cpu")]
     columns += [steps[:, i] / scale for i in range(count)]
     columns += [(steps[:, i] / scale) ** 2 / 2 for i in range(count)]
     columns += [_CROSS * steps[:, i] * steps[:, j] / scale**2 for i, j in pairs]
@@ -154,7 +155,7 @@ def _as_quadratic(solution: Tensor, count: int, pairs: Sequence[tuple[int, int]]
 
 
 def _best_point(problem: Problem) -> Tensor:
-    return torch.tensor(problem.best.coefficients, dtype=torch.float64)
+    return torch.tensor(problem.best.coefficients, dtype=torch.float64, device="cpu")
 
 
 def _corners(count: int) -> list[Point]:
@@ -186,7 +187,7 @@ def _lowest_level(values: Sequence[float]) -> float:
 
 def _unexplored(problem: Problem, center: Tensor, radius: float) -> Tensor:
     """Return a point at a distance from the center, in the direction that the points so far say least about."""
-    steps = torch.tensor([trial.coefficients for trial in problem.trials], dtype=torch.float64) - center
+    steps = torch.tensor([trial.coefficients for trial in problem.trials], dtype=torch.float64, device="cpu") - center
     near = steps[steps.norm(dim=1) <= _NEAR * radius]
     _, vectors = torch.linalg.eigh(near.T @ near)
     return problem.inside((center + radius * vectors[:, 0]).tolist())
