@@ -1,9 +1,10 @@
 """`dem-hub merge`: the merged model as an ordinary transformers folder, on the Hub, or both."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 import click
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         "dem-hub merge org/base --vector me/qlora=1 --base-quantized nf4,double_quant -o merged",
         "dem-hub merge mergekit.yml -o merged",
         "dem-hub merge me/my-dem -o merged --dry-run",
+        "torchrun --nnodes=8 -m dem_hub.cli merge me/my-dem -o merged --by-ranks",
     ],
 )
 @model_argument
@@ -64,6 +66,12 @@ if TYPE_CHECKING:
     "--max-shard-size", default=MAX_SHARD_SIZE, group=OUTPUT, metavar="SIZE", help="Maximum size of one weights file."
 )
 @overwrite_option
+@option(
+    "--by-ranks",
+    is_flag=True,
+    group=OUTPUT,
+    help="Under torchrun: each process writes some of the weights files. All must see the folder.",
+)
 @option("--dry-run", is_flag=True, group=OUTPUT, help="Check everything from file headers, print the cost, and exit.")
 @option(
     "--push-to-hub",
@@ -88,6 +96,7 @@ def merge(
     base_model: str | None,
     include_code: bool,
     overwrite: bool,
+    by_ranks: bool,
     dry_run: bool,
     **plan_options: Any,
 ) -> None:
@@ -97,10 +106,10 @@ def merge(
 
     The cost is printed on stderr before anything is written. An interrupted merge resumes where it stopped.
     """
-    _check_arguments(model, output, repo_id, dry_run=dry_run)
+    _check_arguments(model, output, repo_id, by_ranks=by_ranks, dry_run=dry_run)
 
     with heavy_imports():
-        from dem_hub.models.export import estimate_export, export
+        from dem_hub.models.export import estimate_export
         from dem_hub.models.planned import PlannedModel
         from dem_hub.models.upload import estimate_push, push_export, push_merged
 
@@ -114,7 +123,7 @@ def merge(
     cost = estimate_push(planned) if target is None else estimate_export(planned, target)
     if target is not None and not opened.remotes:  # else it is looked at when the weights are here
         _is_needed(planned, target, overwrite=overwrite)
-    print(cost, file=sys.stderr)
+    _print_once(cost, sys.stderr, by_ranks=by_ranks)
     if dry_run:
         if repo_id is not None:
             with shown_push(dry_run=True):
@@ -127,11 +136,7 @@ def merge(
     # Without the option, the Hub decides: an organization may have a default of its own.
     push_options: PushOptions = {"private": True} if private else {}
     if target is not None:
-        if _is_needed(planned, target, overwrite=overwrite):
-            export(planned, target)
-        else:
-            print(f"'{target}' has this model already.", file=sys.stderr)
-        print(target)
+        _export(planned, target, overwrite=overwrite, by_ranks=by_ranks)
     if repo_id is not None:
         with shown_push(dry_run=False):
             if target is not None:
@@ -141,13 +146,34 @@ def merge(
             print(printable(commit.commit_url))
 
 
-def _check_arguments(model: str, output: str | None, repo_id: str | None, *, dry_run: bool) -> None:
+def _check_arguments(model: str, output: str | None, repo_id: str | None, *, by_ranks: bool, dry_run: bool) -> None:
     if not output and repo_id is None:
         raise ConfigError(
             "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
         )
+    if by_ranks and (output is None or repo_id is not None):
+        raise ConfigError("--by-ranks writes a folder (-o). Push it afterwards, from one process: `dem-hub push`.")
     if dry_run and is_document(model):
         raise ConfigError(f"'{model}' is a mergekit config. Its vectors are extracted first, so it has no --dry-run.")
+
+
+def _export(planned: "PlannedModel", target: Path, *, overwrite: bool, by_ranks: bool) -> None:
+    """Write the model into a folder that lacks it."""
+    from dem_hub.models.export import export
+    from dem_hub.models.ranks import export_by_ranks
+
+    write = export_by_ranks if by_ranks else export
+    if _is_needed(planned, target, overwrite=overwrite):
+        write(planned, target)
+    else:
+        _print_once(f"'{target}' has this model already.", sys.stderr, by_ranks=by_ranks)
+    _print_once(target, sys.stdout, by_ranks=by_ranks)
+
+
+def _print_once(text: object, file: TextIO, *, by_ranks: bool) -> None:
+    """Print a line, which all processes of torchrun have, from the first of them."""
+    if not by_ranks or os.environ.get("RANK", "0") == "0":
+        print(text, file=file)
 
 
 def _is_needed(planned: "PlannedModel", target: Path, *, overwrite: bool) -> bool:

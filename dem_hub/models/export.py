@@ -7,7 +7,9 @@ Nothing in the folder loads as a model before the last byte is written, and an e
 where it stopped.
 """
 
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
@@ -37,23 +39,45 @@ def export(model: PlannedModel, target: Path) -> None:
         [`~dem_hub.errors.BusyError`]: If another process is writing the same folder.
         [`~dem_hub.errors.CheckpointError`]: If the base or the merged weights have NaN or inf.
     """
+    with export_folder(model, target, model.purpose) as work:
+        complete(model, work.folder, _write_weights(model, work))
+
+
+@contextmanager
+def export_folder(model: PlannedModel, target: Path, purpose: str) -> Iterator[PartialFolder]:
+    """Yield a folder that has all files of a merged model but the weights, and becomes `target` when the block ends.
+
+    Args:
+        model ([`PlannedModel`]): The model.
+        target (`Path`): The folder of the export.
+        purpose (`str`): What the bytes of the weights depend on: an interrupted export of another purpose is deleted.
+
+    Raises:
+        [`~dem_hub.errors.DemHubError`]: What [`export`] raises before it writes.
+    """
     model.opened.check_target(target, MERGED)
     check_strange_weights(target)
     check_room(model, target, model.nbytes)
     # Files of an older export go: if weights of both stayed, another model would load. What is not in its manifest
     # belongs to the user, and stays.
     owned = frozenset(owned_files(target))
-    with resumable_folder(target, model.purpose, model.nbytes, model.last_file, owned.__contains__) as work:
+    with resumable_folder(target, purpose, model.nbytes, model.last_file, owned.__contains__) as work:
         copy_side_files(model.copies, work.folder)
         for name, text in model.texts(target).items():
             write_text(work.folder / name, text)
-        # A single file of weights is complete with its last byte. Several files are complete with their index, so
-        # that is written last.
-        hashes = _write_weights(model, work)
-        model.opened.check_unchanged()
-        for name, text in model.index.items():
-            write_text(work.folder / name, text)
-        write_text(work.folder / MERGED_FILES, Manifest.of(work.folder, model.purpose, hashes).text)
+        yield work
+
+
+def complete(model: PlannedModel, folder: Path, hashes: Mapping[str, str]) -> None:
+    """Write the last files into a folder, whose files of weights have these sha256.
+
+    A single file of weights is complete with its last byte. Several files are complete with their index, so that is
+    written after them.
+    """
+    model.opened.check_unchanged()
+    for name, text in model.index.items():
+        write_text(folder / name, text)
+    write_text(folder / MERGED_FILES, Manifest.of(folder, model.purpose, hashes).text)
 
 
 def is_exported(model: PlannedModel, target: Path) -> bool:

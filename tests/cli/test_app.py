@@ -48,6 +48,7 @@ OPTIONS = {
         "--base-quantized",
         "--max-shard-size",
         "--allow-base-mismatch",
+        "--by-ranks",
         "--dry-run",
         "--verify",
     ],
