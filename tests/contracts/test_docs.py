@@ -20,6 +20,7 @@ from tests.fake_hub.server import Hub
 from tests.support.pages import PAGES, ROOT, blocks_of, run, set_the_stage
 from tests.support.tiny_models import Zoo
 from tests.support.training_runs import arguments, rows
+from website.links import anchors_of, links_of
 
 FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 
@@ -66,11 +67,19 @@ def test_page(page: Path, stage: None, tmp_path: Path) -> None:
     run(page, {"trainer": make_trainer(tmp_path / "run")} if page.stem == "training" else None)
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES])
+LINKING = sorted({*PAGES, *ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("studies/**/*.md")})
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in LINKING])
 def test_links(page: Path) -> None:
-    """What a page links to within the repository is there."""
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text("utf-8"))
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    """What a page links to within the repository is there, and so are the headings."""
+    broken = []
+    for link in links_of(page.read_text("utf-8")):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        if not path.exists() or (anchor and anchor not in anchors_of(path.read_text("utf-8"))):
+            broken.append(link)
+    assert broken == []
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES if page.parent.name == "docs"])

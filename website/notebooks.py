@@ -1,0 +1,63 @@
+"""Notebooks as pages: run, and written as Markdown with their outputs.
+
+In the repository they have no outputs, so that a change of one shows what changed. The tests run their cells too.
+"""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_PROGRESS = "stderr"  # bars, which were overwritten again and again
+
+
+def notebook_page(notebook: Path, page: Path, *, run: bool) -> str:
+    """Return a notebook as the text of `page`, beside which the pictures of its outputs are written."""
+    cells = _run(notebook) if run else cells_of(notebook)
+    parts = []
+    for number, cell in enumerate(cells):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+        else:
+            parts.append(f"```python\n{source}\n```")
+            parts += [_shown(output, page, number) for output in cell["outputs"]]
+    return "\n\n".join(part for part in parts if part) + f"\n\nThis page is `examples/notebooks/{notebook.name}`.\n"
+
+
+def cells_of(notebook: Path) -> list[dict[str, Any]]:
+    """Return the cells of a notebook, in order."""
+    cells: list[dict[str, Any]] = json.loads(notebook.read_text("utf-8"))["cells"]
+    return cells
+
+
+def _run(notebook: Path) -> list[dict[str, Any]]:
+    """Return the cells after a run in a Jupyter kernel."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    content = nbformat.read(notebook, as_version=4)
+    NotebookClient(content, timeout=300, kernel_name="python3").execute()
+    cells: list[dict[str, Any]] = content["cells"]
+    return cells
+
+
+def _shown(output: dict[str, Any], page: Path, number: int) -> str:
+    """Return one output as Markdown: a picture, HTML, or text."""
+    if output["output_type"] == "stream":
+        return "" if output["name"] == _PROGRESS else _text(output["text"])
+    data = output.get("data", {})
+    if "image/png" in data:
+        picture = page.with_name(f"{page.stem}_{number}.png")
+        picture.write_bytes(base64.b64decode(data["image/png"]))
+        return f"![An output of the notebook]({picture.name})"
+    if "text/html" in data:
+        # A blank line would end a block of HTML in Markdown.
+        html = re.sub(r"\n\s*\n", "\n", "".join(data["text/html"])).strip()
+        return f'<div class="output">\n{html}\n</div>'
+    return _text(data.get("text/plain", ""))
+
+
+def _text(text: Any) -> str:
+    return f"```text\n{''.join(text).rstrip()}\n```"
