@@ -20,8 +20,9 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_recipe
-from dem_hub.numerics.slices import full_index
+from dem_hub.numerics.slices import Index, full_index
 from dem_hub.numerics.threads import in_order
+from dem_hub.serving.deferred import DeferredTensor
 
 
 def open_served(model: VectorSource, recipe: str | None, options: HubOptions) -> OpenedRecipe:
@@ -65,15 +66,19 @@ def open_recipe_on(served: VectorSource, recipe: VectorSource, options: HubOptio
 
 
 def merged_weights(
-    opened: OpenedRecipe, *, dtype: torch.dtype, device: torch.device, vocabulary: int
+    opened: OpenedRecipe, *, dtype: torch.dtype, device: torch.device, vocabulary: int, ranks: int = 1
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the merged values of each tensor of the base's checkpoint.
+
+    One rank gets each tensor merged. Of several, each gets tensors that are merged when they are copied, and only as far
+    as they are: a rank keeps a part of them.
 
     Args:
         opened ([`OpenedRecipe`]): The recipe with its base and vectors.
         dtype (`torch.dtype`): What the server computes in.
         device (`torch.device`): Where the sums are computed.
         vocabulary (`int`): The size of the vocabulary for which the server has built the model.
+        ranks (`int`, *optional*, defaults to 1): How many processes the model is divided among.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If the vectors bring tokens for which the server's model has no rows.
@@ -85,10 +90,11 @@ def merged_weights(
             f"The vectors bring new tokens: the merged vocabulary has {merge.vocabulary} rows, and the server's model "
             f"{vocabulary}. Serve the recipe itself, with --config-format dem, so that the server builds it with these."
         )
-    compute = partial(_tensor, merge, merged_dtype(opened, dtype), device)
+    make = _tensor if ranks == 1 else _deferred
+    compute = partial(make, merge, merged_dtype(opened, dtype), device)
     names = sorted(merge.base)
-    # On a device one tensor follows the other. On the CPU each core has one.
-    tensors = in_order(compute, names) if device.type == "cpu" else map(compute, names)
+    # On a device one tensor follows the other. On the CPU each core has one, if it is merged here.
+    tensors = in_order(compute, names) if device.type == "cpu" and ranks == 1 else map(compute, names)
     yield from zip(names, tensors, strict=True)
     opened.check_unchanged()
 
@@ -108,3 +114,10 @@ def merged_dtype(opened: OpenedRecipe, dtype: torch.dtype) -> torch.dtype | None
 
 def _tensor(merge: Merge, dtype: torch.dtype | None, device: torch.device, name: str) -> Tensor:
     return merge.tensor(name, full_index(merge.shape(name)), device, dtype)
+
+
+def _deferred(merge: Merge, dtype: torch.dtype | None, device: torch.device, name: str) -> DeferredTensor:
+    def compute(index: Index) -> Tensor:
+        return merge.tensor(name, index, device, dtype)
+
+    return DeferredTensor(compute, full_index(merge.shape(name)), merge.dtype(name, dtype), device)

@@ -4,7 +4,8 @@
 What is registered there:
 
 * `--load-format dem`, a model loader. It yields the merged tensors under the names of the base's files. vLLM divides
-  them among its ranks and quantises them, so each rank merges whole tensors. `reload_weights` goes the same way.
+  them among its ranks and quantises them; of several ranks each merges the part that it keeps. `reload_weights` goes
+  the same way.
 * `--config-format dem`, a config parser, so that a recipe's own id can be served: the config is that of its base.
 * A resolver of LoRA adapters, if the owner of the server lists what may be mixed (see [`dem_hub.serving.permitted`]).
 
@@ -57,6 +58,7 @@ def register() -> None:
 
 def _loader_class() -> type:
     """Return the class of the model loader."""
+    from vllm.distributed.parallel_state import get_world_group
     from vllm.model_executor.model_loader import BaseModelLoader
 
     class DEMModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not here when types are checked
@@ -88,7 +90,13 @@ def _loader_class() -> type:
 
             opened = self._open(model_config)
             vocabulary = model_config.hf_config.get_text_config().vocab_size
-            return merged_weights(opened, dtype=model_config.dtype, device=_device_of(model), vocabulary=vocabulary)
+            return merged_weights(
+                opened,
+                dtype=model_config.dtype,
+                device=_device_of(model),
+                vocabulary=vocabulary,
+                ranks=get_world_group().world_size,
+            )
 
         def _open(self, model_config: Any) -> "OpenedRecipe":
             from dem_hub.serving.served_weights import open_served

@@ -1,6 +1,7 @@
 """What a server is given to load, against `dem-hub merge`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from dem_hub.errors import BaseMismatchError, ConfigError
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
@@ -47,6 +49,40 @@ def test_the_same_bits_as_an_export(llama: Models, recipe: Path, tmp_path: Path,
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
 
 
+def test_a_rank_merges_what_it_keeps(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM's weight loaders divide tensors: by rows, by columns, or not at all; some are for another rank."""
+    whole = weights(recipe, None, torch.bfloat16)
+    merged = 0
+    tensor = Merge.tensor
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal merged
+        result = tensor(*arguments)
+        merged += result.numel()
+        return result
+
+    monkeypatch.setattr(Merge, "tensor", counted)
+    opened = open_served(VectorSource(str(recipe)), None, HubOptions())
+    divided = merged_weights(opened, dtype=torch.bfloat16, device=CPU, vocabulary=VOCABULARY, ranks=2)
+    kept = differ = 0
+    for name, given in divided:
+        if ".layers.0." in name:
+            continue
+        dim = int(name.endswith(("o_proj.weight", "down_proj.weight")))
+        expected = whole[name]
+        if expected.ndim == 2:
+            half = expected.shape[dim] // 2
+            given, expected = given.narrow(dim, half, half), expected.narrow(dim, half, half)
+        parameter = torch.empty_like(expected)
+        parameter.copy_(given)
+        # Of a product of factors the last bits depend on how much of it is computed, and with them a rounding.
+        torch.testing.assert_close(parameter, expected, rtol=2**-7, atol=0)
+        differ += int((parameter != expected).sum())
+        kept += parameter.numel()
+    assert merged == kept
+    assert differ <= 1e-3 * kept
+
+
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float16])
 def test_the_default_dtype_of_the_server_changes_nothing(recipe: Path, default: torch.dtype) -> None:
     """vLLM loads with its own dtype as torch's default."""
@@ -83,8 +119,6 @@ def test_another_recipe_takes_the_place_of_the_first(zoo: Zoo, llama: Models, re
 
 
 def test_new_tokens_need_a_model_with_their_rows(llama: Models, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dem_hub.merging.merge import Merge
-
     monkeypatch.setattr(Merge, "vocabulary", property(lambda merge: VOCABULARY + 2))
     with pytest.raises(ConfigError, match="the merged vocabulary has 66 rows, and the server's model 64"):
         weights(recipe, None, torch.bfloat16)
