@@ -1,13 +1,14 @@
 """Opening a config: its base and a vector for each model.
 
 An adapter is a vector as it is. Of a whole model the vector is extracted without loss into a temporary folder. The
-recipe names the model that it came from, because that is what others can find. TIES and DARE are transformations of
-the vectors.
+recipe names the model that it came from, because that is what others can find. So it says what a merge was made of, and
+only a recipe of adapters alone can be opened again. TIES and DARE are transformations of the vectors.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from dem_hub.hub.download import resolve
 from dem_hub.mergekit.document import Document, Input, ModelName, with_base
 from dem_hub.mergekit.token_rows import check_rows
 from dem_hub.mergekit.weights import Single, coefficients, divisor, merged_inputs, single_values, weights_by_tensor
+from dem_hub.merging.cards import TRANSFORMATION
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, record_of
 from dem_hub.transformations.dare import Dare
@@ -76,7 +78,9 @@ def open_document(document: Document) -> OpenedRecipe:
     for one, vector, number in zip(found, vectors, numbers, strict=True):
         record = record_of(vector, number, base)
         records.append(replace(record, repo_id=one.repo_id, commit=one.commit, subfolder=""))
-    recipe = replace(opened.recipe, vectors=tuple(records), dtype=document.dtype)
+    recipe = replace(
+        opened.recipe, vectors=tuple(records), dtype=document.dtype, search=_transformation(document, singles)
+    )
     return OpenedRecipe(recipe, base, tuple(vectors))
 
 
@@ -130,6 +134,13 @@ def _transformed(
     else:
         made = _apply(base, made, Ties(densities, singles.weights, singles.normalize))
     return made, [weight * scale for weight in singles.weights]
+
+
+def _transformation(document: Document, singles: Single | None) -> dict[str, Any] | None:
+    """Return what a recipe says about vectors that are no differences of models any more."""
+    if singles is None:
+        return None
+    return {TRANSFORMATION: document.method, "densities": list(singles.densities)}
 
 
 def _drop(base: Base, vector: DistributionVector, density: float) -> DistributionVector:

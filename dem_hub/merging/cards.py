@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # Modules that a card names as not quantized. transformers leaves out one or two.
 _SHOWN_MODULES = 10
 
+# The key under which a recipe's `search` has the method that changed the vectors before they were summed.
+TRANSFORMATION = "transformation"
+
 # A name on a card, with its coefficient.
 _Terms = Sequence[tuple[str, Coefficient]]
 
@@ -70,8 +73,7 @@ def recipe_card(
         f"and the base. {form}",
         markdown_table(("model or vector", "coefficient"), _rows(base, terms)),
     ]
-    if recipe.base_quantized is not None:
-        text.append(_quantization_text(recipe.base_quantized))
+    text += _changes(recipe)
     bases = [base]
     for inner in below:
         name_below, *vectors_below = _names(inner, bases[-1])
@@ -102,6 +104,17 @@ def recipe_card(
             results = [_result(task.name, data, loss) for data, loss in losses.items()]
             metadata["model-index"] = [{"name": name, "results": results}]
     return Card(name, metadata, "\n\n".join(text))
+
+
+def _changes(recipe: "DEMConfig") -> list[str]:
+    """Return what a card says about vectors and a base that were changed before they were summed."""
+    texts = []
+    method = (recipe.search or {}).get(TRANSFORMATION)
+    if method is not None:
+        texts.append(f"The vectors were changed by {code_span(str(method))} before they were summed.")
+    if recipe.base_quantized is not None:
+        texts.append(_quantization_text(recipe.base_quantized))
+    return texts
 
 
 def _quantization_text(quantization: "BaseQuantization") -> str:

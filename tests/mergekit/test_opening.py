@@ -1,6 +1,7 @@
 """Configs of mergekit, merged here and by mergekit 0.1.5, in float32."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dem_hub import DEMConfig
+from dem_hub.cli.app import main
+from dem_hub.merging.cards import recipe_card
 from tests.cli.running import run
 from tests.mergekit.cases import CASES, REFERENCE, RESULTS, run_mergekit, write_config
 
@@ -58,3 +62,36 @@ def test_the_merges_differ(results: dict[str, dict[str, Tensor]]) -> None:
     key = "model.layers.1.mlp.up_proj.weight"
     changes = {case: (tensors[key] - base[key]).abs().max() for case, tensors in results.items()}
     assert min(changes.values()) > 1e-3
+
+
+def test_the_dtype_of_the_result(
+    results: dict[str, dict[str, Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`out_dtype` before `dtype`: the same sum, rounded once."""
+    text = CASES["arithmetic"] + "out_dtype: bfloat16\n"
+    run(
+        capsys, "merge", write_config(text, tmp_path / "config.yml"), "--rounding", "nearest", "-o", tmp_path / "merged"
+    )
+    differ = total = 0
+    for key, tensor in load_file(tmp_path / "merged" / "model.safetensors").items():
+        expected = results["arithmetic"][key].bfloat16()
+        assert tensor.dtype == torch.bfloat16
+        differ += int((tensor != expected).sum())
+        total += tensor.numel()
+    assert differ <= 1e-3 * total  # mergekit's sum in float32 lies elsewhere by its last bits
+
+
+@pytest.mark.parametrize("case", ["arithmetic", "ties"])
+def test_the_recipe_of_a_config_says_what_was_merged(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names models, from which nothing is merged a second time; of TIES that they are changed first."""
+    merge(write_config(CASES[case], tmp_path / "config.yml"), tmp_path / "merged", capsys)
+    recipe = DEMConfig.from_pretrained(tmp_path / "merged")
+    assert [Path(str(record.repo_id)).name for record in recipe.vectors] == ["maths", "chat"]
+    card = recipe_card("me/merged", recipe, {}, merged=True).text
+    assert ("changed by `ties` before they were summed" in card) == (case == "ties")
+    (tmp_path / "again").mkdir()
+    shutil.copy(tmp_path / "merged" / "dem_config.json", tmp_path / "again" / "config.json")
+    assert main(["merge", str(tmp_path / "again"), "-o", str(tmp_path / "second")]) == 2
+    assert "it is not a distribution vector. If it is a fine-tune" in capsys.readouterr().err
