@@ -28,6 +28,10 @@ STEP = BATCH_SIZE * BLOCK_SIZE  # tokens
 WARMUP = 4  # steps, of a run that has no optimizer's state from before
 OPTIMIZER = "optimizer.pt"
 
+# Learning rates: of all weights, and of a LoRA.
+RATE = 5e-5
+LORA_RATE = 1e-3
+
 
 @dataclass(frozen=True)
 class Part:
@@ -75,7 +79,7 @@ def train(part: Part) -> Path:
     with atomic_folder(part.target) as folder:
         trainer = Trainer(
             model,
-            _arguments(folder, part),
+            arguments(folder, len(part.blocks) // BATCH_SIZE, LORA_RATE if part.lora else RATE, part.warmup, part.seed),
             train_dataset=list(part.blocks),
             callbacks=[_Keep(part.kept, tokenizer)],
         )
@@ -91,16 +95,17 @@ def train(part: Part) -> Path:
     return part.target
 
 
-def _arguments(folder: Path, part: Part) -> TrainingArguments:
+def arguments(folder: Path, steps: int, rate: float, warmup: int, seed: int) -> TrainingArguments:
+    """Return the arguments of every run of the study: blocks in their order, at a constant rate, and nothing saved."""
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=len(part.blocks) // BATCH_SIZE,
+        max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
-        learning_rate=1e-3 if part.lora else 5e-5,
+        learning_rate=rate,
         lr_scheduler_type="constant_with_warmup",
-        warmup_steps=part.warmup,
+        warmup_steps=warmup,
         train_sampling_strategy="sequential",
-        seed=part.seed,
+        seed=seed,
         bf16=True,
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=False,
