@@ -54,7 +54,7 @@ class DeferredTensor(torch.Tensor):
         return DeferredTensor(self._compute, tuple(index), self.dtype, self.device)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch calls it like this, and has no types for it
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         # `narrow` and brackets arrive as this one, as (tensor, dim, start, end, step).
