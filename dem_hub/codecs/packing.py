@@ -63,6 +63,36 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return numbers.flatten(-2)
 
 
+def look_up(packed: Tensor, bits: int, table: Tensor) -> Tensor:
+    """Return the values that the numbers in (..., B) bytes stand for, N for each number: (..., B * 8 / bits * N).
+
+    The numbers of a byte are looked up together. On a CPU that takes 1.7 ns for a sign, and taking the bits apart 7.6.
+
+    Args:
+        packed (`Tensor`): What [`pack`] returned.
+        bits (`int`): 1, 2, 4 or 8.
+        table (`Tensor`): (2^bits, N) float32 on the same device, the values of each number.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from dem_hub.codecs.packing import look_up, pack
+    >>> look_up(pack(torch.tensor([3, 0]), 4), 4, torch.linspace(0.0, 1.5, 16)[:, None])
+    tensor([0.3000, 0.0000])
+
+    ```
+    """
+    every_byte = torch.arange(256, dtype=torch.uint8, device=packed.device)
+    of_bytes = table[unpack(every_byte[:, None], bits).int()].flatten(1)
+    shape = (*packed.shape[:-1], packed.shape[-1] * of_bytes.shape[1])
+    if of_bytes.shape[1] == 2:
+        # torch gathers single numbers faster than pairs.
+        of_bytes = of_bytes.view(torch.int64)
+    gathered = of_bytes.squeeze(1).index_select(0, packed.reshape(-1).int())
+    return gathered.view(torch.float32).view(shape)
+
+
 def quantize(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Return codes of 4 or 8 bits, packed, and unbiased scales.
 
@@ -104,11 +134,13 @@ def dequantize(codes: LazyTensor, scales: LazyTensor, lead: Index, columns: slic
     first = columns.start // GROUP * GROUP  # where the first group begins
     width = columns.stop - first
     packed = codes[(*lead, slice(first * bits // 8, packed_size(columns.stop, bits)))]
-    values = unpack(packed, bits)[..., :width].float() - 2 ** (bits - 1)
+    numbers = torch.arange(2**bits, dtype=torch.float32, device=packed.device) - 2 ** (bits - 1)
+    values = look_up(packed, bits, numbers[:, None])[..., :width]
     group_scales = scales[(*lead, slice(first // GROUP, -(-columns.stop // GROUP)))].float()
-    scale = group_scales.repeat_interleave(GROUP, dim=-1)[..., :width]
-    result: Tensor = values * scale
-    return result[..., columns.start - first :]
+    groups = width // GROUP
+    values[..., : groups * GROUP].unflatten(-1, (groups, GROUP)).mul_(group_scales[..., :groups, None])
+    values[..., groups * GROUP :].mul_(group_scales[..., groups:])  # the last group, if it is not whole
+    return values[..., columns.start - first :]
 
 
 def quantized_parts(lead: tuple[int | str, ...], columns: int, bits: int) -> tuple[Part, Part]:

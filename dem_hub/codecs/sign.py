@@ -24,7 +24,7 @@ from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.codec import ENCODE_BLOCK, Codec
 from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout, Part
-from dem_hub.codecs.packing import pack, packed_size, unpack
+from dem_hub.codecs.packing import look_up, pack, packed_size, unpack
 from dem_hub.codecs.sampling import scatter
 from dem_hub.errors import CodecError
 from dem_hub.numerics.slices import Index, as_rows, at_least_1d, full_index, index_shape, row_blocks, rows_and_columns
@@ -95,23 +95,33 @@ class Sign(Codec):
         last = first
         if columns.stop > columns.start:
             last = -(-columns.stop // self.group)
-        codes = self._read_codes(parts, lead, slice(first, last))
+        bits = code_bits(self.group)
+        packed = as_rows(parts["sign"][(*lead, slice(first * bits // 8, packed_size(last * bits, 1)))])
         scale = parts["scale"][lead if lead else ...].float().reshape(-1, 1)
-        dense = ((codes & 1).float() * 2 - 1) * scale
-        if self.group > 1:
+        width = columns.stop - columns.start
+        if 8 % bits == 0:
+            # Columns of the first byte's groups that are before the slice.
+            before = columns.start - first * bits // 8 * (8 // bits) * self.group
+            dense = look_up(packed, bits, self._table(packed.device))[:, before : before + width].mul_(scale)
+            if self.group > 1:
+                dense.add_(0.0)  # no -0, as where values are added to zeros below
+        else:
+            codes = self._take_apart(packed, slice(first, last))
             starts = torch.arange(first, last, device=codes.device) * self.group - columns.start
-            dense = scatter(dense, starts + (codes >> 1), columns.stop - columns.start)
+            dense = scatter(((codes & 1).float() * 2 - 1) * scale, starts + (codes >> 1), width)
         return Delta(dense=dense.reshape(() if is_scalar else index_shape(index)))
 
-    def _read_codes(self, parts: Mapping[str, LazyTensor], lead: Index, groups: slice) -> Tensor:
-        """Return 2 * place + (1 if positive) of a range of groups of some rows: (R, groups)."""
+    def _table(self, device: torch.device) -> Tensor:
+        """Return the values of a group for each code, 2 * place + (1 if positive): (codes, group)."""
+        codes = torch.arange(1 << code_bits(self.group), device=device)
+        places = torch.arange(self.group, device=device)
+        signs = (codes & 1).float() * 2 - 1
+        return torch.where(codes[:, None] >> 1 == places, signs[:, None], 0)
+
+    def _take_apart(self, packed: Tensor, groups: slice) -> Tensor:
+        """Return the codes of a range of groups of some rows, whose bytes these are: (R, groups)."""
         bits = code_bits(self.group)
-        first = groups.start * bits
-        last = groups.stop * bits
-        packed = parts["sign"][(*lead, slice(first // 8, packed_size(last, 1)))]
-        unpacked = unpack(as_rows(packed), 1)[:, first % 8 :][:, : last - first]
-        if bits == 1:
-            return unpacked
+        unpacked = unpack(packed, 1)[:, groups.start * bits % 8 :][:, : (groups.stop - groups.start) * bits]
         places = 1 << torch.arange(bits, device=unpacked.device)
         numbers: Tensor = (unpacked.unflatten(1, (-1, bits)) * places).sum(dim=2)
         return numbers

@@ -266,6 +266,10 @@ class Merge:
         chunk_size = _CHUNK
         if in_one_pass or device.type != "cpu":
             chunk_size = max(1, base.numel())
+        elif factors is not None:
+            # Each chunk lays out the right factor (K, C) anew. In chunks of fewer than K rows, that took most of the
+            # time: 38 ns an element of three vectors with 64 directions and signs each, and 24 with K rows.
+            chunk_size = max(_CHUNK, factors[1].numel())
         for rows in row_blocks(full_index(base.shape), chunk_size):
             total = base[rows]
             if not in_one_pass:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dem_hub.checkpoints.lazy import InMemory
-from dem_hub.codecs.packing import GROUP, dequantize, pack, packed_size, quantize, unpack
+from dem_hub.codecs.packing import GROUP, dequantize, look_up, pack, packed_size, quantize, unpack
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
@@ -21,6 +21,16 @@ def test_packing(bits: int, data: st.DataObject) -> None:
     expected = list(as_one.to_bytes(packed_size(len(numbers), bits), "little"))
     assert packed.tolist() == [expected, expected]
     assert unpack(packed, bits)[:, : len(numbers)].tolist() == [numbers, numbers]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("wide", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 1), (4,), (0, 5), (5, 0)], ids=str)
+def test_values_of_numbers(bits: int, wide: int, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    table = torch.randn(2**bits, wide, generator=generator)
+    assert torch.equal(look_up(packed, bits, table), table[unpack(packed, bits).long()].flatten(-2))
 
 
 def reference(values: Tensor, bits: int) -> np.ndarray:
@@ -47,6 +57,19 @@ def test_quantizing(bits: int, columns: int) -> None:
     assert scales.shape == (5, -(-columns // GROUP))
     decoded = dequantize(InMemory(codes), InMemory(scales), (slice(0, 5),), slice(0, columns), bits)
     np.testing.assert_allclose(decoded.numpy(), reference(values, bits), rtol=2**-8, atol=1e-12)  # a step of bfloat16
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "columns", [slice(0, 200), slice(3, 70), slice(64, 128), slice(130, 131), slice(70, 70)], ids=str
+)
+def test_slices_are_codes_times_scales(bits: int, columns: slice) -> None:
+    codes, scales = quantize(torch.randn(3, 200, generator=torch.Generator().manual_seed(0)), bits)
+    whole = (unpack(codes, bits)[:, :200].float() - 2 ** (bits - 1)) * scales.float().repeat_interleave(GROUP, 1)[
+        :, :200
+    ]
+    found = dequantize(InMemory(codes), InMemory(scales), (slice(0, 3),), columns, bits)
+    assert torch.equal(found, whole[:, columns])
 
 
 def test_nothing_is_nothing() -> None:

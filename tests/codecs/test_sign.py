@@ -11,7 +11,7 @@ from dem_hub.codecs.layout import layout_bytes
 from dem_hub.codecs.lowrank import LowRank
 from dem_hub.codecs.lrsign import LRSign
 from dem_hub.codecs.random import Random
-from dem_hub.codecs.sign import Sign, noise
+from dem_hub.codecs.sign import Sign, code_bits, noise
 from dem_hub.numerics.slices import full_index
 
 
@@ -55,6 +55,25 @@ def test_of_each_group_the_largest_is_kept(delta: Tensor, group: int) -> None:
             kept[column] = np.sign(row[column])
         kept *= torch.tensor((row**2).sum() / np.abs(row * kept).sum()).bfloat16().item()
     np.testing.assert_allclose(through(Sign(group), delta).numpy(), expected, rtol=2**-7)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 6, 8, 100, 128])
+@pytest.mark.parametrize("columns", [slice(0, 300), slice(5, 290), slice(128, 129), slice(99, 99)], ids=str)
+def test_slices_have_the_bits_of_sign_times_scale(delta: Tensor, group: int, columns: slice) -> None:
+    """The reference takes the codes apart bit by bit. A row of zeros has the scale 0."""
+    delta[3] = 0
+    parts = Sign(group).encode(delta, delta, delta)
+    bits = np.unpackbits(parts["sign"].numpy(), axis=1, bitorder="little")
+    expected = torch.zeros(200, 300)
+    for number in range(-(-300 // group)):
+        code = bits[:, number * code_bits(group) : (number + 1) * code_bits(group)]
+        places = number * group + code[:, 1:] @ (1 << np.arange(code.shape[1] - 1))
+        expected[np.arange(200), places] += (torch.from_numpy(code[:, 0]).float() * 2 - 1) * parts["scale"].float()
+    stored = {name: InMemory(part) for name, part in parts.items()}
+    found = Sign(group).decode(stored, (200, 300), (slice(2, 190), columns), InMemory(delta)).dense
+    assert found is not None
+    assert torch.equal(found, expected[2:190, columns])
+    assert group == 1 or not (found.signbit() & (found == 0)).any()
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 6, 8, 16, 31, 64])
