@@ -13,6 +13,8 @@ Source: Tropp, Yurtsever, Udell and Cevher, *Fixed-Rank Approximation of a Posit
 Data* (NeurIPS 2017), algorithm 3.
 """
 
+from weakref import WeakValueDictionary
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,9 @@ from dem_hub.input_statistics.moments import Moments
 COLUMNS = 4
 
 _SEED = 0
+
+# Those in use, by size, columns and device.
+_test_matrices: WeakValueDictionary[tuple[int, int, torch.device], Tensor] = WeakValueDictionary()
 
 
 class MomentSketch:
@@ -37,7 +42,7 @@ class MomentSketch:
     def __init__(self, size: int, rank: int, device: torch.device) -> None:
         self.size = size
         self.rank = min(rank, size)
-        self.tests = _test_matrix(size, min(COLUMNS * rank, size)).to(device)
+        self.tests = _test_matrix(size, min(COLUMNS * rank, size), device)
         self.product = torch.zeros_like(self.tests)
         self.squares = torch.zeros(size, dtype=torch.float32, device=device)
 
@@ -67,8 +72,20 @@ class MomentSketch:
         return Moments(vectors, values, (diagonal - vectors.square() @ values).clamp_(min=0))
 
 
-def _test_matrix(size: int, width: int) -> Tensor:
-    """Return Omega: orthonormal columns, or the identity if the sketch is as large as the matrix and thus exact."""
+def _test_matrix(size: int, width: int, device: torch.device) -> Tensor:
+    """Return Omega: orthonormal columns, or the identity if the sketch is as large as the matrix and thus exact.
+
+    Sketches of one size share it: that of each of a model's layers would take as much memory as all their sums.
+    """
+    key = (size, width, device)
+    matrix = _test_matrices.get(key)
+    if matrix is None:
+        matrix = _orthonormal(size, width).to(device)
+        _test_matrices[key] = matrix
+    return matrix
+
+
+def _orthonormal(size: int, width: int) -> Tensor:
     if width == size:
         return torch.eye(size, dtype=torch.float32, device="cpu")
     generator = torch.Generator().manual_seed(_SEED)
