@@ -41,6 +41,7 @@ WINDOW = 256  # tokens
 TEST_TOKENS = 2_000  # of each distribution, at the least
 TOKENS = 4_000  # of each distribution, for the statistics
 SEARCH_TOKENS = 1_800  # of each distribution, of which a quarter is held out
+RANK = gathering.RANK  # eigenvectors of each input
 WHOLE = 1 << 20  # a rank that keeps every eigenvector
 CPU = torch.device("cpu")
 
@@ -277,14 +278,14 @@ class Settings:
     def ridge(self) -> None:
         """Compare ridges."""
         self.table.head("ridge")
-        leading = self.study.statistics(self.training(), 64)
+        leading = self.study.statistics(self.training(), RANK)
         for ridge in (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
             self.table.row(f"{ridge:g}", self.scores(leading, ridge=ridge))
 
     def weights(self) -> None:
         """Compare weights of distributions."""
         self.table.head("how much a distribution counts")
-        statistics = self.study.statistics(self.training(), 64)
+        statistics = self.study.statistics(self.training(), RANK)
         alike = [replace(item, gain=None) for item in statistics]
         self.table.row("all alike", self.scores(alike))
         self.table.row("by what its vector gains", self.scores(statistics))
@@ -293,21 +294,21 @@ class Settings:
         """Compare amounts and kinds of data, and the models that they run through."""
         self.table.head("statistics of")
         for tokens in (250, 1_000, 4_000):
-            statistics = self.study.statistics(self.training(tokens), 64)
+            statistics = self.study.statistics(self.training(tokens), RANK)
             self.table.row(f"training text, {tokens} tokens", self.scores(statistics))
-        self.table.row("validation text", self.scores(self.study.statistics(self.study.validation, 64)))
+        self.table.row("validation text", self.scores(self.study.statistics(self.study.validation, RANK)))
         for at in ("base", "average"):
-            statistics = self.study.statistics(self.training(), 64, at)
+            statistics = self.study.statistics(self.training(), RANK, at)
             self.table.row(f"training text, inputs of the {at}", self.scores(statistics))
         # The idea of RegMean++ (arXiv 2508.03121), where each layer reads what the merged layers before it give.
-        merge = RegMean(tuple(self.study.statistics(self.training(), 64)), self.study.architecture)
+        merge = RegMean(tuple(self.study.statistics(self.training(), RANK)), self.study.architecture)
         statistics = self.study.statistics_of_merge(merge, self.training())
         self.table.row("training text, inputs of RegMean's merge", self.scores(statistics))
 
     def shrinkage(self) -> None:
         """Compare shares of RegMean, with 1/N for the rest."""
         self.table.head("share of RegMean, the rest 1/N")
-        statistics = self.study.statistics(self.training(), 64)
+        statistics = self.study.statistics(self.training(), RANK)
         merge = RegMean(tuple(statistics), self.study.architecture)
         for share in (0.6, 0.8, 1.0):
             self.table.row(f"{share:g}", self.study.score_transformed(merge, share))

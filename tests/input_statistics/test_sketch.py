@@ -83,7 +83,7 @@ def test_fewer_tokens_than_directions(tokens: int) -> None:
 
 def test_the_memory_of_a_sketch_does_not_grow() -> None:
     sketch = MomentSketch(4096, 64, CPU)
-    assert sketch.product.shape == (4096, 256)
+    assert sketch.product.shape == (4096, 192)
     assert sketch.tests is MomentSketch(4096, 64, CPU).tests
     assert sketch.tests is not MomentSketch(4096, 32, CPU).tests
 
