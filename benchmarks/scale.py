@@ -1,4 +1,5 @@
-"""Growth of the cost of exporting and loading with the size of the model, the number of vectors, and their rank.
+"""Growth of the cost of exporting and loading with the size of the model, the number of vectors, and their rank; and of
+searching, and of gathering input statistics, with the size of the model.
 
 For each size, the script makes a Llama checkpoint of random bf16 weights (larger ones are wider) and PEFT LoRAs with
 random factors on all linear layers. It deletes them after the measurement. An export is timed as a whole process.
@@ -8,6 +9,7 @@ the first of each warms the page cache, and medians count.
 
     python benchmarks/scale.py                                              # Linux; 21 GB of disk, 24 GB of memory
     python benchmarks/scale.py --sizes 0.3 0.6 --vectors 1 3 --repeat 1     # to see it work, in two minutes
+    python benchmarks/scale.py --only-running --running 0.1 0.3 1           # searches and statistics alone
 
 Growth is the slope of log(seconds - constant part) over log(size), or over log(vectors times rank): 1 is linear. The
 constant part is measured too: a model of 0.3 MB, and vectors whose coefficients are 0. Points within 5 % of it are
@@ -20,6 +22,10 @@ whole seconds. A fit to all points gives
 with the smallest relative residuals. From it follows the time for 70B parameters with 8 vectors, if this machine had
 the disk and memory. Bars: no slope is above 1.1, and 32 vectors of rank 16 take less than 3 times as long as 3 of
 them.
+
+A search of three LoRAs, and the statistics of one vector, run the model over `TOKENS` random tokens. Their sizes are
+smaller, and only these grow: seconds = a + b * gigabytes, with the smallest relative residuals, and the same for the
+private memory. What follows for 70B parameters is an extrapolation of that line, far beyond the sizes that were measured.
 """
 
 import argparse
@@ -48,6 +54,34 @@ base, coefficient, *vectors = sys.argv[1:]
 start = time.perf_counter()
 model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(vectors, float(coefficient)))
 sum(float(piece.float().sum()) for parameter in model.parameters() for piece in parameter.flatten().split(1 << 20))
+print(time.perf_counter() - start)
+"""
+TOKENS = (8, 32)  # windows, and tokens of each
+STATISTICS = """
+import sys, time, torch
+from pathlib import Path
+from transformers import LlamaForCausalLM
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.evaluation.windows import Window
+from dem_hub.hub.download import Resolved
+from dem_hub.input_statistics.gathering import gather
+base, windows, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+model = LlamaForCausalLM.from_pretrained(base, dtype="bfloat16")
+ids = torch.randint(4, model.config.vocab_size, (windows, length), generator=torch.Generator().manual_seed(0)).tolist()
+start = time.perf_counter()
+gather(model, Base(Resolved.local(base)).architecture, [Window.of(row) for row in ids])
+print(time.perf_counter() - start)
+"""
+SEARCH = """
+import json, sys, time, torch
+from pathlib import Path
+from dem_hub import search_coefficients
+base, windows, length, *vectors = sys.argv[1:]
+vocabulary = json.loads(Path(base, "config.json").read_text())["vocab_size"]
+shape, generator = (2 * int(windows), int(length)), torch.Generator().manual_seed(0)
+rows = [{"input_ids": ids} for ids in torch.randint(4, vocabulary, shape, generator=generator).tolist()]
+start = time.perf_counter()
+search_coefficients(base, vectors, {"random": rows}, held_out=0.5, dtype="bfloat16")
 print(time.perf_counter() - start)
 """
 TOUCH = """
@@ -128,6 +162,53 @@ def measure(folder: Path, size: Size, settings: Sequence[tuple[int, int]], repea
     return points
 
 
+def measure_running(folder: Path, size: Size, repeat: int) -> dict[str, Point]:
+    """Search, and gather input statistics, with a base of one size."""
+    base = make_checkpoint(folder / "base", size)
+    gigabytes = sum(file.stat().st_size for file in base.glob("*.safetensors")) / 1e9
+    loras = [make_adapter(folder / f"lora-{seed}", base, seed=seed) for seed in range(3)]
+    commands: dict[str, list[str | Path]] = {
+        "statistics": [sys.executable, "-c", STATISTICS, base, *map(str, TOKENS)],
+        "search": [sys.executable, "-c", SEARCH, base, *map(str, TOKENS), *loras],
+    }
+    points = {}
+    for kind, command in commands.items():
+        runs = [run(command, folder) for _ in range(repeat)]
+        seconds = statistics.median(float(found.output.split()[-1]) for found in runs)
+        cpu = statistics.median(found.cpu for found in runs)
+        private = int(statistics.median(found.private for found in runs))
+        print(f"{gigabytes:.2f} GB, {kind}: {seconds:.2f} s", file=sys.stderr)
+        points[kind] = Point(gigabytes, 3, 16, seconds, cpu, private, 0.0)
+    shutil.rmtree(folder)
+    return points
+
+
+def tell_running(kind: str, points: Sequence[Point]) -> None:
+    """Print the table of searches or statistics, and where their line comes to at 70B."""
+    windows, length = TOKENS
+    print(
+        f"\n{kind}, {windows} windows of {length} tokens\n\n| GB | seconds | CPU, s | private, MB |\n|---|---|---|---|"
+    )
+    for p in points:
+        print(f"| {p.gigabytes:.2f} | {p.seconds:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |")
+    seconds, off = line([(p.gigabytes, p.seconds) for p in points])
+    private, private_off = line([(p.gigabytes, p.private / 1e9) for p in points])
+    print(
+        f"\nBy a line through {len(points)} sizes (residual at most {off:.0%}; memory {private_off:.0%}), {LARGE:.0f} GB would "
+        f"take {seconds / 60:.1f} minutes and {private:.0f} GB of private memory. This is an extrapolation.",
+        flush=True,
+    )
+
+
+def line(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the value at 70B of a + b * size with the smallest relative residuals, and the largest of these."""
+    rows = torch.tensor([(1.0, size) for size, _ in pairs], dtype=torch.float64)
+    scale = 1 / torch.tensor([[value] for _, value in pairs], dtype=torch.float64)
+    solution = torch.linalg.lstsq(rows * scale, torch.ones_like(scale), driver="gelsd").solution
+    start, each = solution[:, 0].tolist()
+    return start + LARGE * each, float((rows @ solution * scale - 1).abs().max())
+
+
 def slope(pairs: Sequence[tuple[float, float]], floor: float) -> tuple[float, float] | None:
     """Return the least-squares slope of log(seconds - floor) over log(size), and the largest relative residual, of
     points above the floor.
@@ -203,19 +284,31 @@ def main() -> None:
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64], help="ranks, for each number of vectors")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument(
+        "--running", type=float, nargs="*", default=[0.1, 0.3, 1], help="sizes in GB for searches and input statistics"
+    )
+    parser.add_argument("--only-running", action="store_true", help="no exports and loads")
     arguments = parser.parse_args()
-    if len(arguments.sizes) < 2 or len(set(arguments.vectors) - {0}) < 2:
+    if len(arguments.sizes) < 2 or len(set(arguments.vectors) - {0}) < 2 or len(arguments.running) == 1:
         parser.error("growth takes two sizes and two numbers of vectors at least")
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    print(f"{torch.get_num_threads()} threads, medians of {arguments.repeat}.", flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        ran = [
+            measure_running(Path(temporary) / str(size), shape_of(size), arguments.repeat) for size in arguments.running
+        ]
+    for kind in ran[0] if ran else ():
+        tell_running(kind, [points[kind] for points in ran])
+    if arguments.only_running:
+        return
     usual = (3, 16)
     counted = arguments.sizes[1]
     varied = dict.fromkeys(
         [usual, (0, 16), *((count, rank) for rank in arguments.ranks for count in arguments.vectors)]
     )
-    if arguments.folder is not None:
-        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         at = Path(temporary)
-        print(f"{torch.get_num_threads()} threads, medians of {arguments.repeat}.", flush=True)
         small = measure(at / "tiny", TINY, [usual], arguments.repeat)
         found = {
             size: measure(

@@ -35,10 +35,15 @@ class Size:
 
 
 def make_checkpoint(
-    folder: Path, size: Size, change: Change | None = None, base: Path | None = None, seed: int = 0
+    folder: Path,
+    size: Size,
+    change: Change | None = None,
+    base: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Path:
     """Write a checkpoint in bf16: random, or a base changed in "every" matrix or by a "lora". An existing one is
-    kept.
+    kept. A device draws numbers of its own.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -52,20 +57,20 @@ def make_checkpoint(
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     source = Checkpoint(base) if base is not None else None
-    generator = torch.Generator().manual_seed(3 * seed + {None: 0, "every": 1, "lora": 2}[change])
+    generator = torch.Generator(device).manual_seed(3 * seed + {None: 0, "every": 1, "lora": 2}[change])
     print(f"writing {folder}", file=sys.stderr)
     with atomic_folder(folder) as partial:
         config.save_pretrained(partial)
         writer = TensorWriter(partial)
         for name, shape in shapes.items():
-            tensor = torch.ones(shape) if source is None else source.read(name).float()
+            tensor = torch.ones(shape) if source is None else source.read(name).to(device).float()
             if len(shape) == 2 and source is None:
-                tensor = torch.randn(shape, generator=generator).mul_(0.02)
+                tensor = torch.randn(shape, generator=generator, device=device).mul_(0.02)
             elif len(shape) == 2 and change == "every":
-                tensor += torch.randn(shape, generator=generator).mul_(0.0005)
+                tensor += torch.randn(shape, generator=generator, device=device).mul_(0.0005)
             elif len(shape) == 2 and ".layers." in name:
-                left = torch.randn(shape[0], RANK, generator=generator)
-                right = torch.randn(RANK, shape[1], generator=generator)
+                left = torch.randn(shape[0], RANK, generator=generator, device=device)
+                right = torch.randn(RANK, shape[1], generator=generator, device=device)
                 tensor.addmm_(left, right, alpha=0.001 / RANK**0.5)
             writer.write(name, tensor.bfloat16())
         writer.close()
