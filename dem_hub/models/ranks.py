@@ -65,7 +65,8 @@ def _write(model: PlannedModel, folder: Path, shards: Sequence[Shard], *, is_sho
     """Write some files of the weights, with a bar if it is to be shown, and return their sha256."""
     hashes = {}
     with merging_bar(sum(shard.nbytes for shard in shards)) as bar:
-        bar.disable = not is_shown
+        if not is_shown:
+            bar.disable = True
         for shard in shards:
             done = 0
             for written in model.write(folder / shard.name, shard):

@@ -63,7 +63,6 @@ def test_an_error_of_one_ends_both(zoo: Zoo, tmp_path: Path) -> None:
     done = merge_by_two(base, {first: 0.3, str(tmp_path / "large"): 2.0}, tmp_path / "out")
     assert done.returncode != 0
     assert "is not finite, or beyond the range of the target dtype" in done.stderr
-    assert "of 2 failed: " in done.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
 
