@@ -23,7 +23,7 @@ recipe of each round are in a folder of their own, `my-dem/round-1` and so on, a
 the steps among the rounds. A round is trained from the recipe of the round before it. So if that is searched again,
 because a distribution was added, the later rounds must be trained again, and the script says which folders are to go.
 
-With `"heal": {"training": {"max_steps": 20, "learning_rate": 1e-6}}`, the last recipe is trained on for a few steps at a
+With `"heal": {"training": {"max_steps": 20, "learning_rate": 1e-5}}`, the last recipe is trained on for a few steps at a
 low rate, on the texts of all distributions together. That is one more vector, in `my-dem/heal/vectors`, on a recipe of
 its own, `my-dem/heal/recipe`. Its coefficient is searched and compared on held-out data as any other: where healing gains
 nothing, it is 0.
