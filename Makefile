@@ -47,14 +47,11 @@ test-vllm:              ## the tests of vLLM's plug-in, with vLLM's CPU build: 4
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/serving/test_vllm_plugin.py
 
-# Gradio wants an older Pillow than the one that the tests run with, so it has an environment of its own. The test in a
-# browser is skipped where there is no Chromium (Debian's package `chromium`).
-MIXER_VENV ?= .venv-mixer
-test-mixer:             ## the tests of the mixer's page, by Gradio's client and in a browser
-	test -x $(MIXER_VENV)/bin/python || $(PYTHON) -m venv $(MIXER_VENV)
-	$(MIXER_VENV)/bin/python -m pip install --quiet $(TORCH)
-	$(MIXER_VENV)/bin/python -m pip install --quiet gradio==6.31.0 playwright==1.65.2 pytest hypothesis -e '.[mixer]'
-	$(MIXER_VENV)/bin/python -m pytest tests/mixer
+# `make test` runs all of them but the visit in a browser, which needs Playwright. It is skipped where there is no Chromium
+# (Debian's package `chromium`) or Chrome.
+test-mixer: $(INSTALLED)  ## the tests of the mixer's page, also in a browser
+	$(PIP) install --quiet playwright==1.65.2
+	$(BIN)/python -m pytest tests/mixer
 
 # The checkout is not on the path there: what is imported is what the wheel brought, with the dependencies that it names.
 wheel-check:            ## build a wheel, install it in a fresh environment, import it and run the command

@@ -1,5 +1,6 @@
 """`dem-hub mix`: a page on which vectors are mixed by sliders."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from dem_hub.cli.arguments import (
 )
 from dem_hub.cli.command import PATH, argument, command, option
 from dem_hub.cli.opening import vector_option
+from dem_hub.hub.foreign_text import printable
 
 PAGE = "Page"
 
@@ -37,6 +39,14 @@ PAGE = "Page"
 @columns_option
 @max_length_option
 @batch_size_option
+@option(
+    "--compare",
+    type=PATH,
+    group=MODEL,
+    metavar="RECIPE_OR_MODEL",
+    help="Second model to compare with: Hub id or folder. It takes memory of its own. Default: none; the page compares "
+    "with the base.",
+)
 @option("--dtype", default="auto", group=MODEL, help="Dtype of the model; auto is the recipe's own.")
 @device_map_option
 @verify_option
@@ -65,6 +75,7 @@ def mix(
     columns: Sequence[str],
     max_length: int,
     batch_size: int,
+    compare: str | None,
     dtype: str,
     device_map: str | None,
     output: str,
@@ -80,12 +91,18 @@ def mix(
 
     require_gradio()  # before the model is loaded
     from dem_hub.evaluation.columns import select_columns
+    from dem_hub.hub.references import VectorSource
     from dem_hub.mixer.opening import Measuring, open_mixer
+    from dem_hub.mixer.other_model import FoundModel
 
     datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))
     coefficients = {}
     for name, text in split_pairs(vectors, "--vector").items():
         coefficients[name] = number(text, f"coefficient of '{name}'")
+    found = None
+    if compare is not None:
+        found = FoundModel.of(VectorSource.parse(compare))
+        print(printable(f"The model to compare with takes {found.cost}."), file=sys.stderr)
     mixer = open_mixer(
         model,
         coefficients or None,
@@ -94,6 +111,8 @@ def mix(
         dtype=dtype,
         device_map=device_map,
     )
+    if found is not None:
+        mixer.load_other(found)
     page = launch(mixer, host, port)
     print(f"The mixer is at {page.local_url} until Ctrl-C.", flush=True)
     try:

@@ -19,10 +19,18 @@ if TYPE_CHECKING:
         "dem-hub push maths me/maths-vector",
         "dem-hub push my-dem me/my-dem --include-vectors --private",
         "dem-hub push maths org/maths-vector --create-pr",
+        "dem-hub push me/my-dem --space me/my-mixer",
     ],
 )
 @argument("folder", type=PATH, help="Folder of a vector, a store, a recipe or a merged model.")
-@argument("repo_id", help="Target repository (namespace/name). Created if it does not exist.")
+@argument("repo_id", required=False, help="Target repository (namespace/name). Created if it does not exist.")
+@option(
+    "--space",
+    group=CONTENTS,
+    metavar="REPO_ID",
+    help="In place of a repository: a Space with the mixer of a recipe, a search or a recipe's Hub id. Created on a free "
+    "machine.",
+)
 @base_model_option
 @option(
     "--subfolder",
@@ -45,15 +53,27 @@ if TYPE_CHECKING:
 @option("--revision", group=HUB, metavar="BRANCH", help="Branch to push to. Default: main.")
 @option("--create-pr", is_flag=True, group=HUB, help="Open a pull request instead of pushing to the branch.")
 @option("--commit-message", group=HUB, metavar="TEXT", help="Title of the commit.")
-def push(*, folder: str, repo_id: str, dry_run: bool, **options: Any) -> None:
+def push(*, folder: str, repo_id: str | None, space: str | None, dry_run: bool, **options: Any) -> None:
     """Push a vector, a store, a recipe or a merged model to the Hub.
 
     The files are printed on stderr before any is sent. What dem_hub did not write is never pushed.
     """
+    if (repo_id is None) == (space is None):
+        raise ConfigError("Name either the repository to push to, or a Space: --space me/my-mixer.")
     given = {name: value for name, value in options.items() if value}
     with shown_push(dry_run=dry_run):
-        commit = push_folder(Path(folder), repo_id, **given)
+        if space is not None:
+            commit = _push_space(folder, space, given)
+        else:
+            commit = push_folder(Path(folder), str(repo_id), **given)
         print(printable(commit.pr_url or commit.commit_url))
+
+
+def _push_space(recipe: str, repo_id: str, options: dict[str, Any]) -> "CommitInfo":
+    from dem_hub.mixer.space import push_space
+
+    _check_options(Path(recipe), "recipe", options, {"base_model", "include_vectors"})
+    return push_space(recipe, repo_id, **options)
 
 
 def push_folder(folder: Path, repo_id: str, **options: Any) -> "CommitInfo":

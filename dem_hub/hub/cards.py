@@ -28,6 +28,8 @@ _LINKED = re.compile(rf"(?P<repo_id>{_PART_OF_ID}/{_PART_OF_ID})(@[\w][\w./-]*)?
 
 # Metadata that says what the repository is; ours replaces what is there.
 _OUR_KEYS = ("library_name", "base_model", "base_model_relation", "model-index")
+# What says how a Space is built and started; ours replaces it, too.
+_OUR_SPACE_KEYS = ("sdk", "sdk_version", "python_version", "app_file")
 _PAPER = "[Distribution Edited Model](https://aclanthology.org/2024.emnlp-main.1074/) (Ram et al., EMNLP 2024)"
 
 
@@ -89,7 +91,7 @@ def _merge(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(theirs)
     for key, value in ours.items():
         old = merged.get(key)
-        if key in _OUR_KEYS or old in (None, "", []):
+        if key in (*_OUR_KEYS, *_OUR_SPACE_KEYS) or old in (None, "", []):
             merged[key] = value
         elif isinstance(value, list):
             old_values = old if isinstance(old, list) else [old]

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.files.names import CARD
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # The content of a file: a file on disk, a text, or a file that was uploaded before the commit.
 Content: TypeAlias = "Path | str | CommitOperationAdd"
+
+# What the Hub calls a kind of repository.
+RepoType: TypeAlias = Literal["model", "space"]
 
 # Times that a push begins again on a new head before it gives up. Chosen by hand, not measured.
 _ATTEMPTS = 5
@@ -62,13 +65,15 @@ class Head:
     commit: str | None
     files: Mapping[str, str]
     token: str | bool | None = field(default=None, repr=False)
+    repo_type: RepoType = "model"
 
     def read(self, path: str) -> str | None:
         """Return the text of a small file; `None` if the branch has no such file."""
         if path not in self.files:
             return None
         with _pushing(self.repo_id):
-            call = partial(hub_api().hf_hub_download, self.repo_id, path, revision=self.commit, token=self.token)
+            call = partial(hub_api().hf_hub_download, self.repo_id, path, repo_type=self.repo_type)
+            call = partial(call, revision=self.commit, token=self.token)
             file = Path(bounded(lambda meter: call(tqdm_class=meter), self.repo_id, None))
         verify_downloads(self.repo_id, [file])
         return file.read_text("utf-8")
@@ -87,7 +92,14 @@ class Change:
     merged: frozenset[str] = field(default=frozenset({CARD}))
 
 
-def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, message: str) -> "CommitInfo":
+def push(
+    repo_id: str,
+    compose: Callable[[Head], Change],
+    options: PushOptions,
+    message: str,
+    *,
+    repo_type: RepoType = "model",
+) -> "CommitInfo":
     """Commit the change that `compose` makes of the head of a branch, all files at once.
 
     Args:
@@ -95,6 +107,8 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
         compose (`Callable[[Head], Change]`): Returns the change for a head. It is called again if the branch moves.
         options ([`PushOptions`]): The options of the caller.
         message (`str`): The message of the commit, if the caller gives none.
+        repo_type (`str`, *optional*, defaults to `"model"`): The kind of the repository. A new Space is one of Gradio,
+            on a free machine.
 
     Returns:
         `CommitInfo`: The answer of the Hub's client; `oid` is the commit, and `pr_url` the pull request if one was
@@ -109,8 +123,8 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
     from huggingface_hub.errors import HfHubHTTPError
 
     parent = options.get("parent_commit")
-    repo_id = _make_repository(repo_id, options)
-    head = _read_head(repo_id, options)
+    repo_id = _make_repository(repo_id, options, repo_type)
+    head = _read_head(repo_id, options, repo_type)
     for _ in range(_ATTEMPTS):
         if parent not in (None, head.commit):
             raise PushConflictError(
@@ -125,7 +139,7 @@ def push(repo_id: str, compose: Callable[[Head], Change], options: PushOptions, 
             if error.response.status_code != _HEAD_MOVED:
                 raise
             refusal = error
-            head = _check_moved(head, _read_head(repo_id, options), change)
+            head = _check_moved(head, _read_head(repo_id, options, repo_type), change)
     raise PushConflictError(
         f"'{repo_id}' moved during each of {_ATTEMPTS} attempts to push; it is at {head.commit} now. "
         "Nothing was pushed. Push again when the other pushes are done, or with create_pr=True."
@@ -158,6 +172,7 @@ def upload(head: Head, path: str, file: Path, options: PushOptions) -> "CommitOp
         hub_api().preupload_lfs_files(
             head.repo_id,
             [operation],
+            repo_type=head.repo_type,
             token=head.token,
             revision=options.get("revision"),
             create_pr=options.get("create_pr"),
@@ -177,14 +192,17 @@ def _pushing(repo_id: str) -> AbstractContextManager[None]:
     )
 
 
-def _make_repository(repo_id: str, options: PushOptions) -> str:
+def _make_repository(repo_id: str, options: PushOptions, repo_type: RepoType) -> str:
     """Create the repository and the branch if they do not exist, and return the full id of the repository."""
     token = options.get("token")
     revision = options.get("revision")
+    create = partial(hub_api().create_repo, repo_type=repo_type, private=options.get("private"), token=token)
+    if repo_type == "space":
+        create = partial(create, space_sdk="gradio")
     with _pushing(repo_id):
-        repo_id = hub_api().create_repo(repo_id, private=options.get("private"), token=token, exist_ok=True).repo_id
+        repo_id = create(repo_id, exist_ok=True).repo_id
         if revision is not None and not options.get("create_pr"):
-            hub_api().create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+            hub_api().create_branch(repo_id, branch=revision, repo_type=repo_type, token=token, exist_ok=True)
     return repo_id
 
 
@@ -194,6 +212,7 @@ def _commit(head: Head, change: Change, options: PushOptions, message: str) -> "
         return hub_api().create_commit(
             head.repo_id,
             _operations(change),
+            repo_type=head.repo_type,
             commit_message=options.get("commit_message") or message,
             commit_description=options.get("commit_description"),
             token=head.token,
@@ -216,7 +235,7 @@ def _commit_if_arrived(head: Head, change: Change, options: PushOptions, message
         )
         raise error
     try:
-        now = _read_head(head.repo_id, options)
+        now = _read_head(head.repo_id, options, head.repo_type)
     except (HubError, OSError):
         error.add_note(
             "The commit may have arrived all the same; this could not be looked up. Pushing again does no harm."
@@ -225,11 +244,16 @@ def _commit_if_arrived(head: Head, change: Change, options: PushOptions, message
     if now.commit == head.commit or not all(_has(now, path, content) for path, content in change.files.items()):
         raise error
     return CommitInfo(
-        commit_url=f"{hub_api().endpoint}/{head.repo_id}/commit/{now.commit}",
+        commit_url=f"{hub_api().endpoint}/{_page(head)}/commit/{now.commit}",
         commit_message=options.get("commit_message") or message,
         commit_description=options.get("commit_description") or "",
         oid=str(now.commit),
     )
+
+
+def _page(head: Head) -> str:
+    """Return the path of the repository's page below the Hub's address."""
+    return f"spaces/{head.repo_id}" if head.repo_type == "space" else head.repo_id
 
 
 def _has(head: Head, path: str, content: Content) -> bool:
@@ -239,15 +263,16 @@ def _has(head: Head, path: str, content: Content) -> bool:
     return path in head.files and is_version(content, head.files[path])
 
 
-def _read_head(repo_id: str, options: PushOptions) -> Head:
+def _read_head(repo_id: str, options: PushOptions, repo_type: RepoType) -> Head:
     token = options.get("token")
     with _pushing(repo_id):
-        find = partial(hub_api().model_info, repo_id, revision=options.get("revision"), token=token)
+        find = partial(hub_api().repo_info, repo_id, repo_type=repo_type, token=token)
+        find = partial(find, revision=options.get("revision"))
         info = in_time(lambda: find(files_metadata=True))
     files = {}
     for file in info.siblings or ():
         files[file.rfilename] = str(file.lfs.sha256 if file.lfs else file.blob_id)
-    return Head(repo_id, info.sha, files, token)
+    return Head(repo_id, info.sha, files, token, repo_type)
 
 
 def _check_moved(before: Head, now: Head, change: Change) -> Head:

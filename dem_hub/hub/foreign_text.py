@@ -9,7 +9,8 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 # Characters that a card shows of one text. Chosen by hand, not measured: a choice of `auto` has about 150.
@@ -18,6 +19,11 @@ _LONGEST = 300
 # Text that is the same in Markdown, HTML and a table: no markup, no address, no mention.
 _PLAIN = re.compile(r"[\w .,:;=+%~/()-]*")
 _ADDRESS = re.compile(r"://|www\.", re.IGNORECASE)
+
+# An absolute path in quotes may have spaces in it; elsewhere it ends at one. What follows a colon, a slash or a letter
+# is the rest of an address or of an id.
+_QUOTED_PATH = re.compile(r"(?<=['\"])(?:[A-Za-z]:[/\\]|[/\\~])[^'\"]*(?=['\"])")
+_PATH = re.compile(r"(?<![\w:/\\.~])(?:[A-Za-z]:[/\\]|~?[/\\])[^\s'\",;:()]+")
 
 
 class Markdown(str):
@@ -63,12 +69,38 @@ def printable_data(data: Any) -> Any:
 
     ```
     """
+    return _with_texts(data, lambda text: printable(text, keep="\n\t"))
+
+
+def without_paths(data: Any) -> Any:
+    """Return JSON data, or a text, in which an absolute path is its last part alone: others need not know the rest.
+
+    Example:
+
+    ```python
+    >>> from dem_hub.hub.foreign_text import without_paths
+    >>> without_paths("'/home/ann/my models/maths' is no vector; see https://huggingface.co/me/maths")
+    "'maths' is no vector; see https://huggingface.co/me/maths"
+    >>> without_paths({"/home/ann/maths alone": 2.5})
+    {'maths alone': 2.5}
+
+    ```
+    """
+    return _with_texts(data, lambda text: _PATH.sub(_last_part, _QUOTED_PATH.sub(_last_part, text)))
+
+
+def _last_part(match: re.Match[str]) -> str:
+    return PurePath(match[0].replace("\\", "/")).name
+
+
+def _with_texts(data: Any, change: Callable[[str], str]) -> Any:
+    """Return JSON data with each text and each key changed."""
     if isinstance(data, str):
-        return printable(data, keep="\n\t")
+        return change(data)
     if isinstance(data, Mapping):
-        return {printable_data(key): printable_data(value) for key, value in data.items()}
+        return {_with_texts(key, change): _with_texts(value, change) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [printable_data(value) for value in data]
+        return [_with_texts(value, change) for value in data]
     return data
 
 

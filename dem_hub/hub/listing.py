@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import partial
 
 from dem_hub.hub.client import hub_api
+from dem_hub.hub.commits import RepoType
 from dem_hub.hub.failures import hub_errors
 from dem_hub.hub.remote import in_time
 
@@ -77,10 +78,10 @@ def licenses(repo_ids: Iterable[str], *, token: str | bool | None = None) -> dic
     return stated
 
 
-def is_private(repo_id: str, *, token: str | bool | None = None) -> bool:
+def is_private(repo_id: str, *, repo_type: RepoType = "model", token: str | bool | None = None) -> bool:
     """Check whether a repository is private."""
     with hub_errors(action=f"The repository '{repo_id}' was looked up on the Hub.", remedy="Try again."):
-        return bool(in_time(partial(hub_api().model_info, repo_id, token=token)).private)
+        return bool(in_time(partial(hub_api().repo_info, repo_id, repo_type=repo_type, token=token)).private)
 
 
 def _kind(tags: Iterable[str]) -> str | None:

@@ -26,15 +26,18 @@ class PushStoppedError(Exception):
 class Preview:
     """A push that is about to begin: the repository, and the size of each file in bytes by its path there.
 
-    The card is not among the files. It is written anew from the README that the repository has.
+    The card is not among the files. It is written anew from the README that the repository has. `is_space` says that
+    the repository is a Space, which runs what is pushed.
     """
 
     repo_id: str
     sizes: Mapping[str, int]
+    is_space: bool = False
 
     def __str__(self) -> str:
         total = format_size(sum(self.sizes.values()))
-        lines = [f"{len(self.sizes)} files ({total}) and a card go to '{self.repo_id}':"]
+        place = f"the Space '{self.repo_id}'" if self.is_space else f"'{self.repo_id}'"
+        lines = [f"{len(self.sizes)} files ({total}) and a card go to {place}:"]
         for path, size in sorted(self.sizes.items()):
             lines.append(f"  {printable(path)}  {format_size(size)}")
         return "\n".join(lines)
@@ -55,13 +58,14 @@ def previews(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def announce(repo_id: str, files: Mapping[str, Path | str | int]) -> None:
+def announce(repo_id: str, files: Mapping[str, Path | str | int], *, is_space: bool = False) -> None:
     """Tell who listens what a push will publish, and refuse files that are links out of their folders.
 
     Args:
         repo_id (`str`): The repository.
         files (`Mapping[str, Path | str | int]`): A file, a text, or the size in bytes of a file that is made later,
             by its path in the repository.
+        is_space (`bool`, *optional*, defaults to `False`): The repository is a Space.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If a file is a link that leads out of the folder in which it lies.
@@ -77,4 +81,4 @@ def announce(repo_id: str, files: Mapping[str, Path | str | int]) -> None:
             sizes[path] = content
     listener = _listener.get()
     if listener is not None:
-        listener(Preview(repo_id, sizes))
+        listener(Preview(repo_id, sizes, is_space))

@@ -31,7 +31,7 @@ from dem_hub.files.strict_json import (
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files
-from dem_hub.hub.foreign_text import printable_data
+from dem_hub.hub.foreign_text import printable_data, without_paths
 from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import Coefficient
@@ -158,9 +158,10 @@ class DEMConfig:
         """Return the text of the recipe's file; see [`DEMConfig.to_dict`].
 
         Texts in `search` may be those of a stranger whose recipe is passed on, so they go without control characters.
+        They go without paths of this machine, too: older recipes name baselines by the folders of their vectors.
         """
         data = self.to_dict(folder)
-        return dump_json({**data, "search": printable_data(data["search"])}, foreign=True)
+        return dump_json({**data, "search": without_paths(printable_data(data["search"]))}, foreign=True)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str, home: "Path | VectorSource | None" = None) -> "DEMConfig":

@@ -34,11 +34,21 @@ VECTORS = "vectors"
 
 
 @dataclass(frozen=True)
-class _PublicVectors:
-    """The records of a recipe's vectors as others can follow them, and the files of vectors that come along."""
+class PublicRecipe:
+    """A recipe as others can follow it: it names repositories alone, and vectors that come along with it.
 
-    records: tuple[VectorRecord, ...]
-    files: Mapping[str, Path | str]
+    `vector_files` are the files of those vectors, by their paths beside the recipe, and `licenses` has the license of
+    each repository that states one.
+    """
+
+    recipe: "DEMConfig"
+    vector_files: Mapping[str, Path | str]
+    licenses: Mapping[str, str]
+
+    def files(self, beside: Mapping[str, Path]) -> dict[str, Path | str]:
+        """Return all files of the recipe: its own, those of its vectors, and the base's, which are `beside`."""
+        texts = {**self.recipe.tokenizer_texts(beside), RECIPE_CONFIG: self.recipe.to_json()}
+        return {**self.vector_files, **beside, **texts}
 
 
 def push_recipe(
@@ -46,24 +56,41 @@ def push_recipe(
 ) -> "CommitInfo":
     """Push a recipe; see [`DEMConfig.push_to_hub`]."""
     token = options.get("token")
-    base = public_base(recipe.base, base_model, "recipe", token=token)
-    base_id = str(base.repo_id)
-    vectors = _public_vectors(recipe.vectors, base_id, include=include_vectors, token=token)
-    public = replace(recipe, base=base, vectors=vectors.records)
-    stated_licenses = licenses(repositories(public), token=token)
-    below = public_below(public, token=token)
+    public = public_recipe(recipe, include_vectors=include_vectors, base_model=base_model, token=token)
+    below = public_below(public.recipe, token=token)
     with scratch_folder() as folder, recipe.base_files(HubOptions(token)) as beside:
         _draw(recipe.search, folder)
         drawn = {path.name: path for path in folder.iterdir()}
-        files = {**vectors.files, **beside, **public.tokenizer_texts(beside), **drawn}
-        announce(repo_id, {**files, RECIPE_CONFIG: public.to_json()})
+        files = {**public.files(beside), **drawn}
+        announce(repo_id, files)
 
         def compose(head: Head) -> Change:
-            card = recipe_card(head.repo_id, public, stated_licenses, below=below)
-            written = {**files, RECIPE_CONFIG: public.to_json(), CARD: render(card, head.read(CARD))}
+            card = recipe_card(head.repo_id, public.recipe, public.licenses, below=below)
+            written = {**files, CARD: render(card, head.read(CARD))}
             return Change(written, merged=frozenset({CARD, PERPLEXITY_PLOT}))
 
         return push(repo_id, compose, options, "Push the recipe")
+
+
+def public_recipe(
+    recipe: "DEMConfig", *, include_vectors: bool, base_model: str | None, token: str | bool | None
+) -> PublicRecipe:
+    """Return a recipe as others can follow it. Nothing is written.
+
+    Args:
+        recipe ([`DEMConfig`]): The recipe.
+        include_vectors (`bool`): Whether vectors that are folders of this machine come along.
+        base_model (`str`, *optional*): Hub id of the base, if the base is a folder of this machine.
+        token (`str` or `bool`, *optional*): Token to look repositories up with.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If the recipe refers to folders of this machine; see
+            [`DEMConfig.push_to_hub`].
+    """
+    base = public_base(recipe.base, base_model, "recipe", token=token)
+    records, files = _public_vectors(recipe.vectors, str(base.repo_id), include=include_vectors, token=token)
+    public = replace(recipe, base=base, vectors=records)
+    return PublicRecipe(public, files, licenses(repositories(public), token=token))
 
 
 def public_below(recipe: "DEMConfig", *, token: str | bool | None) -> list["DEMConfig"]:
@@ -85,7 +112,7 @@ def public_below(recipe: "DEMConfig", *, token: str | bool | None) -> list["DEMC
 
 def _public_vectors(
     vectors: Sequence[VectorRecord], base: str, *, include: bool, token: str | bool | None
-) -> _PublicVectors:
+) -> tuple[tuple[VectorRecord, ...], dict[str, Path | str]]:
     """Return the public records of the vectors, and the files of those that come along if `include` is set.
 
     Raises:
@@ -112,7 +139,7 @@ def _public_vectors(
         for name, content in vector.files.items():
             files[f"{subfolder}/{name}"] = content
         records.append(replace(record, repo_id=HERE, commit=None, subfolder=subfolder, sha256=vector.sha256))
-    return _PublicVectors(tuple(records), files)
+    return tuple(records), files
 
 
 def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:

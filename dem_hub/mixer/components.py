@@ -14,17 +14,26 @@ COMPLETION = "completion"
 PRIVATE = "private"
 INCLUDE = "with the vectors that are on this machine only"
 
+_INTRODUCTION = (
+    "A mixture is the base, plus each vector times its coefficient. Move the sliders, and read what to expect of the "
+    "mixture; then merge it, and ask it something."
+)
+
 CSS = """
 .losses { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .losses th, .losses td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
 .losses th:first-child { text-align: left; }
+#table { overflow-x: auto; }
+@media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 12px; } }
 .losses tbody tr:last-child { font-weight: 600; }
 .losses .lower { color: #0b7285; }
 .losses .higher { color: #c2410c; }
 .losses .unsure { color: #c2410c; }
 .dark .losses .lower { color: #66d9e8; }
 .dark .losses .higher, .dark .losses .unsure { color: #fdba74; }
-.landscape { max-width: 420px; width: 100%; margin: 0 auto; display: block; font-size: 12px; }
+.legend { font-size: 13px; color: var(--body-text-color-subdued); margin: 4px 0; }
+figure.landscape { max-width: 420px; margin: 0 auto; }
+svg.landscape { width: 100%; display: block; font-size: 12px; }
 .landscape text { fill: var(--body-text-color); }
 .landscape .trial { fill: #ffffff; stroke: #000000; }
 .landscape .found { fill: #ffffff; stroke: #000000; stroke-width: 2; }
@@ -44,7 +53,7 @@ class Components:
     def __init__(self, gradio: Any, mixer: Mixer, *, is_owner: bool) -> None:
         self.gradio = gradio
         self.mixer = mixer
-        gradio.HTML(f"<h2>Vectors on {html.escape(mixer.title)}</h2>")
+        gradio.HTML(f"<h2>Vectors on {html.escape(mixer.title)}</h2><p>{_INTRODUCTION}</p>")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=340):
                 self._make_sliders()
@@ -67,7 +76,8 @@ class Components:
     def _make_sliders(self) -> None:
         gradio = self.gradio
         labels = [preset.label for preset in self.mixer.presets()]
-        self.preset = gradio.Dropdown(labels, label="Preset", info="Coefficients with a name.", elem_id="preset")
+        info = "Coefficients with a name. Empty where the sliders stand elsewhere."
+        self.preset = gradio.Dropdown(labels, label="Preset", info=info, elem_id="preset")
         lowest, highest = slider_range(self.mixer)
         self.sliders = []
         for number in range(len(self.mixer.names) + _SPARE):
@@ -89,6 +99,17 @@ class Components:
         with gradio.Accordion("Add a vector", open=False):
             self.added = gradio.Textbox(label="Id on the Hub", placeholder="me/maths-vector", elem_id="added")
             self.add = gradio.Button("Add", elem_id="add")
+        with gradio.Accordion("Compare with another model", open=False):
+            self.wanted = gradio.Textbox(
+                label="Id of a recipe or a model on the Hub, or name of a recipe saved here",
+                placeholder="other/their-dem",
+                elem_id="wanted",
+            )
+            self.look_up = gradio.Button("See what it takes", elem_id="look-up")
+            self.size = gradio.Markdown(elem_id="size")
+            self.load = gradio.Button("Load it", visible=False, elem_id="load")
+            # What the button loads: that whose size was said, whatever is typed meanwhile.
+            self.looked_up = gradio.State("")
         with gradio.Accordion("Save or push the recipe", open=False):
             self.name = gradio.Textbox(label="Name", placeholder="my-mixture", elem_id="name")
             self.save = gradio.Button("Save", elem_id="save")
@@ -113,7 +134,7 @@ class Components:
         kinds = [CHAT, COMPLETION] if self.mixer.has_template else [COMPLETION]
         with gradio.Row():
             labels = [preset.label for preset in self.mixer.presets()]
-            self.other = gradio.Dropdown(labels, label="Compared with", elem_id="other")
+            self.other = gradio.Dropdown(labels, value=labels[-1], label="Compared with", elem_id="other")
             self.kind = gradio.Radio(kinds, value=kinds[0], label="How your text is read", elem_id="kind")
             self.max_tokens = gradio.Slider(1, 512, value=64, step=1, buttons=[], label="Tokens of an answer, at most")
             self.temperature = gradio.Slider(0, 2, value=0, step=0.1, buttons=[], label="Temperature (0: likeliest)")

@@ -8,7 +8,7 @@ import html
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from inspect import isgeneratorfunction
 from time import monotonic
 from typing import Any
@@ -21,7 +21,7 @@ from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.mixer.components import CHAT, INCLUDE, PRIVATE, Components
 from dem_hub.mixer.generation import Message, Prompt
 from dem_hub.mixer.naming import public_text
-from dem_hub.mixer.view import Tab, mixture_at, text_of, view_of
+from dem_hub.mixer.view import DIGITS, Tab, mixture_at, text_of, view_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,12 @@ class Handlers:
             self._on(
                 parts.add.click, self.add, [parts.added, *parts.tab], [parts.status, *everything], "add", is_slow=True
             )
+            found = [parts.size, parts.load, parts.looked_up]
+            self._on(parts.look_up.click, self.find_other, [parts.wanted], found, "find_other")
+            loaded = [parts.status, parts.load, parts.other]
+            self._on(
+                parts.load.click, self.load_other, [parts.looked_up, *parts.tab], loaded, "load_other", is_slow=True
+            )
             self._on(parts.save.click, self.save, [parts.name, *parts.tab], [parts.status], "save")
             pushed = [parts.repository, parts.options, *parts.tab]
             self._on(parts.push.click, self.push, pushed, [parts.status], "push", is_slow=True)
@@ -67,7 +73,8 @@ class Handlers:
         """Fill a new tab: all vectors, where the first preset has them."""
         mixer = self.mixer
         count = 0 if mixer.prediction is None else len(mixer.prediction.names)
-        return self._everything(mixer.presets()[0].coefficients, Tab((), axes=(0, 1) if count > 1 else None))
+        tab = Tab((), axes=(0, 1) if count > 1 else None)
+        return self._everything(mixer.presets()[0].coefficients, tab)
 
     def look(self, *tab: Any) -> list[Any]:
         """Show what is known of where the sliders stand."""
@@ -112,24 +119,38 @@ class Handlers:
         """Yield what both panes show, first while one model answers and then the other."""
         if not text:
             raise ConfigError("There is nothing to answer. Write something first.")
-        read = Tab.read(self.mixer, *tab)
-        asked = [self._preset(other, read.aside), mixture_at(self.mixer, read).coefficients]
+        mixer = self.mixer
+        read = Tab.read(mixer, *tab)
+        asked = [self._answers_of(other, read.aside), partial(mixer.answer, mixture_at(mixer, read).coefficients)]
         said: _Conversations = ([], [])
         for before, now in zip(conversations, said, strict=True):
             if kind == CHAT:
                 now += before
             now.append({"role": "user", "content": text})
-        for coefficients, messages in zip(asked, said, strict=True):
+        for answers, messages in zip(asked, said, strict=True):
             prompt = Prompt(tuple(messages), kind == CHAT, int(max_tokens), temperature)
             messages.append({"role": "assistant", "content": "..."})
             yield *said, said, ""
-            for answer in self.mixer.answer(coefficients, prompt):
+            for answer in answers(prompt):
                 messages[-1] = {"role": "assistant", "content": answer}
                 yield *said, said, ""
 
     def clear(self) -> tuple[Any, ...]:
         """Forget both conversations."""
         return [], [], ([], []), ""
+
+    def find_other(self, text: str) -> tuple[Any, ...]:
+        """Say what a model to compare with takes."""
+        found = self.mixer.find_other(text.strip())
+        return f"{markdown(found.label)} takes {found.cost}.", self.gradio.update(visible=True), text.strip()
+
+    def load_other(self, text: str, *tab: Any) -> tuple[Any, ...]:
+        """Load the model whose size was said, and compare with it."""
+        started = monotonic()
+        self.mixer.load_other(self.mixer.find_other(text))
+        labels = self._compared(Tab.read(self.mixer, *tab).aside)
+        done = f"Loaded {markdown(labels[-1])} in {monotonic() - started:.1f} s. Ask both."
+        return done, self.gradio.update(visible=False), self.gradio.update(choices=labels, value=labels[-1])
 
     def add(self, text: str, *tab: Any) -> list[Any]:
         """Take in a vector of the Hub, at 0."""
@@ -221,6 +242,20 @@ class Handlers:
                 return preset.coefficients
         raise ConfigError(f"There is no preset '{label}' without the vectors that are put aside. Choose another.")
 
+    def _answers_of(self, label: str, aside: Sequence[int]) -> Callable[[Prompt], Iterator[str]]:
+        """Return who answers under a label of "Compared with": the second model, or a preset of this one."""
+        other = self.mixer.other
+        if other is not None and label == _model(other.label):
+            return other.answer
+        return partial(self.mixer.answer, self._preset(label, aside))
+
+    def _compared(self, aside: Sequence[int]) -> list[str]:
+        """Return what mixtures can be compared with; a second model comes last."""
+        labels = [preset.label for preset in self.mixer.presets(aside)]
+        if self.mixer.other is not None:
+            labels.append(_model(self.mixer.other.label))
+        return labels
+
     def _everything(self, coefficients: Sequence[Coefficient], tab: Tab) -> list[Any]:
         """Return all components of a tab whose sliders are moved to these coefficients."""
         update = self.gradio.update
@@ -230,16 +265,16 @@ class Handlers:
         sliders = []
         for number in range(len(self.parts.sliders)):
             if number in kept:
-                sliders.append(update(visible=True, label=names[number], value=levels[number]))
+                # A slider shows as many digits as its step has. It stands for the exact coefficient: see `mixture_at`.
+                sliders.append(update(visible=True, label=names[number], value=round(levels[number], DIGITS)))
             else:
                 sliders.append(update(visible=False))
         choices = list(zip(names, range(len(names)), strict=True))
-        labels = [preset.label for preset in self.mixer.presets(tab.aside)]
         moved = Tab(levels, tab.aside, tab.axes)
         return [
             *sliders,
             update(choices=choices, value=kept),
-            update(choices=labels, value=labels[-1]),
+            update(choices=self._compared(tab.aside)),
             *self._view(moved),
         ]
 
@@ -247,3 +282,8 @@ class Handlers:
         view = view_of(self.mixer, tab)
         labels = [preset.label for preset in self.mixer.presets(tab.aside)]
         return [self.gradio.update(choices=labels, value=view.label), view.table, view.note, view.landscape]
+
+
+def _model(label: str) -> str:
+    """Return what the page calls the second model. A preset may have the same name without these words."""
+    return f"the model {label}"

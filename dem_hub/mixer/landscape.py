@@ -26,13 +26,15 @@ _MARGIN = 52
 _RIGHT = 14
 _TOP = 30
 
+_LEGEND = "Red: your sliders. Large circle: what the search found. Small circles: its other trials."
+
 Range = tuple[float, float]
 
 
 def draw_landscape(
     prediction: Prediction, point: Sequence[float], axes: tuple[int, int], labels: tuple[str, str], span: Range
 ) -> str:
-    """Return the picture as SVG.
+    """Return the picture as SVG, in a figure with a legend.
 
     Args:
         prediction ([`Prediction`]): What the search knows.
@@ -56,7 +58,8 @@ def draw_landscape(
     title = f"expected loss ({escape(kind)}): {lowest:.3f} (dark) to {highest:.3f} (light)"
     parts.append(_text(_MARGIN, 18, title, "start"))
     size = f"0 0 {_MARGIN + _SIDE + _RIGHT} {_TOP + _SIDE + _MARGIN}"
-    return f'<svg class="landscape" viewBox="{size}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
+    picture = f'<svg class="landscape" viewBox="{size}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
+    return f'<figure class="landscape">{picture}<figcaption class="legend">{_LEGEND}</figcaption></figure>'
 
 
 def _bands(values: torch.Tensor, lowest: float, highest: float) -> str:

@@ -19,6 +19,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.files.names import RECIPE_CONFIG
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.opening import open_base_and_vectors
@@ -26,6 +27,7 @@ from dem_hub.merging.records import VectorRecord
 from dem_hub.merging.short_names import short_names
 from dem_hub.mixer.generation import Prompt, answer
 from dem_hub.mixer.naming import check_recipe_name, parse_hub_id
+from dem_hub.mixer.other_model import FoundModel, OtherModel
 from dem_hub.mixer.prediction import Prediction
 from dem_hub.mixer.presets import Preset, presets
 from dem_hub.search.points import Point
@@ -45,6 +47,7 @@ class Opening:
         data (`Mapping[str, list[Window]]`): Windows to measure on, by distribution; there may be none.
         batch_size (`int`): Windows in a forward pass.
         output (`Path`): The folder in which recipes are saved, each in a folder of its own.
+        device_map (`str`, *optional*): Where models are loaded, as in transformers.
     """
 
     recipe: DEMConfig
@@ -52,6 +55,7 @@ class Opening:
     data: Mapping[str, Sequence[Any]]
     output: Path
     batch_size: int = BATCH_SIZE
+    device_map: str | None = None
 
 
 class Mixer:
@@ -72,10 +76,14 @@ class Mixer:
         self.tokenizer = tokenizer
         self.opening = opening
         self.prediction = Prediction.of(opening.result)
+        # A second model to compare with, if somebody has asked for one.
+        self.other: OtherModel | None = None
+        self._loading = threading.Lock()  # one at a time, for the sake of memory
         # The model's own list of names waits while weights change, and a slider must not.
         self._names = tuple(model.dem.coefficients)
         self._merged: dict[str, Coefficient] | None = model.dem.coefficients
         self._measured: dict[str, dict[str, float]] = {}
+        self._presets: dict[tuple[tuple[str, ...], frozenset[int]], list[Preset]] = {}
         # One request at a time has the model. The lock of `set_coefficients` covers a merge alone, and this one also
         # what is done with the weights afterwards.
         self._lock = threading.Lock()
@@ -101,8 +109,15 @@ class Mixer:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def presets(self, aside: Collection[int] = ()) -> list[Preset]:
-        """Return the coefficients that have a name, without the vectors that a visitor has put aside."""
-        return presets(self.names, self.opening.recipe.coefficients, self.prediction, self._named(aside))
+        """Return the coefficients that have a name, without the vectors that a visitor has put aside.
+
+        They are worked out once for the same vectors: the best for the worst takes 60 ms, and a slider asks at each move.
+        """
+        key = (self._names, frozenset(aside))
+        if key not in self._presets:
+            recipe = self.opening.recipe.coefficients
+            self._presets[key] = presets(self.names, recipe, self.prediction, self._named(aside))
+        return self._presets[key]
 
     def merge(self, coefficients: Sequence[Coefficient]) -> None:
         """Merge in place."""
@@ -134,6 +149,30 @@ class Mixer:
     def answer(self, coefficients: Sequence[Coefficient], prompt: Prompt) -> Iterator[str]:
         """Yield the text of an answer of these coefficients so far, each time there is more of it."""
         return answer(self.model, self.tokenizer, prompt, partial(self._holding, coefficients))
+
+    def find_other(self, text: str) -> FoundModel:
+        """Find a model to compare with, and return what it takes. Nothing is loaded.
+
+        Args:
+            text (`str`): The Hub id of a recipe or of a model, or the name of a recipe that was saved here.
+
+        Raises:
+            [`~dem_hub.errors.DemHubError`]: If this is no model that can be loaded.
+        """
+        if "/" in text:
+            return FoundModel.of(parse_hub_id(text))
+        folder = self.opening.output / check_recipe_name(text)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"There is no saved recipe '{folder.name}'. Name one, or a model of the Hub: NAMESPACE/NAME."
+            )
+        return FoundModel.of(VectorSource(str(folder)))
+
+    def load_other(self, found: FoundModel) -> None:
+        """Load a model to compare with, in the place of an earlier one."""
+        with self._loading:
+            self.other = None  # its memory is free before the next one is loaded
+            self.other = found.load(self.opening.device_map)
 
     def add(self, text: str) -> int:
         """Take in a vector of the Hub, at coefficient 0, and return its number.

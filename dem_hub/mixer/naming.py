@@ -5,19 +5,13 @@ name, and never a path.
 """
 
 import re
-from pathlib import PurePath
 
 from dem_hub.errors import ConfigError
-from dem_hub.hub.foreign_text import printable
+from dem_hub.hub.foreign_text import printable, without_paths
 from dem_hub.hub.references import REPO_ID, HubId, VectorSource
 
 # Tokens of the Hub, and of organisations on it.
 _TOKEN = re.compile(r"\b(hf|api_org)_\w+")
-
-# An absolute path in quotes may have spaces in it; elsewhere it ends at one. What follows a colon, a slash or a letter
-# is the rest of an address or of an id.
-_QUOTED_PATH = re.compile(r"(?<=['\"])(?:[A-Za-z]:[/\\]|[/\\~])[^'\"]*(?=['\"])")
-_PATH = re.compile(r"(?<![\w:/\\.~])(?:[A-Za-z]:[/\\]|~?[/\\])[^\s'\",;:()]+")
 
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
@@ -36,9 +30,7 @@ def public_text(text: object) -> str:
 
     ```
     """
-    shown = _TOKEN.sub(r"\1_...", printable(text, keep="\n"))
-    for pattern in (_QUOTED_PATH, _PATH):
-        shown = pattern.sub(_last_part, shown)
+    shown: str = without_paths(_TOKEN.sub(r"\1_...", printable(text, keep="\n")))
     return shown
 
 
@@ -69,7 +61,3 @@ def check_recipe_name(text: str) -> str:
             f"{_LONGEST_NAME} of them."
         )
     return name
-
-
-def _last_part(match: re.Match[str]) -> str:
-    return PurePath(match[0].replace("\\", "/")).name

@@ -71,4 +71,4 @@ def open_mixer(
     # A loaded model's recipe names the dtype that it was loaded in. What is saved names that of the recipe.
     own_dtype = None if vectors is not None else DEMConfig.from_pretrained(source).dtype
     recipe = replace(model.dem.config, dtype=own_dtype)
-    return Mixer(model, tokenizer, Opening(recipe, result, data, output, measuring.batch_size))
+    return Mixer(model, tokenizer, Opening(recipe, result, data, output, measuring.batch_size, device_map))

@@ -42,16 +42,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def launch(mixer: Mixer, host: str, port: int | None = None) -> Any:
+def launch(mixer: Mixer, host: str | None, port: int | None = None) -> Any:
     """Open the page, and return Gradio's `Blocks`, which serves it in threads until its `close`.
 
     Args:
         mixer ([`Mixer`]): The mixer.
-        host (`str`): The address to listen on. Beyond loopback, the page cannot add, save or push.
+        host (`str`, *optional*): The address to listen on. Beyond loopback, the page cannot add, save or push. `None` is
+            for a page that a machine of the Hub serves to strangers: Gradio's own variables of the environment say
+            where, and the page is as beyond loopback.
         port (`int`, *optional*): The port; by default the first that is free from 7860.
     """
     gradio = require_gradio()
-    is_owner = is_loopback(host)
+    is_owner = host is not None and is_loopback(host)
     with gradio.Blocks(title=f"The mixer: {mixer.title}", analytics_enabled=False) as page:
         components = Components(gradio, mixer, is_owner=is_owner)
         Handlers(components).connect(page, is_owner=is_owner)

@@ -5,6 +5,7 @@ allow mean the preset itself: so what was found is measured and saved as it was 
 for groups of tensors stays one until a slider is moved.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.mixer.landscape import draw_landscape
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.prediction import Expected
-from dem_hub.mixer.tables import UNSURE, LossRow, loss_rows, loss_table
+from dem_hub.mixer.tables import UNSURE, Losses, LossRow, loss_rows, loss_table
 
-STEP = 0.001  # of a slider: finer than any loss shows
+DIGITS = 3  # of a slider: finer than any loss shows
+STEP = 10**-DIGITS
+_SAME = 1e-6  # of a step: numbers that differ by less differ by float64's rounding
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def slider_range(mixer: Mixer) -> tuple[float, float]:
     bounds = [BOUNDS] if mixer.opening.result is None else list(mixer.opening.result.bounds)
     levels = [value for preset in mixer.presets() for value in preset.levels]
     ends = [end for pair in bounds for end in pair]
-    return min(0.0, *ends, *levels), max(1.0, *ends, *levels)
+    # Whole steps, so that a coefficient with as many digits as a slider shows is within them.
+    lowest = math.floor(min(0.0, *ends, *levels) / STEP + _SAME) * STEP
+    highest = math.ceil(max(1.0, *ends, *levels) / STEP - _SAME) * STEP
+    return round(lowest, DIGITS), round(highest, DIGITS)
 
 
 def mixture_at(mixer: Mixer, tab: Tab) -> Mixture:
@@ -77,7 +83,7 @@ def mixture_at(mixer: Mixer, tab: Tab) -> Mixture:
     numbers = tuple(0.0 if number in tab.aside else float(value) for number, value in enumerate(tab.values))
     for preset in mixer.presets(tab.aside):
         distances = [abs(a - b) for a, b in zip(numbers, preset.levels, strict=True)]
-        if max(distances) <= STEP / 2:
+        if max(distances) <= STEP * (0.5 + _SAME):
             return Mixture(preset.coefficients, preset.label)
     return Mixture(numbers, None)
 
@@ -108,18 +114,19 @@ def view_of(mixer: Mixer, tab: Tab) -> View:
 
 def _rows(mixer: Mixer, mixture: Mixture) -> list[LossRow]:
     """Return the rows of the table: a distribution in each, and the search's objective in the last one."""
-    base = mixer.measured(mixer.base)
+    measured_base = mixer.measured(mixer.base)
     measured = mixer.measured(mixture.coefficients)
     point = mixer.point(mixture.coefficients)
     prediction = mixer.prediction
     if prediction is None or point is None:
-        return loss_rows(base, {}, measured)
-    bases = {**prediction.base_losses, **base}
-    rows = loss_rows(bases, prediction.losses(point), measured)
+        return loss_rows(Losses(measured_base=measured_base, measured=measured))
+    base = prediction.base_losses
+    rows = loss_rows(Losses(base, prediction.losses(point), measured_base, measured))
     last = LossRow(
         prediction.result.objective.kind,
-        prediction.objective(bases),
+        prediction.objective(base),
         prediction.value(point),
+        prediction.objective(measured_base),
         prediction.objective(measured),
     )
     return [*rows, last]
@@ -136,6 +143,11 @@ def _notes(mixer: Mixer, mixture: Mixture, rows: Sequence[LossRow]) -> list[str]
         notes.append("Nothing is expected of this mixture: the search did not have all of it.")
     elif _is_unsure(rows[-1].expected):
         notes.append("This is far from what the search found, so that the expected losses are rough.")
+    if any(row.is_of_other_data for row in rows):
+        notes.append(
+            "The base measures otherwise than in the search: the data of --data, or the dtype, are not those of the "
+            "search. Compare how much is gained over the base (▼), not the losses themselves."
+        )
     if not mixer.opening.data:
         notes.append("There is no data to measure on: start the mixer with --data NAME=FILE.")
     return notes

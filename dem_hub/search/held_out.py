@@ -144,6 +144,11 @@ def needed_errors(rivals: int, units: int) -> float:
     return student_quantile(LEVEL / max(rivals, 1), units - 1)
 
 
+def alone(name: str) -> str:
+    """Return the label of a vector with coefficient 1 and no other."""
+    return f"{name} alone"
+
+
 def baseline_points(names: Sequence[str], common: Point | None, before: Point | None = None) -> dict[str, Point]:
     """Return the points that a user would try without a search, by label.
 
@@ -159,7 +164,7 @@ def baseline_points(names: Sequence[str], common: Point | None, before: Point | 
     count = len(names)
     points = {BASE: all_at(0.0, count)}
     for name, point in zip(names, each_alone(count), strict=True):
-        points[f"{name} alone"] = point
+        points[alone(name)] = point
     points[UNIFORM] = all_at(1 / count, count)
     if common is not None:
         points[COMMON] = common

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dem_hub.merging.short_names import short_names
+from dem_hub.search.held_out import alone
 from dem_hub.search.result import SearchResult
 
 
@@ -40,12 +42,19 @@ def provenance(result: SearchResult, seed: int) -> dict[str, Any]:
     if result.base_losses is not None:
         data["base_losses"] = result.base_losses
     if result.acceptance is not None:
+        shown = _short_labels(result)
         data["held_out"] = {
-            "chosen": result.acceptance.chosen,
+            "chosen": shown.get(result.acceptance.chosen, result.acceptance.chosen),
             "loss": result.held_out_loss,
-            "baselines": result.baselines,
+            "baselines": {shown.get(label, label): value for label, value in result.baselines.items()},
         }
     return without_non_finite(data)
+
+
+def _short_labels(result: SearchResult) -> dict[str, str]:
+    """Return the label that a recipe has of each vector alone: without its folder, which others need not know."""
+    names = list(result.plain.coefficients)
+    return {alone(name): alone(short) for name, short in zip(names, short_names(names), strict=True)}
 
 
 def without_non_finite(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ OPTIONS = {
         "--columns",
         "--max-length",
         "--batch-size",
+        "--compare",
         "--dtype",
         "--device-map",
         "--verify",
@@ -176,6 +177,7 @@ OPTIONS = {
     "push": [
         "folder",
         "repo_id",
+        "--space",
         "--base-model",
         "--subfolder",
         "--include-vectors",

@@ -13,6 +13,7 @@ import yaml
 FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
+SDKS = ("gradio", "docker", "static")
 DOCS = "https://huggingface.co/docs/hub/model-cards#model-card-metadata"
 
 
@@ -31,7 +32,7 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def problems(text: str) -> tuple[list[str], list[str]]:
+def problems(text: str, kind: str = "model") -> tuple[list[str], list[str]]:
     """Return the faults that the Hub refuses in a README, and those that it only warns about."""
     block = FRONT.match(text)
     if not block or not block[1].strip():
@@ -46,8 +47,22 @@ def problems(text: str) -> tuple[list[str], list[str]]:
         *_wrong_names(card),
         *_wrong_ids(card, "base_model", "model"),
         *_wrong_ids(card, "datasets", "dataset"),
+        *_wrong_ids(card, "models", "model"),
         *_wrong_results(card),
+        *(_wrong_space(card) if kind == "space" else []),
     ], []
+
+
+def _wrong_space(card: Mapping[str, Any]) -> list[str]:
+    """Return the faults of what says how a Space is built."""
+    errors = []
+    if card.get("sdk") not in SDKS:
+        errors.append(f'"sdk" must be one of [{", ".join(SDKS)}]')
+    versions = ("sdk_version", "python_version")
+    errors += [f'"{key}" must be a string' for key in versions if not isinstance(card.get(key, ""), str)]
+    if not re.fullmatch(r"cpu-[a-z]+|zero-a10g|[a-z0-9]+x?\d*", str(card.get("suggested_hardware", "cpu-basic"))):
+        errors.append(f'"suggested_hardware" must be a machine of the Hub, not {card["suggested_hardware"]!r}')
+    return errors
 
 
 def _wrong_names(card: Mapping[str, Any]) -> list[str]:

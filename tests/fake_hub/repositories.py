@@ -49,6 +49,8 @@ def create(store: Store, request: Request) -> Response:
     namespace = repo_id.split("/")[0]
     if not owns(user, namespace):
         raise Refusal(403, f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"')
+    if kind == "spaces" and asked.get("sdk") not in cards.SDKS:
+        raise Refusal(400, '"sdk" is required to create a Space')
     if (kind, repo_id) in store.repos:
         return json_response({"error": f"You already created this {kind[:-1]} repo", **url}, 409)
     store.create(kind, repo_id, user.name, private=asked.get("visibility") == "private")
@@ -107,7 +109,8 @@ def auth_check_write(store: Store, request: Request) -> Response:
 
 @route("POST", "/api/validate-yaml")
 def validate(store: Store, request: Request) -> Response:
-    errors, warnings = cards.problems(request.json()["content"])
+    asked = request.json()
+    errors, warnings = cards.problems(asked["content"], asked.get("repoType") or "model")
     found = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
     return json_response(found, 400 if errors else 200)
 

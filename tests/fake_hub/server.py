@@ -87,11 +87,11 @@ class Hub:
         """
         self.store.cas = folder
 
-    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
-        """Return the files of a model's repository as the server has them, without the Hub's own `.gitattributes`.
+    def files(self, repo_id: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
+        """Return the files of a repository as the server has them, without the Hub's own `.gitattributes`.
         (Not for Xet, whose bytes are not on the server.)
         """
-        commit = self.store.repos["models", repo_id].commit(revision)
+        commit = self.store.repos[kind, repo_id].commit(revision)
         return {
             path: self.store.contents[blob.sha256] for path, blob in commit.files.items() if path != ".gitattributes"
         }

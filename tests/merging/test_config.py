@@ -192,6 +192,16 @@ def test_paths_are_written_relative_and_move_together(tmp_path: Path) -> None:
     assert (moved.base.repo_id, moved.vectors[0].repo_id) == (str(there / "base"), str(there / "vectors/maths"))
 
 
+def test_what_is_told_of_a_search_has_no_paths() -> None:
+    """Recipes of earlier versions called a baseline by the folder of its vector."""
+    search = {"held_out": {"baselines": {"/home/ann/maths alone": 2.0, "1/N": 1.5}}, "method": "grid"}
+    recipe = DEMConfig(BaseRecord("org/base"), (VectorRecord("me/maths", 0.5),), search=search)
+    assert json.loads(recipe.to_json())["search"] == {
+        "held_out": {"baselines": {"maths alone": 2.0, "1/N": 1.5}},
+        "method": "grid",
+    }
+
+
 def test_saved_recipe_is_a_recipe(tmp_path: Path) -> None:
     assert not is_recipe(tmp_path)
     (tmp_path / "base").mkdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dem_hub import DEMConfig, DEMModel, SearchResult
 from dem_hub.errors import ConfigError, DemHubError
@@ -160,6 +160,44 @@ def test_a_recipe_is_pushed(published: Published, hub, tmp_path: Path) -> None:
     assert list(DEMConfig.from_pretrained("ann/mixed").coefficients.values()) == [0.75]
     with pytest.raises(ConfigError, match="more than the id"):
         mixer.push("ann/mixed@v1", (0.75,))
+
+
+@pytest.mark.parametrize("text", ["ann/dem", "org/base", "saved"])
+def test_a_model_to_compare_with(published: Published, hub, tmp_path: Path, text: str) -> None:
+    """What it takes is said from headers alone, and it answers as it does when it is loaded by itself."""
+    mixer = open_mixer("ann/dem", output=tmp_path, dtype="float32")
+    mixer.save("saved", (0.75,))
+    hub.forget_requests()
+    found = mixer.find_other(text)
+    fetched = [seen for seen in hub.requests("GET", r"/resolve/.*safetensors") if "range" not in seen.headers]
+    assert not fetched
+    assert mixer.other is None
+    mixer.load_other(found)
+    assert mixer.other is not None
+    name = str(tmp_path / text) if text == "saved" else text
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    assert found.weights == sum(each.nbytes for each in model.parameters())
+    ids = mixer.tokenizer("w1 w2 w3", return_tensors="pt")["input_ids"]
+    whole = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=mixer.tokenizer.eos_token_id)
+    expected = mixer.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    assert last(mixer.other.answer(prompt("w1 w2 w3", max_tokens=5))).split() == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ann/maths", "is a vector, and no model. Add it"),
+        ("ann/nothing", "ann/nothing"),
+        ("/etc/passwd", "is no id of the Hub"),
+        ("absent", "no saved recipe 'absent'"),
+        ("..", "is no name"),
+    ],
+)
+def test_what_cannot_be_compared_with(published: Published, hub, tmp_path: Path, text: str, message: str) -> None:
+    mixer = open_mixer("ann/dem", output=tmp_path, dtype="float32")
+    with pytest.raises((DemHubError, OSError), match=message):
+        mixer.find_other(text)
+    assert mixer.other is None
 
 
 def test_a_base_with_vectors(counters: Counters, tmp_path: Path) -> None:

@@ -14,12 +14,16 @@ import pytest
 
 from dem_hub import DEMConfig, SearchResult
 from dem_hub.cli.app import main
+from dem_hub.mixer.components import INCLUDE, PRIVATE, Components
 from dem_hub.mixer.generation import Prompt
+from dem_hub.mixer.handlers import Handlers
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
 from dem_hub.mixer.page import is_loopback, launch
 from dem_hub.mixer.view import Tab, view_of
+from tests.fake_hub.server import Hub
 from tests.support.counting_models import Counters
+from tests.support.published_repos import Published
 
 pytestmark = [
     # Gradio leaves the loops of its threads to the garbage collector, which says so.
@@ -113,7 +117,7 @@ def test_a_new_tab_stands_at_what_was_found(tab: Any, result: SearchResult) -> N
     sliders = tab.predict(api_name="/open")[: 3 + SPARE]
     assert [slider["visible"] for slider in sliders] == [True] * 3 + [False] * SPARE
     assert [slider["label"] for slider in sliders[:3]] == ["up", "down", "threes"]
-    assert [slider["value"] for slider in sliders[:3]] == list(result.coefficients.values())
+    assert [slider["value"] for slider in sliders[:3]] == [round(value, 3) for value in result.coefficients.values()]
 
 
 @pytest.mark.parametrize("kept", [(0, 1, 2), (0, 2)])
@@ -157,6 +161,21 @@ def test_both_answer(served: Served, tab: Any, kind: str) -> None:
         tab.predict("", *asked[1:], api_name="/ask")
 
 
+def test_another_model_is_loaded_when_it_is_asked_for(served: Served, tab: Any) -> None:
+    """Its size comes first. Then the left pane is its, and presets stay to choose from."""
+    tab.predict("other", *place((0.0, 1.0, 0.0)), api_name="/save")
+    assert "kB of memory beside the mixture" in tab.predict("other", api_name="/find_other")
+    assert served.mixer.other is None
+    status, choices = tab.predict(*place(), api_name="/load_other")
+    assert status.startswith("Loaded the model other in ")
+    assert choices["value"] == "the model other"
+    assert "base" in [choice[0] for choice in choices["choices"]]
+    asked = ["w1 w2 w3", "completion", 6, 0.0, "the model other", *place()]
+    left, *_ = tab.predict(*asked, api_name="/ask")
+    same, *_ = tab.predict(*asked[:4], "down alone", *asked[5:], api_name="/ask")
+    assert [text_in(message) for message in left] == [text_in(message) for message in same]
+
+
 def text_in(message: dict[str, Any]) -> str:
     content = message["content"]
     return str(content if isinstance(content, str) else content[0]["text"])
@@ -186,7 +205,7 @@ def test_saved_under_a_name_and_nowhere_else(served: Served, tab: Any) -> None:
         with pytest.raises(Exception, match="Choose another name|is no name for a recipe") as caught:
             tab.predict(name, *place(), api_name="/save")
         assert str(served.mixer.opening.output) not in str(caught.value)
-    assert [path.name for path in served.mixer.opening.output.iterdir()] == ["mine"]
+    assert {path.name for path in served.mixer.opening.output.iterdir()} <= {"mine", "other"}
 
 
 @pytest.mark.parametrize("text", ["me/absent", "/etc/passwd", "<b>me</b>"])
@@ -197,6 +216,33 @@ def test_a_wrong_id_is_told_and_changes_nothing(served: Served, tab: Any, text: 
     assert "<b>" not in str(caught.value)
     assert "/etc" not in str(caught.value)
     assert served.mixer.names == names
+
+
+def test_an_added_vector_gets_a_slider(published: Published, hub: Hub, tmp_path: Path) -> None:
+    gradio = pytest.importorskip("gradio")
+    mixer = open_mixer("ann/dem", output=tmp_path, dtype="float32")
+    with gradio.Blocks(analytics_enabled=False):
+        handlers = Handlers(Components(gradio, mixer, is_owner=True))
+    status, *shown = handlers.add("ann/vectors//code", [0], None, None, 0.25, *[0.0] * SPARE)
+    assert status.startswith("Added code, at 0")
+    sliders = [update for update in shown[: 1 + SPARE] if update["visible"]]
+    assert [(slider["label"], slider["value"]) for slider in sliders] == [("maths", 0.25), ("code", 0.0)]
+
+
+def test_pushed_as_the_marks_say(served: Served, tab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Private is marked at first, and nobody pushes more than was marked."""
+    asked: list[tuple[Any, ...]] = []
+
+    def push(repo_id: str, coefficients: Any, aside: Any, **options: Any) -> str:
+        asked.append((repo_id, tuple(coefficients), tuple(aside), options))
+        return f"https://hub/{repo_id}/commit/1"
+
+    monkeypatch.setattr(served.mixer, "push", push)
+    for marks in ([PRIVATE], [INCLUDE], []):
+        status = tab.predict("me/mix", marks, *place(kept=(0, 2)), api_name="/push")
+        assert status == "Pushed: https://hub/me/mix/commit/1"
+        options = {"private": PRIVATE in marks, "include_vectors": INCLUDE in marks}
+        assert asked.pop() == ("me/mix", (0.5, 0.0, 0.125), (1,), options)
 
 
 def test_what_nobody_expected_is_logged_and_not_shown(
@@ -228,12 +274,9 @@ def test_the_server_shows_no_place_and_takes_no_files(served: Served, counters: 
 def test_a_page_for_others_cannot_write(serving: Served) -> None:
     import gradio
 
-    from dem_hub.mixer.components import Components
-    from dem_hub.mixer.handlers import Handlers
-
     def names(*, is_owner: bool) -> set[str]:
         with gradio.Blocks(analytics_enabled=False) as blocks:
             Handlers(Components(gradio, serving.mixer, is_owner=is_owner)).connect(blocks, is_owner=is_owner)
         return {each["api_name"] for each in blocks.get_config_file()["dependencies"] if each["api_name"]}
 
-    assert names(is_owner=True) - names(is_owner=False) == {"add", "save", "push"}
+    assert names(is_owner=True) - names(is_owner=False) == {"add", "save", "push", "find_other", "load_other"}

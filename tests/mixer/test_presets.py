@@ -53,3 +53,9 @@ def test_of_a_search(mixer: Mixer, result: SearchResult) -> None:
     down = list(result.coefficients)[1]
     assert without["found"] == tuple(result.reweight(without=[down]).coefficients.values())
     assert without["best for the worst"][1] == 0
+
+
+def test_they_are_worked_out_once(mixer: Mixer) -> None:
+    """A slider asks for them at each move, and each search for the best takes as long as all the rest."""
+    assert mixer.presets([1]) is mixer.presets([1])
+    assert mixer.presets([1]) != mixer.presets()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from statistics import fmean
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import pytest
 
 from dem_hub import DEMModel, SearchResult
 from dem_hub.mixer.mixer import Mixer
-from dem_hub.mixer.opening import open_mixer
+from dem_hub.mixer.opening import Measuring, open_mixer
 from dem_hub.mixer.prediction import Expected
 from dem_hub.mixer.tables import LossRow, loss_table
 from dem_hub.mixer.view import STEP, Tab, mixture_at, slider_range, text_of, view_of
@@ -75,6 +76,24 @@ def test_the_table_of_a_search(mixer: Mixer, result: SearchResult) -> None:
     assert rows[-1][4].split()[0] == f"{fmean(measured.values()):.4f}"
 
 
+def test_data_that_are_not_those_of_the_search(found: Path, counters: Counters, tmp_path: Path) -> None:
+    """A loss is compared with the base's on the same data, and the page says that the two are not alike."""
+    data = {name: rows[:2] for name, rows in counters.test.items()}
+    mixer = open_mixer(str(found), measuring=Measuring(data), output=tmp_path, dtype="float32")
+    values = (0.5, 0.25, 0.125)
+    assert "measures otherwise" not in view_of(mixer, Tab(values)).note
+    base, measured = mixer.measure(mixer.base), mixer.measure(values)
+    view = view_of(mixer, Tab(values))
+    assert "measures otherwise" in view.note
+    assert mixer.prediction is not None
+    _, *rows = Cells(view.table).rows
+    for row in rows[:-1]:
+        searched, expected = mixer.prediction.base_losses[row[0]], mixer.prediction.losses(values)[row[0]].loss
+        assert row[1] == f"{searched:.4f}"
+        assert row[2].split()[2] == f"{abs(expected - searched):.4f}"
+        assert row[4].split()[2] == f"{abs(measured[row[0]] - base[row[0]]):.4f}"
+
+
 def test_far_from_what_was_found_the_page_says_so(mixer: Mixer, result: SearchResult) -> None:
     near = view_of(mixer, Tab(tuple(result.coefficients.values())))
     far = view_of(mixer, Tab((1.5, 1.5, 1.5)))
@@ -134,7 +153,7 @@ def test_a_landscape_needs_two_vectors(mixer: Mixer) -> None:
 
 @pytest.mark.parametrize("label", ["<script>alert(1)</script>", "a&b", "line\nfeed"])
 def test_names_are_shown_as_text(label: str) -> None:
-    table = loss_table([LossRow(label, 1.0, Expected(0.5, None), 0.25)])
+    table = loss_table([LossRow(label, 1.0, Expected(0.5, None), measured=0.25)])
     assert Cells(table).rows[1][0] == label.replace("\n", "\\n")
     assert "<script" not in table
     assert "not known" in table
@@ -144,6 +163,8 @@ def test_the_range_of_sliders(mixer: Mixer, plain: Mixer, result: SearchResult) 
     assert slider_range(mixer) == (0.0, 1.5)
     mixer.opening = replace(mixer.opening, result=replace(result, bounds=((-0.5, 2.0), (0.0, 1.0), (0.0, 1.0))))
     assert slider_range(mixer) == (-0.5, 2.0)
+    mixer.opening = replace(mixer.opening, result=replace(result, bounds=((-0.50001, 2.00001), (0.0, 1.1), (0.0, 1.0))))
+    assert slider_range(mixer) == (-0.501, 2.001)
 
 
 def test_data_without_a_search(open_found: Callable[..., Mixer]) -> None:

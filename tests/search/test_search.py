@@ -24,6 +24,10 @@ def test_the_result(result: SearchResult, counters: Counters) -> None:
     )  # base, three alone, 1/N, common and its line, found
     assert result.loss == result.best.value == min(trial.value for trial in result.trials)
     assert list(result.baselines) == ["base", *(f"{name} alone" for name in result.coefficients), "1/N", "common"]
+    # A recipe may be shared, and its vectors' folders are nobody's business.
+    assert result.config.search is not None
+    kept = list(result.config.search["held_out"]["baselines"])
+    assert kept == ["base", *(f"{Path(name).name} alone" for name in result.coefficients), "1/N", "common"]
     assert result.held_out_loss is not None
     assert result.held_out_loss < min(result.baselines.values())
     assert sum(result.mixing_ratio.values()) == pytest.approx(1)
