@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from dem_hub.errors import HubError, PushConflictError, refuse
 from dem_hub.files.names import CARD
@@ -268,7 +268,7 @@ def _read_head(repo_id: str, options: PushOptions, repo_type: RepoType) -> Head:
     with _pushing(repo_id):
         find = partial(hub_api().repo_info, repo_id, repo_type=repo_type, token=token)
         find = partial(find, revision=options.get("revision"))
-        info = in_time(lambda: find(files_metadata=True))
+        info: Any = in_time(lambda: find(files_metadata=True))
     files = {}
     for file in info.siblings or ():
         files[file.rfilename] = str(file.lfs.sha256 if file.lfs else file.blob_id)

@@ -25,6 +25,9 @@ from dem_hub.mixer.view import DIGITS, Tab, mixture_at, text_of, view_of
 
 logger = logging.getLogger(__name__)
 
+# What answers a prompt, piece by piece.
+_Answers = Callable[[Prompt], Iterator[str]]
+
 # The two conversations of a tab: with what is compared, and with the mixture.
 _Conversations = tuple[list[Message], list[Message]]
 
@@ -121,7 +124,10 @@ class Handlers:
             raise ConfigError("There is nothing to answer. Write something first.")
         mixer = self.mixer
         read = Tab.read(mixer, *tab)
-        asked = [self._answers_of(other, read.aside), partial(mixer.answer, mixture_at(mixer, read).coefficients)]
+        asked: list[_Answers] = [
+            self._answers_of(other, read.aside),
+            partial(mixer.answer, mixture_at(mixer, read).coefficients),
+        ]
         said: _Conversations = ([], [])
         for before, now in zip(conversations, said, strict=True):
             if kind == CHAT:
@@ -242,7 +248,7 @@ class Handlers:
                 return preset.coefficients
         raise ConfigError(f"There is no preset '{label}' without the vectors that are put aside. Choose another.")
 
-    def _answers_of(self, label: str, aside: Sequence[int]) -> Callable[[Prompt], Iterator[str]]:
+    def _answers_of(self, label: str, aside: Sequence[int]) -> _Answers:
         """Return who answers under a label of "Compared with": the second model, or a preset of this one."""
         other = self.mixer.other
         if other is not None and label == _model(other.label):

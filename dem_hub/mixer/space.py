@@ -113,10 +113,11 @@ def space_card(repo_id: str, public: PublicRecipe, *, has_search: bool) -> Card:
         "tags": list(TAGS),
         **shared_license(public.licenses),
     }
-    rows = [(markdown_link(str(recipe.base.repo_id)), "base")]
+    rows: list[tuple[str, str]] = [(markdown_link(str(recipe.base.repo_id)), "base")]
     names = short_names(list(recipe.coefficients))
     for name, vector in zip(names, recipe.vectors, strict=True):
-        shown = markdown_link(vector.name) if vector.source.is_repository else name
+        # A vector that came along is no repository.
+        shown: str = markdown_link(vector.name) if vector.source.is_repository else name
         rows.append((shown, coefficient_text(vector.coefficient)))
     shows = "what the mixture answers, beside the base"
     if has_search:
