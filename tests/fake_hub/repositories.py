@@ -51,6 +51,8 @@ def create(store: Store, request: Request) -> Response:
         raise Refusal(403, f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"')
     if kind == "spaces" and asked.get("sdk") not in cards.SDKS:
         raise Refusal(400, '"sdk" is required to create a Space')
+    if asked.get("hardware", "cpu-basic") != "cpu-basic":
+        raise Refusal(402, "This machine costs something, and the tests pay nothing")
     if (kind, repo_id) in store.repos:
         return json_response({"error": f"You already created this {kind[:-1]} repo", **url}, 409)
     store.create(kind, repo_id, user.name, private=asked.get("visibility") == "private")
