@@ -24,7 +24,7 @@ from tests.support.published_repos import RECIPE, VECTOR, Published
 ROOT = Path(__file__).parents[2]
 SPACE = "ann/mix"
 BASE = "ann/counting"
-PATIENCE = 120  # seconds that the slowest machine may take to start the app
+PATIENCE = 300  # seconds that the slowest machine may take to start the app
 
 
 def files_of(hub: Hub) -> dict[str, bytes]:
