@@ -87,6 +87,20 @@ def check_granularity(granularity: str, score: Any, held_out: Any, max_sum: floa
         refuse(ConfigError, f"granularity='{granularity}' does not go with everything that was given.", faults)
 
 
+def check_model(model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse to split a model over processes, among which a search divides the windows instead.
+
+    Raises:
+        `ConfigError`: An argument of transformers asks for tensor parallelism or for FSDP2.
+    """
+    for name in ("distributed_config", "tp_plan", "tp_size"):
+        if model_kwargs.get(name) is not None:
+            raise ConfigError(
+                f"A search takes no {name}={model_kwargs[name]!r}: it gives each process other windows, so each holds the "
+                "whole model. Leave it out; device_map='auto' spreads a model over the devices of one process."
+            )
+
+
 def own_distributions(
     vectors: Sequence[str | VectorSource], data: Mapping[str, Any], regmean: Mapping[str, str] | Literal[True]
 ) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from dem_hub.search.arguments import (
     bound_pairs,
     check,
     check_granularity,
+    check_model,
     check_regmean,
     own_distributions,
 )
@@ -173,7 +174,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     strategy, reason = choose(method, len(vectors), is_score=score is not None)
     region = Region.of(bound_pairs(bounds, len(vectors)), max_sum)
 
-    processes.join()
+    _join(model_kwargs)
     own: tuple[str, ...] = ()
     if regmean is not False:
         check_regmean(regmean, vectors, region, score, granularity, held_out)
@@ -238,6 +239,12 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 def _load(measurable: Measurable) -> "MergedModel":
     with plain_loading():
         return measurable.model
+
+
+def _join(model_kwargs: Mapping[str, Any]) -> None:
+    """Join the processes of a launcher, each of which will hold the whole model."""
+    check_model(model_kwargs)
+    processes.join()
 
 
 def _search(session: Session, strategy: Strategy) -> LocalModel | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dem_hub import DEMModel
+from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli import main
 from dem_hub.numerics import passes
 from dem_hub.numerics.noise import Noise
@@ -62,6 +62,27 @@ def test_models_are_the_same(
     assert all(torch.equal(found[name], compiled[name]) for name in compiled)
     said = [record for record in caplog.records if "numba cannot be loaded" in record.getMessage()]
     assert len(said) == (dtype != "float32" or kind != "lowrank")
+
+
+def test_extraction_and_export_are_the_same(
+    request: pytest.FixtureRequest, llama: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every way through the package: what is extracted, and what is written, are the same bytes, and it is said once."""
+
+    def made(folder: Path) -> dict[str, bytes]:
+        vectors = {}
+        for codec, coefficient in {"auto": 0.3, "lrsign": 0.2, "int4": -0.1, "exact": 0.4}.items():
+            vector = DistributionVector.extract(llama.base, llama.full, codec=codec)
+            vectors[codec] = coefficient
+            vector.save_pretrained(folder / codec)
+        named = [word for codec, value in vectors.items() for word in ("--vector", f"{folder / codec}={value}")]
+        assert main(["merge", str(llama.base), *named, "--output", str(folder / "merged")]) == 0
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+    compiled = made(tmp_path / "compiled")
+    request.getfixturevalue("without_numba")
+    assert made(tmp_path / "torch") == compiled
+    assert len([record for record in caplog.records if "numba cannot be loaded" in record.getMessage()]) == 1
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -34,6 +34,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": Objective("mean", {"maths": 2.0}), "weights": {"maths": 1.0}},
         "the objective has weights of its own",
     ),
+    "a model over processes": ({"distributed_config": {"fsdp_size": 2}}, "takes no distributed_config=.*device_map"),
+    "tensor parallelism": ({"tp_plan": "auto"}, "takes no tp_plan='auto'"),
     "bounds": ({"bounds": [(0, 1), (0, 1)]}, "give one \\(lower, upper\\) pair, or one for each of 1 vectors"),
 }
 
