@@ -208,7 +208,6 @@ class Bench:
 
         from dem_hub import DistributionVector
 
-        times = []
         for seed in range(3):
             finetuned = make_checkpoint(
                 self.folder / "finetuned", self.size, "every", self.base, seed=seed, device=self.device
@@ -217,12 +216,11 @@ class Bench:
             taken, vector = self.timed(
                 lambda finetuned=finetuned: DistributionVector.extract(self.base, finetuned, device=self.device)  # type: ignore[misc]
             )
-            times.append(taken)
+            self.report.add(self.name, f"extract vector {seed + 1} of 3 with auto", taken)
+            self.report.add(self.name, "extraction: peak memory of the device", self.peak(), "GB")
             vector.save_pretrained(self.folder / f"auto-{seed}")
             self.vectors.append(str(self.folder / f"auto-{seed}"))
             shutil.rmtree(finetuned)
-        self.report.add(self.name, "extract a vector with auto", statistics.median(times))
-        self.report.add(self.name, "extract a vector with auto: peak memory of the device", self.peak(), "GB")
 
     def search(self) -> None:
         """Search the coefficients of the LoRAs, and run as many forward passes alone."""

@@ -173,12 +173,13 @@ def test_a_search_finds_the_same(zoo: Zoo, device: torch.device) -> None:
     base, *vectors = base_and_two_vectors(zoo, "llama-tied")
     rows = [{"input_ids": window.input_ids} for window in windows([12] * 8)]
     here, there = (
-        search_coefficients(
-            base, vectors, {"rows": rows}, held_out=0, max_forward=4, device_map={"": str(each)}
-        ).coefficients
+        search_coefficients(base, vectors, {"rows": rows}, held_out=0, max_forward=4, device_map={"": str(each)})
         for each in (CPU, device)
     )
-    assert there == pytest.approx(here, abs=1e-3)
+    assert there.num_forward == here.num_forward
+    assert there.loss == pytest.approx(here.loss, rel=1e-5)
+    # The loss is flat around its minimum, so that the last bits of the logits move the minimum a little.
+    assert there.coefficients == pytest.approx(here.coefficients, abs=0.02)
 
 
 def test_input_statistics_are_the_same(zoo: Zoo, device: torch.device) -> None:
