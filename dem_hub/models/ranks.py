@@ -33,7 +33,8 @@ def export_by_ranks(model: PlannedModel, target: Path) -> None:
         target (`Path`): The folder, on a file system that all processes see.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If `torchrun` did not start this process.
+        [`~dem_hub.errors.ConfigError`]: If `torchrun` did not start this process, the processes have different models,
+            or they do not see one folder.
         [`~dem_hub.errors.DemHubError`]: What [`export`] raises, in the process that meets it; in the others, that one
             failed.
     """
@@ -43,22 +44,39 @@ def export_by_ranks(model: PlannedModel, target: Path) -> None:
         # A journal says how far one process came. The folder of several has none, so its purpose is another.
         purpose = f"{model.purpose} by {ranks.count} ranks"
 
-        def begin() -> None:
+        def begin() -> str:
             if ranks.number == 0:
                 stack.enter_context(export_folder(model, target, purpose))
+            return model.purpose
 
         def write() -> dict[str, str]:
             return _write(model, work, model.shards[ranks.number :: ranks.count], is_shown=ranks.number == 0)
 
         def end() -> None:
             if ranks.number == 0:
+                _check_whole(model, work)
                 hashes = {name: sha256 for part in parts for name, sha256 in part.items()}
                 complete(model, work, hashes)
                 stack.close()
 
-        ranks.each(begin)
+        purposes = ranks.each(begin)
+        if len(set(purposes)) > 1:
+            raise ConfigError(
+                f"The {ranks.count} processes do not write one model: they have different recipes, files, options or "
+                "versions of dem_hub, torch or numba. Give all machines the same."
+            )
         parts = ranks.each(write)
         ranks.each(end)
+
+
+def _check_whole(model: PlannedModel, folder: Path) -> None:
+    """Refuse a folder that lacks what another process has written: it wrote into a folder of its own."""
+    lacking = [shard.name for shard in model.shards if not shard.holds(folder / shard.name, shard.nbytes)]
+    if lacking:
+        raise ConfigError(
+            f"'{folder}' lacks {len(lacking)} of {len(model.shards)} files of weights, such as '{lacking[0]}', which "
+            "another process has written. Give a folder that all machines see."
+        )
 
 
 def _write(model: PlannedModel, folder: Path, shards: Sequence[Shard], *, is_shown: bool) -> dict[str, str]:

@@ -4,14 +4,20 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from dem_hub import DistributionVector, VectorSource
-from dem_hub.errors import ConfigError
+from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.merging.opening import open_base_and_vectors
+from dem_hub.models import ranks
 from dem_hub.models.export import export, is_exported
 from dem_hub.models.planned import PlannedModel
 from dem_hub.models.ranks import export_by_ranks
@@ -65,6 +71,51 @@ def test_an_error_of_one_ends_both(zoo: Zoo, tmp_path: Path) -> None:
     assert "is not finite, or beyond the range of the target dtype" in done.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
+
+
+def errors_of_two(
+    models: Sequence[PlannedModel], targets: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Export by two threads in the place of two processes, and return the error of each."""
+    barrier = threading.Barrier(2)
+    slots: list[Any] = [None, None]
+    own = threading.local()
+
+    def gather(found: list[Any], mine: Any, group: Any) -> None:
+        slots[own.number] = mine
+        barrier.wait(60)
+        found[:] = slots
+        barrier.wait(60)
+
+    def run(number: int) -> str:
+        own.number = number
+        with pytest.raises(DemHubError) as caught:
+            export_by_ranks(models[number], targets[number])
+        return str(caught.value)
+
+    monkeypatch.setattr(ranks._Ranks, "join", lambda: ranks._Ranks(own.number, 2, None))
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, [0, 1]))
+
+
+def test_different_models_are_refused(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, first, _ = base_and_two_vectors(zoo, "llama-tied")
+    models = [planned(base, {first: 0.3}), planned(base, {first: 0.4})]
+    for error in errors_of_two(models, [tmp_path / "out"] * 2, monkeypatch):
+        assert "The 2 processes do not write one model" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_one_does_not_see_is_refused(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other wrote into a folder that an earlier run left on its own disk."""
+    base, first, _ = base_and_two_vectors(zoo, "llama-tied")
+    targets = [tmp_path / "here" / "out", tmp_path / "there" / "out"]
+    (tmp_path / "there" / ".out.partial").mkdir(parents=True)
+    here, there = errors_of_two([planned(base, {first: 0.3})] * 2, targets, monkeypatch)
+    assert "which another process has written. Give a folder that all machines see" in here
+    assert there == f"Process 0 of 2 failed: {here}"
+    assert not targets[0].exists()
 
 
 def test_it_is_refused_outside_of_torchrun(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
