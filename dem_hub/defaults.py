@@ -22,6 +22,10 @@ Rounding = Literal["stochastic", "nearest"]
 Verify = Literal["quick", "full"]
 VERIFY: Verify = "quick"
 
+# The surroundings that pictures are drawn for.
+Theme = Literal["light", "dark"]
+THEME: Theme = "light"
+
 # How a search looks for coefficients: "auto" chooses a strategy, and says which.
 METHOD = "auto"
 

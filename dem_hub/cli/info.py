@@ -6,10 +6,13 @@ It reads configs and headers alone.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.cli.arguments import OUTPUT, json_option
 from dem_hub.cli.command import PATH, argument, command, option
+from dem_hub.cli.pictures import check_pictures, plot_option, theme_option
+from dem_hub.defaults import Theme
 from dem_hub.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     examples=[
         "dem-hub info me/maths-vector",
         "dem-hub info maths code other/cot-lora --base org/base",
+        "dem-hub info maths code --base org/base --plot pictures",
         "dem-hub info me/my-dem --json",
         "dem-hub info me/my-dem worst-dem",
         "dem-hub info me/my-dem --mergekit",
@@ -44,16 +48,29 @@ if TYPE_CHECKING:
 )
 @option("--tensors", is_flag=True, group=OUTPUT, help="Print a line for each tensor instead of each layer.")
 @option("--mergekit", is_flag=True, group=OUTPUT, help="Print a recipe as a config of mergekit.")
+@plot_option
+@theme_option
 @json_option
-def info(*, paths: Sequence[str], base: str | None, tensors: bool, mergekit: bool, as_json: bool) -> None:
+def info(
+    *,
+    paths: Sequence[str],
+    base: str | None,
+    tensors: bool,
+    mergekit: bool,
+    plot: str | None,
+    theme: Theme,
+    as_json: bool,
+) -> None:
     """Show the contents of vectors, adapters and recipes.
 
     Several vectors are also compared: their norms and cosines are printed as a table. Of two recipes, what differs is
-    printed.
+    printed. Pictures are of the norms of vectors by layer, and of the cosines; those that are there are replaced.
     """
     if mergekit:
         _print_config(paths)
         return
+    if plot:
+        check_pictures(plot, (), overwrite=True)
 
     from dem_hub.files.folders import is_recipe
     from dem_hub.files.names import ADAPTER_CONFIG, RECIPE_CONFIG, VECTOR_CONFIG
@@ -80,10 +97,14 @@ def info(*, paths: Sequence[str], base: str | None, tensors: bool, mergekit: boo
             reports.append(recipe_report(recipe, path))
         else:
             vector = DistributionVector.describe(source)
+            if plot and vector.config is None:
+                vector = DistributionVector.from_pretrained(source)  # its norms are in its weights
             vectors.append(vector)
             data.append(_vector_data(path, vector))
             reports.append(vector_report(vector, path, each_tensor=tensors))
     comparison = _compare(vectors, base) if len(vectors) > 1 else None
+    if plot:
+        _draw(vectors, comparison, base, Path(plot), theme)
     if as_json:
         print(json.dumps({"items": data, "comparison": asdict(comparison) if comparison else None}, indent=2))
         return
@@ -92,6 +113,25 @@ def info(*, paths: Sequence[str], base: str | None, tensors: bool, mergekit: boo
     if len(recipes) == 2:
         reports.append(difference_report(recipes))
     print("\n\n".join(report.text() for report in reports))
+
+
+def _draw(
+    vectors: "Sequence[DistributionVector]",
+    comparison: "Comparison | None",
+    base: str | None,
+    folder: Path,
+    theme: Theme,
+) -> None:
+    from dem_hub.files.distinct_names import distinct_names
+    from dem_hub.plotting import save_all
+
+    names = distinct_names([Path(vector.name) for vector in vectors])
+    pictures = {}
+    for vector, parts in zip(vectors, names, strict=True):
+        pictures["-".join(["norms", *parts])] = vector.plot(base=base, theme=theme)
+    if comparison is not None:
+        pictures["cosines"] = comparison.plot(theme=theme)
+    save_all(pictures, folder)
 
 
 def _print_config(paths: Sequence[str]) -> None:

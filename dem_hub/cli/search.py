@@ -29,6 +29,7 @@ from dem_hub.cli.arguments import (
     verify_option,
 )
 from dem_hub.cli.command import PATH, argument, command, option
+from dem_hub.cli.pictures import check_pictures, plot_option, theme_option
 from dem_hub.defaults import (
     BOUNDS,
     GRANULARITY,
@@ -39,6 +40,7 @@ from dem_hub.defaults import (
     SEED,
     Granularity,
     ObjectiveKind,
+    Theme,
 )
 from dem_hub.errors import ConfigError
 
@@ -191,7 +193,8 @@ OBJECTIVE_GROUP = "Objective"
     group=OUTPUT,
     help="Also save the logits (gigabytes); adding a vector later then costs one forward pass.",
 )
-@option("--plot", type=PATH, group=OUTPUT, metavar="FILE", help="Plot the search into this file (PNG or SVG).")
+@plot_option
+@theme_option
 @json_option
 def search(
     *,
@@ -209,21 +212,20 @@ def search(
     overwrite: bool,
     with_logits: bool,
     plot: str | None,
+    theme: Theme,
     as_json: bool,
     **search_options: Any,
 ) -> None:
     """Search for the coefficients with the lowest validation loss and save a recipe."""
-    from dem_hub.files.folders import RECIPE, check_output, check_output_file
-    from dem_hub.plotting import require_matplotlib
+    from dem_hub.files.folders import RECIPE, check_output
     from dem_hub.search import Optuna, SearchResult, search_coefficients
+    from dem_hub.search.pictures import PictureKind, picture_kinds
     from dem_hub.search.report import report
 
-    if plot:
-        require_matplotlib()
     # Before hours of work.
     check_output(Path(output), RECIPE, overwrite=overwrite)
     if plot:
-        check_output_file(Path(plot), overwrite=overwrite)
+        check_pictures(plot, get_args(PictureKind), overwrite=overwrite)
     if (sampler or storage) and method not in (METHOD, Optuna.name):
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
     if own_data and not regmean:
@@ -247,7 +249,7 @@ def search(
         # Its vectors are those of the folder now.
         result = SearchResult.from_pretrained(output)
     if plot:
-        result.plot(plot)
+        result.plot_all(plot, theme=theme)
     if as_json:
         print(json.dumps(_result_data(result)))
     else:
@@ -256,6 +258,8 @@ def search(
             f"Saved in {folder}: the recipe and all that was measured.",
             f"Next: dem-hub merge {folder} -o merged, or dem-hub push {folder} me/my-dem",
         ]
+        if plot:
+            next_steps.insert(1, f"Drawn in {shlex.quote(plot)}: {', '.join(picture_kinds(result))}.")
         print(report(result, next_steps).text())
 
 

@@ -75,7 +75,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
     ```
     """
-    from dem_hub.merging.records import distinct_names
+    from dem_hub.files.distinct_names import distinct_names
 
     parts = distinct_names([Path(name) for name in names])
     return {name: "-".join(of_name) for name, of_name in zip(names, parts, strict=True)}

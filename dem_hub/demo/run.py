@@ -108,7 +108,7 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> 
     Returns:
         `str`: The report.
     """
-    from dem_hub.plotting import plot_perplexities
+    from dem_hub.plotting import draw_perplexities
 
     vectors = {}
     for distribution in distributions:
@@ -120,11 +120,9 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> 
             rows = _search(base, vectors, distributions, folder / "recipe")
             write_text(table, json.dumps([vars(row) for row in rows], indent=2) + "\n")
     rows = _read_rows(table)
-    picture = plot_perplexities(
-        {row.model: _perplexities(row.test) for row in rows},
-        folder / PERPLEXITY_PLOT,
-        "Perplexity on test text, lower is better",
-    )
+    perplexities = {row.model: _perplexities(row.test) for row in rows}
+    picture = folder / PERPLEXITY_PLOT
+    draw_perplexities(perplexities, "Perplexity on test text").savefig(picture)
     with _stage("sample"):
         sample = _sample(folder / "recipe", distributions[0])
     return _report(rows, sample, folder, picture, vectors)

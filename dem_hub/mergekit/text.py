@@ -14,6 +14,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.tensor_groups import REST, layer_name, layer_number
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import ConfigError, refuse
+from dem_hub.files.distinct_names import distinct_names
 from dem_hub.hub.foreign_text import printable
 from dem_hub.hub.references import VectorSource
 from dem_hub.mergekit.settings import Place, find_number
@@ -24,7 +25,6 @@ from dem_hub.merging.groups import take_apart
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.merged_base import MergedBase
 from dem_hub.merging.opening import open_recipe
-from dem_hub.merging.records import distinct_names
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.tokens import tokens_of
 from dem_hub.vectors.vector import DistributionVector

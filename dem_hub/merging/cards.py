@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.checkpoints.tasks import task_of
+from dem_hub.files.distinct_names import distinct_names
 from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.hub.cards import (
     TAGS,
@@ -23,7 +24,7 @@ from dem_hub.hub.foreign_text import code_span, code_string, printable
 from dem_hub.hub.listing import RECIPE_TAG
 from dem_hub.hub.references import HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, coefficient_text
-from dem_hub.merging.records import HERE, distinct_names
+from dem_hub.merging.records import HERE
 
 if TYPE_CHECKING:
     from dem_hub.merging.base_quantization import BaseQuantization

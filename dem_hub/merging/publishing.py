@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.errors import ConfigError, MissingDependencyError, refuse
+from dem_hub.files.distinct_names import distinct_names
 from dem_hub.files.names import CARD, PERPLEXITY_PLOT, RECIPE_CONFIG
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.hub.cards import render
@@ -20,8 +21,8 @@ from dem_hub.hub.commits import Change, Head, PushOptions, push
 from dem_hub.hub.listing import is_private, licenses
 from dem_hub.hub.preview import announce
 from dem_hub.merging.cards import recipe_card, repositories
-from dem_hub.merging.records import HERE, VectorRecord, distinct_names
-from dem_hub.plotting import plot_perplexities
+from dem_hub.merging.records import HERE, VectorRecord
+from dem_hub.plotting import draw_perplexities
 from dem_hub.vectors.publishing import public_base, public_vector
 
 if TYPE_CHECKING:
@@ -147,11 +148,8 @@ def _draw(search: Mapping[str, Any] | None, folder: Path) -> None:
     if not search or not search.get("losses") or not search.get("base_losses"):
         return
     with suppress(MissingDependencyError):
-        plot_perplexities(
-            {"base": _perplexities(search["base_losses"]), "this": _perplexities(search["losses"])},
-            folder / PERPLEXITY_PLOT,
-            "Validation perplexity",
-        )
+        table = {"base": _perplexities(search["base_losses"]), "this": _perplexities(search["losses"])}
+        draw_perplexities(table, "Validation perplexity").savefig(folder / PERPLEXITY_PLOT)
 
 
 def _perplexities(losses: Mapping[str, float]) -> dict[str, float]:

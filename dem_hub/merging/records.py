@@ -5,7 +5,7 @@ recipe from the Hub may refer to repositories only, because a path of another ma
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,32 +78,6 @@ def canonical_name(name: str) -> str:
     if path.is_dir():
         return str(path.resolve())
     return name
-
-
-def distinct_names(folders: Sequence[Path]) -> list[tuple[str, ...]]:
-    """Return a name for each folder: the last part of its path, with as many parts before it as tell them apart.
-
-    Args:
-        folders (`Sequence[Path]`): Different folders.
-
-    Returns:
-        `list[tuple[str, ...]]`: The parts, the folder's own name last.
-
-    Example:
-
-    ```python
-    >>> from pathlib import Path
-    >>> from dem_hub.merging.records import distinct_names
-    >>> distinct_names([Path("/runs/maths/checkpoint-500"), Path("/runs/chat/checkpoint-500"), Path("/runs/code")])
-    [('maths', 'checkpoint-500'), ('chat', 'checkpoint-500'), ('code',)]
-
-    ```
-    """
-    paths = [folder.resolve().parts for folder in folders]
-    names = [path[-1:] for path in paths]
-    for length in range(2, max(map(len, paths), default=0) + 1):
-        names = [path[-length:] if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
-    return names
 
 
 def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from dem_hub.errors import CoefficientError
-from dem_hub.merging.records import canonical_name, distinct_names
+from dem_hub.files.distinct_names import distinct_names
+from dem_hub.merging.records import canonical_name
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -11,14 +11,15 @@ from html import escape
 import torch
 
 from dem_hub.hub.foreign_text import printable
-from dem_hub.mixer.prediction import Prediction
+from dem_hub.plotting.style import SEQUENTIAL
+from dem_hub.search.landscape import BANDS, Landscape
+from dem_hub.search.prediction import Prediction
 
-# Cells of the picture in each direction, and bands of colour. Chosen by hand: the edges of the bands look smooth.
+# Cells of the picture in each direction. Chosen by hand: the edges of the bands look smooth.
 _CELLS = 60
-_BANDS = 12
 
-# Ends and middle of matplotlib's "cividis", which people see alike whatever their sight. Low losses are dark.
-_COLORS = ((0, 34, 78), (124, 123, 120), (254, 232, 56))
+# Red, green and blue of the ends and the middle of the scale. Low losses are dark.
+_COLORS = tuple(bytes.fromhex(color.removeprefix("#")) for color in SEQUENTIAL)
 
 # Pixels: the square with the bands, and the room for the axes to the left of it and below.
 _SIDE = 300
@@ -45,30 +46,24 @@ def draw_landscape(
     """
     levels = torch.linspace(span[0], span[1], _CELLS + 1, dtype=torch.float64, device="cpu")
     centers = (levels[:-1] + levels[1:]) / 2
-    points = torch.tensor(point, dtype=torch.float64, device="cpu").repeat(_CELLS, _CELLS, 1)
-    points[..., axes[0]] = centers
-    points[..., axes[1]] = centers.unsqueeze(1)
-    values = prediction.values(points.flatten(0, 1)).reshape(_CELLS, _CELLS)
-    lowest, highest = float(values.min()), float(values.max())
-    parts = [_bands(values, lowest, highest), _axes(labels, span)]
+    landscape = Landscape.of(prediction, point, axes, centers)
+    parts = [_bands(landscape), _axes(labels, span)]
     parts += [_circle(trial.coefficients, axes, span, 3, "trial") for trial in prediction.result.trials]
     parts.append(_circle(prediction.result.best.coefficients, axes, span, 5, "found"))
     parts.append(_circle(point, axes, span, 8, "now"))
     kind = printable(prediction.result.objective.kind)
-    title = f"expected loss ({escape(kind)}): {lowest:.3f} (dark) to {highest:.3f} (light)"
+    title = f"expected loss ({escape(kind)}): {landscape.lowest:.3f} (dark) to {landscape.highest:.3f} (light)"
     parts.append(_text(_MARGIN, 18, title, "start"))
     size = f"0 0 {_MARGIN + _SIDE + _RIGHT} {_TOP + _SIDE + _MARGIN}"
     picture = f'<svg class="landscape" viewBox="{size}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
     return f'<figure class="landscape">{picture}<figcaption class="legend">{_LEGEND}</figcaption></figure>'
 
 
-def _bands(values: torch.Tensor, lowest: float, highest: float) -> str:
-    """Return the bands, one path for each colour, of runs of cells in the rows. Bands are narrow where losses are low."""
-    share = (values - lowest) / max(highest - lowest, 1e-12)
-    bands = (share.sqrt() * _BANDS).long().clamp(max=_BANDS - 1).tolist()
+def _bands(landscape: Landscape) -> str:
+    """Return the bands, one path for each colour, of runs of cells in the rows."""
     size = _SIDE / _CELLS
-    paths: list[list[str]] = [[] for _ in range(_BANDS)]
-    for row, cells in enumerate(bands):
+    paths: list[list[str]] = [[] for _ in range(BANDS)]
+    for row, cells in enumerate(landscape.bands.tolist()):
         y = _TOP + _SIDE - (row + 1) * size
         start = 0
         for column in range(1, _CELLS + 1):
@@ -82,7 +77,7 @@ def _bands(values: torch.Tensor, lowest: float, highest: float) -> str:
 
 def _color(band: int) -> str:
     """Return the colour of a band, between the ends and the middle of the scale."""
-    place = 2 * band / (_BANDS - 1)
+    place = 2 * band / (BANDS - 1)
     first = min(int(place), 1)
     mixed = []
     for low, high in zip(_COLORS[first], _COLORS[first + 1], strict=True):

@@ -28,9 +28,9 @@ from dem_hub.merging.short_names import short_names
 from dem_hub.mixer.generation import Prompt, answer
 from dem_hub.mixer.naming import check_recipe_name, parse_hub_id
 from dem_hub.mixer.other_model import FoundModel, OtherModel
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.mixer.presets import Preset, presets
 from dem_hub.search.points import Point
+from dem_hub.search.prediction import Prediction
 
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
@@ -75,7 +75,10 @@ class Mixer:
         self.model = model
         self.tokenizer = tokenizer
         self.opening = opening
-        self.prediction = Prediction.of(opening.result)
+        searched = opening.result
+        if searched is not None and searched.kept_regmean is not None:
+            searched = None  # its quadratics are of other vectors than the recipe's
+        self.prediction = Prediction.of(searched)
         # A second model to compare with, if somebody has asked for one.
         self.other: OtherModel | None = None
         self._loading = threading.Lock()  # one at a time, for the sake of memory

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dem_hub.merging.coefficients import Coefficient, level
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.search.cross_loss import BASE
 from dem_hub.search.held_out import FOUND, UNIFORM
+from dem_hub.search.prediction import Prediction
 
 RECIPE = "recipe"
 WORST = "best for the worst"

@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from dem_hub.hub.foreign_text import printable
-from dem_hub.mixer.prediction import Expected
-
-# Nats. An expected loss that may be off by more is marked: mixtures differ by about as much.
-UNSURE = 0.01
+from dem_hub.search.prediction import UNSURE, Expected
 
 _HEAD = ("loss, nats a token", "base", "expected", "may be off by", "measured")
 _NOTHING = "-"

@@ -14,8 +14,8 @@ from dem_hub.hub.foreign_text import markdown
 from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.mixer.landscape import draw_landscape
 from dem_hub.mixer.mixer import Mixer
-from dem_hub.mixer.prediction import Expected
-from dem_hub.mixer.tables import UNSURE, Losses, LossRow, loss_rows, loss_table
+from dem_hub.mixer.tables import Losses, LossRow, loss_rows, loss_table
+from dem_hub.search.prediction import UNSURE, Expected
 
 DIGITS = 3  # of a slider: finer than any loss shows
 STEP = 10**-DIGITS

@@ -9,7 +9,7 @@ found. `benchmarks/acceptance.py` counts how seldom.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -61,7 +61,8 @@ class Contender:
     """A model on the held-out data.
 
     `losses` are the mean losses of a token in nats, by distribution, and `value` is their objective. `difference`
-    is the value minus that of the search's answer, and `error` the standard error of this difference.
+    is the value minus that of the search's answer, and `error` the standard error of this difference. `errors` are
+    the standard errors of the losses minus those of the answer.
     """
 
     coefficients: Point
@@ -69,6 +70,8 @@ class Contender:
     value: float
     difference: float
     error: float
+    # Files from before pictures needed them have none.
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,9 +236,12 @@ def accept_measured(held_out: LossEvaluator, objective: Objective, measured: Map
     slope = objective.slope(found.losses, base_losses).tolist()
     contenders: dict[str, Contender] = {}
     for label, model in measured.items():
-        errors = [standard_error(model.totals[name] - found.totals[name], held_out, name) for name in model.losses]
+        errors = {}
+        for name in model.losses:
+            errors[name] = standard_error(model.totals[name] - found.totals[name], held_out, name)
         value = _value(objective, model.losses, base_losses)
-        contenders[label] = Contender(model.point, model.losses, value, value, _combined_error(slope, errors))
+        error = _combined_error(slope, list(errors.values()))
+        contenders[label] = Contender(model.point, model.losses, value, value, error, errors)
     found_value = contenders[FOUND].value
     contenders = {
         label: replace(contender, difference=contender.value - found_value) for label, contender in contenders.items()

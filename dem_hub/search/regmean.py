@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from dem_hub.codecs.registry import encoder_from_name
+from dem_hub.files.distinct_names import distinct_names
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.opening import OpenedRecipe, record_of
 from dem_hub.merging.publishing import VECTORS
-from dem_hub.merging.records import HERE, distinct_names
+from dem_hub.merging.records import HERE
 from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance, Contender, Measured, accept_measured
 from dem_hub.search.measure.coordinates import Coordinates

@@ -26,7 +26,7 @@ def report(result: "SearchResult", next_steps: Sequence[str] = _NEXT) -> Report:
         result ([`SearchResult`]): The result.
         next_steps (`Sequence[str]`): What to do with it, the last lines.
     """
-    short = _Labels(list(result.plain.coefficients))
+    short = Labels(list(result.plain.coefficients))
     names = tuple(result.best.losses)
     parts: list[Table | Sequence[str]] = [_coefficients(result)]
     if result.score is not None:
@@ -43,7 +43,7 @@ def report(result: "SearchResult", next_steps: Sequence[str] = _NEXT) -> Report:
     return Report(f"Search on {result.config.base}", [*parts, next_steps])
 
 
-class _Labels:
+class Labels:
     """The labels of models, such as `base`, `me/maths` and `me/maths alone`, with short names of vectors."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -53,6 +53,11 @@ class _Labels:
         alone = " alone" if label.endswith(" alone") else ""
         name = label.removesuffix(alone)
         return self.by_name.get(name, name) + alone
+
+    def of_group(self, coordinate: str) -> str:
+        """Return the name of a group of a vector's tensors, such as `me/maths [attention]`."""
+        name, bracket, group = coordinate.rpartition(" [")
+        return self.by_name.get(name, name) + bracket + group
 
 
 def _coefficients(result: "SearchResult") -> Table:
@@ -67,7 +72,7 @@ def _coefficients(result: "SearchResult") -> Table:
     return Table(("vector", "coefficient", "data mixing ratio"), rows)
 
 
-def _scores(result: "SearchResult", score: Score, short: _Labels) -> Table:
+def _scores(result: "SearchResult", score: Score, short: Labels) -> Table:
     """Return the score of the answer and of each baseline, with its own sign."""
     values = {trial.coefficients: trial.value for trial in result.trials}
     points = baseline_points(list(result.coefficients), None)
@@ -78,7 +83,7 @@ def _scores(result: "SearchResult", score: Score, short: _Labels) -> Table:
     return Table(("model", score.name), rows)
 
 
-def _cross_losses(table: CrossLoss, names: tuple[str, ...], short: _Labels) -> Table:
+def _cross_losses(table: CrossLoss, names: tuple[str, ...], short: Labels) -> Table:
     """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
     rows = []
     for model, cells in table.cells.items():
@@ -92,7 +97,7 @@ def _with_error(cell: Cell) -> str:
     return f"{cell.loss:.4f} ({error})"
 
 
-def _held_out(acceptance: Acceptance, names: tuple[str, ...], objective: str, short: _Labels) -> Table:
+def _held_out(acceptance: Acceptance, names: tuple[str, ...], objective: str, short: Labels) -> Table:
     rows = []
     for label, contender in acceptance.contenders.items():
         losses = [f"{contender.losses[name]:.4f}" for name in names]
@@ -117,7 +122,7 @@ def _cost(result: "SearchResult") -> str:
     return text
 
 
-def _verdicts(result: "SearchResult", short: _Labels) -> list[str]:
+def _verdicts(result: "SearchResult", short: Labels) -> list[str]:
     """Return what held-out data said of the answer, of finer coefficients and of RegMean, in a line each."""
     lines = []
     if result.score is not None:

@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dem_hub.defaults import THEME, Theme
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.evaluation.processes import rank
 from dem_hub.files.atomic import atomic_folder
@@ -19,7 +20,6 @@ from dem_hub.files.names import RECIPE_CONFIG, SEARCH_CACHE, SEARCH_RESULT
 from dem_hub.files.replacing import settle
 from dem_hub.files.strict_json import check_version, read_json
 from dem_hub.merging.config import DEMConfig
-from dem_hub.merging.short_names import full_names
 from dem_hub.search.cross_loss import BASE, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance
 from dem_hub.search.measure.cache import MeasurementCache
@@ -30,25 +30,16 @@ from dem_hub.search.records import from_json
 from dem_hub.search.regmean import RegMeanOutcome, save_beside
 from dem_hub.search.report import report
 from dem_hub.search.result_file import ResultFile, to_file
+from dem_hub.search.reweighting import Bounds, Reweighted, solve_again
 from dem_hub.search.solve.local_model import LocalModel
-from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.objective import Objective
-from dem_hub.search.solve.region import Region
+
+if TYPE_CHECKING:
+    from dem_hub.plotting.picture import Picture
+    from dem_hub.search.pictures import PictureKind
 
 # Name of the search's own answer among the baselines of RegMean vectors that are kept.
 PLAIN = "plain"
-
-Bounds = tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True)
-class Reweighted:
-    """Coefficients for another objective, and the losses to expect: calculated from statistics, not measured."""
-
-    coefficients: Mapping[str, float]
-    losses: Mapping[str, float]
-    value: float
-    config: DEMConfig
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class SearchResult:
     best: Trial
     trials: tuple[Trial, ...]
     objective: Objective
-    bounds: Bounds
+    bounds: tuple[tuple[float, float], ...]
     num_forward: float
     seconds: float
     tokens: Mapping[str, int]
@@ -217,7 +208,7 @@ class SearchResult:
         objective: str | None = None,
         *,
         weights: Mapping[str, float] | None = None,
-        bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
+        bounds: Bounds | None = None,
         max_sum: float | None = None,
         without: Sequence[str] = (),
     ) -> Reweighted:
@@ -240,39 +231,56 @@ class SearchResult:
             `ConfigError`: The method left no statistics.
             `CoefficientError`: A name is of no vector of this search.
         """
-        if self.model is None:
-            raise ConfigError(
-                f"method='{self.method}' leaves no statistics to solve again. Search with 'gauss_newton' or "
-                "'quadratic'."
-            )
-        pairs = self._bounds_with(bounds, without)
-        chosen = Objective(
-            objective or self.objective.kind,  # type: ignore[arg-type]  # it refuses what is no kind
-            self.objective.weights if weights is None else weights,
-        )
-        base_losses = self._base_losses() if chosen.kind == "improvement" else None
-        region = Region.of(pairs, self.max_sum if max_sum is None else max_sum)
-        point = best_point(self.model, chosen, region, base_losses).tolist()
-        coefficients = dict(zip(self.model.names, point, strict=True))
-        losses = self.model.losses(point)
-        config = self.plain.with_coefficients(coefficients)
-        return Reweighted(coefficients, losses, chosen.value(losses, base_losses), config)
+        return solve_again(self, objective, weights, bounds, max_sum, without)
 
-    def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw the objective over the trials, and the perplexity of each distribution before and after.
-
-        See [`dem_hub.plotting.plot_search`].
+    def plot(
+        self,
+        kind: "PictureKind" = "losses",
+        path: str | os.PathLike[str] | None = None,
+        *,
+        axes: tuple[str, str] | None = None,
+        theme: Theme = THEME,
+    ) -> "Picture":
+        """Draw a picture of the search. A notebook shows it.
 
         Args:
-            path (`str` or `os.PathLike`): The picture; its suffix decides the format.
+            kind (`str`, defaults to `"losses"`): `losses`, of all models on held-out data; `coefficients`, with their
+                uncertainty; `landscape`, the expected loss over two coefficients; `front`, two distributions against
+                each other; or `trials`.
+            path (`str` or `os.PathLike`, *optional*): The file to write: `.png`, `.svg` or `.pdf`.
+            axes (`tuple[str, str]`, *optional*): Two vectors for `landscape`, by default those with the largest
+                coefficients; two distributions for `front`, by default the first two.
+            theme (`str`, defaults to `"light"`): `light` or `dark`.
 
         Returns:
-            `Path`: The path.
-        """
-        from dem_hub.plotting import plot_search
+            `matplotlib.figure.Figure`: The picture.
 
-        values = [trial.value for trial in self.trials]
-        return plot_search(values, self.base_losses, self.chosen.losses, path)
+        Raises:
+            `ConfigError`: There is no such picture, or the search left no quadratics for it.
+            `CoefficientError`: A name is of no vector of this search.
+            `MissingDependencyError`: matplotlib is not installed (extra `plot`).
+        """
+        from dem_hub.search.pictures import draw
+
+        picture = draw(self, kind, axes, theme)
+        if path is not None:
+            picture.savefig(path)
+        return picture
+
+    def plot_all(self, folder: str | os.PathLike[str], *, theme: Theme = THEME) -> list[Path]:
+        """Draw every picture for which the search left the numbers, as PNG and as SVG.
+
+        Args:
+            folder (`str` or `os.PathLike`): The folder; it is created if it does not exist. Pictures of the same name
+                are replaced.
+            theme (`str`, defaults to `"light"`): `light` or `dark`.
+
+        Returns:
+            `list[Path]`: The files.
+        """
+        from dem_hub.search.pictures import draw_all
+
+        return draw_all(self, Path(folder), theme)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *, with_logits: bool = False, exist_ok: bool = False
@@ -350,27 +358,6 @@ class SearchResult:
             score=file.score,
             cache=MeasurementCache(Path(folder) / SEARCH_CACHE),
         )
-
-    def _base_losses(self) -> dict[str, float]:
-        if self.table is None or BASE not in self.table.cells:
-            raise ConfigError("The base was not measured in this search, so nothing can be compared with it.")
-        return {name: cell.loss for name, cell in self.table.cells[BASE].items()}
-
-    def _bounds_with(
-        self, bounds: tuple[float, float] | Mapping[str, tuple[float, float]] | None, without: Sequence[str]
-    ) -> list[tuple[float, float]]:
-        """Return the search's bounds, with other bounds of all vectors or of some, and 0 for those `without`."""
-        assert self.model is not None
-        names = self.model.names
-        changes: dict[str, tuple[float, float]] = {}
-        if isinstance(bounds, Mapping):
-            full = full_names(bounds, names, "this search")
-            changes = {full[name]: pair for name, pair in bounds.items()}
-        elif bounds is not None:
-            changes = dict.fromkeys(names, bounds)
-        changes |= dict.fromkeys(full_names(without, names, "this search").values(), (0.0, 0.0))
-        pairs = dict(zip(names, self.bounds, strict=True)) | changes
-        return [pairs[name] for name in names]
 
 
 def _dominates(first: Trial, second: Trial) -> bool:

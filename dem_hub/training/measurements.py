@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dem_hub.checkpoints.base_model import Base
-from dem_hub.checkpoints.tensor_groups import norms_by_layer
 from dem_hub.errors import MissingDependencyError
 from dem_hub.files.names import NORMS_PLOT
-from dem_hub.plotting import plot_norms
-from dem_hub.vectors.comparison import compare, tensor_norms
+from dem_hub.vectors.comparison import compare
+from dem_hub.vectors.norms import tensor_norms
+from dem_hub.vectors.pictures import draw_vector_norms
 from dem_hub.vectors.vector import DistributionVector
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def measure_vector(
         for name, cosine in zip(comparison.names[1:], comparison.cosines[0][1:], strict=True):
             measured[f"dem/cosine/{name}"] = cosine
     try:
-        plot_norms(norms_by_layer(norms), plot_folder / NORMS_PLOT, "Norm of the delta, by layer")
+        draw_vector_norms(norms, base, "The norm of the vector, by layer").savefig(plot_folder / NORMS_PLOT)
     except MissingDependencyError as error:
         logger.info("No picture of the layers: %s", error)
     return measured

@@ -6,21 +6,26 @@ from what extraction measured, while inner products of decoded vectors are right
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.codecs.component import StoredDelta
-from dem_hub.codecs.delta import Delta, inner
+from dem_hub.defaults import THEME, Theme
+from dem_hub.files.distinct_names import distinct_names
 from dem_hub.hub.report import Report, Table
-from dem_hub.numerics.slices import full_index, row_blocks
+from dem_hub.plotting import draw_cosines
+from dem_hub.vectors.norms import inner_products
 from dem_hub.vectors.vector import DistributionVector
 
-# Elements of a tensor that are decoded at once: 16 MB in float32 for each vector. Chosen by hand, not measured.
-_BLOCK = 1 << 22
+if TYPE_CHECKING:
+    from dem_hub.plotting.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,25 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return self.report().html()
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, theme: Theme = THEME) -> "Picture":
+        """Draw the cosines as a matrix, and the norms. A notebook shows the picture.
+
+        Args:
+            path (`str` or `os.PathLike`, *optional*): The file to write: `.png`, `.svg` or `.pdf`.
+            theme (`str`, defaults to `"light"`): `light` or `dark`.
+
+        Returns:
+            `matplotlib.figure.Figure`: The picture.
+
+        Raises:
+            `MissingDependencyError`: matplotlib is not installed (extra `plot`).
+        """
+        names = ["/".join(parts) for parts in distinct_names([Path(name) for name in self.names])]
+        picture = draw_cosines(names, self.norms, self.cosines, theme)
+        if path is not None:
+            picture.savefig(path)
+        return picture
 
     def report(self) -> Report:
         """Return norms and cosines as a table. Columns have numbers, as names would be too wide."""
@@ -69,7 +93,7 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     count = len(vectors)
     products = torch.zeros(count, count, dtype=torch.float64, device="cpu")
     for name in tqdm(sorted(set().union(*deltas)), desc="Comparing", unit="tensor", delay=1, name="dem_hub.comparing"):
-        products += _inner_products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
+        products += inner_products([stored.get(name, StoredDelta()) for stored in deltas], base, name)
     norms = [_norm(vector, float(products[i, i])) for i, vector in enumerate(vectors)]
     cosines = []
     overlaps = []
@@ -79,23 +103,6 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
     if names is None:
         names = [vector.name for vector in vectors]
     return Comparison(tuple(names), tuple(norms), tuple(cosines), tuple(overlaps))
-
-
-def tensor_norms(vector: DistributionVector, base: Base) -> dict[str, float]:
-    """Return the Frobenius norm of each tensor's delta, by the base's key.
-
-    The norms are those that extraction measured. For a plain LoRA adapter they are computed from the factors.
-
-    Args:
-        vector ([`DistributionVector`]): The vector.
-        base ([`Base`]): The base it was taken from.
-    """
-    if vector.config is not None:
-        return {name: record.norm for name, record in vector.config.tensors.items()}
-    norms = {}
-    for name, stored in vector.deltas(base).items():
-        norms[name] = math.sqrt(float(_inner_products([stored], base, name)[0, 0]))
-    return norms
 
 
 def _norm(vector: DistributionVector, decoded_square: float) -> float:
@@ -133,30 +140,3 @@ def _overlap(first: Mapping[str, StoredDelta], second: Mapping[str, StoredDelta]
 
 def _elements(names: set[str], base: Base) -> int:
     return sum(math.prod(base.checkpoint[name].shape) for name in names)
-
-
-def _inner_products(stored: Sequence[StoredDelta], base: Base, name: str) -> Tensor:
-    """Return the matrix (vectors, vectors), float64, of the inner products of one tensor's deltas."""
-    products = torch.zeros(len(stored), len(stored), dtype=torch.float64, device="cpu")
-    for block in row_blocks(full_index(base.checkpoint[name].shape), _BLOCK):
-        decoded: list[list[tuple[float, Delta]]] = []
-        for delta in stored:
-            # A replaced buffer is not added to the base, so it is no part of the vector's direction.
-            is_replaced = delta.replacement is not None
-            decoded.append([] if is_replaced else delta.decode(base.checkpoint.lazy(name), block))
-        for i, first in enumerate(decoded):
-            for j, second in enumerate(decoded[: i + 1]):
-                product = _inner(first, second)
-                products[i, j] += product
-                if i != j:
-                    products[j, i] += product
-    return products
-
-
-def _inner(first: Sequence[tuple[float, Delta]], second: Sequence[tuple[float, Delta]]) -> float:
-    """Return the inner product of two sums of scaled deltas."""
-    products = []
-    for scale, delta in first:
-        for other_scale, other in second:
-            products.append(scale * other_scale * inner(delta, other))
-    return sum(products)

@@ -21,11 +21,9 @@ from torch import Tensor
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.opening import open_base
 from dem_hub.checkpoints.reader import Checkpoint
-from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.registry import encoder_from_name
-from dem_hub.defaults import VERIFY, Verify
-from dem_hub.errors import AdapterError
+from dem_hub.defaults import THEME, VERIFY, Theme, Verify
 from dem_hub.files.folders import ADAPTER, VECTOR, check_replaced
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_FILES, SAFETENSORS, VECTOR_CONFIG, VECTOR_FILES
 from dem_hub.files.replacing import read_steadily
@@ -37,7 +35,6 @@ from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import digest, hashing_again, verify_files
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import BaseRecord, VectorSource
-from dem_hub.numerics.slices import full_index
 from dem_hub.vectors.compatibility import check_base
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.copies import copy_vector
@@ -46,12 +43,16 @@ from dem_hub.vectors.folder import is_vector_file
 from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.reader import read_adapter
 from dem_hub.vectors.lora.summary import AdaptedModule, adapted_modules
+from dem_hub.vectors.norms import decode
+from dem_hub.vectors.pictures import plot_vector
 from dem_hub.vectors.publishing import push_vector
 from dem_hub.vectors.reader import part_sizes, read_contents, tensor_sizes
 from dem_hub.vectors.report import vector_report
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+
+    from dem_hub.plotting.picture import Picture
 
 
 class DistributionVector:
@@ -72,8 +73,6 @@ class DistributionVector:
 
     Example:
 
-    Extract a vector, save it, and open it again:
-
     ```python
     >>> import tempfile
     >>> from dem_hub import DistributionVector
@@ -82,16 +81,6 @@ class DistributionVector:
     >>> vector.save_pretrained(folder)
     >>> DistributionVector.from_pretrained(folder).config.codec
     'lowrank'
-
-    ```
-
-    Merge it into its base with a coefficient:
-
-    ```python
-    >>> from dem_hub import DEMModel
-    >>> model = DEMModel.from_pretrained(base_folder, vectors={folder: 0.5})
-    >>> type(model).__name__
-    'LlamaForCausalLM'
 
     ```
     """
@@ -295,6 +284,25 @@ class DistributionVector:
     def _repr_html_(self) -> str:
         return vector_report(self, self.name).html()
 
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        base: str | os.PathLike[str] | VectorSource | None = None,
+        theme: Theme = THEME,
+    ) -> "Picture":
+        """Draw its norms by layer and by what the tensors are for. A notebook shows the picture.
+
+        Args:
+            path (`str` or `os.PathLike`, *optional*): The file to write: `.png`, `.svg` or `.pdf`.
+            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default its own.
+            theme (`str`, *optional*, defaults to `"light"`): `light` or `dark`.
+
+        Returns:
+            `matplotlib.figure.Figure`: The picture. It needs the extra `plot`.
+        """
+        return plot_vector(self, base, path, theme)
+
     @property
     def name(self) -> str:
         """The name of the vector in recipes and in `set_coefficients`: its id or path, with its subfolder."""
@@ -369,13 +377,7 @@ class DistributionVector:
             deltas = read_contents(self.folder, self.config)
             self.check_unchanged()
             return deltas
-        if base.architecture is None:
-            raise AdapterError(
-                f"The architecture of '{base}' is not known (no config.json with architectures that transformers "
-                f"has), so where the LoRA '{self.name}' goes cannot be known either. Merge it with PEFT and extract "
-                "the vector."
-            )
-        deltas = read_adapter(self.folder, self._adapter_config, base)
+        deltas = read_adapter(self.name, self.folder, self._adapter_config, base)
         self.check_unchanged()
         return deltas
 
@@ -394,7 +396,4 @@ class DistributionVector:
             `torch.Tensor`: The delta in float32, of the base's shape; zeros where the vector changes nothing.
         """
         opened = open_base(resolve(VectorSource.parse(base), MODEL_FILES))
-        shape = opened.checkpoint[name].shape
-        stored = self.deltas(opened).get(name, StoredDelta())
-        summands = stored.decode(opened.checkpoint.lazy(name), full_index(shape))
-        return add_deltas(torch.zeros(shape, dtype=torch.float32, device="cpu"), summands)
+        return decode(self.deltas(opened).get(name, StoredDelta()), opened, name)

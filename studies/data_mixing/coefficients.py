@@ -67,7 +67,7 @@ def search_all(
         )
         # With the logits one more vector costs little. What a run left that was killed after this line is replaced.
         result.save_pretrained(folder / label, with_logits=label == FOUND, exist_ok=True)
-        result.plot(folder / f"{label}.png")
+        result.plot("trials", folder / f"{label}.png")
         return _record(result, first)
 
     def grow() -> dict[str, Any]:

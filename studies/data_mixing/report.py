@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dem_hub.plotting import plot_perplexities
+from dem_hub.plotting import draw_perplexities
 from studies.data_mixing.costs import Cost, cheaper, total
 from studies.data_mixing.settings import LATER, NAMES
 
@@ -22,7 +22,7 @@ def write_pictures(data: dict[str, Any], folder: Path) -> None:
         label: {name: math.exp(loss) for name, loss in data["test"][label]["by_distribution"].items() if name != LATER}
         for label in shown
     }
-    plot_perplexities(table, folder / "perplexity.png", "Perplexity on test text, lower is better")
+    draw_perplexities(table, "Perplexity on test text").savefig(folder / "perplexity.png")
 
     figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
     for (name, norms), color in zip(data["vectors"]["by_layer"].items(), _COLORS, strict=False):

@@ -11,7 +11,8 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
-from dem_hub.vectors.comparison import compare, tensor_norms
+from dem_hub.vectors.comparison import compare
+from dem_hub.vectors.norms import tensor_norms
 
 _LAYER = "model.layers."
 

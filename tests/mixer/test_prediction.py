@@ -7,7 +7,7 @@ import torch
 
 from dem_hub import SearchResult
 from dem_hub.mixer.mixer import Mixer
-from dem_hub.mixer.prediction import Prediction
+from dem_hub.search.prediction import Prediction
 
 # The objective of quadratics by one formula and by another in float64.
 SAME = 1e-12

@@ -4,8 +4,8 @@ import pytest
 
 from dem_hub import SearchResult
 from dem_hub.mixer.mixer import Mixer
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.mixer.presets import Preset, presets
+from dem_hub.search.prediction import Prediction
 
 NAMES = {"me/up": "up", "me/down": "down", "me/late": "late"}
 

@@ -13,9 +13,9 @@ import pytest
 from dem_hub import DEMModel, SearchResult
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
-from dem_hub.mixer.prediction import Expected
 from dem_hub.mixer.tables import LossRow, loss_table
 from dem_hub.mixer.view import STEP, Tab, mixture_at, slider_range, text_of, view_of
+from dem_hub.search.prediction import Expected
 from tests.support.counting_models import Counters
 
 

@@ -7,7 +7,8 @@ from dem_hub import DistributionVector, VectorSource
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
-from dem_hub.vectors.comparison import compare, tensor_norms
+from dem_hub.vectors.comparison import compare
+from dem_hub.vectors.norms import tensor_norms
 from tests.support.tiny_models import Zoo, adapter_deltas, load_tensors, read_deltas
 
 KINDS = ["dense", "short", "lowrank", "lossy", "adapter"]

@@ -24,6 +24,7 @@ from dem_hub.checkpoints.lazy import Rows, Transposed
 from dem_hub.checkpoints.reader import Checkpoint, Tensors
 from dem_hub.codecs.component import Component, StoredDelta
 from dem_hub.codecs.whole import Full
+from dem_hub.errors import AdapterError
 from dem_hub.files.names import ADAPTER_WEIGHTS
 from dem_hub.vectors.lora.contents import DAMAGED, Fault, check_contents, refuse_adapter, wrapper_remedy
 from dem_hub.vectors.lora.experts import expert_factors, expert_shapes, find_experts
@@ -42,21 +43,28 @@ _OTHER_BASE = (
 _UNTIE = "Train both ends with ensure_weight_tying=True, or on a base whose embeddings are untied."
 
 
-def read_adapter(folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
+def read_adapter(name: str, folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
     """Return the stored delta of each tensor that an adapter changes.
 
     Args:
-        folder (`Path`): Folder of the adapter.
+        name (`str`): What the adapter is called in messages.
+        folder (`Path`): Its folder.
         config (`Mapping[str, Any]`): Its config, from [`read_adapter_config`].
-        base ([`Base`]): The base that the adapter is put on. Its architecture is known.
+        base ([`Base`]): The base that the adapter is put on.
 
     Returns:
         `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint keys.
 
     Raises:
         `AdapterError`: If the base has no place for a tensor, or a tensor has the wrong shape. All of them are
-            listed. Also if the adapter does not hold what its config says.
+            listed. Also if the adapter does not hold what its config says, or the base's architecture is not known.
     """
+    if base.architecture is None:
+        raise AdapterError(
+            f"The architecture of '{base}' is not known (no config.json with architectures that transformers "
+            f"has), so where the LoRA '{name}' goes cannot be known either. Merge it with PEFT and extract "
+            "the vector."
+        )
     weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
     architecture = trained_architecture(weights, base)
     reader = _AdapterReader(weights, config, base.checkpoint, architecture, {})

@@ -8,6 +8,7 @@ for its distance is what the uncertainty is made of.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from torch import Tensor
 from dem_hub.search.cross_loss import BASE
 from dem_hub.search.points import Point
 from dem_hub.search.problem import Trial
-from dem_hub.search.result import SearchResult
 from dem_hub.search.solve.local_model import LocalModel
+
+if TYPE_CHECKING:
+    from dem_hub.search.result import SearchResult
 
 # Of a coefficient: trials nearer to the found point than this say nothing of how an error grows, since there the
 # error of a measurement in float32 is as large.
@@ -29,6 +32,9 @@ _POWER = 2
 # Trials lie in few directions, and other directions are worse. On the tests' counting models the errors at 32 random
 # points were up to 1.9 times the largest that the trials have. A distribution's own trials said less of its errors.
 _MARGIN = 2.0
+
+# Nats. An expected loss that may be off by more is marked: mixtures differ by about as much.
+UNSURE = 0.01
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,19 @@ class Prediction:
         growth (`float`, *optional*): How far off a quadratic may be at distance 1, in nats.
     """
 
-    result: SearchResult
+    result: "SearchResult"
     model: LocalModel
     growth: float | None
 
     @classmethod
-    def of(cls, result: SearchResult | None) -> "Prediction | None":
-        """Return the prediction of a search; `None` if there is no search, or it left no quadratics of these vectors."""
-        if result is None or result.model is None or result.kept_regmean is not None:
+    def of(cls, result: "SearchResult | None") -> "Prediction | None":
+        """Return the prediction of a search; `None` if there is no search, or it left no quadratics.
+
+        Where RegMean vectors are kept, it is about the vectors that were searched.
+        """
+        if result is None or result.model is None:
             return None
-        names = tuple(result.config.coefficients)
+        names = tuple(result.plain.coefficients)
         if len(names) != len(result.model.names):
             return None
         # The folders may have been moved, together with the recipe. The order stays.
@@ -87,7 +96,7 @@ class Prediction:
         """Return the loss to expect at a point, by distribution."""
         error = None
         if self.growth is not None:
-            error = self.growth * self._reach(point)
+            error = float(self.errors(torch.tensor([list(point)], dtype=torch.float64, device="cpu")))
         return {name: Expected(loss, error) for name, loss in self.model.losses(point).items()}
 
     def best(self, without: Collection[str], objective: str | None = None) -> dict[str, float]:
@@ -128,18 +137,19 @@ class Prediction:
                 return dict(trial.losses)
         return {}
 
-    def _reach(self, point: Sequence[float]) -> float:
-        """Return the squared distance from where the losses are known: the quadratics' own point, and what was found.
+    def errors(self, points: Tensor) -> Tensor:
+        """Return how far off an expected loss may be at many points, (M, N), as (M,) in float64.
 
-        Between the two the quadratics are corrected by their values alone. So away from what was found, the error begins
-        with a slope, which grows with the distance of the two.
+        The error grows with the squared distance from where the losses are known: the quadratics' own point, and what
+        was found. Between the two the quadratics are corrected by their values alone. So away from what was found, the
+        error begins with a slope, which grows with the distance of the two.
         """
-        found = self.result.best.coefficients
-        step = _distance(found, point)
-        return min(
-            _distance(self.model.point, point) ** _POWER,
-            step * (step + 2 * _distance(self.model.point, found)),
-        )
+        assert self.growth is not None, "nothing is known of the errors"
+        found = torch.tensor(self.result.best.coefficients, dtype=torch.float64, device="cpu")
+        center = torch.tensor(self.model.point, dtype=torch.float64, device="cpu")
+        step = (points - found).norm(dim=1)
+        beyond = step * (step + 2 * (center - found).norm())
+        return self.growth * torch.minimum((points - center).norm(dim=1) ** _POWER, beyond)
 
     def _objective(self, losses: Mapping[str, float]) -> float:
         return self.result.objective.value(losses, self.base_losses or None)
