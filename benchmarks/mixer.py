@@ -23,13 +23,13 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+from dem_hub.mixer.prediction import Prediction
 
 from dem_hub.cli.arguments import split_pairs
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
 from dem_hub.evaluation.columns import select_columns
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.mixer.view import Tab, view_of
 from dem_hub.search.points import Point
 

@@ -25,8 +25,8 @@ from dem_hub.merging.coefficients import coefficient_text
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.publishing import PublicRecipe, public_recipe
 from dem_hub.merging.short_names import short_names
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.search.cross_loss import BASE, CrossLoss
+from dem_hub.search.prediction import Prediction
 from dem_hub.search.result import SearchResult
 from dem_hub.search.result_file import to_file
 

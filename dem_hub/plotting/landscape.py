@@ -66,6 +66,7 @@ def draw_landscape(  # noqa: PLR0913  all but one are named
         bands = field.contourf(
             surface.levels, surface.levels, surface.values, levels=surface.edges, cmap=scale, extend="both"
         )
+        bands.set_edgecolor("face")  # without it, viewers of SVG show thin lines between bands
         if surface.doubt:
             _draw_doubt(field, surface)
         for points, mark, size, name in (

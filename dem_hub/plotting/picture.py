@@ -62,7 +62,14 @@ class Picture(Figure):
         kind = kind or "png"
         metadata = {**_FORMATS.get(kind, {}), **options.pop("metadata", {})}
         with self.styled():
+            self._settle()
             super().savefig(fname, format=kind, metadata=metadata, **options)
+
+    def _settle(self) -> None:
+        """Find places for everything, once: each format would find others, and others again when asked twice."""
+        if self.get_layout_engine() is not None:
+            self.draw_without_rendering()
+            self.set_layout_engine("none")
 
     def _repr_png_(self) -> bytes:
         """Return the picture for a notebook that does not know matplotlib's figures."""

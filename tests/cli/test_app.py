@@ -32,7 +32,7 @@ OPTIONS = {
         "--seed",
         "--verify",
     ],
-    "info": ["paths", "--base", "--tensors", "--json", "--mergekit"],
+    "info": ["paths", "--base", "--tensors", "--plot", "--theme", "--json", "--mergekit"],
     "merge": [
         "model",
         "--vector",
@@ -110,6 +110,7 @@ OPTIONS = {
         "--max-length",
         "--packing",
         "--plot",
+        "--theme",
         "--json",
         "--verify",
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from dem_hub import DEMModel, SearchResult
 from dem_hub.cli.app import main
+from dem_hub.search.pictures import picture_kinds
 from tests.support.counting_models import Counters
 
 
@@ -23,7 +24,8 @@ def command(counters: Counters, tmp_path: Path) -> list[str]:
 
 
 def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "--plot", str(tmp_path / "search.svg")]) == 0
+    pictures = tmp_path / "pictures"
+    assert main([*command, "--plot", str(pictures), "--theme", "dark"]) == 0
     out = capsys.readouterr().out
     result = SearchResult.from_pretrained(tmp_path / "found")
     assert result.method == "gauss_newton"
@@ -31,16 +33,20 @@ def test_a_search(command: list[str], counters: Counters, tmp_path: Path, capsys
     # The same text as in Python, but for where it is saved and the next command.
     printed = str(result).rpartition("\n\n")[0]
     assert out.startswith(
-        f"{printed}\n\nSaved in {tmp_path / 'found'}: the recipe and all that was measured.\nNext: dem-hub merge "
+        f"{printed}\n\nSaved in {tmp_path / 'found'}: the recipe and all that was measured.\n"
+        f"Drawn in {pictures}: losses, coefficients, landscape, front, trials.\nNext: dem-hub merge "
     )
-    assert (tmp_path / "search.svg").read_bytes().startswith(b"<?xml")
+    names = [f"{kind}.{ending}" for kind in picture_kinds(result) for ending in ("png", "svg")]
+    assert sorted(path.name for path in pictures.iterdir()) == sorted(names)
+    result.plot("losses", tmp_path / "losses.svg", theme="dark")
+    assert (pictures / "losses.svg").read_bytes() == (tmp_path / "losses.svg").read_bytes()
 
 
 def test_a_picture_that_cannot_be_drawn_is_refused_first(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main([*command, "--plot", str(tmp_path / "search.svg")]) == 2
+    assert main([*command, "--plot", str(tmp_path / "pictures")]) == 2
     assert "pip install 'dem-hub[plot]'" in capsys.readouterr().err
     assert not (tmp_path / "found").exists()
 
@@ -60,18 +66,22 @@ def test_a_result_is_replaced_only_with_overwrite(
             "found' holds a recipe already. Choose another folder, or replace it: --overwrite"
             in capsys.readouterr().err
         )
-        (tmp_path / "plot.png").touch()
+        pictures = tmp_path / "pictures"
+        pictures.mkdir()
+        (pictures / "trials.png").touch()
         other = [str(tmp_path / "other") if part == str(folder) else part for part in quick]
-        assert main([*other, "--plot", str(tmp_path / "plot.png")]) == 2
-        assert "plot.png' is there already. Choose another name, or replace it: --overwrite" in capsys.readouterr().err
-        assert main([*other, "--plot", str(tmp_path), "--overwrite"]) == 2
-        assert "is a folder, and a file is to be written there" in capsys.readouterr().err
+        assert main([*other, "--plot", str(pictures)]) == 2
+        assert (
+            "trials.png' is there already. Choose another name, or replace it: --overwrite" in capsys.readouterr().err
+        )
+        assert main([*other, "--plot", str(tmp_path / "plot.png"), "--overwrite"]) == 2
+        assert "is a file, and several pictures are drawn. Give it a folder." in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "notes.txt").write_text("mine")
-    assert main([*quick, "--seed", "1", "--overwrite", "--plot", str(tmp_path / "plot.png")]) == 0
+    assert main([*quick, "--seed", "1", "--overwrite", "--plot", str(pictures)]) == 0
     assert SearchResult.from_pretrained(folder).config.search["seed"] == 1
     assert (folder / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "plot.png").stat().st_size > 0
+    assert (pictures / "trials.png").stat().st_size > 0
 
 
 def test_a_search_goes_on_in_the_folder_of_a_killed_one(command: list[str], tmp_path: Path) -> None:

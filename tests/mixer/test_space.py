@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from dem_hub import DEMConfig, SearchResult
 from dem_hub.cli.app import main
 from dem_hub.errors import ConfigError, NotFoundError
-from dem_hub.mixer.prediction import Prediction
 from dem_hub.mixer.space import GRADIO, push_space
+from dem_hub.search.prediction import Prediction
 from tests.fake_hub.server import Hub
 from tests.mixer.test_page import free_port, pytestmark  # noqa: F401
 from tests.support.counting_models import Counters

@@ -194,7 +194,3 @@ def test_a_method_without_statistics(search: Callable[..., SearchResult]) -> Non
     found = search(method="uniform", max_forward=3)
     with pytest.raises(ConfigError, match="method='uniform' leaves no statistics"):
         found.reweight()
-
-
-def test_picture(result: SearchResult, tmp_path: Path) -> None:
-    assert result.plot(tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
