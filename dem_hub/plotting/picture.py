@@ -50,7 +50,7 @@ class Picture(Figure):
         with self.styled():
             super().draw(renderer)
 
-    def savefig(self, fname: str | os.PathLike[str] | IO[bytes], **options: Any) -> None:  # type: ignore[override]
+    def savefig(self, fname: str | os.PathLike[str] | IO[bytes], **options: Any) -> None:
         """Save in this picture's style, without the time. The options are matplotlib's.
 
         Raises:

@@ -44,7 +44,7 @@ def draw_trials(
         axes.step(numbers, so_far, where="post", color=colors.result, label="best so far")
         axes.plot(numbers, finite, "o", color=colors.rival, label="trial")
         axes.set_xlim(0.5, len(values) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("trial")
         axes.set_ylabel(label(name, 40))
         axes.set_title(title)

@@ -85,7 +85,9 @@ def draw(
 
 def draw_all(result: "SearchResult", folder: Path, theme: Theme) -> list[Path]:
     """Draw all pictures into a folder, and return the files; see [`SearchResult.plot_all`]."""
-    pictures = {kind: draw(result, kind, theme=theme) for kind in picture_kinds(result)}
+    pictures: dict[str, Picture] = {}
+    for kind in picture_kinds(result):
+        pictures[kind] = draw(result, kind, theme=theme)
     return save_all(pictures, folder)
 
 
