@@ -75,10 +75,7 @@ class Mixer:
         self.model = model
         self.tokenizer = tokenizer
         self.opening = opening
-        searched = opening.result
-        if searched is not None and searched.kept_regmean is not None:
-            searched = None  # its quadratics are of other vectors than the recipe's
-        self.prediction = Prediction.of(searched)
+        self.prediction = Prediction.of_recipe(opening.result)
         # A second model to compare with, if somebody has asked for one.
         self.other: OtherModel | None = None
         self._loading = threading.Lock()  # one at a time, for the sake of memory

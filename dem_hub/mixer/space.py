@@ -171,7 +171,7 @@ def _public_search(source: VectorSource, recipe: DEMConfig) -> Mapping[str, str]
     if not (source.is_local and Path(source.repo_id, source.subfolder, SEARCH_RESULT).is_file()):
         return {}
     result = SearchResult.from_pretrained(Path(source.repo_id, source.subfolder))
-    if Prediction.of(result) is None or result.model is None:
+    if Prediction.of_recipe(result) is None or result.model is None:
         return {}
     base = {}
     if result.table is not None and BASE in result.table.cells:

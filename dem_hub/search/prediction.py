@@ -80,6 +80,13 @@ class Prediction:
         growth = _growth(corrected, [trial for trial in result.trials if trial != result.best])
         return cls(replace(result, model=model), corrected, growth)
 
+    @classmethod
+    def of_recipe(cls, result: "SearchResult | None") -> "Prediction | None":
+        """Return the prediction for the vectors of a search's recipe; `None` also where these are RegMean vectors."""
+        if result is None or result.kept_regmean is not None:
+            return None
+        return cls.of(result)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the vectors, in the order of a point."""
