@@ -5,11 +5,13 @@ In the repository they have no outputs, so that a change of one shows what chang
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 _PROGRESS = "stderr"  # bars, which were overwritten again and again
+_PATIENCE = 600  # seconds for a cell: each takes a few, but a busy machine has been seen to take minutes
 
 
 def notebook_page(notebook: Path, page: Path, *, run: bool) -> str:
@@ -38,7 +40,9 @@ def _run(notebook: Path) -> list[dict[str, Any]]:
     from nbclient import NotebookClient
 
     content = nbformat.read(notebook, as_version=4)
-    NotebookClient(content, timeout=300, kernel_name="python3").execute()
+    # Tiny tensors are faster on one thread.
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    NotebookClient(content, timeout=_PATIENCE, kernel_name="python3").execute(env=settings)
     cells: list[dict[str, Any]] = content["cells"]
     return cells
 
