@@ -64,4 +64,4 @@ def _shown(output: dict[str, Any], page: Path, number: int) -> str:
 
 
 def _text(text: Any) -> str:
-    return f"```text\n{''.join(text).rstrip()}\n```"
+    return f'<div class="output" markdown>\n\n```text\n{"".join(text).rstrip()}\n```\n\n</div>'

@@ -17,9 +17,13 @@ PAGE = """# Title
 print("two")
 ```
 
+<div class="output" markdown>
+
 ```text
 two
 ```
+
+</div>
 
 <div class="output">
 <table>
