@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dem_hub.evaluation.likelihood import negative_log_likelihood, scored_logits
+from dem_hub.evaluation.likelihood import is_seq2seq, negative_log_likelihood, scored_logits, scored_tokens
 from dem_hub.evaluation.windows import Window
 from dem_hub.search.measure.statistics import SummedStatistics
 
@@ -75,11 +75,15 @@ class Block:
         rows = max(1, _CHUNK_ELEMENTS // max(self.center.shape[1], 1) // max(len(names), 1))
         for start in range(0, len(self.targets), rows):
             chunk = slice(start, start + rows)
-            moves = torch.stack([self.moves[name][chunk].to(device).float() * scale for name in names])
-            logits = self.center[chunk].to(device)
+            logits = self.center[chunk].to(device, copy=True)
+            moves = torch.empty((len(names), *logits.shape), dtype=torch.float32, device=device)
+            added = torch.empty_like(logits)
             for name, move in zip(names, moves, strict=True):
+                move.copy_(self.moves[name][chunk])
+                if scale != 1.0:
+                    move.mul_(scale)
                 if offsets[name]:
-                    logits = logits + offsets[name] * move
+                    logits.add_(torch.mul(move, offsets[name], out=added))
             sums.add(logits, moves, self.targets[chunk].to(device))
         return sums
 
@@ -93,18 +97,27 @@ def keep_logits(
         `tuple[Tensor, Block]`: The negative log-likelihood of each window, and the logits.
     """
     kept = set(places)
+    counts = scored_tokens(windows, seq2seq=is_seq2seq(model))
+    tokens = sum(counts[place] for place in kept)
+    owners = torch.empty(tokens, dtype=torch.long, device="cpu")
+    targets = torch.empty(tokens, dtype=torch.long, device="cpu")
+    # The first logits show how large the vocabulary is. Pieces that are put together at the end would be kept twice.
+    center = torch.empty(0, 1, dtype=torch.float32, device="cpu")
     window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
-    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+    row = 0
     with torch.inference_mode():
         for scored in scored_logits(model, windows, batch_size):
             window_totals[scored.window] += negative_log_likelihood(scored)
-            if scored.window in kept:
-                owners = torch.full(scored.targets.shape, scored.window, dtype=torch.long, device="cpu")
-                pieces.append((owners, scored.logits.cpu(), scored.targets.cpu()))
-    if not pieces:
-        nothing = torch.zeros(0, dtype=torch.long, device="cpu")
-        return window_totals, Block(nothing, torch.zeros(0, 1, dtype=torch.float32, device="cpu"), nothing)
-    owners, center, targets = (torch.cat(column) for column in zip(*pieces, strict=True))
+            if scored.window not in kept:
+                continue
+            if row == 0:
+                with torch.inference_mode(mode=False):
+                    center = torch.empty((tokens, scored.logits.shape[1]), dtype=torch.float32, device="cpu")
+            rows = slice(row, row + len(scored.targets))
+            owners[rows] = scored.window
+            center[rows] = scored.logits
+            targets[rows] = scored.targets
+            row = rows.stop
     return window_totals, Block(owners, center, targets)
 
 

@@ -312,8 +312,9 @@ class LossEvaluator:
                 self.coordinates.move_to(moved(point, place, step))
                 for name, windows in windows_by_name.items():
                     _, blocks[name].moves[key] = blocks[name].move(self.model, windows, self.batch_size)
-            for name, block in blocks.items():
-                part_sums = block.sums(keys, dict.fromkeys(keys, 0.0), 1 / step, self.model.device)
+            for name in windows_by_name:
+                # Taken out: at the end of a part, nothing of it is in memory beside the next one.
+                part_sums = blocks.pop(name).sums(keys, dict.fromkeys(keys, 0.0), 1 / step, self.model.device)
                 sums[name].values += part_sums.values
         for name in self.data:
             self._put_totals(name, point, window_totals[name])

@@ -33,27 +33,30 @@ class SummedStatistics:
 
         Args:
             logits (`Tensor`): (T, V), float32.
-            moves (`Tensor`): (N, T, V), float32; the derivative of the logits with respect to each coefficient.
+            moves (`Tensor`): (N, T, V), float32, contiguous; the derivative of the logits with respect to each
+                coefficient.
             targets (`Tensor`): (T,), the tokens that came.
 
         Source: the gradient and Gauss-Newton matrix of softmax cross-entropy, sum_t (p - y) . J_i and
         sum_t p . (J_i * J_j) - (p . J_i)(p . J_j), with J_i = d logits / d c_i.
         """
         count = len(moves)
-        log_probabilities = logits.log_softmax(-1)
-        probabilities = log_probabilities.exp()
         target_column = targets.unsqueeze(1)
-        flat_moves = moves.reshape(count, -1)
+        log_probabilities = logits.log_softmax(-1)
+        log_likelihood = float(log_probabilities.gather(1, target_column).cpu().double().sum())
+        probabilities = log_probabilities.exp_()
+        flat_moves = moves.view(count, -1)
+        weighted = torch.empty_like(probabilities)
         expected = []
         second_moments = []
         for move in moves:
-            weighted = probabilities * move
+            torch.mul(probabilities, move, out=weighted)
             expected.append(weighted.sum(-1))
-            second_moments.append(flat_moves @ weighted.reshape(-1))
+            second_moments.append(flat_moves @ weighted.view(-1))
         means = torch.stack(expected).cpu().double()  # (N, T)
         of_targets = torch.stack([move.gather(1, target_column).squeeze(1) for move in moves]).cpu().double()
         self.values[0] += len(targets)
-        self.values[1] -= float(log_probabilities.gather(1, target_column).cpu().double().sum())
+        self.values[1] -= log_likelihood
         self.values[2 : 2 + count] += (means - of_targets).sum(1)
         self.values[2 + count :] += (torch.stack(second_moments).cpu().double() - means @ means.T).reshape(-1)
 

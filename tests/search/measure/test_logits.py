@@ -1,8 +1,15 @@
 """The choice of windows whose logits are kept, and the memory they take."""
 
+import gc
 from itertools import pairwise
 
-from dem_hub.search.measure.logits import choose_windows, parts_of, token_limit
+import torch
+from transformers import AutoModelForCausalLM
+
+from dem_hub.evaluation.windows import Window
+from dem_hub.search.measure.logits import choose_windows, keep_logits, parts_of, token_limit
+from tests.support.allocations import Allocations
+from tests.support.tiny_models import Models
 
 
 def test_choose_windows() -> None:
@@ -23,3 +30,20 @@ def test_parts_of() -> None:
 def test_token_limit() -> None:
     assert token_limit(1000 * 100 * (4 + 2 * 3), 100, 3) == 1000
     assert token_limit(1, 100, 3) == 1
+
+
+def test_logits_are_in_memory_once(llama: Models) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama.base).eval()
+    windows = [Window.of(list(range(1, 31))) for _ in range(64)]
+    keep_logits(model, windows[:1], [0], 1)
+    gc.collect()
+    with Allocations("cpu") as allocations:
+        one_window, _ = keep_logits(model, windows[:1], [0], 1)
+        at_most = allocations.most
+        allocations.most = allocations.live
+        totals, block = keep_logits(model, windows, range(64), 1)
+    assert allocations.most <= block.center.nbytes + 2 * at_most
+    assert block.center.shape == (64 * 29, model.config.vocab_size)
+    assert totals.tolist() == one_window.tolist() * 64
+    assert torch.equal(block.center[:29], block.center[-29:])
+    assert block.owners.tolist() == [place for place in range(64) for _ in range(29)]
