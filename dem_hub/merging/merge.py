@@ -29,7 +29,7 @@ from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.dequantized_base import DequantizedTensors
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
-from dem_hub.numerics.buffers import scratch
+from dem_hub.numerics.buffers import new_memory, scratch
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.passes import kernels, note_work
@@ -187,7 +187,7 @@ class Merge:
         if source is not None:
             values = source[index if index else ...]
             return self._checked(name, values, values.to(device=device, dtype=target))
-        result = torch.empty(index_shape(index), dtype=target, device=device)
+        result = new_memory(index_shape(index), target, device)
         with one_core() if device.type == "cpu" else nullcontext():
             for block in self.blocks(name, index, device):
                 out = result

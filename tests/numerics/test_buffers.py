@@ -1,12 +1,15 @@
 """Scratch memory: one for each thread and use, and no trace of the mode that it was first asked for in."""
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dem_hub.numerics.buffers import MAX_KEPT, scratch
+from dem_hub.numerics import buffers
+from dem_hub.numerics.buffers import MAX_KEPT, new_memory, scratch
 
 CPU = torch.device("cpu")
 
@@ -52,3 +55,28 @@ def test_inference_mode_leaves_no_mark() -> None:
 def test_a_lot_is_not_kept() -> None:
     lot = scratch("lot", (MAX_KEPT + 1,), torch.uint8, CPU)
     assert address(scratch("lot", (MAX_KEPT + 1,), torch.uint8, CPU)) != address(lot)
+
+
+def test_large_memory_is_asked_for_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def record(start: Any, size: Any, advice: int) -> int:
+        asked.append((start.value, size.value))
+        return -1  # as where the system refuses
+
+    monkeypatch.setattr(buffers, "_madvise", lambda: record)
+    new_memory((100,), torch.float32, CPU)
+    new_memory((3000, 3000), torch.float32, torch.device("meta"))
+    assert not asked
+    memory = new_memory((3000, 3001), torch.bfloat16, CPU).fill_(1)
+    ((start, size),) = asked
+    assert memory.data_ptr() <= start < start + size <= memory.data_ptr() + memory.nbytes
+    assert memory.nbytes - size < 2 * mmap.PAGESIZE
+    assert start % mmap.PAGESIZE == size % mmap.PAGESIZE == 0
+
+
+@pytest.mark.parametrize("shape", [(), (3, 0), (3000, 3001)], ids=str)
+def test_new_memory_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    memory = new_memory(shape, torch.float32, CPU)
+    assert (memory.shape, memory.dtype, memory.is_contiguous()) == (shape, torch.float32, True)
+    assert bool((memory.fill_(2) == 2).all())
