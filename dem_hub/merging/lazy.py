@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.merging.merge import Merge
+from dem_hub.numerics.devices import cpu_by_default
 from dem_hub.numerics.slices import Index, full_index, normalize_index
 
 
@@ -53,7 +54,7 @@ class MergedSlice:
             device = "cpu"
         self.read.add(self.name)
         # safetensors reads to the default device, which may be any at a caller's.
-        with torch.device("cpu"):
+        with cpu_by_default():
             return self.merge.tensor(self.name, self.index, torch.device(device), dtype)
 
 

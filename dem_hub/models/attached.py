@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.errors import BaseMismatchError, CoefficientError
 from dem_hub.hub.client import HubOptions
@@ -28,6 +26,7 @@ from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_config, open_recipe
 from dem_hub.models.places import REMEDY, Places
 from dem_hub.models.rewriting import write_merged
+from dem_hub.numerics.devices import cpu_by_default
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -142,7 +141,7 @@ class AttachedRecipe:
 
         ```
         """
-        with self._lock, torch.device("cpu"):
+        with self._lock, cpu_by_default():
             recipe = self._config.with_coefficients(coefficients)
             self._merge_again(self.open(), recipe, only_changed=only_changed)
 
@@ -173,7 +172,7 @@ class AttachedRecipe:
 
         ```
         """
-        with self._lock, torch.device("cpu"):
+        with self._lock, cpu_by_default():
             self._whole_model()
             current = self.open()
             source = VectorSource.parse(recipe)
@@ -223,7 +222,7 @@ class AttachedRecipe:
 
     def _put(self, opened: OpenedRecipe, recipe: DEMConfig) -> None:
         """Change to a recipe that is open."""
-        with self._lock, torch.device("cpu"):
+        with self._lock, cpu_by_default():
             self._merge_again(opened, recipe)
             self._opened = opened
 

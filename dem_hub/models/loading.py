@@ -35,6 +35,7 @@ from dem_hub.models.arguments import LoadArguments
 from dem_hub.models.attached import AttachedRecipe
 from dem_hub.models.places import Places
 from dem_hub.models.vocabulary import set_vocabulary
+from dem_hub.numerics.devices import cpu_by_default
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -168,7 +169,7 @@ def load(
     arguments = LoadArguments.split(kwargs)
     source = VectorSource.parse(name_or_path, revision=arguments.revision, subfolder=arguments.subfolder)
     check_base = not allow_base_mismatch
-    with torch.device("cpu"):  # safetensors reads to the default device, which may be any at a caller's
+    with cpu_by_default():  # safetensors reads to the default device, which may be any at a caller's
         if vectors is None:
             opened = open_recipe(source, arguments.hub, check_base=check_base)
         else:
