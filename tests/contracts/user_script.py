@@ -1,5 +1,7 @@
 """A user's script, which `mypy --strict` reads with the package (`make quality`) and must be quiet about. It is not run."""
 
+# ruff: noqa: T201  a script prints
+
 from collections.abc import Sequence
 from pathlib import Path
 
