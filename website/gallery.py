@@ -6,16 +6,15 @@ file's name.
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-PAGE = "gallery.md"
-DARK = re.compile(r"[-_.]dark$")
+from website.links import change_links, links_of
 
-_PICTURE = re.compile(
-    r"!\[(?P<words>[^\]]*)\]\((?P<file>[^)\s]+)\)|<img [^>]*?src=\"(?P<source>[^\"]+)\"[^>]*?alt=\"(?P<alt>[^\"]*)\""
-)
+PAGE = "gallery.md"
+
+# A picture, and its version for dark pages on the next line.
+_PICTURE = re.compile(r"!\[(?P<words>[^\]]*)\]\([^)\s]+\)(?:\n!\[[^\]]*\]\([^)\s]+#only-dark\))?")
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
 _OPENING = """\
@@ -25,42 +24,27 @@ Pictures of searches, merges and studies, and the pages that explain them.
 """
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture: its file within the site, its words, and the page that shows it, with the page's title."""
-
-    file: str
-    words: str
-    page: str = ""
-    title: str = ""
-
-
 def gallery_page(pages: Mapping[str, str], images: Iterable[str]) -> str:
     """Return the gallery of `pages`, by their places in the site, and of those `images` that no page shows."""
-    pictures = [picture for page, text in pages.items() for picture in _pictures_of(page, text)]
-    shown = {picture.file for picture in pictures}
+    figures = [figure for page, text in pages.items() for figure in _figures_of(page, text)]
+    shown = {link.partition("#")[0] for figure in figures for link in links_of(figure)}
     for image in sorted(set(images) - shown):
-        stem = PurePosixPath(image).stem
-        if not DARK.search(stem):
-            pictures.append(Picture(image, stem.replace("_", " ").replace("-", " ").capitalize()))
-    return "\n".join([_OPENING, '<div class="gallery" markdown>\n', *map(_figure, pictures), "</div>\n"])
+        words = re.sub("[-_]", " ", PurePosixPath(image).stem).capitalize()
+        figures.append(_figure(f"![{words}]({image})", words))
+    return "\n".join([_OPENING, '<div class="gallery" markdown>\n', *figures, "</div>\n"])
 
 
-def _pictures_of(page: str, text: str) -> Iterable[Picture]:
+def _figures_of(page: str, text: str) -> Iterator[str]:
+    """Yield the pictures of a page, with their words, and a link to the page."""
     title = _TITLE.search(text)
+    name = title[1] if title else page
+
+    def from_the_gallery(link: str) -> str:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+
     for match in _PICTURE.finditer(text):
-        file = match["file"] or match["source"]
-        if file.endswith("#only-dark"):
-            continue
-        place = posixpath.normpath(posixpath.join(posixpath.dirname(page), file.removesuffix("#only-light")))
-        yield Picture(place, match["words"] or match["alt"] or "", page, title[1] if title else page)
+        yield _figure(change_links(match[0], from_the_gallery), f"{match['words']}. From [{name}]({page}).")
 
 
-def _figure(picture: Picture) -> str:
-    caption = picture.words
-    if picture.page:
-        caption = f"{caption}. From [{picture.title}]({picture.page})."
-    return (
-        f"<figure markdown>\n![{picture.words}]({picture.file})\n"
-        f"<figcaption markdown>{caption}</figcaption>\n</figure>\n"
-    )
+def _figure(picture: str, caption: str) -> str:
+    return f"<figure markdown>\n{picture}\n<figcaption markdown>{caption}</figcaption>\n</figure>\n"

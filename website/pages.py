@@ -12,7 +12,7 @@ from pathlib import Path
 
 from website.command_line import command_line_page
 from website.drawings import with_mermaid
-from website.gallery import DARK, PAGE, gallery_page
+from website.gallery import PAGE, gallery_page
 from website.links import change_links
 from website.notebooks import notebook_page
 
@@ -32,6 +32,12 @@ _OTHERS = {
     "examples/notebooks": "examples.md",
 }
 _PICTURES = (".png", ".svg")
+
+# As GitHub has a picture with a version for dark pages.
+_PICTURE = re.compile(
+    r"<picture>\s*<source media=\"\(prefers-color-scheme: dark\)\" srcset=\"(?P<dark>[^\"]+)\">\s*"
+    r"<img src=\"(?P<light>[^\"]+)\" alt=\"(?P<words>[^\"]*)\">\s*</picture>"
+)
 
 # What the tests of the pages read.
 _MARK = re.compile(r"^<!-- (?:no-)?test\b[^\n]*-->\n+(?=```)", re.MULTILINE)
@@ -81,12 +87,17 @@ def write_pages(folder: Path, *, complete: bool) -> None:
             text = notebook_page(file, folder / place, run=complete)
         else:
             continue
-        pages[place] = _with_dark_pictures(_with_links(text, source, place, folder), folder / place)
+        pages[place] = themed(_with_links(text, source, place, folder))
     pages["examples.md"] = _examples()
     pages["command_line.md"] = command_line_page()
     pages[PAGE] = gallery_page(pages, (f"images/{path.name}" for path in (ROOT / "docs/images").iterdir()))
     for place, text in pages.items():
         (folder / place).write_text(with_mermaid(text, folder) if complete else text, "utf-8")
+
+
+def themed(text: str) -> str:
+    """Return a page whose pictures follow the site's own choice of light or dark, in place of the system's."""
+    return _PICTURE.sub(r"![\g<words>](\g<light>#only-light)\n![\g<words>](\g<dark>#only-dark)", text)
 
 
 def _with_links(text: str, source: str, place: str, folder: Path) -> str:
@@ -110,29 +121,11 @@ def _with_links(text: str, source: str, place: str, folder: Path) -> str:
 
 
 def _copied(path: str, folder: Path) -> str:
-    """Copy a picture, with its dark version, and return its place in the site."""
-    file = ROOT / path
+    """Copy a picture, and return its place in the site."""
     place = posixpath.join("images", path.removeprefix("docs/images/"))
-    target = folder / place
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for version in file.parent.glob(f"{file.stem}*{file.suffix}"):
-        if version == file or DARK.search(version.stem):
-            shutil.copy(version, target.with_name(version.name))
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / path, folder / place)
     return place
-
-
-def _with_dark_pictures(text: str, page: Path) -> str:
-    """Show the dark version of a picture in the dark, where there is one: `a-dark.png` beside `a.png`."""
-
-    def both(match: re.Match[str]) -> str:
-        file = page.parent / match[2]
-        for version in file.parent.glob(f"{file.stem}*{file.suffix}"):
-            if DARK.sub("", version.stem) == file.stem and version != file:
-                dark = posixpath.join(posixpath.dirname(match[2]), version.name)
-                return f"![{match[1]}]({match[2]}#only-light)\n![{match[1]}]({dark}#only-dark)"
-        return match[0]
-
-    return re.sub(r"!\[([^\]]*)\]\(([^)\s#]+)\)", both, text)
 
 
 def _examples() -> str:

@@ -13,9 +13,8 @@ import dem_hub
 from dem_hub.cli.app import NAME, app
 from tests.cli.running import parameters_of
 from website.docstrings import documented
-from website.gallery import DARK
 from website.links import anchors_of, links_of
-from website.pages import ROOT, write_pages
+from website.pages import ROOT, themed, write_pages
 
 PUBLIC = ["dem_hub", "dem_hub.search", "dem_hub.codecs", "dem_hub.transformations", "dem_hub.training"]
 
@@ -95,5 +94,13 @@ def test_the_gallery_has_every_picture(pages: dict[str, str]) -> None:
     }
     assert shown
     assert shown <= {link.partition("#")[0] for link in links_of(pages["gallery.md"])}
-    light = [path for path in (ROOT / "docs/images").iterdir() if not DARK.search(path.stem)]
-    assert all(f"images/{path.name}" in pages["gallery.md"] for path in light)
+    assert all(f"images/{path.name}" in pages["gallery.md"] for path in (ROOT / "docs/images").iterdir())
+
+
+def test_a_dark_picture_is_shown_in_the_dark() -> None:
+    text = """<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="images/a-dark.svg">
+  <img src="images/a-light.svg" alt="A picture">
+</picture>
+"""
+    assert themed(text) == "![A picture](images/a-light.svg#only-light)\n![A picture](images/a-dark.svg#only-dark)\n"
