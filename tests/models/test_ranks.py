@@ -57,22 +57,6 @@ def test_the_bytes_of_one_process(zoo: Zoo, tmp_path: Path) -> None:
     assert is_exported(planned(base, vectors), tmp_path / "two")
 
 
-def test_an_error_of_one_ends_both(zoo: Zoo, tmp_path: Path) -> None:
-    """One tensor alone is too large, and it is in a file of one process alone."""
-    base, first, _ = base_and_two_vectors(zoo, "llama-tied")
-    shutil.copytree(base, tmp_path / "finetuned")
-    weights = tmp_path / "finetuned" / "model.safetensors"
-    tensors = load_file(weights)
-    tensors[max(tensors)].fill_(3e38)
-    save_file(tensors, weights, metadata={"format": "pt"})
-    DistributionVector.extract(base, tmp_path / "finetuned", codec="dense").save_pretrained(tmp_path / "large")
-    done = merge_by_two(base, {first: 0.3, str(tmp_path / "large"): 2.0}, tmp_path / "out")
-    assert done.returncode != 0
-    assert "is not finite, or beyond the range of the target dtype" in done.stderr
-    assert not (tmp_path / "out").exists()
-    assert not (tmp_path / ".out.partial").exists()
-
-
 def errors_of_two(
     models: Sequence[PlannedModel], targets: Sequence[Path], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
@@ -97,6 +81,23 @@ def errors_of_two(
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(run, [0, 1]))
+
+
+def test_an_error_of_one_ends_both(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tensor alone is too large, and it is in a file of one process alone."""
+    base, first, _ = base_and_two_vectors(zoo, "llama-tied")
+    shutil.copytree(base, tmp_path / "finetuned")
+    weights = tmp_path / "finetuned" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors[max(tensors)].fill_(3e38)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    DistributionVector.extract(base, tmp_path / "finetuned", codec="dense").save_pretrained(tmp_path / "large")
+    model = planned(base, {first: 0.3, str(tmp_path / "large"): 2.0})
+    errors = sorted(errors_of_two([model] * 2, [tmp_path / "out"] * 2, monkeypatch))
+    assert all("is not finite, or beyond the range of the target dtype" in error for error in errors)
+    assert sum(error.startswith("Process ") for error in errors) == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 def test_different_models_are_refused(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
