@@ -10,10 +10,11 @@ written out as hexadecimal floats, which are exact. The lines are the same in ev
 versions of torch, transformers and PEFT. Names that begin with `input` are digests of the inputs. If these differ, no
 other line can be compared.
 
-Only public names are used: those of `dem_hub.__all__`, and the command line. Everything is made in one folder that
-always has the same name, because configs name the base by its path, and hashes are taken of configs. The folder is
-deleted at the end. The seconds that a search took differ from run to run and are left out. Words (the notes of a
-search) have lines of their own, so that a changed wording is not taken for a changed number.
+Only public names are used: those of `dem_hub.__all__`, and the command line. (One line has the compiled passes used for
+small models, too.) Everything is made in one folder that always has the same name, because configs name the base by its
+path, and hashes are taken of configs. The folder is deleted at the end. The seconds that a search took differ from run
+to run and are left out. Words (the notes of a search) have lines of their own, so that a changed wording is not taken
+for a changed number.
 
     python benchmarks/digests.py --only 'vector/gpt2|search/grid'      # cases by their names, which --list prints
     PYTHONPATH=other/checkout python benchmarks/digests.py             # of another tree than the one that is installed
@@ -55,6 +56,10 @@ from torch import Tensor
 import dem_hub
 from dem_hub import DEMCallback, DEMConfig, DEMModel, DistributionVector, SearchResult, VectorStore, search_coefficients
 from dem_hub.cli import main as dem_hub_command
+from dem_hub.numerics import passes
+
+# The compiled passes are loaded from the start: these small models alone would be merged by torch.
+passes.BY_TORCH = -1
 
 FOLDER = Path(tempfile.gettempdir()).resolve() / "dem_hub-digests"
 THREADS = 2
