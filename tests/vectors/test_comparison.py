@@ -16,7 +16,7 @@ KINDS = ["dense", "short", "lowrank", "lossy", "adapter"]
 
 @pytest.mark.parametrize("family", ["llama-untied", "gpt2"])
 def test_compare(zoo: Zoo, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dem_hub.vectors.comparison._BLOCK", 500)  # several blocks a tensor
+    monkeypatch.setattr("dem_hub.vectors.norms._BLOCK", 500)  # several blocks a tensor
     base = zoo.models(family, "float32").base
     folders = [zoo.adapter(family) if kind == "adapter" else zoo.vector(family, "float32", kind) for kind in KINDS]
     found = compare(
