@@ -17,6 +17,9 @@ from tests.mergekit.cases import CASES, REFERENCE, RESULTS, run_mergekit, write_
 
 HAS_MERGEKIT = importlib.util.find_spec("mergekit") is not None
 
+# Where mergekit is installed, what it imports warns of this.
+pytestmark = pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, Tensor]]:

@@ -22,6 +22,8 @@ from tests.mergekit.cases import REFERENCE, run_mergekit
 from tests.support.tiny_models import Zoo
 
 HAS_MERGEKIT = importlib.util.find_spec("mergekit") is not None
+# Where mergekit is installed, what it imports warns of this.
+pytestmark = pytest.mark.filterwarnings("ignore:numpy.core is deprecated:DeprecationWarning")
 
 RUNS = {"layers 0-1": 0.25, "layers 2-2": 0.9, "rest": -0.5}
 KINDS = {"attention": 0.9, "mlp": 0.2, "rest": 0.4}
