@@ -24,8 +24,8 @@ def notebook_page(notebook: Path, page: Path, *, run: bool) -> str:
             parts.append(source)
         else:
             parts.append(f"```python\n{source}\n```")
-            parts += [_shown(output, page, number) for output in cell["outputs"]]
-    return "\n\n".join(part for part in parts if part) + f"\n\nThis page is `examples/notebooks/{notebook.name}`.\n"
+            parts += [_shown(output, page, number) for output in _joined(cell["outputs"])]
+    return "\n\n".join(parts) + f"\n\nThis page is `examples/notebooks/{notebook.name}`.\n"
 
 
 def cells_of(notebook: Path) -> list[dict[str, Any]]:
@@ -47,10 +47,23 @@ def _run(notebook: Path) -> list[dict[str, Any]]:
     return cells
 
 
+def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the outputs without bars, and what was printed around a bar as one."""
+    joined: list[dict[str, Any]] = []
+    for output in outputs:
+        if output.get("name") == _PROGRESS:
+            continue
+        if joined and output["output_type"] == joined[-1]["output_type"] == "stream":
+            joined[-1] = {**output, "text": "".join([*joined[-1]["text"], *output["text"]])}
+        else:
+            joined.append(output)
+    return joined
+
+
 def _shown(output: dict[str, Any], page: Path, number: int) -> str:
     """Return one output as Markdown: a picture, HTML, or text."""
     if output["output_type"] == "stream":
-        return "" if output["name"] == _PROGRESS else _text(output["text"])
+        return _text(output["text"])
     data = output.get("data", {})
     if "image/png" in data:
         picture = page.with_name(f"{page.stem}_{number}.png")

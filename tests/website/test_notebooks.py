@@ -20,6 +20,7 @@ print("two")
 <div class="output" markdown>
 
 ```text
+one
 two
 ```
 
@@ -52,10 +53,12 @@ def test_there_are_three() -> None:
 
 
 def test_outputs_as_markdown(tmp_path: Path) -> None:
-    """Text, HTML without the blank lines that would end it, and pictures; a bar, which goes to stderr, is left out."""
+    """Text, HTML without the blank lines that would end it, and pictures; a bar, which goes to stderr, is left out, and divides nothing."""
     outputs = [
         {"output_type": "stream", "name": "stderr", "text": "50%"},
-        {"output_type": "stream", "name": "stdout", "text": ["two\n"]},
+        {"output_type": "stream", "name": "stdout", "text": ["one\n"]},
+        {"output_type": "stream", "name": "stderr", "text": "100%"},
+        {"output_type": "stream", "name": "stdout", "text": "two\n"},
         {"output_type": "display_data", "data": {"text/html": "<table>\n\n<tr></tr>\n</table>\n", "text/plain": "2"}},
         {"output_type": "display_data", "data": {"image/png": "AAAA", "text/plain": "<Figure>"}},
     ]
