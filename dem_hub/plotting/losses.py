@@ -80,7 +80,7 @@ def _draw_panel(
     colors = picture.colors
     low, high = limits
     room = high - low
-    axes.set_xlim(low - 0.08 * room, high + 0.55 * room)  # to the right is room for the numbers
+    axes.set_xlim(low - 0.08 * room, high + 0.7 * room)  # to the right is room for the numbers
     axes.grid(visible=True, axis="x")
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=3)

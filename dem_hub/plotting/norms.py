@@ -60,6 +60,7 @@ def _draw_layers(picture: "Picture", axes: Any, layers: Mapping[str, Mapping[int
     positive = [norm for norms in layers.values() for norm in norms.values() if norm > 0]
     if positive and max(positive) > _WIDE * min(positive):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # its own labels are formulas, which no label of ours is
     else:
         axes.set_ylim(bottom=0)
     axes.margins(y=0.15)

@@ -136,6 +136,7 @@ def test_labels_fit(name: str) -> None:
     slack = 0.02
     assert drawn.x0 >= -slack and drawn.y0 >= -slack and drawn.x1 <= width + slack and drawn.y1 <= height + slack, drawn
     for axes in picture.axes:
+        assert not any("mathdefault" in text.get_text() for text in axes.get_yticklabels())
         low, high = sorted(axes.get_ylim())
         shown = [text for text in axes.get_yticklabels() if low <= text.get_position()[1] <= high]
         rows = sorted((text.get_window_extent() for text in shown if text.get_text()), key=lambda box: box.y0)
