@@ -88,7 +88,8 @@ def main() -> int:
     loads: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "merged"
-        dem_hub(["merge", options.recipe, "-o", str(exported)])
+        if dem_hub(["merge", options.recipe, "-o", str(exported)]) != 0:
+            return 1
         models = {
             "export": {"model": str(exported)},
             "recipe": {"model": options.recipe, "load_format": "dem", "config_format": "dem"},
