@@ -270,7 +270,7 @@ class Settings:
         for rank in (0, 4, 16, 32, 64, 128):
             self.table.row(f"{rank}, exact", self.scores(truncated(whole, rank)))
         columns = sketch.COLUMNS
-        for rank, sketch.COLUMNS in ((64, 2), (64, 4), (64, 8), (128, 2), (128, 3), (128, 4)):
+        for rank, sketch.COLUMNS in ((64, 2), (64, 4), (64, 8), (128, 3), (128, 4)):
             statistics = self.study.statistics(self.training(), rank)
             self.table.row(f"{rank}, from a sketch of {rank * sketch.COLUMNS} columns", self.scores(statistics))
         sketch.COLUMNS = columns

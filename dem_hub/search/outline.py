@@ -59,6 +59,7 @@ def _costs(session: Session, method: str) -> str:
     if method == "gauss_newton":
         text += f" Logits take {format_size(evaluator.logit_size)} of memory"
         if session.cache.folder is not None:
-            text += f", and of the disk in '{session.cache.folder}'"
+            until = "" if session.cache.keep_logits else " until the search ends"
+            text += f", and of the disk in '{session.cache.folder}'{until}"
         text += "."
     return text

@@ -61,8 +61,8 @@ class EarlierSearch:
 
 
 @contextmanager
-def telling_what_is_kept(cache: MeasurementCache) -> Iterator[None]:
-    """Let a Ctrl-C in this context say what of the search is kept, and how it goes on."""
+def keeping(cache: MeasurementCache) -> Iterator[None]:
+    """Enclose a search: when it ends, logits go that are not to stay. A Ctrl-C says what is kept, and how it goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -72,6 +72,7 @@ def telling_what_is_kept(cache: MeasurementCache) -> Iterator[None]:
             kept = f"{len(cache)} measurements are kept in '{cache.folder}': the same search goes on from there."
         # The place where it happened would say nothing to the user.
         raise KeyboardInterrupt(f"stopped by Ctrl-C. {kept}") from None
+    cache.finish()
 
 
 def _read(source: str | os.PathLike[str]) -> SearchResult | DEMConfig:

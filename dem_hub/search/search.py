@@ -52,7 +52,7 @@ from dem_hub.search.problem import Callback, Problem, Strategy
 from dem_hub.search.progress import Progress, plain_loading
 from dem_hub.search.provenance import provenance
 from dem_hub.search.result import SearchResult
-from dem_hub.search.resumption import EarlierSearch, ResumeFrom, telling_what_is_kept
+from dem_hub.search.resumption import EarlierSearch, ResumeFrom, keeping
 from dem_hub.search.session import Session
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.objective import Objective
@@ -83,6 +83,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     columns: Mapping[str, str | Sequence[str]] | None = None,
     resume_from: ResumeFrom | None = None,
     cache: str | os.PathLike[str] | None = None,
+    keep_logits: bool = False,
     seed: int = SEED,
     tokenizer: Any = None,
     batch_size: int = BATCH_SIZE,
@@ -123,6 +124,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             recipe to start from.
         cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on
             from there.
+        keep_logits (`bool`, defaults to `False`): Whether the logits, gigabytes, stay in the `cache` when the search
+            has ended. A search there for one more vector then runs no known vector alone again.
         seed (`int`, defaults to 0): Seed of the split and of samplers.
         tokenizer (*optional*): By default that of the base.
         batch_size (`int`, defaults to 8): Windows in a forward pass.
@@ -180,7 +183,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         check_regmean(regmean, vectors, region, score, granularity, held_out)
         own = own_distributions(vectors, eval_datasets or {}, regmean)
     earlier = EarlierSearch.of(resume_from)
-    measurements = MeasurementCache(cache, earlier.cache)
+    measurements = MeasurementCache(cache, earlier.cache, keep_logits=keep_logits)
     measurable = Measurable(base, vectors, dtype, model_kwargs)
     progress = Progress()
     evaluator: ScoreEvaluator | LossEvaluator
@@ -224,7 +227,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     )
     session = Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
 
-    with outlined(session, strategy.name), telling_what_is_kept(measurements):
+    with outlined(session, strategy.name), keeping(measurements):
         local_model = _search(session, strategy)
         answer = accept_answer(session, local_model)
         answer = refine_answer(session, answer, granularity)

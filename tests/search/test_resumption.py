@@ -15,12 +15,14 @@ from dem_hub.errors import ConfigError
 from dem_hub.hub.references import BaseRecord
 from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.search import Optuna
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from tests.support.counting_models import Counters
 
 KILLED = """
 import json, os, signal, sys
 from dem_hub import search_coefficients
 from dem_hub.search import Optuna
+from dem_hub.search.measure.loss_evaluator import LossEvaluator
 request = json.loads(sys.argv[1])
 def kill(number, trial):
     if number == 3:
@@ -170,6 +172,24 @@ def test_growing_from_disk(gentle: Counters, tmp_path: Path) -> None:
         assert again.num_forward in (4, 5, 9, 10)  # a step, or two, and their checks; no table
         assert again.loss < two.loss
     assert grow(DEMConfig.from_pretrained(tmp_path / "recipe")).trials == again.trials
+
+
+def test_logits_in_a_cache(gentle: Counters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they stay, a search with one more vector runs neither the base nor the others alone again."""
+    vectors = list(gentle.vectors.values())
+    begin, begun = LossEvaluator._begin, []
+    monkeypatch.setattr(LossEvaluator, "_begin", lambda self, *cell: begun.append(cell) or begin(self, *cell))
+    runs = {}
+    results = []
+    for keep in (True, False):
+        cache = tmp_path / str(keep)
+        search_coefficients(gentle.base, vectors[:2], gentle.data, cache=cache, keep_logits=keep)
+        assert bool(list(cache.rglob("*.safetensors"))) == keep
+        begun.clear()
+        results.append(search_coefficients(gentle.base, vectors, gentle.data, cache=cache, keep_logits=keep))
+        runs[keep] = len(begun)
+    assert runs[False] - runs[True] == (1 + 2) * len(gentle.data)
+    assert results[0].coefficients == results[1].coefficients
 
 
 def test_a_recipe_on_a_quantized_base_is_refused(gentle: Counters) -> None:

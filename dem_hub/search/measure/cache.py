@@ -2,8 +2,9 @@
 
 A measurement is kept under a key of its coefficients (by the hashes of the vectors) and its data (by their hash). So
 going on after a kill, adding a vector, adding a distribution and dropping either are the same thing: what is known is
-not measured again. With a folder, every number is appended to a file as soon as it is known, as a line of JSON, and
-logits are safetensors files. Without one, the cache is in memory.
+not measured again. With a folder, every number is appended to a file as soon as it is known, as a line of JSON. Logits
+are safetensors files, which take gigabytes: they go at the end of a search, unless they are to stay. Without a folder,
+the cache is in memory.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 _LOGITS_FOLDER = "logits"
 
+# Those of a search that has not ended, or was killed.
+_UNFINISHED_FOLDER = "unfinished-logits"
+
 # Hex digits in the name of a file of logits: 96 bits, which tell all keys of a search apart.
 _NAME_DIGITS = 24
 
@@ -42,13 +47,21 @@ class MeasurementCache:
         folder (`str` or `os.PathLike`, *optional*): The folder they are written to, and read from if they are there.
             In memory by default.
         known ([`MeasurementCache`], *optional*): The cache of an earlier search. What it has costs nothing.
+        keep_logits (`bool`, defaults to `False`): Whether logits stay in the folder when the search has ended.
 
     Raises:
         [`~dem_hub.errors.ConfigError`]: If the folder has a file of numbers that no search wrote.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, known: "MeasurementCache | None" = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        known: "MeasurementCache | None" = None,
+        *,
+        keep_logits: bool = False,
+    ) -> None:
         self.folder = Path(folder) if folder is not None else None
+        self.keep_logits = keep_logits
         self._known = known
         self._numbers: dict[str, Any] = {}
         self._blocks: dict[str, Block] = {}
@@ -92,7 +105,7 @@ class MeasurementCache:
     def block(self, key: str) -> Block | None:
         """Return the logits that this process has kept under a key, or `None`."""
         if key not in self._blocks and self.folder is not None:
-            found = _read_block(self._path(key))
+            found = _read_block(self._file(key))
             if found is not None:
                 self._blocks[key] = found
         if key not in self._blocks and self._known is not None:
@@ -106,50 +119,82 @@ class MeasurementCache:
         """Keep a block of logits with its moves. Moves that the block gets later are kept with `put_move`."""
         self._blocks[key] = block
         if self.folder is not None:
-            _write(self._path(key), {"centre": block.center, "targets": block.targets, "owners": block.owners})
+            _write(self._file(key), {"centre": block.center, "targets": block.targets, "owners": block.owners})
             for name in block.moves:
                 self.put_move(key, name)
 
     def put_move(self, key: str, name: str) -> None:
         """Keep a move that was added to the block of a key."""
         if self.folder is not None:
-            _write(self._path(key, f"-{name}"), {"move": self._blocks[key].moves[name]})
+            _write(_file_of_move(self._file(key), name), {"move": self._blocks[key].moves[name]})
+
+    def finish(self) -> None:
+        """End a search: keep the logits in its folder, or remove them. Those of an earlier search stay as they are."""
+        if self.folder is None:
+            return
+        unfinished = self.folder / _UNFINISHED_FOLDER
+        for key in self._blocks:
+            block = unfinished / self._name(key)
+            for file in unfinished.glob(f"{block.stem}*"):
+                if self.keep_logits:
+                    kept = self.folder / _LOGITS_FOLDER / file.name
+                    kept.parent.mkdir(exist_ok=True)
+                    file.replace(kept)
+                else:
+                    file.unlink()
+        with suppress(OSError):  # another search has files there, or there is none
+            unfinished.rmdir()
 
     def save(self, folder: Path, *, with_logits: bool) -> None:
         """Write everything to another folder. Logits are gigabytes, and are written only if asked for."""
-        copy = MeasurementCache(folder)
+        copy = MeasurementCache(folder, keep_logits=True)
         for key, value in self._all_numbers().items():
             if key not in copy:
                 copy.put(key, value)
         if with_logits:
             self._save_logits(copy)
+            copy.finish()
 
     def _save_logits(self, copy: "MeasurementCache") -> None:
         """Write the logits to another cache, those on disk first: a block in memory may have got moves since."""
         assert copy.folder is not None
         if self._known is not None:
             self._known._save_logits(copy)
-        if self.folder is not None and self.folder.resolve() == copy.folder.resolve():
-            return  # they are there
-        if self.folder is not None:
-            for file in sorted((self.folder / _LOGITS_FOLDER).glob(f"*{SAFETENSORS}")):
-                place = copy.folder / _LOGITS_FOLDER / file.name
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(place, shared=True) as partial:
-                    shutil.copyfile(file, partial)
+        is_same = self.folder is not None and self.folder.resolve() == copy.folder.resolve()
+        if self.folder is not None and not is_same:
+            for name in (_UNFINISHED_FOLDER, _LOGITS_FOLDER):
+                for file in sorted((self.folder / name).glob(f"*{SAFETENSORS}")):
+                    place = copy.folder / _LOGITS_FOLDER / file.name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_file(place, shared=True) as partial:
+                        shutil.copyfile(file, partial)
         for key, block in self._blocks.items():
-            copy.put_block(key, block)
+            if not (is_same and copy._file(key).is_file()):
+                copy.put_block(key, block)
 
     def _all_numbers(self) -> dict[str, Any]:
         if self._known is None:
             return dict(self._numbers)
         return {**self._numbers, **self._known._all_numbers()}
 
-    def _path(self, key: str, suffix: str = "") -> Path:
-        """Return the file of a block, or with a suffix of one of its moves. Each process has files of its own."""
+    def _file(self, key: str) -> Path:
+        """Return the file of a block: among those that stay, if it is there."""
         assert self.folder is not None
-        name = hashlib.sha256(f"{key} {rank()}/{world_size()}".encode()).hexdigest()[:_NAME_DIGITS]
-        return self.folder / _LOGITS_FOLDER / f"{name}{suffix}{SAFETENSORS}"
+        kept = self.folder / _LOGITS_FOLDER / self._name(key)
+        return kept if kept.is_file() else self.folder / _UNFINISHED_FOLDER / self._name(key)
+
+    def _name(self, key: str) -> str:
+        """Return the name of a block's file. Each process has files of its own."""
+        digits = hashlib.sha256(f"{key} {rank()}/{world_size()}".encode()).hexdigest()[:_NAME_DIGITS]
+        return f"{digits}{SAFETENSORS}"
+
+
+def _file_of_move(block: Path, name: str) -> Path:
+    return block.with_name(f"{block.stem}-{name}{SAFETENSORS}")
+
+
+def _files_of_moves(block: Path) -> list[Path]:
+    return sorted(block.parent.glob(f"{block.stem}-*{SAFETENSORS}"))
 
 
 def _append(path: Path, line: str) -> None:
@@ -193,7 +238,7 @@ def _read_block(path: Path) -> Block | None:
     try:
         tensors = load_file(path)
         moves = {}
-        for file in sorted(path.parent.glob(f"{path.stem}-*{SAFETENSORS}")):
+        for file in _files_of_moves(path):
             name = file.stem.partition("-")[2]
             moves[name] = load_file(file)["move"]
         return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)

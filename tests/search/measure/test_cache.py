@@ -93,6 +93,30 @@ def test_save_logits_that_are_on_disk(tmp_path: Path, place: str, read_before: b
     assert same(saved, expected)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_logits_stay_only_if_asked_for(tmp_path: Path, keep: bool) -> None:
+    """Those that an earlier search kept stay as they are; those of a search that did not end are used, and then go."""
+    earlier = MeasurementCache(tmp_path, keep_logits=True)
+    earlier.put_block("kept", block())
+    earlier.finish()
+    MeasurementCache(tmp_path).put_block("killed", block())
+    cache = MeasurementCache(tmp_path, keep_logits=keep)
+    for key in ("kept", "killed"):
+        assert same(cache.block(key), block())  # type: ignore[arg-type]
+    cache.put_block("new", block())
+    cache.finish()
+    again = MeasurementCache(tmp_path)
+    assert {key: again.block(key) is not None for key in ("kept", "killed", "new")} == {
+        "kept": True,
+        "killed": keep,
+        "new": keep,
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"logits"}
+    assert same(cache.block("new"), block()), "in memory they are still there"  # type: ignore[arg-type]
+    cache.save(tmp_path, with_logits=True)
+    assert same(MeasurementCache(tmp_path).block("new"), block())  # type: ignore[arg-type]
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     """What could not be written whole is an error of the system, and the next run goes on from what there is."""
     child = os.fork()
@@ -142,7 +166,7 @@ def test_searches_share_a_cache(tmp_path: Path) -> None:
 def test_damaged_logits_are_measured_again(tmp_path: Path) -> None:
     cache = MeasurementCache(tmp_path)
     cache.put_block("key", block())
-    file = next(path for path in (tmp_path / "logits").iterdir() if "-" not in path.name)
+    file = next(path for path in (tmp_path / "unfinished-logits").iterdir() if "-" not in path.name)
     file.write_bytes(file.read_bytes()[:-3])
     again = MeasurementCache(tmp_path)
     assert again.block("key") is None
