@@ -68,6 +68,14 @@ def scored_tokens(windows: Sequence[Window], *, seq2seq: bool = False) -> list[i
     return [count_scored(window, is_seq2seq=seq2seq) for window in windows]
 
 
+def run_tokens(windows: Sequence[Window], *, seq2seq: bool = False) -> int:
+    """Return how many tokens a forward pass over windows runs through the model, in the encoder and the decoder."""
+    count = sum(len(window.input_ids) for window in windows)
+    if seq2seq:
+        count += sum(len(window.labels) for window in windows)
+    return count
+
+
 def scored_logits(
     model: "PreTrainedModel", windows: Sequence[Window], batch_size: int = BATCH_SIZE
 ) -> Iterator[Scored]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.likelihood import is_seq2seq, scored_tokens, totals
+from dem_hub.evaluation.likelihood import is_seq2seq, run_tokens, scored_tokens, totals
 from dem_hub.evaluation.windows import Window, hash_windows
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.search.measure.cache import MeasurementCache
@@ -94,7 +94,7 @@ class LossEvaluator:
         self._gradient: CoefficientGradient | None = None
         self._paid: set[str] = set()  # keys of measurements whose cost is not to be counted again
         # All tokens that one forward pass over a distribution runs, scored or not: what it costs.
-        self._sizes = {name: _count_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
+        self._sizes = {name: run_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,16 +209,22 @@ class LossEvaluator:
     def keep_table(self) -> None:
         """Run the base, and the base with each vector alone, over all the data, and keep the logits that fit in memory.
 
+        What has known losses is not run again for its logits, until [`from_logits`] needs them.
+
         Raises:
             [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its
                 vector.
         """
-        count = len(self.names)
-        models: list[tuple[int | None, Point]] = [(None, all_at(0.0, count)), *enumerate(each_alone(count))]
-        for vector, point in models:
+        for vector, point in self._table():
             for name in self.data:
-                self._keep_cell(name, point, vector)
+                if self._score_key(name, point) not in self.cache:
+                    self._keep_cell(name, point, vector)
             self._refuse_not_finite(point, vector)
+
+    def _table(self) -> list[tuple[int | None, Point]]:
+        """Return the models of the table: the base, and the base with each vector, by its number."""
+        count = len(self.names)
+        return [(None, all_at(0.0, count)), *enumerate(each_alone(count))]
 
     def has_logits(self, cache: MeasurementCache) -> bool:
         """Return whether a cache has logits of any of these data, so that what is new is all that has to be run."""
@@ -235,6 +241,9 @@ class LossEvaluator:
         has_logits = block is not None and (move_key is None or move_key in block.moves)
         if is_scored and has_logits:
             return
+        if block is None and vector is not None:
+            self._keep_cell(name, all_at(0.0, len(self.names)), None)
+            block = self.cache.block(block_key)
         self._begin(name, point)
         windows = list(processes.mine(self.data[name]))
         if move_key is None:
@@ -243,7 +252,7 @@ class LossEvaluator:
             )
             self.cache.put_block(block_key, block)
         else:
-            assert block is not None, "the base comes first"
+            assert block is not None  # that of the base
             with self._watching(name, point) as batch_size:
                 window_totals, block.moves[move_key] = block.move(self.model, windows, batch_size)
             self.cache.put_move(block_key, move_key)
@@ -264,18 +273,20 @@ class LossEvaluator:
         raise CoefficientError(f"{model} has a loss that is not finite on {', '.join(wrong)}. {remedy}")
 
     def from_logits(self, point: Sequence[float]) -> LocalModel:
-        """Return the losses around a point as the kept logits have them, with no forward pass.
-
-        `keep_table` must come first.
-        """
+        """Return the losses around a point as the kept logits of the table have them."""
         keys = self.coordinates.keys
-        offsets = dict(zip(keys, point, strict=True))
-        parts = {}
-        for name in self.data:
-            block = self.cache.block(self._logits_key(name))
-            assert block is not None, "keep_table comes first"
-            parts[name] = self._mean(block.sums(keys, offsets, 1.0, self.model.device))
-        return LocalModel(self.names, tuple(map(float, point)), parts)
+        key = self.coordinates.cache_key("from logits", point, *keys, *self.hashes.values())
+        if key not in self.cache:
+            offsets = dict(zip(keys, point, strict=True))
+            parts = {}
+            for name in self.data:
+                for vector, alone in self._table():
+                    self._keep_cell(name, alone, vector)
+                block = self.cache.block(self._logits_key(name))
+                assert block is not None
+                parts[name] = self._mean(block.sums(keys, offsets, 1.0, self.model.device))
+            self.cache.put(key, LocalModel(self.names, tuple(map(float, point)), parts).to_dict())
+        return self._known_model(key)
 
     def statistics(self, point: Sequence[float]) -> LocalModel:
         """Return loss, gradient and Gauss-Newton curvature at a point over all tokens, from N + 1 forward passes.
@@ -288,6 +299,9 @@ class LossEvaluator:
             self.cache.put(key, self._measure_statistics(point).to_dict())
         self._pay(key, (1 + len(self.names)) * self.pass_size)
         self._paid |= {self._score_key(name, point) for name in self.data}
+        return self._known_model(key)
+
+    def _known_model(self, key: str) -> LocalModel:
         # The cache knows vectors and data by their hashes. The names are those of today.
         known = LocalModel.from_dict(self.cache[key])
         return LocalModel(self.names, known.point, dict(zip(self.data, known.parts.values(), strict=True)))
@@ -381,11 +395,3 @@ class LossEvaluator:
     def _memory(self) -> LogitMemory:
         vocabulary = int(self.model.config.get_text_config().vocab_size)
         return LogitMemory(self.logit_bytes, vocabulary, len(self.names))
-
-
-def _count_tokens(windows: Sequence[Window], *, seq2seq: bool) -> int:
-    """Return how many tokens a forward pass over windows runs through the model, in the encoder and the decoder."""
-    count = sum(len(window.input_ids) for window in windows)
-    if seq2seq:
-        count += sum(len(window.labels) for window in windows)
-    return count
