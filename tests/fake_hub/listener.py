@@ -5,6 +5,7 @@ A body is always read whole before the answer. Unread bytes would be taken for t
 
 import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -180,7 +181,8 @@ class Handler(BaseHTTPRequestHandler):
         """Close the connection, whatever the headers promise."""
         self.close_connection = True
         self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client has gone already
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: object) -> None:
         """Write nothing to stderr: the journal has the requests."""

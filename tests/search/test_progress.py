@@ -43,7 +43,9 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             closed.append(bar)
         close(bar)
 
-    monkeypatch.setattr(sys.modules[tqdm.__module__], "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    module = sys.modules[tqdm.__module__]
+    monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(module, "progress_bar_states", {})  # other libraries switch bars off for good
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
     monkeypatch.setattr(tqdm, "close", kept)
     return closed
