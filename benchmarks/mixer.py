@@ -23,7 +23,6 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-from dem_hub.mixer.prediction import Prediction
 
 from dem_hub.cli.arguments import split_pairs
 from dem_hub.defaults import BATCH_SIZE, MAX_LENGTH
@@ -32,6 +31,7 @@ from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
 from dem_hub.mixer.view import Tab, view_of
 from dem_hub.search.points import Point
+from dem_hub.search.prediction import Prediction
 
 SLIDER = 0.1  # seconds
 MERGE = 3.0
