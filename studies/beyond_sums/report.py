@@ -151,7 +151,10 @@ def write_picture(results: Results, path: Path) -> None:
         kind = next((kind for kind in _COLORS if kind in label), "sum")
         at = results.costs[label].flops(1) / unit, results.mean(label)
         axes.plot(*at, "o", color=_COLORS[kind])
-        axes.annotate(label, at, (6, 0), textcoords="offset points", fontsize=8, va="center")
+        # To the left of what has rounds, so that labels do not lie on each other, and above the line.
+        side = {"xytext": (-6, 0), "ha": "right"} if kind == "rounds" else {"xytext": (6, 0), "ha": "left"}
+        place = "bottom" if label == GOAL else "center"
+        axes.annotate(label, at, textcoords="offset points", fontsize=8, va=place, **side)
     axes.axhline(results.mean(GOAL), color=_COLORS["mixture"], linewidth=1, linestyle="--")
     axes.set_xlabel("cost, in trainings on the mixture (operations)")
     axes.set_ylabel("mean loss on test text, nats a token")
