@@ -191,7 +191,7 @@ OBJECTIVE_GROUP = "Objective"
     "--with-logits",
     is_flag=True,
     group=OUTPUT,
-    help="Also save the logits (gigabytes), and keep them in --cache; adding a vector later then costs one forward pass.",
+    help="Also save the logits (gigabytes), and keep them in --cache. Adding a vector then costs one forward pass.",
 )
 @plot_option
 @theme_option
@@ -242,7 +242,7 @@ def search(
         method=Optuna(sampler or "gp", storage=storage) if sampler or storage else method,
         weights=weight_of,
         regmean=split_pairs(own_data, "--own-data") if regmean else False,
-        keep_logits=with_logits,
+        keep_logits=with_logits and search_options["cache"] is not None,
         **search_options,
     )
     result.save_pretrained(output, with_logits=with_logits, exist_ok=overwrite)

@@ -22,7 +22,7 @@ from dem_hub.errors import MissingDependencyError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.merging.config import DEMConfig
-from dem_hub.search.points import Point, all_at, each_alone
+from dem_hub.search.points import Point, all_at, alone, each_alone
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _compared_points(names: Sequence[str], chosen: Point) -> dict[str, Point]:
     count = len(names)
     points = {"base": all_at(0.0, count)}
     for name, point in zip(names, each_alone(count), strict=True):
-        points[f"{name} alone"] = point
+        points[alone(name)] = point
     points[UNIFORM] = all_at(1 / count, count)
     points[CHOSEN] = chosen
     return points

@@ -29,11 +29,11 @@ from dem_hub.input_statistics.statistics_file import InputStatistics, LayerInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Leading eigenvectors of each input. On SmolLM2's demo a sketch of 128 keeps 95 % of RegMean's gain with whole matrices,
-# and one of 64 keeps 87 % (benchmarks/README.md, `regmean.py`).
+# Leading eigenvectors of each input. On SmolLM2's demo a sketch of 128 keeps 95 % of RegMean's gain with whole
+# matrices, and one of 64 keeps 87 % (benchmarks/README.md, `regmean.py`).
 RANK = 128
 
-# The same for one expert of a mixture, which sees a fraction of the tokens.
+# The same for one expert of a mixture, which sees a fraction of the tokens. Chosen by hand, not measured.
 EXPERT_RANK = 24
 
 # Kinds of modules whose inputs are watched: those that multiply their input by a matrix.

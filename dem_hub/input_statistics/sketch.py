@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dem_hub.input_statistics.moments import Moments
 
-# Columns of Omega for each eigenvector that is wanted. On SmolLM2's demo, 384 for 128 eigenvectors keep 97 % of RegMean's
-# gain with exact eigenvectors of the same number (benchmarks/README.md, `regmean.py`).
+# Columns of Omega for each eigenvector that is wanted. On SmolLM2's demo, 384 for 128 eigenvectors keep 97 % of
+# RegMean's gain with exact eigenvectors of the same number (benchmarks/README.md, `regmean.py`).
 COLUMNS = 3
 
 _SEED = 0
@@ -63,8 +63,8 @@ class MomentSketch:
         product = self.product.cpu().double() / tokens
         diagonal = self.squares.cpu().double() / tokens
         vectors, values = _leading(product, self.tests.cpu().double(), self.rank)
-        # A sketch is never above the matrix, but for rounding: what it holds of an element cannot be more than there is,
-        # and of a feature that is 0 for all tokens it holds nothing.
+        # A sketch is never above the matrix, but for rounding: what it holds of an element cannot be more than there
+        # is, and of a feature that is 0 for all tokens it holds nothing.
         held = vectors.square() @ values
         excess = held / diagonal.clamp(min=torch.finfo(torch.float64).tiny)
         vectors = vectors * excess.clamp(min=1.0).rsqrt()[:, None]

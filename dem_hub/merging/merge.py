@@ -200,8 +200,8 @@ class Merge:
     def blocks(self, name: str, index: Index, device: torch.device) -> list[Index]:
         """Divide a slice into consecutive blocks of rows, each of which [`Merge.tensor`] can compute on its own.
 
-        Rows that the base has and rows that vectors add are never in one block, and a row that is summed by its token is
-        a block of its own.
+        Rows that the base has and rows that vectors add are never in one block, and a row that is summed by its token
+        is a block of its own.
         """
         if not index:
             return [index]

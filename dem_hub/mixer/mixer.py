@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opening:
-    """What the mixer is opened with.
+    """The recipe, the search and the data that a mixer is opened with.
 
     Args:
         recipe ([`DEMConfig`]): The recipe.
@@ -105,13 +105,13 @@ class Mixer:
 
     @property
     def has_template(self) -> bool:
-        """Whether the tokenizer has a chat template."""
+        """True if the tokenizer has a chat template, so that visitors can chat."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def presets(self, aside: Collection[int] = ()) -> list[Preset]:
         """Return the coefficients that have a name, without the vectors that a visitor has put aside.
 
-        They are worked out once for the same vectors: the best for the worst takes 60 ms, and a slider asks at each move.
+        They are worked out once for the same vectors: that takes 60 ms, and a slider asks at each move.
         """
         key = (self._names, frozenset(aside))
         if key not in self._presets:
@@ -137,7 +137,7 @@ class Mixer:
         return self._measured.get(self._key(coefficients), {})
 
     def point(self, coefficients: Sequence[Coefficient]) -> Point | None:
-        """Return coefficients as a point of the search; `None` if there is no search, or it did not have all of them."""
+        """Return coefficients as a point of the search; `None` if no search had all of them."""
         if self.prediction is None:
             return None
         count = len(self.prediction.names)

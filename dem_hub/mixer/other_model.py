@@ -1,6 +1,6 @@
 """A second model, to compare mixtures with: any recipe or model that somebody names.
 
-It takes memory of its own. So what it takes is said first, from headers alone, and it is loaded when it is asked for then.
+It takes memory of its own. So this is said first, from headers alone, and it is loaded when somebody then asks for it.
 """
 
 import threading

@@ -47,8 +47,8 @@ def launch(mixer: Mixer, host: str | None, port: int | None = None) -> Any:
 
     Args:
         mixer ([`Mixer`]): The mixer.
-        host (`str`, *optional*): The address to listen on. Beyond loopback, the page cannot add, save or push. `None` is
-            for a page that a machine of the Hub serves to strangers: Gradio's own variables of the environment say
+        host (`str`, *optional*): The address to listen on. Beyond loopback, the page cannot add, save or push. `None`
+            is for a page that a machine of the Hub serves to strangers: Gradio's own variables of the environment say
             where, and the page is as beyond loopback.
         port (`int`, *optional*): The port; by default the first that is free from 7860.
     """

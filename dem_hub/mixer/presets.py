@@ -1,7 +1,7 @@
 """Coefficients that have a name: those that were found, equal shares, each vector alone, the best for the worst.
 
-A visitor may have put vectors aside: a preset has 0 for these. Where a search kept quadratics, its own presets are solved
-again without them. Otherwise the other coefficients stay as they are.
+A visitor may have put vectors aside: a preset has 0 for these. Where a search kept quadratics, its own presets are
+solved again without them. Otherwise the other coefficients stay as they are.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.search.cross_loss import BASE
 from dem_hub.search.held_out import FOUND, UNIFORM
+from dem_hub.search.points import alone
 from dem_hub.search.prediction import Prediction
 
 RECIPE = "recipe"
@@ -54,7 +55,7 @@ def presets(
     if used:
         by_label[UNIFORM] = dict.fromkeys(used, 1 / len(used))
     for name in used:
-        by_label[f"{names[name]} alone"] = {name: 1.0}
+        by_label[alone(names[name])] = {name: 1.0}
     by_label[BASE] = {}
     found = []
     for label, values in by_label.items():

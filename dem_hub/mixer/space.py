@@ -145,7 +145,7 @@ def serve(folder: str) -> None:
 
 
 def _check_closed(private: Sequence[str], *, is_closed: bool) -> None:
-    """Refuse private repositories in a Space that everybody can open: it would tell their names, and cannot read them."""
+    """Refuse private repositories in an open Space: it would tell their names, and cannot read them."""
     if private and not is_closed:
         refuse(
             ConfigError,

@@ -1,8 +1,8 @@
 """What the page says of the coefficients at which a tab's sliders stand, without a page.
 
-A slider moves in steps, and a preset has as many digits as it has. Sliders that stand as near to a preset as their steps
-allow mean the preset itself: so what was found is measured and saved as it was found, and a recipe with coefficients
-for groups of tensors stays one until a slider is moved.
+A slider moves in steps, and a preset has as many digits as it has. Sliders that stand as near to a preset as their
+steps allow mean the preset itself: so what was found is measured and saved as it was found, and a recipe with
+coefficients for groups of tensors stays one until a slider is moved.
 """
 
 import math

@@ -31,8 +31,8 @@ from dem_hub.numerics.threads import most_held, one_core
 # milliseconds. Chosen by hand, not measured.
 _TIMED_SHAPE = (512, 512)
 
-# Bytes an element while bitsandbytes quantizes a tensor on the CPU: four intermediate results in 32 bits, counted in the
-# code of 0.50.2. The dequantized tensors that are kept take less.
+# Bytes an element while bitsandbytes quantizes a tensor on the CPU: four intermediate results in 32 bits, counted in
+# the code of 0.50.2. The dequantized tensors that are kept take less.
 _QUANTIZING_BYTES = 16
 
 

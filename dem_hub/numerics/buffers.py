@@ -77,8 +77,8 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
 def new_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return new memory for a result, whose contents are undefined.
 
-    Large memory on the CPU comes in huge pages where the system has them to give: to fill 64 MiB then took 18 ms, and 37
-    in pages of 4 KiB.
+    Large memory on the CPU comes in huge pages where the system has them to give: the system prepares each page when it
+    is first touched, and of these there are fewer.
 
     Args:
         shape (`tuple[int, ...]`): the shape.

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 # Elements that a process merges with operations of torch before it loads the compiled passes. torch takes 4 to 11 ns
-# longer for each (one core of a Xeon), so that this many cost half a second, which is what loading takes.
+# longer for each (by hand, on one core of a Xeon), so that this many cost half a second, which is what loading takes.
 BY_TORCH = 1 << 26
 
 _lock = threading.Lock()

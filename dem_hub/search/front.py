@@ -17,7 +17,7 @@ _WEIGHTS = 41
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """A mixture of the front, the losses that are expected of it on the two distributions, and whether these are rough."""
+    """A mixture of the front, the losses to expect of it on the two distributions, and whether these are rough."""
 
     coefficients: Point
     losses: tuple[float, float]

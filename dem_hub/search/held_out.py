@@ -17,7 +17,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.evaluation.standard_errors import count_units, student_quantile
 from dem_hub.search.cross_loss import BASE, standard_error
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
-from dem_hub.search.points import Point, all_at, each_alone
+from dem_hub.search.points import Point, all_at, alone, each_alone
 from dem_hub.search.solve.line_search import lowest
 from dem_hub.search.solve.objective import Objective
 from dem_hub.search.solve.region import Region, common_bounds
@@ -145,11 +145,6 @@ def needed_errors(rivals: int, units: int) -> float:
     Source: Bonferroni's inequality, with the quantiles of Student's t (Dunn, Multiple Comparisons Among Means, 1961).
     """
     return student_quantile(LEVEL / max(rivals, 1), units - 1)
-
-
-def alone(name: str) -> str:
-    """Return the label of a vector with coefficient 1 and no other."""
-    return f"{name} alone"
 
 
 def baseline_points(names: Sequence[str], common: Point | None, before: Point | None = None) -> dict[str, Point]:

@@ -1,4 +1,4 @@
-"""The expected loss over two of the coefficients, on a grid: what the mixer's page and the pictures of a search draw."""
+"""The expected loss over two coefficients, on a grid: what the mixer's page and the pictures of a search draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ Everything that is drawn stands in the result; only where a picture says "expect
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -24,7 +24,6 @@ from dem_hub.plotting import (
     draw_trials,
     save_all,
 )
-from dem_hub.search.cross_loss import BASE
 from dem_hub.search.front import front
 from dem_hub.search.held_out import FOUND, UNIFORM, Acceptance, Contender, baseline_points
 from dem_hub.search.landscape import Landscape
@@ -107,7 +106,7 @@ def _losses(result: "SearchResult", theme: Theme) -> "Picture":
             chosen=_DEM,
             title=f"{score.name} of the models",
             quantity=f"{score.name} ({score.better} is better)",
-            higher_is_better=score.direction == "maximize",
+            higher_is_better=score.higher_is_better,
             theme=theme,
         )
     panels = {}
@@ -191,7 +190,9 @@ def _coefficients(result: "SearchResult", theme: Theme) -> "Picture":
     errors: Sequence[float | None] = [None] * len(names)
     if result.model is not None and result.score is None:
         region = Region.of(result.bounds, result.max_sum)
-        errors = coefficient_errors(result.model, result.objective, result.tokens, point, region, _base_losses(result))
+        errors = coefficient_errors(
+            result.model, result.objective, result.tokens, point, region, result.searched_base_losses
+        )
     found = {}
     for name, value, error in zip(names, point, errors, strict=True):
         found[name] = Estimate(value, None if error is None else _INTERVAL * error)
@@ -218,7 +219,7 @@ def _landscape(result: "SearchResult", axes: tuple[str, str] | None, theme: Them
     score = result.score
     if score is not None:
         quantity = f"expected {score.name} ({score.better} is better)"
-        if score.direction == "maximize":
+        if score.higher_is_better:
             values, edges = -values, [-edge for edge in reversed(edges)]
     elif result.objective.kind == "improvement":
         quantity = "expected loss / loss of the base"
@@ -236,7 +237,7 @@ def _landscape(result: "SearchResult", axes: tuple[str, str] | None, theme: Them
         found=(point[across], point[up]),
         quantity=quantity,
         title=title,
-        higher_is_better=score is not None and score.direction == "maximize",
+        higher_is_better=score is not None and score.higher_is_better,
         theme=theme,
     )
 
@@ -275,7 +276,7 @@ def _trials(result: "SearchResult", theme: Theme) -> "Picture":
         return draw_trials(
             [score.own(value) for value in values],
             name=f"{score.name} ({score.better} is better)",
-            higher_is_better=score.direction == "maximize",
+            higher_is_better=score.higher_is_better,
             title=f"{result.method}: the trials",
             theme=theme,
         )
@@ -319,9 +320,3 @@ def _hull(result: "SearchResult") -> tuple[float, float]:
     values = [end for pair in result.bounds for end in pair]
     values += [value for trial in result.trials for value in trial.coefficients]
     return min(values), max(values)
-
-
-def _base_losses(result: "SearchResult") -> Mapping[str, float] | None:
-    if result.table is None or BASE not in result.table.cells:
-        return None
-    return {name: cell.loss for name, cell in result.table.cells[BASE].items()}

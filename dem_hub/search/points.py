@@ -8,6 +8,19 @@ from collections.abc import Sequence
 
 Point = tuple[float, ...]
 
+_ALONE = " alone"
+
+
+def alone(name: str) -> str:
+    """Return the label of a vector with coefficient 1 and no other."""
+    return f"{name}{_ALONE}"
+
+
+def split_label(label: str) -> tuple[str, str]:
+    """Return the name of the vector in a label, and the rest of the label: nothing, or what [`alone`] adds."""
+    name = label.removesuffix(_ALONE)
+    return name, label[len(name) :]
+
 
 def each_alone(count: int) -> list[Point]:
     """Return the points that use one vector in full and no other, in the order of the vectors.

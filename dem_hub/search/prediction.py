@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dem_hub.search.cross_loss import BASE
 from dem_hub.search.points import Point
 from dem_hub.search.problem import Trial
 from dem_hub.search.solve.local_model import LocalModel
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 # error of a measurement in float32 is as large.
 _NEAR = 0.05
 
-# The power of the distance with which an error grows. A strategy's curvature is not quite that of the loss, so it is the
-# second and not the third.
+# The power of the distance with which an error grows. A strategy's curvature is not quite that of the loss, so it is
+# the second and not the third.
 _POWER = 2
 
 # Trials lie in few directions, and other directions are worse. On the tests' counting models the errors at 32 random
@@ -95,9 +94,7 @@ class Prediction:
     @property
     def base_losses(self) -> dict[str, float]:
         """The losses of the base on the search's data, as far as they were measured."""
-        if self.result.table is None or BASE not in self.result.table.cells:
-            return {}
-        return {name: cell.loss for name, cell in self.result.table.cells[BASE].items()}
+        return self.result.searched_base_losses or {}
 
     def losses(self, point: Sequence[float]) -> dict[str, Expected]:
         """Return the loss to expect at a point, by distribution."""

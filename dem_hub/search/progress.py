@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.evaluation import processes
 from dem_hub.hub.foreign_text import printable
-from dem_hub.search.points import each_alone
+from dem_hub.search.points import alone, each_alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,7 +118,7 @@ class Progress:
         point = tuple(point)
         model = "base"
         if point in each_alone(len(point)):
-            model = f"{PurePath(names[point.index(1.0)]).name} alone"
+            model = alone(PurePath(names[point.index(1.0)]).name)
         elif any(point):
             model = f"mixture {self._mixtures.setdefault(point, len(self._mixtures) + 1)}"
         self.step(f"{model} on {data}")

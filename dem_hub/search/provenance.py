@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dem_hub.merging.short_names import short_names
-from dem_hub.search.held_out import alone
+from dem_hub.search.points import alone
 from dem_hub.search.result import SearchResult
 
 

@@ -12,6 +12,7 @@ from dem_hub.merging.short_names import short_names
 from dem_hub.search.cross_loss import Cell, CrossLoss
 from dem_hub.search.held_out import FOUND, Acceptance, baseline_points
 from dem_hub.search.measure.score_evaluator import Score
+from dem_hub.search.points import split_label
 
 if TYPE_CHECKING:
     from dem_hub.search.result import SearchResult
@@ -50,9 +51,8 @@ class Labels:
         self.by_name = dict(zip(names, short_names(names), strict=True))
 
     def __call__(self, label: str) -> str:
-        alone = " alone" if label.endswith(" alone") else ""
-        name = label.removesuffix(alone)
-        return self.by_name.get(name, name) + alone
+        name, rest = split_label(label)
+        return self.by_name.get(name, name) + rest
 
     def of_group(self, coordinate: str) -> str:
         """Return the name of a group of a vector's tensors, such as `me/maths [attention]`."""

@@ -47,8 +47,8 @@ class SearchResult:
     """The result of [`search_coefficients`].
 
     All of it is about one coefficient a vector, except `refinement`, the search by groups of tensors, and `regmean`.
-    Where the first is kept, the recipe has its coefficients. Where RegMean vectors are kept, the recipe is of them, each
-    at 1; they are temporary until the result is saved.
+    Where the first is kept, the recipe has its coefficients. Where RegMean vectors are kept, the recipe is of them,
+    each at 1; they are temporary until the result is saved.
 
     Args:
         config ([`DEMConfig`]): The recipe.
@@ -175,6 +175,11 @@ class SearchResult:
         """The losses of the base on the data of `chosen`, as far as they were measured."""
         if self.kept_regmean is not None:
             return self._held_out_base_losses()
+        return self.searched_base_losses
+
+    @property
+    def searched_base_losses(self) -> dict[str, float] | None:
+        """The losses of the base on the data of the search; `None` if it was not measured there."""
         if self.table is None or BASE not in self.table.cells:
             return None
         return {name: cell.loss for name, cell in self.table.cells[BASE].items()}

@@ -62,7 +62,7 @@ class EarlierSearch:
 
 @contextmanager
 def keeping(cache: MeasurementCache) -> Iterator[None]:
-    """Enclose a search: when it ends, logits go that are not to stay. A Ctrl-C says what is kept, and how it goes on."""
+    """Enclose a search: at its end, logits go that are not to stay. A Ctrl-C says what is kept, and how to go on."""
     try:
         yield
     except KeyboardInterrupt:

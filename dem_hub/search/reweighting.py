@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from dem_hub.errors import ConfigError
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.short_names import full_names
-from dem_hub.search.cross_loss import BASE
 from dem_hub.search.solve.local_model import LocalModel
 from dem_hub.search.solve.newton import best_point
 from dem_hub.search.solve.objective import Objective
@@ -49,7 +48,9 @@ def solve_again(
         objective or result.objective.kind,  # type: ignore[arg-type]  # it refuses what is no kind
         result.objective.weights if weights is None else weights,
     )
-    base_losses = _base_losses(result) if chosen.kind == "improvement" else None
+    base_losses = None
+    if chosen.kind == "improvement":
+        base_losses = _base_losses(result)
     region = Region.of(pairs, result.max_sum if max_sum is None else max_sum)
     point = best_point(model, chosen, region, base_losses).tolist()
     coefficients = dict(zip(model.names, point, strict=True))
@@ -59,9 +60,9 @@ def solve_again(
 
 
 def _base_losses(result: "SearchResult") -> dict[str, float]:
-    if result.table is None or BASE not in result.table.cells:
+    if result.searched_base_losses is None:
         raise ConfigError("The base was not measured in this search, so nothing can be compared with it.")
-    return {name: cell.loss for name, cell in result.table.cells[BASE].items()}
+    return result.searched_base_losses
 
 
 def _bounds_with(

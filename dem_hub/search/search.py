@@ -148,8 +148,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         [`SearchResult`]: `result.config` is the recipe.
 
     Raises:
-        `ConfigError`: There are no vectors, no data, data with nothing to score, or an option that does not exist;
-            all of it is listed.
+        `ConfigError`: There are no vectors, no data, data with nothing to score, logits to keep without a cache, or an
+            option that does not exist; all of it is listed.
         `NotFoundError`: The base, a vector or the earlier search is not found.
         `CoefficientError`: A loss of the base, or of a vector alone, is not finite.
         `MissingDependencyError`: The method needs Optuna or SciPy (extra `search`).

@@ -44,11 +44,11 @@ def coefficient_errors(
     Source: the sandwich estimator (White, 1982). The curvature of a log-likelihood is also the variance of its slope
     for one token, of which `INDEPENDENT` make an independent one.
     """
-    nothing: list[float | None] = [None] * len(point)
+    errors: list[float | None] = [None] * len(point)
     there = torch.tensor(point, dtype=torch.float64, device="cpu")
     held_by_sum = region.max_sum is not None and float(there.sum()) >= region.max_sum - _AT_BOUND
     if objective.kind == "worst" or held_by_sum:
-        return nothing
+        return errors
     free = ((there > region.low + _AT_BOUND) & (there < region.high - _AT_BOUND)).nonzero().squeeze(1)
     factors = objective.factors(list(model.parts), base_losses)
     curvature = torch.zeros(len(point), len(point), dtype=torch.float64, device="cpu")
@@ -59,12 +59,12 @@ def coefficient_errors(
             variance += factor**2 * part.curvature * INDEPENDENT / tokens[name]
     curvature, variance = curvature[free][:, free], variance[free][:, free]
     if not len(free) or _is_singular(curvature):
-        return nothing
+        return errors
     inverse = torch.linalg.inv(curvature)
     squares = (inverse @ variance @ inverse).diagonal().clamp(min=0)
     for place, error in zip(free.tolist(), squares.sqrt().tolist(), strict=True):
-        nothing[place] = error
-    return nothing
+        errors[place] = error
+    return errors
 
 
 def _is_singular(curvature: torch.Tensor) -> bool:

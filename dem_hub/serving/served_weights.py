@@ -70,8 +70,8 @@ def merged_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and the merged values of each tensor of the base's checkpoint.
 
-    One rank gets each tensor merged. Of several, each gets tensors that are merged when they are copied, and only as far
-    as they are: a rank keeps a part of them.
+    One rank gets each tensor merged. Of several, each gets tensors that are merged when they are copied, and only as
+    far as they are: a rank keeps a part of them.
 
     Args:
         opened ([`OpenedRecipe`]): The recipe with its base and vectors.

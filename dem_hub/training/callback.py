@@ -151,8 +151,7 @@ class DEMCallback(TrainerCallback):
         # The state of a run. Only the main process has a source and an uploader.
         self._trainer: Trainer | None = None
         self._source: Source | None = None
-        self._starts_from_base = False  # known to the main process
-        self._base: Seen | None = None  # what the model answers before its first step
+        self._base: Seen | None = None  # what the base answers, if a run begins with it; on the main process
         self._recipe_vectors: list[DistributionVector] = []
         self._uploader: Uploader | None = None
         self._failure: Exception | None = None  # why the newest vector could not be taken
@@ -213,13 +212,14 @@ class DEMCallback(TrainerCallback):
         self._tried_at = None
         self._unlogged = {}
         self._base = None
+        starts_from_base = False
         gathering = Gathering(kwargs["model"])
         tokenizer = tokenizer_of(kwargs.get("processing_class"))
         error: Exception | None = None
         if state.is_world_process_zero:
             with gathering.leading():
                 try:
-                    self._prepare(args, state, gathering, tokenizer)
+                    starts_from_base = self._prepare(args, state, gathering, tokenizer)
                 except Exception as refused:  # noqa: BLE001  raised below, once the other processes know
                     error = refused
         else:
@@ -231,7 +231,8 @@ class DEMCallback(TrainerCallback):
             raise ConfigError(message)
         if self.input_statistics and not state.global_step:
             assert self._trainer is not None
-            self._base = measure_base(self._trainer, kwargs["model"])
+            seen = measure_base(self._trainer, kwargs["model"])
+            self._base = seen if starts_from_base else None
 
     def on_save(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -270,8 +271,8 @@ class DEMCallback(TrainerCallback):
 
     # Before training
 
-    def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering, tokenizer: Any) -> None:
-        """Find everything that a vector needs, on the main process."""
+    def _prepare(self, args: "TrainingArguments", state: "TrainerState", gathering: Gathering, tokenizer: Any) -> bool:
+        """Find everything that a vector needs, on the main process. Return whether the run begins with the base."""
         check_when(self.when, args)
         self.folder = choose_folder(self._output_dir, args)
         token = args.hub_token if self._token is None else self._token
@@ -279,7 +280,7 @@ class DEMCallback(TrainerCallback):
         source = Source.of(VectorSource.parse(name), gathering, HubOptions(token))
         self._source = replace(source, tokenizer=tokenizer)
         is_resumed = state.global_step > 0
-        self._starts_from_base = not is_resumed and self._source.is_base(gathering)
+        starts_from_base = not is_resumed and self._source.is_base(gathering)
         if self._source.is_adapter and not self._is_default_codec:
             logger.warning(
                 "The run trains a LoRA, which is stored as it is: the codec '%s' is not used.",
@@ -292,6 +293,7 @@ class DEMCallback(TrainerCallback):
             check_run(self._trainer, self.when, args, gathering, self._source.base.architecture)
         if self._is_pushed:
             self._uploader = self._prepare_push(args, self._source, token=token)
+        return starts_from_base
 
     def _prepare_push(self, args: "TrainingArguments", source: Source, *, token: str | bool | None) -> Uploader:
         """Create the repository, and return what pushes to it."""
@@ -353,8 +355,7 @@ class DEMCallback(TrainerCallback):
         architecture = share(self._source.base.architecture if has_vector and self._source else None)
         if architecture is not None:
             folder = self.folder if state.is_world_process_zero else None
-            base = self._base if self._starts_from_base else None
-            leave_statistics(self._trainer, kwargs["model"], architecture, folder, base)
+            leave_statistics(self._trainer, kwargs["model"], architecture, folder, self._base)
             self._is_unpushed = self._is_unpushed or self._includes_statistics
 
     def _write(self, gathering: Gathering, facts: Mapping[str, Any]) -> dict[str, float]:

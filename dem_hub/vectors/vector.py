@@ -295,7 +295,7 @@ class DistributionVector:
 
         Args:
             path (`str` or `os.PathLike`, *optional*): The file to write: `.png`, `.svg` or `.pdf`.
-            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base. By default its own.
+            base (`str`, `os.PathLike` or [`VectorSource`], *optional*): Hub id or folder of the base; its own by default.
             theme (`str`, *optional*, defaults to `"light"`): `light` or `dark`.
 
         Returns:

@@ -164,9 +164,14 @@ def _mixtures(run: Run) -> None:
 
 
 def _mixture(run: Run, name: str, blocks: list[dict[str, Any]]) -> Model:
-    Random(run.seed).shuffle(blocks)
-    target = train(run.part(run.base, blocks, run.folder / "mixtures" / name))
+    target = _train_mixed(run, blocks, run.folder / "mixtures" / name)
     return Model(partial(_load, target), run.training_tokens)
+
+
+def _train_mixed(run: Run, blocks: list[dict[str, Any]], target: Path) -> Path:
+    """Train the base on the blocks of several sources in a random order."""
+    Random(run.seed).shuffle(blocks)
+    return train(run.part(run.base, blocks, target))
 
 
 def _sums(run: Run, vectors: Sequence[Path]) -> None:
@@ -208,8 +213,7 @@ def _late(run: Run, vectors: Sequence[Path]) -> None:
     *early, late = run.names
     folder = run.folder / "late"
     together = [block for name in early for block in run.blocks[name]]
-    Random(run.seed).shuffle(together)
-    mixed = train(run.part(run.base, together, folder / "mixture"))
+    mixed = _train_mixed(run, together, folder / "mixture")
     last = train(run.part(mixed, run.blocks[late], folder / "last"))
     run.row(f"{late} late, trained last", lambda: Model(partial(_load, last), run.training_tokens))
 

@@ -50,7 +50,8 @@ class MeasurementCache:
         keep_logits (`bool`, defaults to `False`): Whether logits stay in the folder when the search has ended.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the folder has a file of numbers that no search wrote.
+        [`~dem_hub.errors.ConfigError`]: If the folder has a file of numbers that no search wrote, or logits are to stay
+            and there is no folder.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class MeasurementCache:
         *,
         keep_logits: bool = False,
     ) -> None:
+        if keep_logits and folder is None:
+            raise ConfigError("keep_logits=True keeps logits in a cache, and there is none. Give cache='FOLDER', too.")
         self.folder = Path(folder) if folder is not None else None
         self.keep_logits = keep_logits
         self._known = known

@@ -279,9 +279,10 @@ class LossEvaluator:
         if key not in self.cache:
             offsets = dict(zip(keys, point, strict=True))
             parts = {}
-            for name in self.data:
-                for vector, alone in self._table():
+            for vector, alone in self._table():
+                for name in self.data:
                     self._keep_cell(name, alone, vector)
+            for name in self.data:
                 block = self.cache.block(self._logits_key(name))
                 assert block is not None
                 parts[name] = self._mean(block.sums(keys, offsets, 1.0, self.model.device))

@@ -18,14 +18,19 @@ class Score:
     direction: Literal["maximize", "minimize"]
 
     @property
+    def higher_is_better(self) -> bool:
+        """True if the score is maximized."""
+        return self.direction == "maximize"
+
+    @property
     def better(self) -> str:
         """What a better score is: higher or lower."""
-        return "higher" if self.direction == "maximize" else "lower"
+        return "higher" if self.higher_is_better else "lower"
 
     def own(self, loss: float) -> float:
         """Return the score that a loss stands for, with its own sign."""
         # Adding 0 makes 0 of -0.
-        return (-loss if self.direction == "maximize" else loss) + 0.0
+        return (-loss if self.higher_is_better else loss) + 0.0
 
 
 class ScoreEvaluator:

@@ -93,6 +93,11 @@ def test_save_logits_that_are_on_disk(tmp_path: Path, place: str, read_before: b
     assert same(saved, expected)
 
 
+def test_logits_cannot_stay_nowhere() -> None:
+    with pytest.raises(ConfigError, match="there is none. Give cache='FOLDER'"):
+        MeasurementCache(keep_logits=True)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_logits_stay_only_if_asked_for(tmp_path: Path, keep: bool) -> None:
     """Those that an earlier search kept stay as they are; those of a search that did not end are used, and then go."""
