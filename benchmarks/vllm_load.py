@@ -2,10 +2,11 @@
 
     python benchmarks/vllm_load.py dem-hub-demo/recipe --repeat 7        # in the environment of `make test-vllm`
 
-Each load is a process of its own, and the two ways take turns. Times are CPU seconds of the process, so that a busy
-machine does not blur them, and wall time. "Start" is everything until vLLM can answer: imports, the model, its weights,
-a first run, the cache. "Weights" is the loader's part of it. The bound is on the start: 20 % more than the export's.
-All loads must have the same weights.
+Each load is a process of its own, and the two ways take turns at being first. Times are CPU seconds of the process and
+its children, which a busy machine blurs less, and wall time. "Start" is everything until vLLM can answer: imports, the
+model, its weights, a first run, the cache. "Weights" is the loader's part of it. Both ratios are printed: that of the
+medians, and the median of those of the pairs. The bound is on the start: at most 20 % more than the export's, in the
+medians of wall and CPU time. All loads must have the same weights.
 """
 
 import argparse
@@ -29,10 +30,17 @@ SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
+    # An installed package is not compiled at each start.
+    "PYTHONDONTWRITEBYTECODE": "",
     # The model is in this process, where it can be timed and hashed.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
 }
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def load(model: dict[str, Any]) -> dict[str, Any]:
@@ -51,16 +59,16 @@ def load(model: dict[str, Any]) -> dict[str, Any]:
         load_weights = loader.load_weights
 
         def timed(*arguments: Any) -> None:
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), cpu_seconds()
             load_weights(*arguments)
-            spent.update({"weights, CPU s": time.process_time() - cpu, "weights, s": time.perf_counter() - wall})
+            spent.update({"weights, CPU s": cpu_seconds() - cpu, "weights, s": time.perf_counter() - wall})
 
         loader.load_weights = timed
         return loader
 
     model_loader.get_model_loader = timed_loader
     llm = LLM(enforce_eager=True, max_model_len=64, **model)
-    spent.update({"start, CPU s": time.process_time(), "start, s": time.perf_counter() - started})
+    spent.update({"start, CPU s": cpu_seconds(), "start, s": time.perf_counter() - started})
     return {**spent, "hash": llm.apply_model(digest)[0]}
 
 
@@ -96,21 +104,22 @@ def main() -> int:
         }
         for model in models.values():  # what is compiled once, and the page cache
             seen(model)
-        for _ in range(options.repeat):
-            for way, model in models.items():
-                loads[way].append(seen(model))
+        for number in range(options.repeat):
+            for way in WAYS[:: 1 if number % 2 == 0 else -1]:
+                loads[way].append(seen(models[way]))
                 print(way, loads[way][-1], file=sys.stderr)
-    print("| | export | recipe | ratio, median of pairs |\n|---|---|---|---|")
+    print("| | export | recipe | ratio | median of pairs |\n|---|---|---|---|---|")
     ratios = {}
     for label in TIMES:
         times = {way: [load[label] for load in loads[way]] for way in WAYS}
+        export, recipe = (statistics.median(times[way]) for way in WAYS)
+        ratios[label] = recipe / export
         pairs = [recipe / export for export, recipe in zip(times["export"], times["recipe"], strict=True)]
-        ratios[label] = statistics.median(pairs)
-        medians = " | ".join(f"{statistics.median(times[way]):.2f}" for way in WAYS)
-        print(f"| {label} | {medians} | {ratios[label]:.2f} |")
+        print(f"| {label} | {export:.2f} | {recipe:.2f} | {ratios[label]:.2f} | {statistics.median(pairs):.2f} |")
     hashes = {load["hash"] for way in WAYS for load in loads[way]}
     print(f"\n{options.repeat} pairs; {len(hashes)} different hash(es) of the weights")
-    return int(ratios["start, CPU s"] > BOUND or len(hashes) != 1)
+    missed = [label for label in ("start, CPU s", "start, s") if ratios[label] > BOUND]
+    return int(bool(missed) or len(hashes) != 1)
 
 
 if __name__ == "__main__":

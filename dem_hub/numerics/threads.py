@@ -40,10 +40,17 @@ def most_held() -> int:
     return torch.get_num_threads() + _SPARE
 
 
-def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Yield the results of a function in the order of the items, computed on as many threads as torch would use.
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int | None = None
+) -> Iterator[_Result]:
+    """Yield the results of a function in the order of the items, computed on several threads.
 
     At most two more results than there are threads are held at a time.
+
+    Args:
+        function (`Callable`): The function.
+        items (`Iterable`): What it is called with.
+        threads (`int`, *optional*): How many threads; by default as many as torch would use in the calling one.
 
     Example:
 
@@ -54,7 +61,8 @@ def in_order(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
 
     ```
     """
-    threads = torch.get_num_threads()
+    if threads is None:
+        threads = torch.get_num_threads()
 
     def work(item: _Item) -> _Result:
         with one_core():

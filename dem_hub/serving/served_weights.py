@@ -4,6 +4,7 @@ The server builds the model itself, and divides and quantises each tensor as it 
 `dem-hub merge`, with `--dtype` where the server runs in another dtype than the recipe and the base say.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,8 +21,9 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_recipe
+from dem_hub.numerics.passes import note_work
 from dem_hub.numerics.slices import Index, full_index
-from dem_hub.numerics.threads import in_order
+from dem_hub.numerics.threads import in_order, one_core
 from dem_hub.serving.deferred import DeferredTensor
 
 
@@ -93,9 +95,18 @@ def merged_weights(
     make = _tensor if ranks == 1 else _deferred
     compute = partial(make, merge, merged_dtype(opened, dtype), device)
     names = sorted(merge.base)
-    # On a device one tensor follows the other. On the CPU each core has one, if it is merged here.
-    tensors = in_order(compute, names) if device.type == "cpu" and ranks == 1 else map(compute, names)
-    yield from zip(names, tensors, strict=True)
+    if device.type != "cpu":
+        yield from zip(names, map(compute, names), strict=True)
+    else:
+        # It is known how much is merged here: the compiled passes are loaded for the first tensor, or not at all.
+        note_work(sum(math.prod(merge.shape(name)) for name in names if merge.is_changed(name)) // ranks)
+        threads = torch.get_num_threads()
+        # The server copies a tensor in this thread while the next ones are merged. torch would do that on all cores, and
+        # its threads spin after each copy, on the cores that merge: for SmolLM2-135M, 4.6 s of CPU time instead of 2.9 s,
+        # on two cores of a busy machine.
+        with one_core():
+            tensors = in_order(compute, names, threads) if ranks == 1 else map(compute, names)
+            yield from zip(names, tensors, strict=True)
     opened.check_unchanged()
 
 

@@ -2,8 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
+from threading import Barrier
 
-from dem_hub.numerics.threads import take_context
+import pytest
+
+from dem_hub.numerics.threads import in_order, one_core, take_context
 
 SETTING: ContextVar[str] = ContextVar("setting", default="default")
 
@@ -17,3 +20,16 @@ def test_a_pool_takes_the_context_of_its_maker() -> None:
             assert list(pool.map(lambda _: SETTING.get(), range(4))) == ["set here"] * 4
     finally:
         SETTING.reset(token)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_may_be_given(threads: int) -> None:
+    """As many tasks run at once as were asked for, whatever torch would use."""
+    together = Barrier(threads)
+
+    def task(number: int) -> int:
+        together.wait(60)
+        return number
+
+    with one_core():
+        assert list(in_order(task, range(2 * threads), threads)) == list(range(2 * threads))

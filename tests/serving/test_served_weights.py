@@ -1,5 +1,7 @@
 """What a server is given to load, against `dem-hub merge`."""
 
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
+from dem_hub.numerics import passes
 from dem_hub.serving.served_weights import merged_weights, open_served
 from tests.support.tiny_models import VOCABULARY, Models, Zoo, load_tensors
 
@@ -94,6 +97,38 @@ def test_the_default_dtype_of_the_server_changes_nothing(recipe: Path, default: 
         torch.set_default_dtype(torch.float32)
     for name, tensor in served.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_cores_merge_while_the_server_copies(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the server on torch's threads would take the cores' time. Afterwards torch has its threads again."""
+    opened = open_served(VectorSource(str(recipe)), None, HubOptions())
+    merging = set()
+    tensor = Merge.tensor
+
+    def noted(*arguments: Any) -> torch.Tensor:
+        merging.add(threading.current_thread().name)
+        return tensor(*arguments)
+
+    monkeypatch.setattr(Merge, "tensor", noted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        given = merged_weights(opened, dtype=torch.bfloat16, device=CPU, vocabulary=VOCABULARY)
+        assert {torch.get_num_threads() for _ in given} == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threading.main_thread().name not in merging
+
+
+def test_the_passes_are_chosen_for_all_that_is_merged(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tensor is merged like the last."""
+    opened = open_served(VectorSource(str(recipe)), None, HubOptions())
+    monkeypatch.setattr(passes, "_elements", 0)
+    given = merged_weights(opened, dtype=torch.bfloat16, device=CPU, vocabulary=VOCABULARY)
+    next(given)
+    assert passes._elements >= sum(math.prod(info.shape) for info in opened.base.checkpoint.values())
+    given.close()  # type: ignore[attr-defined]
 
 
 def test_a_recipe_for_another_base_is_refused(zoo: Zoo, recipe: Path) -> None:
