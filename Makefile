@@ -55,13 +55,14 @@ test-mixer: $(INSTALLED)  ## the tests of the mixer's page, also in a browser
 	$(BIN)/python -m pytest tests/mixer
 
 # The checkout is not on the path there: what is imported is what the wheel brought, with the dependencies that it names.
-wheel-check:            ## build a wheel, install it in a fresh environment, import it and run the command
+# Those are installed already, among others, so they are linked.
+wheel-check: $(INSTALLED)  ## build a wheel, install it in a fresh environment, import it and run the command
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	$(PYTHON) -m venv "$$folder/venv" && \
-	pip="$$folder/venv/bin/python -m pip --disable-pip-version-check" && \
-	$$pip wheel --quiet --no-deps --wheel-dir "$$folder" . && \
-	$$pip install --quiet --no-compile $(TORCH) && \
-	$$pip install --quiet --no-compile -c constraints.txt "$$folder"/*.whl && \
+	$(BIN)/python -m venv --without-pip "$$folder/venv" && \
+	pip="$(PIP) --python $$folder/venv/bin/python" && \
+	$(PIP) wheel --quiet --no-deps --wheel-dir "$$folder" . && \
+	$$pip install --quiet --no-deps --no-compile "$$folder"/*.whl && \
+	$(BIN)/python .ci/link_dependencies.py "$$folder/venv/bin/python" dem-hub && \
 	$$pip check && \
 	cd "$$folder" && \
 	venv/bin/python -c 'import dem_hub, pathlib; from dem_hub import *; home = pathlib.Path(dem_hub.__file__).parent; assert "site-packages" in home.parts, home; assert (home / "py.typed").is_file(); print("imported", dem_hub.__version__)' && \

@@ -3,6 +3,7 @@
 A test that takes `hub` has a Hub of its own, on this machine; all others have none, and sockets are refused to them.
 """
 
+import gc
 import os
 import tempfile
 
@@ -22,7 +23,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,24 @@ OTHERS = (  # what the libraries warn of among themselves
 )
 
 
+# The libraries and the list of tests are half a million objects that stay. A full collection looks at each of them, for a
+# third of a second, and tests cause hundreds. So there is none until all are listed, and later ones leave these out.
+gc.disable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let the warnings of other libraries pass where warnings are errors."""
     for line in OTHERS:
         config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let garbage be collected from here on, but not among what is there by now."""
+    found = yield
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 def pytest_unconfigure() -> None:

@@ -32,7 +32,6 @@ nothing, it is 0.
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +129,6 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], base: str, fol
     def is_done() -> bool:
         return recipe.is_dir() and made_of.is_file() and json.loads(made_of.read_text()) == contents
 
-    while not PartialState().is_main_process and not is_done():
-        time.sleep(1)  # not a barrier: a search may take longer than its timeout
     if is_done():
         logger.info("%s: done already", recipe)
         return recipe
@@ -143,13 +140,16 @@ def find_recipe(vectors: dict[str, Path], config: dict[str, Any], base: str, fol
     for name, entry in config["distributions"].items():
         split, template = entry.get("validation_split", "validation"), entry.get("template", "{text}")
         validation[name] = texts_of(entry["validation"], split, template)
+    # Each process runs its part of the texts, so all of them search, and find the same.
     result = search_coefficients(base, [str(vectors[name]) for name in names], validation, **config.get("search", {}))
-    result.config.save_pretrained(recipe)
-    write_text(made_of, json.dumps(contents))
-    for vector, coefficient in result.config.coefficients.items():
-        print(f"{coefficient:.3f}  {vector}")
-    if result.held_out_loss is not None:
-        print(f"held-out loss {result.held_out_loss:.4f}, without these vectors {result.baselines['base']:.4f}")
+    if PartialState().is_main_process:
+        result.config.save_pretrained(recipe)
+        write_text(made_of, json.dumps(contents))
+        for vector, coefficient in result.config.coefficients.items():
+            print(f"{coefficient:.3f}  {vector}")
+        if result.held_out_loss is not None:
+            print(f"held-out loss {result.held_out_loss:.4f}, without these vectors {result.baselines['base']:.4f}")
+    PartialState().wait_for_everyone()
     return recipe
 
 

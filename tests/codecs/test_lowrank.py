@@ -1,6 +1,7 @@
 """`lowrank`: as good as the best approximation of that rank, whatever the spectrum; `energy` with no more rank than it takes."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -20,23 +21,20 @@ SHAPES = {"small": (96, 70), "wide": (60, 300), "large": (1100, 1200), "large ta
 assert min(SHAPES["large"]) > EXACT_SIZE
 
 
+@cache
 def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float32))[0].double()
 
 
-MATRICES: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-
-
+@cache
 def matrix(shape: str, spectrum: str) -> tuple[Tensor, Tensor]:
     """A matrix of known singular values, and those."""
-    if (shape, spectrum) not in MATRICES:
-        rows, columns = SHAPES[shape]
-        size = min(rows, columns)
-        values = 0.01 * SPECTRA[spectrum](torch.arange(size, dtype=torch.float64))
-        left, right = ((orthonormal(n, size, n)) for n in (rows, columns))
-        MATRICES[shape, spectrum] = ((left * values @ right.T).float(), values)
-    return MATRICES[shape, spectrum]
+    rows, columns = SHAPES[shape]
+    size = min(rows, columns)
+    values = 0.01 * SPECTRA[spectrum](torch.arange(size, dtype=torch.float64))
+    left, right = ((orthonormal(n, size, n)) for n in (rows, columns))
+    return (left * values @ right.T).float(), values
 
 
 def error(delta: Tensor, rank: int) -> tuple[float, int]:

@@ -1,12 +1,11 @@
 """Every script of `examples/` runs as its reader would run it, and its closing assertion holds."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fake_hub.server import Hub
+from tests.support.processes import run
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9][0-9]_*.py"))
 
@@ -20,8 +19,6 @@ def test_example(path: Path, hub: Hub, tmp_path: Path) -> None:
     lines = path.read_text("utf-8").splitlines()
     assert 40 <= len(lines) <= 90, "An example is a page."
     assert lines[-1].startswith("assert "), "An example ends in an assertion."
-    done = subprocess.run(
-        [sys.executable, str(path)], env=hub.environment(tmp_path), capture_output=True, text=True, check=False
-    )
+    done = run(path, environment=hub.environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "An example shows what it did."

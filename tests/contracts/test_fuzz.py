@@ -86,7 +86,9 @@ def damage(folder: Path, rng: random.Random) -> None:
     path = rng.choice(sorted(folder.iterdir()))
     data = bytearray(path.read_bytes())
     blanks = b" \n" if path.suffix == ".json" else b""
-    place = rng.choice([place for place, byte in enumerate(data) if byte not in blanks])
+    place = rng.randrange(len(data))
+    while data[place] in blanks:
+        place = rng.randrange(len(data))
     if rng.random() < 0.3:
         data = data[:place]
     else:
@@ -175,9 +177,12 @@ def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Bas
     assert set(use(good, base)) == set(base.checkpoint)
     rng = random.Random(f"{codec} {kind.__name__}")
     refused = 0
+    whole = {path.name: path.read_bytes() for path in good.iterdir()}
+    bad = tmp_path / "bad"
+    bad.mkdir()
     for number in range(ROUNDS):
-        bad = tmp_path / "bad"
-        shutil.copytree(good, bad)
+        for name, data in whole.items():
+            (bad / name).write_bytes(data)
         kind(bad, rng)
         try:
             use(bad, base)
@@ -186,7 +191,6 @@ def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Bas
             assert len(str(error)) > 20
         except Exception as error:
             raise AssertionError(f"round {number}: {error!r}") from error
-        shutil.rmtree(bad)
     if kind is damage:
         assert refused == ROUNDS
     assert refused > ROUNDS / 3
@@ -365,15 +369,15 @@ def a_config_of_mergekit(zoo: Zoo, folder: Path) -> Confused:
     return Confused(path, lambda: Document.read(path))
 
 
-# How many files of each kind: 11,500 together. transformers takes milliseconds for the config of a model, and PyYAML a
+# How many files of each kind: 6,500 together. transformers takes milliseconds for the config of a model, and PyYAML a
 # second for a list of 10,000 numbers.
 CONFUSED: dict[str, tuple[Callable[[Zoo, Path], Confused], int]] = {
-    "recipe": (a_recipe, 2000),
-    "vector": (a_vector, 2000),
-    "adapter": (an_adapter, 2000),
-    "store": (a_store, 1500),
-    "index": (an_index, 1500),
-    "header": (a_header, 1000),
+    "recipe": (a_recipe, 1000),
+    "vector": (a_vector, 1000),
+    "adapter": (an_adapter, 1000),
+    "store": (a_store, 750),
+    "index": (an_index, 750),
+    "header": (a_header, 500),
     "base": (a_base, 200),
     "input statistics": (input_statistics, 300),
     "mixes": (a_list_of_mixes, 300),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -76,18 +77,22 @@ def _home(module: str, name: str) -> str:
     return f"{module}.{name}" if path.with_suffix(".py").is_file() or path.is_dir() else module
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), str(path))
 
 
 @pytest.mark.parametrize("path", MODULES)
-def test_imports_go_upwards(path: Path) -> None:
+def test_module(path: Path) -> None:
+    """It says what it is, is short, has no relative imports, and imports upwards only."""
+    tree = parse(path)
+    assert ast.get_docstring(tree), "A module opens with what it holds and the one decision behind it."
+    assert len(path.read_text("utf-8").splitlines()) <= LONGEST
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     own = folder_of(module_name(path))
     assert own in FOLDERS, f"'{own}' has no place yet: add it to FOLDERS, after all that it imports."
     allowed = {*FOLDERS[: FOLDERS.index(own)], own}
-    wrong = sorted(
-        f"line {node.lineno}: {name}" for node, name in imports(parse(path)) if folder_of(name) not in allowed
-    )  # type: ignore[attr-defined]
+    wrong = sorted(f"line {node.lineno}: {name}" for node, name in imports(tree) if folder_of(name) not in allowed)  # type: ignore[attr-defined]
     assert not wrong, f"{own} may import only what stands before it in FOLDERS."
 
 
@@ -107,21 +112,6 @@ def test_the_map_has_the_folders_in_order() -> None:
     rows = [line.split("|")[1] for line in lines if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`(\w+)/?`", row) if name in FOLDERS]
     assert named == [name for name in FOLDERS if not name.startswith("_")]
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_no_relative_imports(path: Path) -> None:
-    assert not [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.level]
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_module_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(parse(path)), "A module opens with what it holds and the one decision behind it."
-
-
-@pytest.mark.parametrize("path", MODULES)
-def test_module_is_short(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize("start", ["import dem_hub", "from dem_hub.cli.app import main"])

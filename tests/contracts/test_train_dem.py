@@ -3,30 +3,25 @@
 import json
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dem_hub import DEMConfig, DEMModel, DistributionVector
+from tests.support.processes import run, run_ranks
 from tests.support.tiny_models import Models
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "training" / "train_dem.py"
 
 
-def run(config: dict[str, Any], folder: Path, processes: int = 0, fails: bool = False) -> str:
+def train(config: dict[str, Any], folder: Path, program: Program = run, fails: bool = False) -> str:
     (folder / "config.json").write_text(json.dumps(config))
-    launcher = (
-        ["-m", "accelerate.commands.launch", "--cpu", f"--num_processes={processes}", "--num_machines=1"]
-        if processes
-        else []
-    )
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder / "config.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=False, timeout=300
-    )
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = program(SCRIPT, folder / "config.json", environment=environment, folder=folder)
     assert bool(done.returncode) == fails, done.stderr[-3000:]
     return done.stderr
 
@@ -63,12 +58,12 @@ def test_the_script(llama: Models, tmp_path: Path) -> None:
     DistributionVector.extract(llama.base, llama.low).save_pretrained(
         tmp_path / "dem" / "vectors" / "up"
     )  # of a save, before it was killed
-    run(config, tmp_path)
+    train(config, tmp_path)
     first = DistributionVector.from_pretrained(tmp_path / "dem" / "vectors" / "up")
     assert first.config is not None and first.config.training["steps"] == 4
     assert first.config.training["tokens"] == 4 * 8 * 12
     config["distributions"] = entries
-    again = run(config, tmp_path, processes=2)
+    again = train(config, tmp_path, run_ranks)
     assert "up: done already" in again and "down: done already" not in again
     assert DistributionVector.from_pretrained(tmp_path / "dem" / "vectors" / "up").sha256 == first.sha256
     recipe = DEMConfig.from_pretrained(tmp_path / "dem" / "recipe")
@@ -83,9 +78,9 @@ def test_rounds(llama: Models, tmp_path: Path) -> None:
     """A second round is trained from the recipe of the first, which is not made again; then the result is healed."""
     config = write_data(llama, tmp_path) | {"rounds": 1}
     config["training"] |= {"max_steps": 2, "warmup_steps": 1}
-    run(config, tmp_path)
+    train(config, tmp_path)
     assert DEMConfig.from_pretrained(tmp_path / "dem" / "round-1" / "recipe").base.repo_id == str(llama.base)
-    log = run(config | {"rounds": 2, "heal": {"training": {"learning_rate": 1e-4}}}, tmp_path)
+    log = train(config | {"rounds": 2, "heal": {"training": {"learning_rate": 1e-4}}}, tmp_path)
     for name in ("up", "down", "dem/round-1/recipe"):
         assert f"{name}: done already" in log
     assert "is not the base" not in log  # it is trained from just what its vector is taken from
@@ -106,4 +101,4 @@ def test_rounds(llama: Models, tmp_path: Path) -> None:
     assert vector.config is not None
     assert vector.config.training["datasets"] == ["up.train.jsonl", "down.train.jsonl"]
     (rounds[0] / "recipe.vectors.json").unlink()
-    assert "Move it away" in run(config | {"rounds": 2}, tmp_path, fails=True)
+    assert "Move it away" in train(config | {"rounds": 2}, tmp_path, fails=True)

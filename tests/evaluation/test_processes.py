@@ -11,6 +11,7 @@ import pytest
 
 from dem_hub import SearchResult, search_coefficients
 from tests.support.counting_models import Counters
+from tests.support.processes import start
 
 SEARCH = """
 import json, os, sys
@@ -118,10 +119,9 @@ def test_one_study_of_two_processes(
 ) -> None:
     """Both add to it; whoever ends last has seen all trials, and nobody scores what the other has."""
     journal = str(tmp_path / "journal.log")
-    command = [sys.executable, str(script), request(counters, tmp_path, storage=journal, options={"max_forward": 8})]
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    content = request(counters, tmp_path, storage=journal, options={"max_forward": 8})
+    ends = [program.end() for program in [start(script, content, environment=environment) for _ in range(2)]]
+    assert [end.returncode for end in ends] == [0, 0], "\n".join(end.stderr[-3000:] for end in ends)
     found = sorted((records[0] for records in results(tmp_path)), key=lambda record: len(record["trials"]))
     assert len(found) == 2
     import optuna

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from dem_hub.models.upload import push_export, push_merged
 from tests.fake_hub.server import Hub
 from tests.hub.round_trip import assert_same, run_code, saved
 from tests.support.families import build
+from tests.support.processes import run
 from tests.support.tiny_models import Models, shake
 
 BASE = "org/base"
@@ -38,13 +37,7 @@ def test_a_recipe_there_and_back_in_another_process(hub: Hub, recipe: DEMConfig,
         "assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))\n"
         "print(type(b).__name__, b.dem.coefficients, AutoTokenizer.from_pretrained('ann/dem').vocab_size)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=hub.environment(tmp_path / "home"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(code, environment=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("LlamaForCausalLM {'ann/maths': 0.5}")
 

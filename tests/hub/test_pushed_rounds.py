@@ -1,8 +1,6 @@
 """Recipes on top of each other on the Hub: pushed, loaded from there, on their cards, and with the Hub gone."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from dem_hub.models.planned import PlannedModel
 from dem_hub.models.upload import push_merged
 from tests.fake_hub.server import Hub
 from tests.hub.round_trip import assert_same
+from tests.support.processes import run
 from tests.support.tiny_models import shake
 
 FIRST, VECTOR, SECOND = "ann/dem", "ann/second-maths", "ann/second"
@@ -46,7 +45,7 @@ def second(model: Path, tmp_path: Path) -> DEMConfig:
 
 
 def load(hub: Hub, home: Path, **environment: str) -> str:
-    """Load the second round in a fresh process, with a cache of its own."""
+    """Load the second round in a process of its own, with a cache of its own."""
     code = (
         "from dem_hub import DEMModel\nfrom transformers import AutoTokenizer\n"
         f"model = DEMModel.from_pretrained('{SECOND}')\n"
@@ -54,7 +53,7 @@ def load(hub: Hub, home: Path, **environment: str) -> str:
         f"print(model.dem.config.base.repo_id, AutoTokenizer.from_pretrained('{SECOND}').vocab_size)"
     )
     environment = hub.environment(home, **environment)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run(code, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -113,7 +112,7 @@ def test_headers_say_whether_it_fits(hub: Hub, second: DEMConfig, tmp_path: Path
         "print(len(opened.remotes), PlannedModel.of(opened).nbytes)"
     )
     environment = hub.environment(tmp_path / "home")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run(code, environment=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     nbytes = PlannedModel.of(open_recipe(VectorSource(SECOND))).nbytes
     assert done.stdout == f"3 {nbytes}\n"

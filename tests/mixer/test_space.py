@@ -1,8 +1,6 @@
 """A Space with the mixer: what is pushed, what never is, and the app itself, which is started and asked."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from dem_hub.search.prediction import Prediction
 from tests.fake_hub.server import Hub
 from tests.mixer.test_page import free_port, pytestmark  # noqa: F401
 from tests.support.counting_models import Counters
+from tests.support.processes import start
 from tests.support.published_repos import RECIPE, VECTOR, Published
 
 ROOT = Path(__file__).parents[2]
@@ -177,11 +176,10 @@ def started(pushed: Hub, open_addresses: set[tuple[str, int]], tmp_path: Path) -
     open_addresses.add(("127.0.0.1", port))
     place = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     environment = pushed.environment(tmp_path / "home", HF_TOKEN="", OMP_NUM_THREADS="1", **place)
-    with (tmp_path / "log").open("w") as log:
-        app = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=log)
-        yield f"http://127.0.0.1:{port}/"
-        app.terminate()
-        app.wait(PATIENCE)
+    app = start(Path(folder) / "app.py", environment=environment, folder=Path(folder))
+    yield f"http://127.0.0.1:{port}/"
+    app.process.terminate()
+    app.end()
 
 
 def test_the_app_answers(started: str, result: SearchResult) -> None:

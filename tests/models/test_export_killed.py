@@ -1,8 +1,6 @@
 """Exports that are killed: nothing that loads is left, and the next run resumes and gives the same bits."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
+from tests.support.processes import run
 from tests.support.tiny_models import Zoo, load_tensors, reshard
 
 # Kills itself at the n-th call of a function, once for each point, in a process of its own each time. What is written
@@ -117,7 +116,7 @@ def killed(zoo: Zoo, root: Path, points: dict[str, tuple[str, str, int]]) -> dic
         json.dumps(list(points.values())),
         SIZE,
     ]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, check=False)
+    done = run(KILLED, *arguments)
     assert done.returncode == 0, done.stderr
     return {name: root / str(number) / "merged" for number, name in enumerate(points)}
 

@@ -1,9 +1,6 @@
 """Tensor-parallel and FSDP2 loading with two processes: each rank merges its own part of the model."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 
 from dem_hub import DEMModel
+from tests.support.processes import run_ranks
 from tests.support.tiny_models import Models, Zoo
 
 SCRIPT = Path(__file__).parents[1] / "support" / "tensor_parallel_worker.py"
@@ -20,18 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "tensor_parallel_worker.py"
 def test_two_processes(parallel: dict[str, Any], zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     vectors = {str(zoo.vector("llama-tied", "bfloat16", kind)): c for kind, c in (("lowrank", 0.7), ("dense", -0.2))}
     task = {"base": str(llama.base), "vectors": vectors, "parallel": parallel, "out": str(tmp_path)}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(SCRIPT),
-        json.dumps(task),
-    ]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300
-    )
+    done = run_ranks(SCRIPT, json.dumps(task))
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
     whole = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype="float32").eval()

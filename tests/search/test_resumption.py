@@ -1,9 +1,6 @@
 """A search that goes on: after a kill, and from an earlier search with other vectors or data."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.search import Optuna
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
 from tests.support.counting_models import Counters
+from tests.support.processes import run
 
 KILLED = """
 import json, os, signal, sys
@@ -28,7 +26,7 @@ def kill(number, trial):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 for method in request.pop("methods"):
-    pid = os.fork()  # the libraries are loaded once
+    pid = os.fork()
     if not pid:
         kept = os.path.join(request["cache"], method)
         search_coefficients(**{**request, "cache": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
@@ -51,10 +49,7 @@ def killed(counters: Counters, tmp_path_factory: pytest.TempPathFactory) -> Path
         "max_forward": 12,
     }
     content = json.dumps({**request, "cache": str(cache), "methods": RESUMED})
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as there are several at once
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, content], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run(KILLED, content)
     assert done.returncode == 0, done.stderr[-3000:]
     return cache
 

@@ -1,6 +1,6 @@
 """The program of every process of `test_tensor_parallel.py`: load a DEM in parts, and run it.
 
-torchrun starts it with a JSON object. It writes into files the shapes of its own shards and the logits of the model.
+It is started with a JSON object, once for each rank. It writes into files the shapes of its own shards and the logits of the model.
 """
 
 import json

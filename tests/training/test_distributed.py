@@ -1,9 +1,6 @@
 """Several processes: DDP and ZeRO-3 in a real Trainer, and shards (FSDP2) that are put together one at a time. Only the main process writes."""
 
 import os
-import socket
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from huggingface_hub import HfApi
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.vectors.statistics_beside import read_statistics
 from tests.fake_hub.server import Hub
+from tests.support.processes import run_ranks
 from tests.support.tiny_models import Models, Zoo, load_tensors
 from tests.support.training_runs import assert_same_moments, load, one_by_one, ragged
 
@@ -180,44 +178,13 @@ else:
 """
 
 
-def launch(
-    script: str, folder: Path, *arguments: object, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a script in two processes, as torchrun does."""
-    (folder / "script.py").write_text(script)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    threads = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        f"--master-port={port}",
-        folder / "script.py",
-    ]
-    return subprocess.run(
-        [*map(str, [*command, *arguments])],
-        env={
-            **(environment or os.environ),
-            **threads,
-            "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3])),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,  # a crowded machine takes minutes for it
-    )
-
-
 @pytest.mark.slow
 def test_ddp(hub: Hub, llama: Models, tmp_path: Path) -> None:
     """One vector, and one push a save."""
     hub.add_user("ann", orgs=("org",))
     HfApi().create_repo("org/base")
     HfApi().upload_folder(repo_id="org/base", folder_path=llama.base)
-    done = launch(DDP, tmp_path, llama.base, tmp_path / "run", environment=hub.environment(tmp_path / "home"))
+    done = run_ranks(DDP, llama.base, tmp_path / "run", environment=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "norms 2" in done.stdout
     vector = DistributionVector.from_pretrained(tmp_path / "run" / "vector")
@@ -231,7 +198,7 @@ def test_ddp(hub: Hub, llama: Models, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fsdp2(llama: Models, tmp_path: Path) -> None:
     """What is sharded is put together by all; what the main process refuses is refused by all; nobody waits for anybody at the end."""
-    done = launch(FSDP, tmp_path, llama.base, tmp_path / "run")
+    done = run_ranks(FSDP, llama.base, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     full, lora = tmp_path / "run" / "full", tmp_path / "run" / "lora"
     vector = DistributionVector.from_pretrained(full / "vector")
@@ -243,7 +210,7 @@ def test_fsdp2(llama: Models, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_zero3(llama: Models, tmp_path: Path) -> None:
-    done = launch(ZERO, tmp_path, llama.base, tmp_path / "run", environment={**os.environ, "DS_ACCELERATOR": "cpu"})
+    done = run_ranks(ZERO, llama.base, tmp_path / "run", environment={**os.environ, "DS_ACCELERATOR": "cpu"})
     assert done.returncode == 0, done.stderr[-3000:]
     full, lora = tmp_path / "run" / "full", tmp_path / "run" / "lora"
     expected = DistributionVector.extract(llama.base, full / "checkpoint-4", **DENSE)
@@ -266,7 +233,7 @@ def test_what_no_process_can_read() -> None:
 def test_input_statistics(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
     """The tokens of both processes count, also for an expert that those of one of them did not reach."""
     moe = zoo.models("qwen2-moe").base
-    done = launch(STATISTICS, tmp_path, moe, llama.base, tmp_path / "run")
+    done = run_ranks(STATISTICS, moe, llama.base, tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]
     data = ragged((9, 4, 12, 7, 7, 3, 5, 8))
     vector = DistributionVector.from_pretrained(tmp_path / "run" / "ddp" / "vector")
