@@ -7,7 +7,6 @@ they name, and no others, at the versions that the tests ran with. `pip check` i
 of something that is not named fails. Nothing is downloaded, unpacked and compiled a second time.
 """
 
-import os
 import subprocess
 import sys
 from importlib.metadata import Distribution, distribution, distributions
@@ -44,16 +43,17 @@ def dependencies(top: Distribution) -> dict[str, Distribution]:
 
 
 def link(source: Distribution, site: Path) -> None:
-    """Link each file of a distribution, with what Python has compiled. Commands are left out."""
+    """Link each file of a distribution. Commands are left out. What Python compiles is kept here, for the tests."""
     for file in source.files or []:
         if ".." in file.parts or "__pycache__" in file.parts:
             continue
         path, place = Path(str(source.locate_file(file))), site / file
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(path)
-        compiled = place.parent / "__pycache__"
-        if path.suffix == ".py" and not os.path.lexists(compiled) and (path.parent / "__pycache__").is_dir():
-            compiled.symlink_to(path.parent / "__pycache__")
+        compiled, linked = path.parent / "__pycache__", place.parent / "__pycache__"
+        if path.suffix == ".py" and not linked.is_symlink():
+            compiled.mkdir(exist_ok=True)
+            linked.symlink_to(compiled)
 
 
 def main(interpreter: str, name: str) -> None:

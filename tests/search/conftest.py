@@ -24,3 +24,9 @@ def search(counters: Counters) -> Callable[..., SearchResult]:
 def result(search: Callable[..., SearchResult]) -> SearchResult:
     """Return what a search with all defaults finds."""
     return search()
+
+
+@pytest.fixture(scope="session")
+def unchecked(search: Callable[..., SearchResult]) -> SearchResult:
+    """Return what a search finds that holds nothing out."""
+    return search(held_out=0)

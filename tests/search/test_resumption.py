@@ -105,15 +105,14 @@ def test_a_new_vector_costs_one_forward_pass(gentle: Counters) -> None:
     assert three.acceptance.contenders["before"].coefficients == (*two.best.coefficients, 0.0)
 
 
-def test_a_surprise_is_looked_into(search: Callable[..., SearchResult]) -> None:
+def test_a_surprise_is_looked_into(search: Callable[..., SearchResult], result: SearchResult) -> None:
     """Where vectors interact, the check shows it, and a step or two are taken, of N + 1 forward passes and a check."""
-    three = search(resume_from=search("up", "down"))
+    two = search("up", "down")
+    three = search(resume_from=two)
     assert three.num_forward in (1 + 1 + 4 + 1, 1 + 1 + 2 * (4 + 1))
     assert any("The kept logits promised" in note for note in three.notes)
-    assert three.loss == pytest.approx(search().loss, abs=5e-3)
-    assert (
-        search(resume_from=search("up", "down"), max_forward=2, held_out=0.25).num_forward <= 2 + 1
-    )  # a budget leaves it at the check
+    assert three.loss == pytest.approx(result.loss, abs=5e-3)
+    assert search(resume_from=two, max_forward=2, held_out=0.25).num_forward <= 2 + 1  # a budget leaves it at the check
 
 
 def test_a_new_distribution_costs_its_own_data(gentle: Counters) -> None:

@@ -43,11 +43,10 @@ def test_better_on_test_data_too(result: SearchResult, counters: Counters) -> No
         assert found < mean(fresh(counters, point, counters.test))
 
 
-def test_losses_are_those_of_a_fresh_load(search: Callable[..., SearchResult], counters: Counters) -> None:
-    found = search(held_out=0)
-    for trial in found.trials:
+def test_losses_are_those_of_a_fresh_load(unchecked: SearchResult, counters: Counters) -> None:
+    for trial in unchecked.trials:
         assert trial.losses == pytest.approx(
-            fresh(counters, dict(zip(found.coefficients, trial.coefficients, strict=True)), counters.data), rel=1e-6
+            fresh(counters, dict(zip(unchecked.coefficients, trial.coefficients, strict=True)), counters.data), rel=1e-6
         )
 
 
@@ -171,10 +170,9 @@ def test_packing_shares_windows_and_no_documents(search: Callable[..., SearchRes
     assert found.acceptance.tokens == {"up": 6 * 21 - 2}
 
 
-def test_nothing_held_out(search: Callable[..., SearchResult]) -> None:
-    found = search(held_out=0)
-    assert (found.acceptance, found.num_forward_held_out) == (None, 0.0)
-    assert any("Not accepted on held-out data" in note for note in found.notes)
+def test_nothing_held_out(unchecked: SearchResult) -> None:
+    assert (unchecked.acceptance, unchecked.num_forward_held_out) == (None, 0.0)
+    assert any("Not accepted on held-out data" in note for note in unchecked.notes)
 
 
 def test_few_tokens_are_warned_about(result: SearchResult, search: Callable[..., SearchResult]) -> None:
