@@ -17,6 +17,7 @@ from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from tests.fake_hub.server import Hub
+from tests.support.processes import run
 from tests.support.published_repos import BASE, RECIPE, STORE, VECTOR, Published
 from tests.support.tiny_models import Models
 
@@ -27,14 +28,6 @@ first, second = (cls.from_pretrained('ann/dem') for cls in (DEMModel, AutoModelF
 assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 print(type(second).__name__, first.dem.coefficients, AutoTokenizer.from_pretrained('ann/dem')('w1 w2')['input_ids'])
 """
-
-
-def run(hub: Hub, home: Path, **environment: str) -> str:
-    """Load the recipe in a fresh process, and return what it prints."""
-    environment = hub.environment(home, **environment)
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def files_of(hub: Hub, repo_id: str) -> set[str]:
@@ -55,10 +48,15 @@ def by_repository(hub: Hub) -> dict[str, int]:
 
 
 def test_offline_after_one_load(hub: Hub, published: Published, tmp_path: Path) -> None:
-    online = run(hub, tmp_path / "home")
-    assert online.startswith("LlamaForCausalLM {'ann/maths': 0.5}")
+    """The second load is in a process that starts offline."""
+    online = run(LOAD, environment=hub.environment(tmp_path / "home"))
+    assert online.returncode == 0, online.stderr[-3000:]
+    assert online.stdout.startswith("LlamaForCausalLM {'ann/maths': 0.5}")
     hub.forget_requests()
-    assert run(hub, tmp_path / "home", HF_HUB_OFFLINE="1") == online
+    environment = hub.environment(tmp_path / "home", HF_HUB_OFFLINE="1")
+    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == online.stdout
     assert hub.requests() == []
 
 
