@@ -1,4 +1,4 @@
-"""Ten thousand vectors that are not what they were: refused with a reason, or harmless; never a crash, never a silent other model.
+"""Eight thousand vectors that are not what they were: refused with a reason, or harmless; never a crash, never a silent other model.
 
 Whoever only damages a file is found out by checksums. Whoever means harm signs again, and lies in headers and configs: then either a
 refusal says what does not fit, or what is decoded has the shape it claims.
@@ -41,7 +41,8 @@ from tests.support.new_tokens import save_words
 from tests.support.tiny_models import Zoo, edit_json, edit_vector, reshard
 from tests.support.type_confusion import confuse_often
 
-ROUNDS = 400  # of each codec and each kind of damage: 9 codecs * 3 kinds * 400 = 10,800
+LIES = 400  # of each codec, in its header and in its config: 9 codecs * 2 kinds * 400 = 7,200
+DAMAGES = 100  # of each codec: 900. The checksums that find them are the same for all.
 OPTIONS: dict[str, dict[str, Any]] = {
     "lrsign": {"rank": 2, "group": 3},
     "lowrank": {"rank": 2},
@@ -180,7 +181,8 @@ def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Bas
     whole = {path.name: path.read_bytes() for path in good.iterdir()}
     bad = tmp_path / "bad"
     bad.mkdir()
-    for number in range(ROUNDS):
+    rounds = DAMAGES if kind is damage else LIES
+    for number in range(rounds):
         for name, data in whole.items():
             (bad / name).write_bytes(data)
         kind(bad, rng)
@@ -192,8 +194,8 @@ def test_fuzz(codec: str, kind: Callable[[Path, random.Random], None], base: Bas
         except Exception as error:
             raise AssertionError(f"round {number}: {error!r}") from error
     if kind is damage:
-        assert refused == ROUNDS
-    assert refused > ROUNDS / 3
+        assert refused == rounds
+    assert refused > rounds / 3
 
 
 # Values of another type, out of range, missing or twice
