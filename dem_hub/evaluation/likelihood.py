@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # measured.
 _ROWS = 256
 
+# Bytes of a batch's logits, in float32, beyond which it has fewer windows: 2,730 tokens over a vocabulary of 49,152.
+# Larger batches are no faster on a CPU (CHECK).
+PASS_LOGIT_BYTES = 512 << 20
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -90,7 +94,7 @@ def scored_logits(
         raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
     refuse_two_sided(model, windows)
     seq2seq = is_seq2seq(model)
-    for places in batches(windows, batch_size):
+    for places in batches(windows, batch_size, vocabulary_of(model)):
         inputs = as_inputs([windows[place] for place in places], model.device)
         # A sequence-to-sequence model makes its decoder's input from the labels. A causal model would only compute a
         # loss from them.
@@ -112,13 +116,32 @@ def pieces(window: int, logits: Tensor, targets: Tensor) -> Iterator[Scored]:
         yield Scored(window, logits[piece.to(logits.device)].float(), targets[piece].to(logits.device))
 
 
-def batches(windows: Sequence[Window], size: int) -> list[list[int]]:
-    """Return the places of windows in batches of similar length.
+def vocabulary_of(model: "PreTrainedModel") -> int:
+    """Return the number of logits that a model answers for a token."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[int]]:
+    """Return the places of windows in batches of similar length, of at most `size` windows.
 
     The longest come first, so that too little memory shows in the first batch.
     """
     order = sorted(range(len(windows)), key=lambda place: (-len(windows[place].input_ids), place))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    found: list[list[int]] = []
+    width = 0
+    for place in order:
+        length = len(windows[place].labels)
+        if not found or len(found[-1]) == windows_at_once(size, max(width, length), vocabulary):
+            found.append([])
+            width = 0
+        found[-1].append(place)
+        width = max(width, length)
+    return found
+
+
+def windows_at_once(size: int, length: int, vocabulary: int) -> int:
+    """Return how many windows of at most `length` tokens a batch has: `size`, or as many as have room for their logits."""
+    return max(1, min(size, PASS_LOGIT_BYTES // (4 * vocabulary * length)))
 
 
 def as_inputs(windows: Sequence[Window], device: torch.device) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 
 from dem_hub.defaults import SEARCH_DTYPE
 from dem_hub.errors import ConfigError
+from dem_hub.evaluation.likelihood import windows_at_once
 from dem_hub.files.sizes import format_size
 from dem_hub.models.arguments import LoadArguments
 from dem_hub.models.estimate import rooms
@@ -108,8 +109,9 @@ class Planner:
                 "search", refused="A search changes coefficients in place, which quantised weights do not allow."
             )
         dtype = self.dtype(wishes.dtype or SEARCH_DTYPE)
-        tokens = wishes.batch_size * wishes.max_length
-        one_pass = pass_bytes(tokens, dtype.itemsize, pass_shape(self._config, self.planned))
+        shape = pass_shape(self._config, self.planned)
+        windows = windows_at_once(wishes.batch_size, wishes.max_length, shape.vocabulary)
+        one_pass = pass_bytes(windows * wishes.max_length, dtype.itemsize, shape)
         model = self._model(dtype, None)
         beside = partial(self._beside_search, model, one_pass)
         devices = _searched(wishes)
@@ -128,7 +130,7 @@ class Planner:
         strategy, _ = choose(wishes.method, count)
         notes = [
             f"dem-hub search ... --device-map {wishes.device_map} --dtype {_name(dtype)} --method {strategy.name}",
-            f"A forward pass of {wishes.batch_size} x {wishes.max_length} tokens takes "
+            f"A forward pass of {windows} x {wishes.max_length} tokens takes "
             f"about {format_size(one_pass)}, and logits at most {format_size(LOGIT_BYTES)} of the CPU's memory.",
         ]
         if strategy.name == "gradient":

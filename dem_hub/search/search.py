@@ -124,14 +124,14 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             recipe to start from.
         cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on
             from there.
-        keep_logits (`bool`, defaults to `False`): Whether the logits, gigabytes, stay in the `cache` when the search
+        keep_logits (`bool`, defaults to `False`): Whether the logits, which are large, stay in the `cache` when the search
             has ended. A search there for one more vector then runs no known vector alone again.
         seed (`int`, defaults to 0): Seed of the split and of samplers.
         tokenizer (*optional*): By default that of the base.
-        batch_size (`int`, defaults to 8): Windows in a forward pass.
+        batch_size (`int`, defaults to 8): Windows in a forward pass; fewer where their logits take more than 512 MiB.
         max_length (`int`, defaults to 1024): Tokens in a window.
         packing (`bool`, defaults to `False`): Whether documents share windows.
-        logit_bytes (`int`, defaults to 2 GiB): Memory for logits.
+        logit_bytes (`int`, defaults to 512 MiB): Memory for logits.
         granularity (`str`, defaults to `"model"`): `model`, one coefficient a vector; `group`, then also one for
             each of its embeddings, attention, MLPs and the rest; `block`, then also one for each of four runs of
             layers and the rest. Such coefficients are kept where they are better on the held-out data.

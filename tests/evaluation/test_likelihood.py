@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dem_hub.errors import ConfigError
-from dem_hub.evaluation.likelihood import evaluate, likelihood, scored_tokens, totals
+from dem_hub.evaluation import likelihood as likelihood_module
+from dem_hub.evaluation.likelihood import batches, evaluate, likelihood, scored_tokens, totals
 from dem_hub.evaluation.windows import NOT_SCORED, Window
 from tests.support.tiny_models import Zoo
 
@@ -54,6 +55,15 @@ def test_is_the_sum_over_scored_tokens(model: Any, batch_size: int, hide: float)
     )
     assert found.loss == pytest.approx(sum(expected) / found.tokens, rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(found.loss))
+
+
+def test_batches_have_room_for_their_logits(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = windows(30, 9, 30, 30, 9, 9, 9, 64)
+    monkeypatch.setattr(likelihood_module, "PASS_LOGIT_BYTES", 4 * 64 * 60)  # 60 tokens of a vocabulary of 64
+    assert batches(rows, 8, 64) == [[7], [0, 2], [3, 1], [4, 5, 6]]
+    assert batches(rows, 1, 64) == [[place] for place in (7, 0, 2, 3, 1, 4, 5, 6)]
+    assert batches([], 8, 64) == []
+    assert totals(model, rows, 8).tolist() == pytest.approx(one_by_one(model, rows), rel=1e-5)
 
 
 def test_more_tokens_than_a_piece(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

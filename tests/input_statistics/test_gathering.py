@@ -51,7 +51,7 @@ def test_the_moments_of_each_linear_layer(
     model, base = opened(zoo, family)
     data = windows([9, 4, 12, 7, 7])
     with watching(model, base.architecture) as watch, torch.no_grad():
-        for places in batches(data, batch_size):
+        for places in batches(data, batch_size, model.config.vocab_size):
             inputs = as_inputs([data[place] for place in places], model.device)
             model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     statistics = watch.statistics("")

@@ -122,7 +122,7 @@ class MeasurementCache:
         """Keep a block of logits with its moves. Moves that the block gets later are kept with `put_move`."""
         self._blocks[key] = block
         if self.folder is not None:
-            _write(self._file(key), {"centre": block.center, "targets": block.targets, "owners": block.owners})
+            _write(self._file(key), block.tensors())
             for name in block.moves:
                 self.put_move(key, name)
 
@@ -244,7 +244,7 @@ def _read_block(path: Path) -> Block | None:
         for file in _files_of_moves(path):
             name = file.stem.partition("-")[2]
             moves[name] = load_file(file)["move"]
-        return Block(tensors["owners"], tensors["centre"], tensors["targets"], moves)
+        return Block.of_tensors(tensors, moves)
     except FileNotFoundError:
         return None
     except (SafetensorError, KeyError) as error:

@@ -19,7 +19,7 @@ from dem_hub.checkpoints.architecture import memory_names
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, inner
 from dem_hub.errors import CoefficientError
-from dem_hub.evaluation.likelihood import batches, negative_log_likelihood, scored_logits
+from dem_hub.evaluation.likelihood import batches, negative_log_likelihood, scored_logits, vocabulary_of
 from dem_hub.evaluation.windows import Window
 from dem_hub.merging.groups import take_apart
 from dem_hub.merging.opening import OpenedRecipe
@@ -85,7 +85,7 @@ class CoefficientGradient:
         window_totals = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
         gradient = torch.zeros(self.count, dtype=torch.float64, device="cpu")
         with self._hooks(gradient):
-            for places in batches(windows, batch_size):
+            for places in batches(windows, batch_size, vocabulary_of(self.model)):
                 losses = []
                 for scored in scored_logits(self.model, [windows[place] for place in places], len(places)):
                     losses.append(functional.cross_entropy(scored.logits, scored.targets, reduction="sum"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from dem_hub.defaults import BATCH_SIZE
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
-from dem_hub.evaluation.likelihood import is_seq2seq, run_tokens, scored_tokens, totals
+from dem_hub.evaluation.likelihood import is_seq2seq, run_tokens, scored_tokens, totals, vocabulary_of
 from dem_hub.evaluation.windows import Window, hash_windows
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.search.measure.cache import MeasurementCache
@@ -36,9 +36,8 @@ from dem_hub.search.solve.local_model import LocalModel, Quadratic
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
-# Bytes of memory for logits, of all processes together. 2 GiB hold some 3,600 tokens over a vocabulary of 49,152 with
-# four vectors.
-LOGIT_BYTES = 2 << 30
+# Bytes of memory for logits, of all processes together. 512 MiB hold some 37,000 tokens with three vectors.
+LOGIT_BYTES = 512 << 20
 
 # Steps of a coefficient for finite differences. Of weights in 16 bits, a small step is lost in their rounding
 # (bfloat16 has a relative spacing of 2^-8), hence the longer one. Both were chosen by hand: 0.1 left a gap of 2e-4
@@ -391,8 +390,7 @@ class LossEvaluator:
         return self.coordinates.cache_key("score", point, self.hashes[name])
 
     def _logits_key(self, name: str) -> str:
-        return f"{self.coordinates.merge_settings} {self.hashes[name]}"
+        return f"shortlist {self.coordinates.merge_settings} {self.hashes[name]}"
 
     def _memory(self) -> LogitMemory:
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        return LogitMemory(self.logit_bytes, vocabulary, len(self.names))
+        return LogitMemory(self.logit_bytes, vocabulary_of(self.model), len(self.names))

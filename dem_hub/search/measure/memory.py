@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dem_hub.evaluation import processes
-from dem_hub.search.measure.logits import CENTER_BYTES, MOVE_BYTES, choose_windows, parts_of, token_limit
+from dem_hub.search.measure.logits import choose_windows, parts_of, place_bytes, token_limit
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LogitMemory:
         """
         share = self._limit // len(tokens)
         kept = sum(min(sum(counts), share) for counts in tokens.values())
-        return kept * self.vocabulary * (CENTER_BYTES + MOVE_BYTES * self.count)
+        return kept * place_bytes(self.vocabulary, self.count)
 
     def sample(self, tokens: Sequence[int], distributions: int) -> list[int]:
         """Return the places of random windows of this process whose logits fit.

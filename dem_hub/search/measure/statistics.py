@@ -28,22 +28,20 @@ class SummedStatistics:
         """Return the sums over no tokens, for `count` coefficients."""
         return cls(torch.zeros(2 + count + count * count, dtype=torch.float64, device="cpu"))
 
-    def add(self, logits: Tensor, moves: Tensor, targets: Tensor) -> None:
-        """Add the statistics of T tokens over a vocabulary of V.
+    def add(self, logits: Tensor, moves: Tensor) -> None:
+        """Add the statistics of T tokens over V logits, of which the first is that of the token that came.
 
         Args:
             logits (`Tensor`): (T, V), float32.
             moves (`Tensor`): (N, T, V), float32, contiguous; the derivative of the logits with respect to each
                 coefficient.
-            targets (`Tensor`): (T,), the tokens that came.
 
         Source: the gradient and Gauss-Newton matrix of softmax cross-entropy, sum_t (p - y) . J_i and
         sum_t p . (J_i * J_j) - (p . J_i)(p . J_j), with J_i = d logits / d c_i.
         """
         count = len(moves)
-        target_column = targets.unsqueeze(1)
         log_probabilities = logits.log_softmax(-1)
-        log_likelihood = float(log_probabilities.gather(1, target_column).cpu().double().sum())
+        log_likelihood = float(log_probabilities[:, 0].cpu().double().sum())
         probabilities = log_probabilities.exp_()
         flat_moves = moves.view(count, -1)
         weighted = torch.empty_like(probabilities)
@@ -54,8 +52,8 @@ class SummedStatistics:
             expected.append(weighted.sum(-1))
             second_moments.append(flat_moves @ weighted.view(-1))
         means = torch.stack(expected).cpu().double()  # (N, T)
-        of_targets = torch.stack([move.gather(1, target_column).squeeze(1) for move in moves]).cpu().double()
-        self.values[0] += len(targets)
+        of_targets = moves[:, :, 0].cpu().double()
+        self.values[0] += len(logits)
         self.values[1] -= log_likelihood
         self.values[2 : 2 + count] += (means - of_targets).sum(1)
         self.values[2 + count :] += (torch.stack(second_moments).cpu().double() - means @ means.T).reshape(-1)

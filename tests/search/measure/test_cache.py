@@ -17,16 +17,20 @@ def block() -> Block:
     moves = {"abc": torch.ones(3, 4).half(), "abc.1": torch.zeros(3, 4).half()}
     return Block(
         torch.tensor([0, 0, 2]),
+        torch.arange(12, dtype=torch.int32).view(3, 4),
         torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
-        torch.tensor([1, 2, 3]),
+        torch.tensor([0.5, 1.5, -2.0]),
+        2,
         moves,
     )
 
 
 def same(first: Block, second: Block) -> bool:
-    tensors = [(getattr(first, name), getattr(second, name)) for name in ("owners", "center", "targets")]
+    tensors = [(getattr(first, name), getattr(second, name)) for name in ("owners", "tokens", "center", "rest")]
     tensors += [(first.moves[name], second.moves[name]) for name in first.moves]
-    return set(first.moves) == set(second.moves) and all(torch.equal(one, two) for one, two in tensors)
+    return (first.first, set(first.moves)) == (second.first, set(second.moves)) and all(
+        torch.equal(one, two) for one, two in tensors
+    )
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -3,11 +3,12 @@
 import gc
 from itertools import pairwise
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from dem_hub.evaluation.windows import Window
-from dem_hub.search.measure.logits import choose_windows, keep_logits, parts_of, token_limit
+from dem_hub.search.measure.logits import Block, choose_windows, keep_logits, parts_of, place_bytes, token_limit
 from tests.support.allocations import Allocations
 from tests.support.tiny_models import Models
 
@@ -28,7 +29,7 @@ def test_parts_of() -> None:
 
 
 def test_token_limit() -> None:
-    assert token_limit(1000 * 100 * (4 + 2 * 3), 100, 3) == 1000
+    assert token_limit(1000 * 100 * (8 + 2 * 3), 100, 3) == 1000
     assert token_limit(1, 100, 3) == 1
 
 
@@ -42,9 +43,16 @@ def test_logits_are_in_memory_once(llama: Models) -> None:
         at_most = allocations.most
         allocations.most = allocations.live
         totals, block = keep_logits(model, windows, range(64), 1)
-    kept = block.center.nbytes + block.owners.nbytes + block.targets.nbytes
+    kept = block.center.nbytes + block.owners.nbytes + block.tokens.nbytes
     assert allocations.most <= kept + 3 * at_most
     assert block.center.shape == (64 * 29, model.config.vocab_size)
     assert totals.tolist() == one_window.tolist() * 64
     assert torch.equal(block.center[:29], block.center[-29:])
     assert block.owners.tolist() == [place for place in range(64) for _ in range(29)]
+
+
+@pytest.mark.parametrize("vocabulary", [64, 64_000])
+def test_a_block_takes_what_is_reckoned(vocabulary: int) -> None:
+    block = Block.empty(10, vocabulary)
+    moves = 3 * block.center.half().nbytes
+    assert block.tokens.nbytes + block.center.nbytes + moves == 10 * place_bytes(vocabulary, 3)

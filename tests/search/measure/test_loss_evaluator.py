@@ -13,6 +13,7 @@ from dem_hub import DEMModel, DistributionVector
 from dem_hub.errors import CoefficientError
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.evaluation.windows import Window
+from dem_hub.search.measure import shortlist
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES, LossEvaluator
 from tests.support.counting_models import Counters
@@ -35,6 +36,12 @@ def windows(counters: Counters) -> dict[str, list[Window]]:
     return {
         name: [Window(tuple(row), tuple(row), i) for i, row in enumerate(rows)] for name, rows in counters.data.items()
     }
+
+
+def keep(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Keep fewer tokens at each place: some likely ones, and as many of the rest."""
+    monkeypatch.setattr(shortlist, "LIKELY", tokens)
+    monkeypatch.setattr(shortlist, "DRAWN", tokens)
 
 
 def fresh(counters: Counters, point: tuple[float, ...], dtype: str = "float32") -> dict[str, float]:
@@ -83,8 +90,12 @@ def test_an_earlier_search_has_paid(make: Callable[..., LossEvaluator]) -> None:
     assert (first.num_forward, resumed.num_forward, grown.num_forward) == (8, 8, 0)
 
 
-def test_logits_at_the_table_are_exact(make: Callable[..., LossEvaluator]) -> None:
+@pytest.mark.parametrize("kept", [512, 8], ids=["all tokens", "some tokens"])
+def test_logits_at_the_table_are_exact(
+    make: Callable[..., LossEvaluator], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At its own models the algebra on kept logits gives their losses, to half precision of the differences."""
+    keep(monkeypatch, kept)
     measured = make()
     measured.keep_table()
     for point in ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)):
@@ -95,7 +106,7 @@ def test_logits_at_the_table_are_exact(make: Callable[..., LossEvaluator]) -> No
 
 def test_fewer_logits_than_there_are_tokens(make: Callable[..., LossEvaluator]) -> None:
     """A small memory keeps some windows, whole; losses are those of all tokens all the same."""
-    whole, some = make(), make(logit_bytes=64 * 10 * 200)
+    whole, some = make(), make(logit_bytes=64 * 14 * 200)
     whole.keep_table()
     some.keep_table()
     assert some.losses((0.0, 1.0, 0.0)) == whole.losses((0.0, 1.0, 0.0))
@@ -106,7 +117,7 @@ def test_fewer_logits_than_there_are_tokens(make: Callable[..., LossEvaluator]) 
         assert part.loss != whole.from_logits(POINT).parts[name].loss
 
 
-@pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, 64 * 10 * 100], ids=["at once", "in parts"])
+@pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, 64 * 14 * 100], ids=["at once", "in parts"])
 def test_statistics_are_the_gradient(make: Callable[..., LossEvaluator], logit_bytes: int) -> None:
     """From forward passes and from a backward pass the slope is the same, but for the finite step."""
     measured = make(logit_bytes=logit_bytes)
@@ -117,8 +128,18 @@ def test_statistics_are_the_gradient(make: Callable[..., LossEvaluator], logit_b
         assert float(torch.linalg.eigvalsh(part.curvature).min()) > -1e-6
 
 
+def test_statistics_of_likely_tokens(make: Callable[..., LossEvaluator], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the vocabulary, half of it drawn, has nearly the slopes and the curvature of all of it."""
+    whole = make().statistics(POINT)
+    keep(monkeypatch, 8)
+    for name, part in make().statistics(POINT).parts.items():
+        assert part.loss == pytest.approx(whole.parts[name].loss, rel=1e-5)
+        torch.testing.assert_close(part.gradient, whole.parts[name].gradient, rtol=0.05, atol=0.002)
+        torch.testing.assert_close(part.curvature, whole.parts[name].curvature, rtol=0.1, atol=0.01)
+
+
 def test_statistics_do_not_depend_on_memory(make: Callable[..., LossEvaluator]) -> None:
-    whole, parts = make().statistics(POINT), make(logit_bytes=64 * 10 * 100, batch_size=3).statistics(POINT)
+    whole, parts = make().statistics(POINT), make(logit_bytes=64 * 14 * 100, batch_size=3).statistics(POINT)
     for name, part in whole.parts.items():
         torch.testing.assert_close(part.gradient, parts.parts[name].gradient, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(part.curvature, parts.parts[name].curvature, rtol=1e-3, atol=1e-5)
