@@ -324,15 +324,21 @@ class SearchCost:
     peak: int
 
 
-def search_cost(folder: Path, *, with_regmean: bool) -> SearchCost:
-    """Search the demo's coefficients in this process, from the validation text of each distribution."""
+def search_data(folder: Path) -> dict[str, list[list[int]]]:
+    """Return token ids of the validation text of each of the demo's distributions."""
     texts = {item.name: item for item in load_distributions()}
-    vectors = sorted((folder / "vectors").iterdir())
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     data = {}
-    for vector in vectors:
+    for vector in sorted((folder / "vectors").iterdir()):
         of_name = windows_of(tokenizer, texts[vector.name].validation, SEARCH_TOKENS)
         data[vector.name] = [list(window.input_ids) for window in of_name]
+    return data
+
+
+def search_cost(folder: Path, *, with_regmean: bool) -> SearchCost:
+    """Search the demo's coefficients in this process, from the validation text of each distribution."""
+    vectors = sorted((folder / "vectors").iterdir())
+    data = search_data(folder)
     found = search_coefficients(folder / "base", list(map(str, vectors)), data, regmean=with_regmean)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return SearchCost(found.num_forward, found.num_forward_held_out, found.seconds, peak)

@@ -191,7 +191,7 @@ OBJECTIVE_GROUP = "Objective"
     "--with-logits",
     is_flag=True,
     group=OUTPUT,
-    help="Also save the logits (gigabytes), and keep them in --cache. Adding a vector then costs one forward pass.",
+    help="Also save the logits (15 kB a token), and keep them in --cache. Adding a vector then costs one forward pass.",
 )
 @plot_option
 @theme_option

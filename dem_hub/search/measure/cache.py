@@ -3,8 +3,8 @@
 A measurement is kept under a key of its coefficients (by the hashes of the vectors) and its data (by their hash). So
 going on after a kill, adding a vector, adding a distribution and dropping either are the same thing: what is known is
 not measured again. With a folder, every number is appended to a file as soon as it is known, as a line of JSON. Logits
-are safetensors files, which take gigabytes: they go at the end of a search, unless they are to stay. Without a folder,
-the cache is in memory.
+are safetensors files, and by far the largest part: they go at the end of a search, unless they are to stay. Without a
+folder, the cache is in memory.
 """
 
 import hashlib
@@ -149,7 +149,7 @@ class MeasurementCache:
             unfinished.rmdir()
 
     def save(self, folder: Path, *, with_logits: bool) -> None:
-        """Write everything to another folder. Logits are gigabytes, and are written only if asked for."""
+        """Write everything to another folder. Logits are large, and are written only if asked for."""
         copy = MeasurementCache(folder, keep_logits=True)
         for key, value in self._all_numbers().items():
             if key not in copy:

@@ -105,11 +105,11 @@ class Block:
                 window_totals[scored.window] += negative_log_likelihood(scored)
                 if scored.window in kept:
                     rows = slice(row, row + len(scored.targets))
-                    move[rows] = self._difference(scored.logits, rows).half()
+                    move[rows] = self.difference(scored.logits, rows).half()
                     row = rows.stop
         return window_totals, move
 
-    def _difference(self, logits: Tensor, rows: slice) -> Tensor:
+    def difference(self, logits: Tensor, rows: slice) -> Tensor:
         """Return how logits, (T, V), at some places differ from the center, (T, C)."""
         device = logits.device
         found, rest = logits_of(logits, self.tokens[rows].to(device))

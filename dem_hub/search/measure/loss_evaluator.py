@@ -36,7 +36,7 @@ from dem_hub.search.solve.local_model import LocalModel, Quadratic
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
 
-# Bytes of memory for logits, of all processes together. 512 MiB hold some 37,000 tokens with three vectors.
+# Bytes of memory for logits, of all processes together. With three vectors, each half of 512 MiB holds 18,000 tokens.
 LOGIT_BYTES = 512 << 20
 
 # Steps of a coefficient for finite differences. Of weights in 16 bits, a small step is lost in their rounding
@@ -393,4 +393,5 @@ class LossEvaluator:
         return f"shortlist {self.coordinates.merge_settings} {self.hashes[name]}"
 
     def _memory(self) -> LogitMemory:
-        return LogitMemory(self.logit_bytes, vocabulary_of(self.model), len(self.names))
+        # Half is for the table, which stays, and half for a step beside it.
+        return LogitMemory(self.logit_bytes // 2, vocabulary_of(self.model), len(self.names))
