@@ -106,7 +106,7 @@ def test_logits_at_the_table_are_exact(
 
 def test_fewer_logits_than_there_are_tokens(make: Callable[..., LossEvaluator]) -> None:
     """A small memory keeps some windows, whole; losses are those of all tokens all the same."""
-    whole, some = make(), make(logit_bytes=64 * 14 * 200)
+    whole, some = make(), make(logit_bytes=2 * 64 * 14 * 200)
     whole.keep_table()
     some.keep_table()
     assert some.losses((0.0, 1.0, 0.0)) == whole.losses((0.0, 1.0, 0.0))
@@ -117,7 +117,7 @@ def test_fewer_logits_than_there_are_tokens(make: Callable[..., LossEvaluator]) 
         assert part.loss != whole.from_logits(POINT).parts[name].loss
 
 
-@pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, 64 * 14 * 100], ids=["at once", "in parts"])
+@pytest.mark.parametrize("logit_bytes", [LOGIT_BYTES, 2 * 64 * 14 * 100], ids=["at once", "in parts"])
 def test_statistics_are_the_gradient(make: Callable[..., LossEvaluator], logit_bytes: int) -> None:
     """From forward passes and from a backward pass the slope is the same, but for the finite step."""
     measured = make(logit_bytes=logit_bytes)
@@ -139,7 +139,7 @@ def test_statistics_of_likely_tokens(make: Callable[..., LossEvaluator], monkeyp
 
 
 def test_statistics_do_not_depend_on_memory(make: Callable[..., LossEvaluator]) -> None:
-    whole, parts = make().statistics(POINT), make(logit_bytes=64 * 14 * 100, batch_size=3).statistics(POINT)
+    whole, parts = make().statistics(POINT), make(logit_bytes=2 * 64 * 14 * 100, batch_size=3).statistics(POINT)
     for name, part in whole.parts.items():
         torch.testing.assert_close(part.gradient, parts.parts[name].gradient, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(part.curvature, parts.parts[name].curvature, rtol=1e-3, atol=1e-5)
