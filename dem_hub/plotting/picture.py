@@ -65,6 +65,12 @@ class Picture(Figure):
             self._settle()
             super().savefig(fname, format=kind, metadata=metadata, **options)
 
+    def saved(self, path: str | os.PathLike[str] | None) -> "Picture":
+        """Save where there is a path, and return the picture."""
+        if path is not None:
+            self.savefig(path)
+        return self
+
     def _settle(self) -> None:
         """Find places for everything, once: each format would find others, and others again when asked twice."""
         if self.get_layout_engine() is not None:

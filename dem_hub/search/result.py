@@ -267,10 +267,7 @@ class SearchResult:
         """
         from dem_hub.search.pictures import draw
 
-        picture = draw(self, kind, axes, theme)
-        if path is not None:
-            picture.savefig(path)
-        return picture
+        return draw(self, kind, axes, theme).saved(path)
 
     def plot_all(self, folder: str | os.PathLike[str], *, theme: Theme = THEME) -> list[Path]:
         """Draw every picture for which the search left the numbers, as PNG and as SVG.

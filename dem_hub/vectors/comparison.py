@@ -59,10 +59,7 @@ class Comparison:
             `MissingDependencyError`: matplotlib is not installed (extra `plot`).
         """
         names = ["/".join(parts) for parts in distinct_names([Path(name) for name in self.names])]
-        picture = draw_cosines(names, self.norms, self.cosines, theme)
-        if path is not None:
-            picture.savefig(path)
-        return picture
+        return draw_cosines(names, self.norms, self.cosines, theme).saved(path)
 
     def report(self) -> Report:
         """Return norms and cosines as a table. Columns have numbers, as names would be too wide."""

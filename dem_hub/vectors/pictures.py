@@ -40,10 +40,7 @@ def plot_vector(
     with scratch_folder() as scratch:
         opened = open_base(resolve_headers(source, MODEL_FILES, scratch=scratch))
         norms = tensor_norms(vector, opened)
-        picture = draw_vector_norms(norms, opened, f"Norms of {Path(vector.name).name}", theme)
-    if path is not None:
-        picture.savefig(path)
-    return picture
+        return draw_vector_norms(norms, opened, f"Norms of {Path(vector.name).name}", theme).saved(path)
 
 
 def draw_vector_norms(norms: Mapping[str, float], base: Base, title: str, theme: Theme = THEME) -> "Picture":
