@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,17 @@ def _run(notebook: Path) -> list[dict[str, Any]]:
     from nbclient import NotebookClient
 
     content = nbformat.read(notebook, as_version=4)
-    # Tiny tensors are faster on one thread.
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    NotebookClient(content, timeout=_PATIENCE, kernel_name="python3").execute(env=settings)
-    cells: list[dict[str, Any]] = content["cells"]
+    with tempfile.TemporaryDirectory() as scratch:
+        # Tiny tensors are faster on one thread.
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": scratch}
+        NotebookClient(content, timeout=_PATIENCE, kernel_name="python3").execute(env=settings)
+    cells: list[dict[str, Any]] = json.loads(without_scratch(nbformat.writes(content), scratch))["cells"]
     return cells
+
+
+def without_scratch(text: str, scratch: str) -> str:
+    """Return a text in which a notebook's temporary folder has the name of its variable, `folder`."""
+    return re.sub(rf"{re.escape(scratch)}/\w+", "folder", text)
 
 
 def _joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

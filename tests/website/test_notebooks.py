@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from website.notebooks import cells_of, notebook_page
+from website.notebooks import cells_of, notebook_page, without_scratch
 from website.pages import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
@@ -70,3 +70,9 @@ def test_outputs_as_markdown(tmp_path: Path) -> None:
     notebook.write_text(json.dumps({"cells": cells}))
     assert notebook_page(notebook, tmp_path / "small.md", run=False) == PAGE
     assert (tmp_path / "small_1.png").read_bytes() == b"\0\0\0"
+
+
+def test_temporary_folders_are_not_shown() -> None:
+    """Where a notebook was run is nobody's business, and another run has other names."""
+    text = "Search on /tmp/tmpab/tmp1_x9/base: /tmp/tmpab/tmp1_x9/up-vector, '/tmp/tmpab/tmp1_x9', /tmp/other"
+    assert without_scratch(text, "/tmp/tmpab") == "Search on folder/base: folder/up-vector, 'folder', /tmp/other"
