@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from dem_hub.hub.report import Report, Table
 from dem_hub.merging.short_names import short_names
-from dem_hub.search.cross_loss import Cell, CrossLoss
-from dem_hub.search.held_out import FOUND, Acceptance, baseline_points
+from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
+from dem_hub.search.held_out import BEFORE, COMMON, FOUND, Acceptance, baseline_points
 from dem_hub.search.measure.score_evaluator import Score
-from dem_hub.search.points import split_label
+from dem_hub.search.points import alone, split_label
 
 if TYPE_CHECKING:
     from dem_hub.search.result import SearchResult
+
+# The labels in files are short, and say too little to whoever sees them for the first time.
+_IN_WORDS = {COMMON: "best common coefficient", BEFORE: "earlier result"}
 
 _NEXT = ('Next: result.save_pretrained("my-dem"), then DEMModel.from_pretrained("my-dem").',)
 
@@ -33,7 +36,7 @@ def report(result: "SearchResult", next_steps: Sequence[str] = _NEXT) -> Report:
     if result.score is not None:
         parts.append(_scores(result, result.score, short))
     if result.table is not None and result.table.cells:
-        parts.append(_cross_losses(result.table, names, short))
+        parts.append(_searched(result, result.table, short))
     if result.acceptance is not None:
         parts.append(_held_out(result.acceptance, names, result.objective.kind, short))
     verdicts = _verdicts(result, short)
@@ -52,6 +55,8 @@ class Labels:
 
     def __call__(self, label: str) -> str:
         name, rest = split_label(label)
+        if not rest and label in _IN_WORDS:
+            return _IN_WORDS[label]
         return self.by_name.get(name, name) + rest
 
     def of_group(self, coordinate: str) -> str:
@@ -69,7 +74,7 @@ def _coefficients(result: "SearchResult") -> Table:
             rows += [(f"{name} [{group}]", f"{value:+.4f}", "") for group, value in coefficient.items()]
         else:
             rows.append((name, f"{coefficient:+.4f}", f"{share:.3f}"))
-    return Table(("vector", "coefficient", "data mixing ratio"), rows)
+    return Table(("vector", "coefficient", "share, for training on a mixture"), rows)
 
 
 def _scores(result: "SearchResult", score: Score, short: Labels) -> Table:
@@ -83,12 +88,20 @@ def _scores(result: "SearchResult", score: Score, short: Labels) -> Table:
     return Table(("model", score.name), rows)
 
 
-def _cross_losses(table: CrossLoss, names: tuple[str, ...], short: Labels) -> Table:
-    """Return the losses of the base, and of the base + 1 * each vector, in a row each; a column is a distribution."""
-    rows = []
+def _searched(result: "SearchResult", table: CrossLoss, short: Labels) -> Table:
+    """Return the losses of the answer, the base and each vector alone, in a row each; a column is a distribution."""
+    names = tuple(result.best.losses)
+    point = result.best.coefficients
+    if result.acceptance is not None:  # a baseline may have taken the place of what was found
+        point = result.acceptance.contenders[FOUND].coefficients
+    found = {trial.coefficients: trial.losses for trial in result.trials}.get(point)
+    rows: list[tuple[str, ...]] = []
+    if found is not None:
+        rows.append((FOUND, *(f"{found[name]:.4f}" for name in names)))
     for model, cells in table.cells.items():
-        rows.append((short(model), *(_with_error(cells[name]) for name in names)))
-    return Table(("loss, 1 of each (error)", *names), rows)
+        label = model if model == BASE else alone(model)
+        rows.append((short(label), *(_with_error(cells[name]) for name in names)))
+    return Table(("loss on the search's data (standard error)", *names), rows)
 
 
 def _with_error(cell: Cell) -> str:
@@ -101,9 +114,11 @@ def _held_out(acceptance: Acceptance, names: tuple[str, ...], objective: str, sh
     rows = []
     for label, contender in acceptance.contenders.items():
         losses = [f"{contender.losses[name]:.4f}" for name in names]
-        difference = f"{contender.difference:+.4f} ({contender.error:.4f})"
+        difference = ""
+        if label != FOUND:
+            difference = f"{contender.difference:+.4f} ({contender.error:.4f})"
         rows.append((short(label), *losses, f"{contender.value:.4f}", difference))
-    return Table(("held-out loss", *names, objective, f"minus {FOUND} (error)"), rows)
+    return Table(("held-out loss", *names, objective, f"minus {FOUND} (standard error)"), rows)
 
 
 def _cost(result: "SearchResult") -> str:
@@ -115,8 +130,8 @@ def _cost(result: "SearchResult") -> str:
     tokens = sum(result.tokens.values())
     text = f"{result.method}: {trials}, {result.num_forward:.4g} forward passes over {tokens} tokens"
     if result.num_forward_held_out:
-        text += f" and {result.num_forward_held_out:.4g} over the held-out ones"
-    text += f", {result.seconds:.1f} s; objective {result.loss:.5f}"
+        text += f" and {result.num_forward_held_out:.3g} over the held-out ones"
+    text += f", {result.seconds:.1f} s; objective ({result.objective.kind}) {result.loss:.5f}"
     if result.kept_regmean is not None:
         text += " on the held-out ones"
     return text

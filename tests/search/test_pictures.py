@@ -42,7 +42,7 @@ def test_losses(result: SearchResult) -> None:
     panels = {axes.get_title(): axes for axes in picture.axes}
     assert list(panels) == ["mean", *result.best.losses]
     labels = [text.get_text() for text in picture.axes[0].get_yticklabels()]
-    assert labels == ["base", "up alone", "down alone", "threes alone", "1/N", "common", "DEM"]
+    assert labels == ["base", "up alone", "down alone", "threes alone", "1/N", "best common coefficient", "DEM"]
     contenders = dict(result.acceptance.contenders)
     found = contenders.pop("found")
     drawn = [*contenders.values(), found]  # the answer comes last

@@ -29,9 +29,11 @@ def test_printed(result: SearchResult) -> None:
     assert [line.split()[:2] for line in coefficients[1:]] == [
         [name, f"{value:+.4f}"] for name, value in zip(names, result.coefficients.values(), strict=True)
     ]
-    assert [line.split()[0] for line in table[1:]] == ["base", *names]
+    rows = [re.split("  +", line) for line in table[1:]]
+    assert [row[0] for row in rows] == ["found", "base", *(f"{name} alone" for name in names)]
+    assert rows[0][1:] == [f"{loss:.4f}" for loss in result.best.losses.values()]
     assert result.table is not None
-    for line, cells in zip(table[1:], result.table.cells.values(), strict=True):
+    for line, cells in zip(table[2:], result.table.cells.values(), strict=True):
         assert re.findall(r"[\d.]+", line) == [
             f"{number:.4f}" for cell in cells.values() for number in vars(cell).values()
         ]
@@ -41,15 +43,25 @@ def test_printed(result: SearchResult) -> None:
         for label in result.acceptance.contenders
         for name in [next(iter(result.coefficients))]
     ]
+    # Whoever sees the table for the first time knows no labels of files.
+    labels = [{"common": "best common coefficient"}.get(label, label) for label in labels]
     assert [re.split("  +", line)[0] for line in held_out[1:]] == labels
     for line, contender in zip(held_out[1:], result.acceptance.contenders.values(), strict=True):
         assert all(f"{loss:.4f}" in line for loss in [*contender.losses.values(), contender.value])
-        assert f"{contender.difference:+.4f} ({contender.error:.4f})" in line
+        compared = f"{contender.difference:+.4f} ({contender.error:.4f})"
+        assert line.endswith(compared) == (contender is not result.acceptance.contenders["found"])
     assert parts[4].startswith(
         f"{result.method}: {len(result.trials)} trials, {result.num_forward:.4g} forward passes over"
     )
     assert all(note in str(result) for note in result.notes)
     assert parts[-1].startswith("Next: ")
+
+
+def test_what_was_found_is_shown_also_where_a_baseline_is_returned(result: SearchResult) -> None:
+    assert result.acceptance is not None
+    base = next(trial for trial in result.trials if not any(trial.coefficients))
+    replaced = replace(result, best=base, acceptance=replace(result.acceptance, chosen="base"))
+    assert str(replaced).split("\n\n")[2] == str(result).split("\n\n")[2]
 
 
 def test_shown_in_a_notebook(result: SearchResult) -> None:
