@@ -26,6 +26,7 @@ def demo(*, output: str) -> None:
     """
     from dem_hub.demo.run import run_demo
 
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    # Other libraries warn of what they do without; nothing of it matters here, and it looks as if something was wrong.
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR)
     logging.getLogger("dem_hub").setLevel(logging.INFO)
     print(run_demo(Path(output)))

@@ -8,6 +8,9 @@ on test text, on which nothing was chosen.
 import json
 import logging
 import math
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +66,7 @@ def run_demo(folder: Path) -> str:
     """Run every stage whose result is not in the folder yet.
 
     Args:
-        folder (`Path`): Where the base, the fine-tunes, the vectors, the recipe and the picture go.
+        folder (`Path`): Where the base, the texts, the fine-tunes, the vectors, the recipe and the picture go.
 
     Returns:
         `str`: The report: the table, where everything is, and a generated sample.
@@ -71,15 +74,29 @@ def run_demo(folder: Path) -> str:
     Raises:
         [`~dem_hub.errors.MissingDependencyError`]: If packages of the extra `demo` are not installed. Names all of
         them.
+        `KeyboardInterrupt`: After Ctrl-C. It says what is kept.
     """
     _check_packages(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _stage("base"):
-        base = prepare_base(folder / "base")
-    with _stage("texts"):
-        distributions = load_distributions()
-        write_distributions(distributions, folder / "texts")
-    return combine(base, distributions, folder)
+    stages = Stages(len(FINE_TUNES) + 4)
+    logger.info(
+        "Three short fine-tunes of SmolLM2-135M-Instruct, each on one kind of text (%s), become one model. It takes "
+        "about eight minutes on two idle CPU cores. What is finished stays in '%s', and is not made again.",
+        ", ".join(FINE_TUNES),
+        folder,
+    )
+    try:
+        with stages.next("the base model"):
+            base = prepare_base(folder / "base")
+        with stages.next("the texts"):
+            distributions = load_distributions(tuple(FINE_TUNES))
+            write_distributions(distributions, folder / "texts")
+        return combine(base, distributions, folder, stages)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C. The steps that were finished are kept in '{folder}': the same command goes on from "
+            "there."
+        ) from None
 
 
 def _check_packages(folder: Path) -> None:
@@ -97,13 +114,35 @@ def _check_packages(folder: Path) -> None:
         raise MissingDependencyError(" ".join([*missing, "All but the model come with `pip install 'dem-hub[demo]'`."]))
 
 
-def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> str:
+class Stages:
+    """The steps of the demo, as the user is told of them.
+
+    Args:
+        count (`int`): How many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._begun = 0
+
+    @contextmanager
+    def next(self, name: str) -> Iterator[None]:
+        """Say that the next step begins, and when it is done, how long it took."""
+        self._begun += 1
+        start = time.monotonic()
+        logger.info("\nStep %d of %d: %s", self._begun, self.count, name)
+        yield
+        logger.info("Done in %.0f s.", time.monotonic() - start)
+
+
+def combine(base: Path, distributions: Sequence[Distribution], folder: Path, stages: Stages) -> str:
     """Make vectors, coefficients and a recipe of a base and texts, and report them.
 
     Args:
         base (`Path`): Folder of the base.
         distributions (`Sequence[Distribution]`): Texts. `FINE_TUNES` must have an entry for the name of each.
         folder (`Path`): Where everything goes.
+        stages ([`Stages`]): Is told of each step.
 
     Returns:
         `str`: The report.
@@ -112,34 +151,29 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path) -> 
 
     vectors = {}
     for distribution in distributions:
-        with _stage(f"vector {distribution.name}"):
+        with stages.next(f"a fine-tune on {distribution.name}, and its vector"):
             vectors[distribution.name] = _make_vector(base, distribution, folder)
     table = folder / "table.json"
-    if not (table.is_file() and (folder / "recipe").is_dir()):
-        with _stage("search"):
-            rows = _search(base, vectors, distributions, folder / "recipe")
+    with stages.next("the search for coefficients, and the losses on test text"):
+        if table.is_file() and (folder / "recipe").is_dir():
+            logger.info("Search: reusing %s", folder / "recipe")
+        else:
+            rows = _search(base, vectors, distributions, folder)
             write_text(table, json.dumps([vars(row) for row in rows], indent=2) + "\n")
     rows = _read_rows(table)
     perplexities = {row.model: _perplexities(row.test) for row in rows}
     picture = folder / PERPLEXITY_PLOT
     draw_perplexities(perplexities, "Perplexity on test text").savefig(picture)
-    with _stage("sample"):
+    with stages.next("a sample of what the merged model writes"):
         sample = _sample(folder / "recipe", distributions[0])
     return _report(rows, sample, folder, picture, vectors)
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    start = time.monotonic()
-    logger.info("%s ...", name)
-    yield
-    logger.info("%s: %.0f s", name, time.monotonic() - start)
 
 
 def _make_vector(base: Path, distribution: Distribution, folder: Path) -> Path:
     """Fine-tune on one distribution and extract the vector. A LoRA needs no extraction, as it is a vector already."""
     target = folder / "vectors" / distribution.name
     if target.is_dir():
+        logger.info("Vector: reusing %s", target)
         return target
     finetuned = folder / "finetunes" / distribution.name
     fine_tune, learning_rate = FINE_TUNES[distribution.name]
@@ -152,8 +186,11 @@ def _make_vector(base: Path, distribution: Distribution, folder: Path) -> Path:
     return target
 
 
-def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Distribution], target: Path) -> list[Row]:
-    """Search for coefficients on validation text, save the recipe, and measure it and its rivals on test text."""
+def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Distribution], folder: Path) -> list[Row]:
+    """Search for coefficients on validation text, save the recipe, and measure it and its rivals on test text.
+
+    The rows that were searched on are kept, too: on them the mixer measures what it expects.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -166,7 +203,11 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     folders = [str(path) for path in vectors.values()]
     # Nothing needs to be held out of the validation text: the test text is.
     result = search_coefficients(base, folders, validation, held_out=0)
-    result.save_pretrained(target, exist_ok=True)
+    result.save_pretrained(folder / "recipe", exist_ok=True)
+    for name, windows in validation.items():
+        path = _searched(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, "".join(json.dumps({"input_ids": ids}) + "\n" for ids in windows), shared=True)
 
     model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(folders, 0.0), dtype=torch.float32)
     searched = {trial.coefficients: trial.losses for trial in result.trials}
@@ -176,6 +217,11 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
         validation_losses = searched.get(point) or _losses(model, validation)
         rows.append(Row(label, point, validation_losses, _losses(model, test)))
     return rows
+
+
+def _searched(folder: Path, name: str) -> Path:
+    """Return the file of the rows of a distribution that were searched on."""
+    return folder / "searched" / f"{name}.jsonl"
 
 
 def _compared_points(names: Sequence[str], chosen: Point) -> dict[str, Point]:
@@ -256,8 +302,20 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
     lines.append(f"Recipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)")
     lines.append(f"Picture  {picture}")
     lines.append(f'Load it  DEMModel.from_pretrained("{folder / "recipe"}")')
-    lines.append(f"Mix it   dem-hub mix {folder / 'recipe'}  (needs the extra mixer)")
+    lines.append("Mix it, on a page with a slider for each vector (needs pip install 'dem-hub[mixer]'):")
+    command = ["  " + shlex.join([_command(), "mix", str(folder / "recipe")])]
+    for name in vectors:
+        path = _searched(folder, name)
+        if path.is_file():  # a folder of an earlier version has none
+            command.append("    " + shlex.join(["--data", f"{name}={path}"]))
+    lines.append(" \\\n".join(command))
     return "\n".join(lines)
+
+
+def _command() -> str:
+    """Return how a user of this environment calls the command, which `make demo` does not put on the path."""
+    called = Path(sys.argv[0])
+    return str(called) if called.stem == "dem-hub" and shutil.which("dem-hub") is None else "dem-hub"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

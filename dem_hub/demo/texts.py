@@ -20,6 +20,7 @@ import logging
 import re
 import sys
 import sysconfig
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -157,7 +158,12 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
             texts += random.sample(groups[group], min(_PER_GROUP, len(groups[group])))
         random.shuffle(texts)
         sides.append(texts)
-    logger.info("%s: %d groups; %s documents", name, len(names), " / ".join(str(len(texts)) for texts in sides))
+    logger.info(
+        "%s: %d documents to train on, %d for validation and %d for test, from %d groups that are never divided",
+        name,
+        *map(len, sides),
+        len(names),
+    )
     return Distribution(name, *sides)
 
 
@@ -184,10 +190,13 @@ def _tasks() -> Iterator[tuple[str, str]]:
 
 def _gsm() -> Iterator[tuple[str, str]]:
     find_reasoning_gym()
-    from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (  # type: ignore[import-untyped]
-        GSMSymbolicDataset,
-        GSMSymbolicDatasetConfig,
-    )
+    with warnings.catch_warnings():
+        # A package that it imports compares texts by `is`; the user can do nothing about it.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import (  # type: ignore[import-untyped]
+            GSMSymbolicDataset,
+            GSMSymbolicDatasetConfig,
+        )
 
     problems = GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=_PROBLEMS))
     for index, template in enumerate(problems.task_indices):

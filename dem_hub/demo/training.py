@@ -9,6 +9,7 @@ folder holds the model and nothing else.
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,10 @@ def _with_lora(model: "PreTrainedModel") -> "PeftModel":
     config = LoraConfig(
         r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM", bias="none"
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for an attribute under its old name; the user can do nothing about it.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _advance(bar: "tqdm") -> "TrainerCallback":

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from dem_hub import DEMConfig, DEMModel, SearchResult
-from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, combine, run_demo
+from dem_hub.demo import run
+from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, Stages, combine, run_demo
 from dem_hub.demo.texts import Distribution
 from dem_hub.errors import MissingDependencyError
 from dem_hub.evaluation.likelihood import evaluate
@@ -31,7 +33,7 @@ def distributions() -> list[Distribution]:
 
 def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Path) -> None:
     base = zoo.models("llama-tied", "bfloat16").base
-    report = combine(base, distributions, tmp_path)
+    report = combine(base, distributions, tmp_path, Stages(5))
 
     rows = {row["model"]: row for row in json.loads((tmp_path / "table.json").read_text())}
     assert list(rows) == ["base", *(f"{name} alone" for name in FINE_TUNES), UNIFORM, CHOSEN]
@@ -55,6 +57,15 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
         fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
         assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
 
+    # The mixer measures on what was searched on, as the report says.
+    shown = shlex.split(report.partition(" mix ")[2].replace("\\\n", " "))
+    assert shown[0] == str(tmp_path / "recipe")
+    assert shown[1::2] == ["--data"] * len(FINE_TUNES)
+    data = dict(argument.split("=", 1) for argument in shown[2::2])
+    windows = {name: Reader(lambda: tokenizer, 1024).windows(path) for name, path in data.items()}
+    fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
+    assert fresh == pytest.approx(rows[CHOSEN]["validation"], abs=1e-5)
+
 
 def test_all_missing_packages_are_named_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -66,9 +77,27 @@ def test_all_missing_packages_are_named_before_anything_is_made(
     assert not (tmp_path / "demo").exists()
 
 
+def test_ctrl_c_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "base").mkdir()
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "load_distributions", stopped)
+    with (
+        caplog.at_level("INFO", logger="dem_hub"),
+        pytest.raises(KeyboardInterrupt, match=rf"stopped by Ctrl-C.*kept in '{tmp_path}': the same command goes on"),
+    ):
+        run_demo(tmp_path)
+    assert f"reusing {tmp_path / 'base'}" in caplog.text
+    assert "Step 2 of 7: the texts" in caplog.text
+
+
 def test_a_second_run_reuses_everything(zoo: Zoo, distributions: list[Distribution], tmp_path: Path) -> None:
     base = zoo.models("llama-tied", "bfloat16").base
-    first = combine(base, distributions, tmp_path)
+    first = combine(base, distributions, tmp_path, Stages(5))
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"}
-    assert combine(base, distributions, tmp_path) == first
+    assert combine(base, distributions, tmp_path, Stages(5)) == first
     assert {path: path.stat().st_mtime_ns for path in times} == times
