@@ -16,21 +16,22 @@ INCLUDE = "with the vectors that are on this machine only"
 
 _INTRODUCTION = (
     "A mixture is the base, plus each vector times its coefficient. Move the sliders, and read what to expect of the "
-    "mixture; then merge it, and ask it something."
+    "mixture; then merge it, and ask it something. Its base is"
 )
 
 CSS = """
-.losses { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.losses th, .losses td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
+table.losses { width: 100%; border: none; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table.losses :is(tr, th, td) { border: none; }
+table.losses :is(th, td) { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
 .losses th:first-child { text-align: left; }
 #table { overflow-x: auto; }
 @media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 12px; } }
 .losses tbody tr:last-child { font-weight: 600; }
-.losses .lower { color: #0b7285; }
-.losses .higher { color: #c2410c; }
+.losses .better { color: #0b7285; }
+.losses .worse { color: #c2410c; }
 .losses .unsure { color: #c2410c; }
-.dark .losses .lower { color: #66d9e8; }
-.dark .losses .higher, .dark .losses .unsure { color: #fdba74; }
+.dark .losses .better { color: #66d9e8; }
+.dark .losses .worse, .dark .losses .unsure { color: #fdba74; }
 .legend { font-size: 13px; color: var(--body-text-color-subdued); margin: 4px 0; }
 figure.landscape { max-width: 420px; margin: 0 auto; }
 svg.landscape { width: 100%; display: block; font-size: 12px; }
@@ -39,6 +40,11 @@ svg.landscape { width: 100%; display: block; font-size: 12px; }
 .landscape .found { fill: #ffffff; stroke: #000000; stroke-width: 2; }
 .landscape .now { fill: none; stroke: #ff4d4d; stroke-width: 4; }
 """
+
+
+def compared(label: str) -> str:
+    """Return what stands above the answers of what the mixture is compared with."""
+    return f"Compared with: {label}"
 
 
 class Components:
@@ -53,7 +59,7 @@ class Components:
     def __init__(self, gradio: Any, mixer: Mixer, *, is_owner: bool) -> None:
         self.gradio = gradio
         self.mixer = mixer
-        gradio.HTML(f"<h2>Vectors on {html.escape(mixer.title)}</h2><p>{_INTRODUCTION}</p>")
+        gradio.HTML(f"<h2>The mixer</h2><p>{_INTRODUCTION} <b>{html.escape(mixer.title)}</b>.</p>")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=340):
                 self._make_sliders()
@@ -125,8 +131,12 @@ class Components:
         choices = list(zip(list(self.mixer.names.values())[:count], range(count), strict=True))
         has_landscape = count > 1
         with gradio.Row(visible=has_landscape):
-            self.across = gradio.Dropdown(choices, value=0 if has_landscape else None, label="Landscape: to the right")
-            self.up = gradio.Dropdown(choices, value=1 if has_landscape else None, label="upwards")
+            self.across = gradio.Dropdown(
+                choices, value=0 if has_landscape else None, label="Landscape: to the right", min_width=140
+            )
+            self.up = gradio.Dropdown(
+                choices, value=1 if has_landscape else None, label="Landscape: upwards", min_width=140
+            )
         self.landscape = gradio.HTML(visible=has_landscape, elem_id="landscape")
 
     def _make_panes(self) -> None:
@@ -136,14 +146,21 @@ class Components:
             labels = [preset.label for preset in self.mixer.presets()]
             self.other = gradio.Dropdown(labels, value=labels[-1], label="Compared with", elem_id="other")
             self.kind = gradio.Radio(kinds, value=kinds[0], label="How your text is read", elem_id="kind")
-            self.max_tokens = gradio.Slider(1, 512, value=64, step=1, buttons=[], label="Tokens of an answer, at most")
-            self.temperature = gradio.Slider(0, 2, value=0, step=0.1, buttons=[], label="Temperature (0: likeliest)")
+            self.max_tokens = gradio.Slider(
+                1, 512, value=64, step=1, buttons=[], label="Tokens of an answer, at most", min_width=240
+            )
+            self.temperature = gradio.Slider(
+                0, 2, value=0, step=0.1, buttons=[], label="Temperature (0: likeliest)", min_width=240
+            )
         with gradio.Row():
-            pane = {"height": 320, "render_markdown": False, "buttons": []}
-            self.left = gradio.Chatbot(label="Compared with", elem_id="left", **pane)
+            # Side by side where there is room, and one below the other on a telephone.
+            pane = {"height": 320, "render_markdown": False, "buttons": [], "min_width": 320}
+            self.left = gradio.Chatbot(label=compared(labels[-1]), elem_id="left", **pane)
             self.right = gradio.Chatbot(label="Your mixture, where the sliders stand", elem_id="right", **pane)
         with gradio.Row():
-            self.text = gradio.Textbox(placeholder="Ask both", show_label=False, scale=8, lines=1, elem_id="text")
+            self.text = gradio.Textbox(
+                placeholder="Ask both", show_label=False, scale=8, lines=1, min_width=320, elem_id="text"
+            )
             self.ask = gradio.Button("Ask", variant="primary", scale=1, elem_id="ask")
             self.stop = gradio.Button("Stop", scale=1, elem_id="stop")
             self.clear = gradio.Button("Clear", scale=1, elem_id="clear")

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.hub.foreign_text import markdown
 from dem_hub.merging.coefficients import Coefficient, level
-from dem_hub.mixer.components import CHAT, INCLUDE, PRIVATE, Components
+from dem_hub.mixer.components import CHAT, INCLUDE, PRIVATE, Components, compared
 from dem_hub.mixer.generation import Message, Prompt
 from dem_hub.mixer.naming import public_text
 from dem_hub.mixer.view import DIGITS, Tab, mixture_at, text_of, view_of
@@ -50,6 +50,7 @@ class Handlers:
         self.gradio.on(moves, self._public(self.look), parts.tab, parts.view, **looking)
         self._on(parts.preset.input, self.take_preset, [parts.preset, *parts.tab], everything, "preset")
         self._on(parts.kept.input, self.keep, parts.tab, everything, "keep")
+        self._on(parts.other.change, self.name_other, [parts.other], [parts.left], "name_other")
         self._on(parts.merge.click, self.merge, parts.tab, [parts.status, *parts.view], "merge", is_slow=True)
         asked = [parts.text, parts.kind, parts.max_tokens, parts.temperature, parts.other, parts.conversations]
         panes = [parts.left, parts.right, parts.conversations, parts.text]
@@ -140,6 +141,10 @@ class Handlers:
             for answer in answers(prompt):
                 messages[-1] = {"role": "assistant", "content": answer}
                 yield *said, said, ""
+
+    def name_other(self, label: str) -> Any:
+        """Say above the left pane who answers there."""
+        return self.gradio.update(label=compared(label))
 
     def clear(self) -> tuple[Any, ...]:
         """Forget both conversations."""

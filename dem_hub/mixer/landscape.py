@@ -51,12 +51,22 @@ def draw_landscape(
     parts += [_circle(trial.coefficients, axes, span, 3, "trial") for trial in prediction.result.trials]
     parts.append(_circle(prediction.result.best.coefficients, axes, span, 5, "found"))
     parts.append(_circle(point, axes, span, 8, "now"))
-    kind = printable(prediction.result.objective.kind)
-    title = f"expected loss ({escape(kind)}): {landscape.lowest:.3f} (dark) to {landscape.highest:.3f} (light)"
+    title = escape(printable(_title(prediction, landscape)))
     parts.append(_text(_MARGIN, 18, title, "start"))
     size = f"0 0 {_MARGIN + _SIDE + _RIGHT} {_TOP + _SIDE + _MARGIN}"
     picture = f'<svg class="landscape" viewBox="{size}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
     return f'<figure class="landscape">{picture}<figcaption class="legend">{_LEGEND}</figcaption></figure>'
+
+
+def _title(prediction: Prediction, landscape: Landscape) -> str:
+    """Return what the bands are, with the best value, which is dark, and the worst."""
+    score = prediction.result.score
+    quantity = f"expected loss ({prediction.result.objective.kind})"
+    best, worst = landscape.lowest, landscape.highest
+    if score is not None:
+        quantity = f"expected {score.name}"
+        best, worst = score.own(best), score.own(worst)
+    return f"{quantity}: {best:.3f} (dark) to {worst:.3f} (light)"
 
 
 def _bands(landscape: Landscape) -> str:

@@ -32,6 +32,9 @@ from dem_hub.mixer.presets import Preset, presets
 from dem_hub.search.points import Point
 from dem_hub.search.prediction import Prediction
 
+# What the page says where there is nothing to measure on.
+NO_DATA = "There is no data to measure on: start the mixer with --data NAME=FILE."
+
 if TYPE_CHECKING:
     from dem_hub.models.loading import MergedModel
     from dem_hub.search.result import SearchResult
@@ -48,6 +51,7 @@ class Opening:
         batch_size (`int`): Windows in a forward pass.
         output (`Path`): The folder in which recipes are saved, each in a folder of its own.
         device_map (`str`, *optional*): Where models are loaded, as in transformers.
+        no_data (`str`): What the page says where there are no data.
     """
 
     recipe: DEMConfig
@@ -56,6 +60,7 @@ class Opening:
     output: Path
     batch_size: int = BATCH_SIZE
     device_map: str | None = None
+    no_data: str = NO_DATA
 
 
 class Mixer:

@@ -51,7 +51,8 @@ def presets(
         by_label[RECIPE] = recipe
     else:
         by_label[FOUND] = prediction.best(aside) if aside & recipe.keys() else recipe
-        by_label[WORST] = prediction.best(aside, "worst")
+        if len(prediction.model.parts) > 1:
+            by_label[WORST] = prediction.best(aside, "worst")
     if used:
         by_label[UNIFORM] = dict.fromkeys(used, 1 / len(used))
     for name in used:

@@ -41,6 +41,12 @@ APP = "app.py"
 REQUIREMENTS = "requirements.txt"
 RECIPE = "recipe"  # a folder of the Space, and all of it is written by us
 
+# Nobody can start a Space with other options, and its recipe is all that the mixer needs.
+_NO_DATA = (
+    f"A Space has no data to measure on. Download the folder `{RECIPE}` of its files, and run "
+    f"`dem-hub mix {RECIPE} --data NAME=FILE` on your own machine."
+)
+
 _NOTE = "`dem-hub push --space` writes this file anew."
 _START = "from dem_hub.mixer.space import serve"
 _APP_TEXT = f'"""The mixer of a recipe. {_NOTE}"""\n\n{_START}\n\nserve("{RECIPE}")\n'
@@ -140,6 +146,7 @@ def serve(folder: str) -> None:
     from dem_hub.mixer.page import launch
 
     mixer = open_mixer(folder, output=Path("mixtures"))
+    mixer.opening = replace(mixer.opening, no_data=_NO_DATA)
     # Whoever reaches this page is a stranger, whatever address it listens on: the Hub's own server stands before it.
     launch(mixer, host=None).block_thread()
 

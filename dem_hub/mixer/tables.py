@@ -1,15 +1,21 @@
-"""The table of losses, as HTML: the base, what is expected of a mixture, and what was measured of it."""
+"""The table of losses, as HTML: the base, what is expected of a mixture, and what was measured of it.
+
+A search for a score has one row, with the score's own name and sign.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
 from dem_hub.hub.foreign_text import printable
+from dem_hub.search.measure.score_evaluator import Score
 from dem_hub.search.prediction import UNSURE, Expected
 
-_HEAD = ("loss, nats a token", "base", "expected", "may be off by", "measured")
+_LOSS = "loss, nats a token"
+_SCORE = "score"
+_HEAD = ("base", "expected", "may be off by", "measured")
 _NOTHING = "-"
-_LEGEND = "Lower is better. ▼ is lower than the base, ▲ higher."
+_MARKS = "▼ is lower than the base, ▲ higher."
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class LossRow:
-    """One row of the table: a distribution, or the objective over all. What is not known is `None`.
+    """One row of the table: a distribution, the objective over all, or a score. What is not known is `None`.
 
     A loss is compared with the base's on the same data: an expected one with `base`, a measured one with
-    `measured_base`.
+    `measured_base`. `score` is that of a row with its values, which then have its own sign.
     """
 
     label: str
@@ -38,6 +44,27 @@ class LossRow:
     expected: Expected | None = None
     measured_base: float | None = None
     measured: float | None = None
+    score: Score | None = None
+
+    @classmethod
+    def of_score(cls, score: Score, base: float | None, expected: Expected) -> "LossRow":
+        """Return the row of a score, from the losses that stand for it. No data is measured with a score."""
+        own_base = None if base is None else score.own(base)
+        return cls(score.name, own_base, Expected(score.own(expected.loss), expected.error), score=score)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """True if the row is of a score that was maximized."""
+        return self.score is not None and self.score.higher_is_better
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether an expected loss may be far off. What is far for a score, nobody knows."""
+        if self.expected is None:
+            return False
+        if self.expected.error is None:
+            return True
+        return self.score is None and self.expected.error > UNSURE
 
     @property
     def is_of_other_data(self) -> bool:
@@ -64,39 +91,50 @@ def loss_rows(losses: Losses) -> list[LossRow]:
 
 
 def loss_table(rows: Sequence[LossRow]) -> str:
-    """Return the rows as a table of HTML. A number that is lower than the base's has a mark after it, for the eye."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in _HEAD)
+    """Return the rows as a table of HTML. A number that is not the base's has a mark after it, for the eye."""
+    kinds = dict.fromkeys(_LOSS if row.score is None else _SCORE for row in rows)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in (" or ".join(kinds), *_HEAD))
     lines = []
     for row in rows:
-        expected = _NOTHING if row.expected is None else _compared(row.expected.loss, row.base)
-        measured = _compared(row.measured, row.measured_base)
+        expected = _NOTHING if row.expected is None else _compared(row, row.expected.loss, row.base)
+        measured = _compared(row, row.measured, row.measured_base)
         base = row.measured_base if row.base is None else row.base
-        cells = [_number(base), expected, _error(row.expected), measured]
+        cells = [_number(base), expected, _error(row), measured]
         label = f"<th>{escape(printable(row.label))}</th>"
         lines.append(f"<tr>{label}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     table = f'<table class="losses"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'{table}<p class="legend">{_LEGEND}</p>'
+    return f'{table}<p class="legend">{escape(_legend(rows))}</p>'
+
+
+def _legend(rows: Sequence[LossRow]) -> str:
+    """Return which way is better, and what the marks say."""
+    ways = {}
+    for row in rows:
+        if row.score is None:
+            ways["Lower is better."] = None
+        else:
+            ways[f"{printable(row.label)}: {row.score.better} is better."] = None
+    return " ".join([*ways, _MARKS])
 
 
 def _number(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.4f}"
 
 
-def _compared(value: float | None, base: float | None) -> str:
-    """Return a loss with its difference from the base's."""
+def _compared(row: LossRow, value: float | None, base: float | None) -> str:
+    """Return a loss with its difference from the base's, in a color that says whether it is better."""
     if value is None or base is None:
         return _number(value)
     difference = value - base
     if abs(difference) < 5e-5:  # less than the digits that are shown
         return _number(value)
-    kind, mark = ("lower", "▼") if difference < 0 else ("higher", "▲")
+    mark = "▼" if difference < 0 else "▲"
+    kind = "better" if (difference > 0) == row.higher_is_better else "worse"
     return f'{_number(value)} <span class="{kind}">{mark} {abs(difference):.4f}</span>'
 
 
-def _error(expected: Expected | None) -> str:
-    if expected is None:
+def _error(row: LossRow) -> str:
+    if row.expected is None:
         return _NOTHING
-    if expected.error is None:
-        return '<span class="unsure">not known</span>'
-    text = f"±{expected.error:.4f}"
-    return f'<span class="unsure">{text}</span>' if expected.error > UNSURE else text
+    text = "not known" if row.expected.error is None else f"±{row.expected.error:.4f}"
+    return f'<span class="unsure">{text}</span>' if row.is_unsure else text

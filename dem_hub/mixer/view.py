@@ -15,7 +15,6 @@ from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.mixer.landscape import draw_landscape
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.tables import Losses, LossRow, loss_rows, loss_table
-from dem_hub.search.prediction import UNSURE, Expected
 
 DIGITS = 3  # of a slider: finer than any loss shows
 STEP = 10**-DIGITS
@@ -113,7 +112,7 @@ def view_of(mixer: Mixer, tab: Tab) -> View:
 
 
 def _rows(mixer: Mixer, mixture: Mixture) -> list[LossRow]:
-    """Return the rows of the table: a distribution in each, and the search's objective in the last one."""
+    """Return the rows of the table: a distribution in each, and in the last one what the search minimized."""
     measured_base = mixer.measured(mixer.base)
     measured = mixer.measured(mixture.coefficients)
     point = mixer.point(mixture.coefficients)
@@ -121,6 +120,10 @@ def _rows(mixer: Mixer, mixture: Mixture) -> list[LossRow]:
     if prediction is None or point is None:
         return loss_rows(Losses(measured_base=measured_base, measured=measured))
     base = prediction.base_losses
+    score = prediction.result.score
+    if score is not None:
+        rows = loss_rows(Losses(measured_base=measured_base, measured=measured))
+        return [*rows, LossRow.of_score(score, prediction.objective(base), prediction.value(point))]
     rows = loss_rows(Losses(base, prediction.losses(point), measured_base, measured))
     last = LossRow(
         prediction.result.objective.kind,
@@ -138,20 +141,17 @@ def _notes(mixer: Mixer, mixture: Mixture, rows: Sequence[LossRow]) -> list[str]
     if any(not isinstance(value, float) for value in mixture.coefficients):
         notes.append("It has a coefficient for each group of tensors. A slider shows the mean of a vector's.")
     if mixer.prediction is None:
-        notes.append("There is no search to expect losses from. Merge, and read what the mixture says.")
+        notes.append("There is no search with quadratics to expect losses from. Merge, and read what the mixture says.")
     elif mixer.point(mixture.coefficients) is None:
         notes.append("Nothing is expected of this mixture: the search did not have all of it.")
-    elif _is_unsure(rows[-1].expected):
+    elif rows[-1].is_unsure:
         notes.append("This is far from what the search found, so that the expected losses are rough.")
     if any(row.is_of_other_data for row in rows):
         notes.append(
             "The base measures otherwise than in the search: the data of --data, or the dtype, are not those of the "
-            "search. Compare how much is gained over the base (▼), not the losses themselves."
+            "search, which holds out a part of its data. Compare how much is gained over the base (▼), not the losses "
+            "themselves."
         )
     if not mixer.opening.data:
-        notes.append("There is no data to measure on: start the mixer with --data NAME=FILE.")
+        notes.append(mixer.opening.no_data)
     return notes
-
-
-def _is_unsure(expected: Expected | None) -> bool:
-    return expected is not None and (expected.error is None or expected.error > UNSURE)

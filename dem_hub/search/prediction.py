@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dem_hub.search.points import Point
+from dem_hub.search.points import Point, all_at
 from dem_hub.search.problem import Trial
 from dem_hub.search.solve.local_model import LocalModel
 
@@ -93,8 +93,8 @@ class Prediction:
 
     @property
     def base_losses(self) -> dict[str, float]:
-        """The losses of the base on the search's data, as far as they were measured."""
-        return self.result.searched_base_losses or {}
+        """The losses of the base on the search's data, as far as they were measured; of a score, from its trials."""
+        return self.result.searched_base_losses or self.measured(all_at(0.0, len(self.names)))
 
     def losses(self, point: Sequence[float]) -> dict[str, Expected]:
         """Return the loss to expect at a point, by distribution."""

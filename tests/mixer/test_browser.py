@@ -133,3 +133,17 @@ def test_a_visit(browser: Any, serving: Served, result: SearchResult) -> None:  
     # Nobody else is asked for fonts, scripts or anything.
     foreign = [url for url in requests if not url.startswith((serving.url, "data:", "blob:"))]
     assert not foreign
+
+
+def test_whose_answer_stands_where(browser: Any, serving: Served) -> None:  # noqa: F811
+    """Above an answer stands whose it is; on a telephone, one is below the other."""
+    tab = open_tab(browser, serving, [])
+    assert "Compared with: base" in read(tab, "left")
+    tab.click("#other input")
+    tab.click("#other [role=option]:has-text('1/N')")
+    wait_for(tab, "left", "Compared with: 1/N")
+
+    tab.set_viewport_size({"width": 400, "height": 900})
+    left, right = tab.locator("#left").bounding_box(), tab.locator("#right").bounding_box()
+    assert right["y"] >= left["y"] + left["height"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400  # nothing is wider than the page

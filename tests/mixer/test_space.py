@@ -199,6 +199,9 @@ def test_the_app_answers(started: str, result: SearchResult) -> None:
     place = [[0, 1, 2], 0, 1, 0.5, 0.25, 0.125, *[0.0] * 8]
     _, table, note, picture = client.predict(*place, api_name="/look")
     assert "0.500 up" in note
+    # Nobody can start a Space with other options.
+    assert "dem-hub mix recipe --data" in note
+    assert "start the mixer" not in note
     assert "expected" in table
     assert "<svg" in picture
     left, right, _ = client.predict("w1 w2 w3", "completion", 4, 0.0, "base", *place, api_name="/ask")

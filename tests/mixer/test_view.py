@@ -6,11 +6,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from dem_hub import DEMModel, SearchResult
+from dem_hub import DEMModel, SearchResult, search_coefficients
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
 from dem_hub.mixer.tables import LossRow, loss_table
@@ -165,6 +167,48 @@ def test_the_range_of_sliders(mixer: Mixer, plain: Mixer, result: SearchResult) 
     assert slider_range(mixer) == (-0.5, 2.0)
     mixer.opening = replace(mixer.opening, result=replace(result, bounds=((-0.50001, 2.00001), (0.0, 1.1), (0.0, 1.0))))
     assert slider_range(mixer) == (-0.501, 2.001)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_score_has_its_own_name_and_sign(
+    counters: Counters, tmp_path: Path, direction: Literal["maximize", "minimize"]
+) -> None:
+    """The page shows what the function itself says of the base and of what was found, and which way is better."""
+    ids = torch.tensor(counters.data["up"])
+
+    @torch.no_grad()
+    def fitness(model: Any) -> float:
+        loss = model(input_ids=ids, labels=ids).loss.item()
+        return 5 - loss if direction == "maximize" else loss
+
+    vectors = [counters.vectors["up"], counters.vectors["down"]]
+    found = search_coefficients(counters.base, vectors, score=fitness, direction=direction, max_forward=14)
+    found.save_pretrained(tmp_path / "found")
+    mixer = open_mixer(str(tmp_path / "found"), output=tmp_path, dtype="float32")
+    assert "best for the worst" not in [preset.label for preset in mixer.presets()]
+    best = tuple(found.coefficients.values())
+    own = {}
+    for name, point in {"base": mixer.base, "found": best}.items():
+        mixer.merge(point)
+        own[name] = fitness(mixer.model)
+    view = view_of(mixer, Tab(best, axes=(0, 1)))
+    head, row = Cells(view.table).rows
+    assert (head[0], row[0]) == ("score", "fitness")
+    assert float(row[1]) == pytest.approx(own["base"], abs=1e-4)
+    value, mark, gain = row[2].split()
+    assert float(value) == pytest.approx(own["found"], abs=1e-4)
+    assert float(gain) == pytest.approx(abs(own["found"] - own["base"]), abs=1e-4)
+    better = {"maximize": "higher", "minimize": "lower"}[direction]
+    assert mark == {"higher": "▲", "lower": "▼"}[better]
+    assert 'class="better"' in view.table
+    assert f"fitness: {better} is better." in view.table
+    title = next(
+        text.text or "" for text in ElementTree.fromstring(view.landscape).iter("text") if "dark" in str(text.text)
+    )
+    best_band, worst_band = map(float, re.findall(r"-?[\d.]+(?= \()", title))
+    assert title.startswith("expected fitness: ")
+    assert best_band > worst_band if direction == "maximize" else best_band < worst_band
+    assert "loss" not in f"{head} {row} {title}"
 
 
 def test_data_without_a_search(open_found: Callable[..., Mixer]) -> None:
