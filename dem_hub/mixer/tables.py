@@ -108,12 +108,13 @@ def loss_table(rows: Sequence[LossRow]) -> str:
 
 def _legend(rows: Sequence[LossRow]) -> str:
     """Return which way is better, and what the marks say."""
-    ways = {}
+    ways = []
     for row in rows:
-        if row.score is None:
-            ways["Lower is better."] = None
-        else:
-            ways[f"{printable(row.label)}: {row.score.better} is better."] = None
+        way = "Lower is better."
+        if row.score is not None:
+            way = f"{printable(row.label)}: {row.score.better} is better."
+        if way not in ways:
+            ways.append(way)
     return " ".join([*ways, _MARKS])
 
 
