@@ -31,7 +31,7 @@ LOADED = [
     "dem_hub.search.search",
     "dem_hub.training.callback",
 ]
-PATIENCE = 300  # seconds; a crowded machine takes minutes
+PATIENCE = 900  # seconds, for a process that hangs; a crowded machine takes minutes for one that does not
 READ_ONCE = ["huggingface_hub.constants", "datasets.config"]  # they read the environment when they are imported
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(LOADED)
