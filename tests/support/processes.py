@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -52,6 +53,7 @@ class Program:
             self.process.kill()
             self.process.join()
         output, errors = ((self.streams / name).read_text("utf-8") for name in ("output", "errors"))
+        shutil.rmtree(self.streams)
         return subprocess.CompletedProcess(self.command, self.process.exitcode, output, errors)
 
 
@@ -60,7 +62,7 @@ def start(
 ) -> Program:
     """Start a program: the path of a script, or its text."""
     words = list(map(str, arguments))
-    streams = Path(tempfile.mkdtemp(dir=folder))
+    streams = Path(tempfile.mkdtemp(prefix="dem_hub-tests-"))
     process = _CONTEXT.Process(
         target=_run, args=(program, words, dict(environment or os.environ), folder or Path.cwd(), streams)
     )
