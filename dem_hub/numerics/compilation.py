@@ -13,6 +13,8 @@ from typing import Any
 
 import numba
 
+from dem_hub.numerics.passes import collections_paused
+
 logger = logging.getLogger(__name__)
 
 # Compilations share numba's cache, and the other threads of a merge wait for the first.
@@ -73,7 +75,8 @@ def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
         kept = _KeptFiles.of(function)
         if not kept.are_whole():
             kept.remove()
-        compiled_function = compile_or_load(function)
+        with collections_paused():
+            compiled_function = compile_or_load(function)
         kept.record()
     except Exception:
         # No folder that can be written to, or a full disk. An error of the code itself is raised below.
