@@ -226,7 +226,8 @@ def _seconds_per_element(rank: int) -> float:
 
 def _rank(stored: StoredDelta) -> int:
     """Return the sum of the ranks of a stored delta's components; one without factors has none."""
-    return sum(component.parts["left"].get_shape()[1] for component in stored.components if "left" in component.parts)
+    # A quantized left factor lies transposed, so only the right one has its rank at the same place in every form.
+    return sum(component.parts["right"].get_shape()[0] for component in stored.components if "right" in component.parts)
 
 
 def _nbytes(stored: StoredDelta) -> int:

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
@@ -20,14 +21,22 @@ FOLDERS = [
     "models", "training", "transformations", "mergekit", "search", "planning", "serving", "mixer", "demo", "cli", "__init__",
 ]  # fmt: skip
 
+# Roads to and from other programs. Who does not take one loads neither its folder nor its packages.
+ROADS = ["mergekit", "mixer", "planning", "serving"]
+
+# Of the roads and of other extras. Nobody has to install them.
+OPTIONAL = ["gguf", "gradio", "lm_eval", "matplotlib", "mergekit", "mlx", "optuna", "trl", "vllm", "xllamacpp"]
+
 # Loaded when first needed, or never.
 HEAVY = [
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "gguf",
     "gradio",
     "lm_eval",
     "matplotlib",
+    "mlx",
     "numba",
     "optuna",
     "pandas",
@@ -114,9 +123,29 @@ def test_the_map_has_the_folders_in_order() -> None:
     assert named == [name for name in FOLDERS if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("start", ["import dem_hub", "from dem_hub.cli.app import main"])
-def test_starting_is_light(start: str) -> None:
-    """A lean start, in an interpreter of its own: this one has loaded everything."""
-    code = f"{start}\nimport sys\nprint([name for name in {HEAVY} if name in sys.modules])"
+def loaded(start: str, names: list[str]) -> list[str]:
+    """Which of these modules are loaded after a statement, in an interpreter of its own: this one has loaded everything."""
+    code = f"{start}\nimport sys\nprint(*(name for name in {names} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+# vLLM imports the plug-in in each of its processes, also where no recipe is served.
+@pytest.mark.parametrize(
+    "start", ["import dem_hub", "from dem_hub.cli.app import main", "import dem_hub.serving.vllm_plugin"]
+)
+def test_starting_is_light(start: str) -> None:
+    assert loaded(start, HEAVY) == []
+
+
+def test_no_road_is_loaded_by_who_does_not_take_it() -> None:
+    """Extracting, merging, loading, searching and training need no other program."""
+    start = "from dem_hub import DEMCallback, DEMModel, DistributionVector, search_coefficients\nimport dem_hub.models.export"
+    assert loaded(start, [f"dem_hub.{road}" for road in ROADS] + OPTIONAL) == []
+
+
+def test_no_road_is_a_dependency() -> None:
+    """What a plain `pip install dem-hub` brings."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in project["dependencies"]}
+    assert "torch" in required and required.isdisjoint(OPTIONAL)
