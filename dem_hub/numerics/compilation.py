@@ -13,7 +13,7 @@ from typing import Any
 
 import numba
 
-from dem_hub.numerics.passes import collections_paused
+from dem_hub.numerics.garbage import collections_paused
 
 logger = logging.getLogger(__name__)
 

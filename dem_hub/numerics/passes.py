@@ -5,14 +5,13 @@ first is merged by torch, and the passes are loaded once it has merged more than
 are not there on every platform either.
 """
 
-import gc
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+
+from dem_hub.numerics.garbage import collections_paused
 
 logger = logging.getLogger(__name__)
 
@@ -55,23 +54,6 @@ def _load() -> ModuleType | None:
         )
         return None
     return kernels
-
-
-@contextmanager
-def collections_paused() -> Iterator[None]:
-    """Load something without garbage collections.
-
-    numba makes so many objects that Python looks through all that torch and the program have again and again. Beside
-    transformers that was 0.3 of the 0.8 s of CPU time that numba and a compiled pass take to load.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def compiler_version() -> str:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from dem_hub.errors import ConfigError
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.config import DEMConfig
 from dem_hub.serving.permitted import VARIABLE, Permitted
 
 if TYPE_CHECKING:
@@ -161,6 +160,8 @@ def _parser_class() -> type:
             **kwargs: Any,
         ) -> tuple[dict[str, Any], Any]:
             """Read the config; see vLLM's `ConfigParserBase`."""
+            from dem_hub.merging.config import DEMConfig
+
             source = VectorSource.parse(model, revision=revision)
             recipe = DEMConfig.from_pretrained(source)
             base = recipe.base.source

@@ -1,6 +1,5 @@
 """Where numba cannot be loaded, torch merges with the same bits; where it can, it is loaded once there is much to merge."""
 
-import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,17 +110,3 @@ def test_a_merge_of_a_tiny_model_loads_no_numba(zoo: Zoo, llama: Models, tmp_pat
     assert main([*words[:-1], str(expected)]) == 0
     weights = "model.safetensors"
     assert (tmp_path / "merged" / weights).read_bytes() == (expected / weights).read_bytes()
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_a_pause_of_collections_ends_as_it_began(enabled: bool) -> None:
-    """Also after an error; and what the program had switched off stays off."""
-    before = gc.isenabled()
-    try:
-        (gc.enable if enabled else gc.disable)()
-        with pytest.raises(ImportError), passes.collections_paused():
-            assert not gc.isenabled()
-            raise ImportError
-        assert gc.isenabled() == enabled
-    finally:
-        (gc.enable if before else gc.disable)()
