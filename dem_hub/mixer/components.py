@@ -23,9 +23,9 @@ CSS = """
 table.losses { width: 100%; border: none; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 table.losses :is(tr, th, td) { border: none; }
 table.losses :is(th, td) { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
-.losses th:first-child { text-align: left; }
+table.losses th:first-child { text-align: left; }
 #table { overflow-x: auto; }
-@media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 12px; } }
+@media (max-width: 640px) { table.losses :is(th, td) { padding: 3px; font-size: 11px; } }
 .losses tbody tr:last-child { font-weight: 600; }
 .losses .better { color: #0b7285; }
 .losses .worse { color: #c2410c; }

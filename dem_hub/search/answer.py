@@ -40,7 +40,10 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         if not windows:
             missing.append(f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)")
     if missing:
-        note = f"Not accepted on held-out data: there is none of {', '.join(missing)}. The search's word is all."
+        # A search without held-out data was asked for, and there is nothing to explain.
+        is_all = len(missing) == len(held_out_evaluator.data)
+        reason = "nothing was held out" if is_all else f"there is none of {', '.join(missing)}"
+        note = f"Not accepted on held-out data: {reason}. The search's word is all."
         return Answer(problem.best, notes=(note,))
 
     problem.progress.expect_rest()

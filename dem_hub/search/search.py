@@ -234,9 +234,13 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         if own:
             answer = try_regmean(session, answer, own)
         notes = _notes(session, answer, reason)
+    _log(notes, reason)  # after the bar, which would be on the same line
     result = _result(session, answer, local_model, strategy.name, notes)
-    config = replace(result.config, search=provenance(result, seed))
-    return replace(result, config=config, seconds=time.monotonic() - began)
+    return replace(
+        result,
+        config=replace(result.config, search=provenance(result, seed)),
+        seconds=time.monotonic() - began,
+    )
 
 
 def _load(measurable: Measurable) -> "MergedModel":
@@ -273,7 +277,7 @@ def _search(session: Session, strategy: Strategy) -> LocalModel | None:
 
 
 def _notes(session: Session, answer: Answer, reason: str) -> tuple[str, ...]:
-    """Return what the user should know, in the order in which it happened, and log it."""
+    """Return what the user should know, in the order in which it happened."""
     problem = session.problem
     notes = [reason] if reason else []
     if session.held_out is not None:
@@ -284,10 +288,13 @@ def _notes(session: Session, answer: Answer, reason: str) -> tuple[str, ...]:
         notes += session.complete_table(session.held_out).flags()
     if problem.count > 1:
         notes += geometry_flags(_geometry(session.model))
+    return tuple(notes)
+
+
+def _log(notes: Sequence[str], reason: str) -> None:
     for note in notes:
         level = logging.INFO if note == reason else logging.WARNING
         logger.log(level, "%s", note)
-    return tuple(notes)
 
 
 def _geometry(model: "MergedModel") -> Comparison:
