@@ -253,8 +253,9 @@ def _rounds(run: Run, count: int, way: str, folder: Path) -> Model:
         if number + 1 < count:
             base = merge.export(of_round / "merged")
             # A round takes ten gigabytes. The next one needs its merge, and where each optimizer stood.
-            shutil.rmtree(of_round / "vectors")
-            shutil.rmtree(of_round / "regmean", ignore_errors=True)
+            # LoRAs are vectors as they are, and have no folder.
+            for name in ("vectors", "regmean"):
+                shutil.rmtree(of_round / name, ignore_errors=True)
     return Model(merge.model, run.training_tokens, evaluated)
 
 
