@@ -12,7 +12,7 @@ deviation is the share of elements of the result that are neither of the two bf1
 disk.
 
 Bars: loading takes at most 2.5 times as long as plain `from_pretrained` with every tensor read once in float32, and
-is 5 times as fast as PEFT. Export is 3 times as fast as mergekit on dense vectors and 10 times on LoRAs, and takes at
+is 5 times as fast as PEFT; `auto` vectors of whole fine-tunes take at most twice as long as LoRAs. Export is 3 times as fast as mergekit on dense vectors and 10 times on LoRAs, and takes at
 most 1.5 times as long as reading all inputs and writing the output.
 """
 
@@ -37,6 +37,7 @@ from dem_hub import DistributionVector
 from dem_hub.checkpoints.reader import Checkpoint
 
 COEFFICIENTS = (0.5, 0.3, 0.2)
+PARTS = ("load", "auto", "dense", "lora")
 SIZE = Size(1024, 2816, 32000, 16)
 
 PLAIN = """
@@ -208,6 +209,16 @@ def compare_loading(folder: Path, base: Path, loras: Sequence[Path], repeat: int
     )
 
 
+def compare_auto(folder: Path, base: Path, loras: Sequence[Path], autos: Sequence[Path], repeat: int) -> list[str]:
+    """Measure loading of `auto` vectors against LoRAs, and return the bar if it is missed."""
+    programs = {"LoRAs": loras, "dem_hub": autos}
+    commands = {name: [sys.executable, "-c", OURS, base, *vectors] for name, vectors in programs.items()}
+    rows = take_turns(commands, folder, repeat, inside=True)
+    show("Base + 3 LoRAs of rank 16, or 3 auto vectors, into a model", rows, {})
+    times = rows["dem_hub"].median / rows["LoRAs"].median
+    return [f"loading auto vectors takes {times:.2f} times as long as LoRAs"] * (times > 2)
+
+
 def compare_export(
     kind: str,
     folder: Path,
@@ -253,6 +264,15 @@ def compare_export(
     return missed + [f"mergekit's {kind} export only {faster:.2f} times"] * (faster < bar)
 
 
+def extract(base: Path, finetunes: Sequence[Path], codec: str, target: Path) -> list[Path]:
+    """Return the vector of each fine-tune, in folders that begin with `target`; they are made if they do not exist."""
+    vectors = [Path(f"{target}-{number}") for number in range(len(finetunes))]
+    for path, finetuned in zip(vectors, finetunes, strict=True):
+        if not path.is_dir():
+            DistributionVector.extract(base, finetuned, codec=codec).save_pretrained(path)
+    return vectors
+
+
 def main() -> None:
     """Make the inputs if they do not exist, measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -270,25 +290,26 @@ def main() -> None:
         action="store_true",
         help="for exports: read from the disk and write to it, without the page cache (needs root)",
     )
-    parser.add_argument("--parts", nargs="+", choices=("load", "dense", "lora"), default=["load", "dense", "lora"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     size = replace(SIZE, layers=arguments.layers)
     base = make_checkpoint(folder / "base", size)
-    inputs = {
-        "tuned": [make_checkpoint(folder / f"tuned-{seed}", size, "every", base, seed) for seed in range(3)],
-        "loras": [make_adapter(folder / f"lora-{seed}", base, seed=seed) for seed in range(3)],
-        "vectors": [folder / f"vector-{seed}" for seed in range(3)],
-    }
-    for path, finetuned in zip(inputs["vectors"], inputs["tuned"], strict=True):
-        if not path.is_dir():
-            DistributionVector.extract(base, finetuned, codec="dense").save_pretrained(path)
+    inputs = {"loras": [make_adapter(folder / f"lora-{seed}", base, seed=seed) for seed in range(3)]}
+    if {"auto", "dense"} & set(arguments.parts):
+        inputs["tuned"] = [make_checkpoint(folder / f"tuned-{seed}", size, "every", base, seed) for seed in range(3)]
+    if "auto" in arguments.parts:
+        inputs["autos"] = extract(base, inputs["tuned"], "auto", folder / "auto")
+    if "dense" in arguments.parts:
+        inputs["vectors"] = extract(base, inputs["tuned"], "dense", folder / "vector")
     print(f"{size}, {torch.get_num_threads()} threads, {'cold, ' * arguments.cold}medians of {arguments.repeat}.")
     missed = []
     for part in arguments.parts:
         if part == "load":
             missed += compare_loading(folder, base, inputs["loras"], arguments.repeat)
+        elif part == "auto":
+            missed += compare_auto(folder, base, inputs["loras"], inputs["autos"], arguments.repeat)
         else:
             missed += compare_export(
                 part, folder, base, inputs, arguments.mergekit, arguments.repeat, cold=arguments.cold

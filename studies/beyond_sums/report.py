@@ -7,7 +7,7 @@ from typing import Any
 
 from dem_hub.files.atomic import write_text
 from studies.beyond_sums.results import GOAL, REFERENCE, Interval, Results, read_results
-from studies.beyond_sums.settings import SETTINGS, Setting
+from studies.beyond_sums.settings import SETTINGS
 from studies.data_mixing.report import to_table
 
 # In the picture: what only trains on the mixture, what sums fine-tunes of one round, what trains in rounds, and what was
@@ -18,7 +18,9 @@ _DISCUSSION = Path(__file__).parent / "discussion.md"
 
 def write_report(folder: Path, target: Path) -> Path:
     """Write `report.md`, its picture, and the documents' losses it is computed from; returns the page."""
-    found = {name: results for name, setting in SETTINGS.items() if (results := read_results(folder, setting))}
+    found: dict[str, Results] = {}
+    for setting in SETTINGS.values():
+        found |= read_results(folder, setting)
     if not found:
         raise SystemExit(f"No row lies in '{folder}'. Run a setting first.")
     target.mkdir(parents=True, exist_ok=True)
@@ -27,7 +29,7 @@ def write_report(folder: Path, target: Path) -> Path:
     # The page is that of the file, whose losses are rounded.
     found = {name: from_data(of_setting) for name, of_setting in data.items()}
     for name, results in found.items():
-        write_picture(results, target / f"{name}.png")
+        write_picture(results, target / _picture(name))
     page = target / "report.md"
     write_text(page, to_markdown(found))
     return page
@@ -69,7 +71,7 @@ def to_markdown(found: dict[str, Results]) -> str:
     """Return the page."""
     parts = [_HEAD]
     for name, results in found.items():
-        parts += _section(SETTINGS[name], results)
+        parts += _section(name, results)
     if _DISCUSSION.is_file():
         parts.append(_DISCUSSION.read_text("utf-8").strip())
     return "\n\n".join(parts) + "\n"
@@ -92,10 +94,15 @@ source alone, and "searched" gives this step a coefficient. The two others merge
 base on the late source: nothing of the others' data is trained on again."""
 
 
-def _section(setting: Setting, results: Results) -> Iterator[str]:
+def _picture(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "-") + ".png"
+
+
+def _section(name: str, results: Results) -> Iterator[str]:
+    setting = SETTINGS[name.partition(",")[0]]
     seeds = len(results.losses[REFERENCE])
     kind = "LoRAs of rank 16" if setting.lora else "full fine-tunes"
-    yield f"## {setting.name.capitalize()}: {len(setting.sources)} sources, {setting.steps} steps of 512 tokens each"
+    yield f"## {name.capitalize()}: {len(setting.sources)} sources, {setting.steps} steps of 512 tokens each"
     yield f"{kind.capitalize()}; {seeds} {'seed' if seeds == 1 else 'seeds'}. In the order of the mean loss:"
     head = [
         "row",
@@ -109,10 +116,10 @@ def _section(setting: Setting, results: Results) -> Iterator[str]:
     ]
     labels = sorted(results.losses, key=results.mean, reverse=True)
     yield to_table(head, [_row(results, label) for label in labels])
-    yield f"![Quality against cost, {setting.name}]({setting.name}.png)"
+    yield f"![Quality against cost, {name}]({_picture(name)})"
     rivals = [
         label
-        for label in ("RegMean", "RegMean, searched", "2 rounds, RegMean, searched", GOAL)
+        for label in ("RegMean", "RegMean, searched", "2 rounds, RegMean, searched", "4 rounds, RegMean, searched", GOAL)
         if label in results.losses
     ]
     yield "Better than DEM by distribution:"

@@ -73,10 +73,18 @@ class Results:
         return {name: np.mean([losses[name] for losses in runs], axis=0).tolist() for name in self.sources}
 
 
-def read_results(folder: Path, setting: Setting) -> Results | None:
-    """Read the rows of a setting that all its runs have so far; `None` if it was not run."""
+def read_results(folder: Path, setting: Setting) -> dict[str, Results]:
+    """Read the rows of a setting by the name of their section; nothing if it was not run.
+
+    Those that all its seeds have so far are together. Where the first seed has more, it also has a section of its own.
+    """
     runs = [json.loads(path.read_text("utf-8")) for path in sorted((folder / setting.name).glob(f"*/{ROWS}"))]
-    return Results.of(runs) if runs else None
+    if not runs:
+        return {}
+    together, first = Results.of(runs), Results.of(runs[:1])
+    if len(first.losses) > len(together.losses):
+        return {setting.name: together, f"{setting.name}, seed {runs[0]['seed']}": first}
+    return {setting.name: together}
 
 
 def _cost(row: Mapping[str, Any]) -> Cost:
