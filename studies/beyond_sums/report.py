@@ -119,7 +119,13 @@ def _section(name: str, results: Results) -> Iterator[str]:
     yield f"![Quality against cost, {name}]({_picture(name)})"
     rivals = [
         label
-        for label in ("RegMean", "RegMean, searched", "2 rounds, RegMean, searched", "4 rounds, RegMean, searched", GOAL)
+        for label in (
+            "RegMean",
+            "RegMean, searched",
+            "2 rounds, RegMean, searched",
+            "4 rounds, RegMean, searched",
+            GOAL,
+        )
         if label in results.losses
     ]
     yield "Better than DEM by distribution:"
