@@ -4,8 +4,8 @@
     pip install playwright==1.65.2
     python benchmarks/screenshot.py dem-hub-demo docs/images
 
-It needs Chromium or Chrome. A slider is moved away from what the search found. Nothing is measured or asked, so that the
-pictures are the same on every machine.
+It needs Chromium or Chrome. A slider is moved away from what the search found, and the mixture is measured on the texts that
+were searched on.
 """
 
 import argparse
@@ -17,20 +17,21 @@ from typing import Any, get_args
 from dem_hub.defaults import Theme
 from dem_hub.mixer.opening import Measuring, open_mixer
 from dem_hub.mixer.page import launch
+from dem_hub.mixer.view import DIGITS
 
 MOVED = 0.15  # from what was found: where expected losses are still sure
 WIDTH = 1280  # pixels
 PATIENCE = 60_000  # milliseconds that the slowest machine may take to show the page
 
 
-def visit(browser: Any, address: str, theme: Theme, picture: Path) -> None:
-    """Do what a visitor does, and take the picture."""
+def visit(browser: Any, address: str, value: float, theme: Theme, picture: Path) -> None:
+    """Move the first slider, and take the picture."""
     tab = browser.new_page(viewport={"width": WIDTH, "height": 1000}, color_scheme=theme)
     tab.set_default_timeout(PATIENCE)
     tab.goto(address)
     tab.wait_for_selector("#note strong")
     field = "#vector-0 input[type=number]"
-    tab.fill(field, f"{float(tab.input_value(field)) - MOVED:.3f}")
+    tab.fill(field, str(value))
     tab.press(field, "Tab")
     tab.wait_for_selector("#note strong", state="detached")
     tab.wait_for_timeout(1_000)  # for what moves on the page
@@ -49,11 +50,15 @@ def main() -> None:
     data = {path.stem: str(path) for path in sorted((arguments.demo / "searched").glob("*.jsonl"))}
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         mixer = open_mixer(str(arguments.demo / "recipe"), measuring=Measuring(data), output=Path(folder))
+        first, *others = (round(value, DIGITS) for value in mixer.presets()[0].levels)
+        moved = round(first - MOVED, DIGITS)
+        for mixture in (mixer.base, (moved, *others)):
+            mixer.measure(mixture)
         page = launch(mixer, "127.0.0.1")
         executable = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         for theme in get_args(Theme):
-            visit(browser, page.local_url, theme, arguments.images / f"mixer-{theme}.png")
+            visit(browser, page.local_url, moved, theme, arguments.images / f"mixer-{theme}.png")
         browser.close()
         page.close(verbose=False)
 

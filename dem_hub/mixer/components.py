@@ -19,13 +19,14 @@ _INTRODUCTION = (
     "mixture; then merge it, and ask it something. Its base is"
 )
 
+# Gradio divides selectors at every comma, also within `:is(...)`.
 CSS = """
 table.losses { width: 100%; border: none; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-table.losses :is(tr, th, td) { border: none; }
-table.losses :is(th, td) { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
-table.losses th:first-child { text-align: left; }
+.losses tr, .losses th, .losses td { border: none; }
+.losses th, .losses td { padding: 4px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
+.losses th:first-child { text-align: left; }
 #table { overflow-x: auto; }
-@media (max-width: 640px) { table.losses :is(th, td) { padding: 3px; font-size: 11px; } }
+@media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 11px; } }
 .losses tbody tr:last-child { font-weight: 600; }
 .losses .better { color: #0b7285; }
 .losses .worse { color: #c2410c; }
