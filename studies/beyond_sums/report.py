@@ -101,9 +101,9 @@ def _picture(name: str) -> str:
 def _section(name: str, results: Results) -> Iterator[str]:
     setting = SETTINGS[name.partition(",")[0]]
     seeds = len(results.losses[REFERENCE])
-    kind = "LoRAs of rank 16" if setting.lora else "full fine-tunes"
+    kind = "LoRAs of rank 16" if setting.lora else "Full fine-tunes"
     yield f"## {name.capitalize()}: {len(setting.sources)} sources, {setting.steps} steps of 512 tokens each"
-    yield f"{kind.capitalize()}; {seeds} {'seed' if seeds == 1 else 'seeds'}. In the order of the mean loss:"
+    yield f"{kind}; {seeds} {'seed' if seeds == 1 else 'seeds'}. In the order of the mean loss:"
     head = [
         "row",
         *results.sources,

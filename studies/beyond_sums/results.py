@@ -74,12 +74,12 @@ class Results:
 
 
 def read_results(folder: Path, setting: Setting) -> dict[str, Results]:
-    """Read the rows of a setting by the name of their section; nothing if it was not run.
+    """Read the rows of a setting by the name of their section; nothing before it has those that others are compared with.
 
     Those that all its seeds have so far are together. Where the first seed has more, it also has a section of its own.
     """
     runs = [json.loads(path.read_text("utf-8")) for path in sorted((folder / setting.name).glob(f"*/{ROWS}"))]
-    if not runs:
+    if not runs or not {REFERENCE, GOAL} <= runs[0]["rows"].keys():
         return {}
     together, first = Results.of(runs), Results.of(runs[:1])
     if len(first.losses) > len(together.losses):
