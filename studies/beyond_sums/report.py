@@ -153,21 +153,30 @@ def _interval(interval: Interval) -> str:
     return f"{mean:+.4f} ({low:+.4f} to {high:+.4f})"
 
 
+# Where a label may lie: on the right of its point, there higher or lower, or on the left.
+_PLACES: tuple[dict[str, Any], ...] = (
+    {"xytext": (6, 0), "ha": "left", "va": "center"},
+    {"xytext": (6, 2), "ha": "left", "va": "bottom"},
+    {"xytext": (6, -2), "ha": "left", "va": "top"},
+    {"xytext": (-6, 0), "ha": "right", "va": "center"},
+    {"xytext": (2, 6), "ha": "left", "va": "bottom"},
+    {"xytext": (2, -6), "ha": "left", "va": "top"},
+)
+
+
 def write_picture(results: Results, path: Path) -> None:
     """Draw the mean loss of each row over what it cost, relative to one training on the mixture."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2))
     unit = results.costs[GOAL].flops(1)
-    shown = [label for label in results.losses if label != "base" and label not in results.sources]
-    for label in shown:
+    points = {}
+    for label in results.losses:
+        if label == "base" or label in results.sources:
+            continue
+        points[label] = results.costs[label].flops(1) / unit, results.mean(label)
         kind = next((kind for kind in _COLORS if kind in label), "sum")
-        at = results.costs[label].flops(1) / unit, results.mean(label)
-        axes.plot(*at, "o", color=_COLORS[kind])
-        # To the left of what has rounds, so that labels do not lie on each other, and above the line.
-        side = {"xytext": (-6, 0), "ha": "right"} if kind == "rounds" else {"xytext": (6, 0), "ha": "left"}
-        place = "bottom" if label == GOAL else "center"
-        axes.annotate(label, at, textcoords="offset points", fontsize=8, va=place, **side)
+        axes.plot(*points[label], "o", color=_COLORS[kind])
     axes.axhline(results.mean(GOAL), color=_COLORS["mixture"], linewidth=1, linestyle="--")
     axes.set_xlabel("cost, in trainings on the mixture (operations)")
     axes.set_ylabel("mean loss on test text, nats a token")
@@ -175,5 +184,21 @@ def write_picture(results: Results, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     figure.tight_layout()
+    _label(axes, points)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _label(axes: Any, points: dict[str, tuple[float, float]]) -> None:
+    """Write a label at each point, where nothing else is as far as that is possible."""
+    taken = [line.get_window_extent().padded(1) for line in axes.get_lines()]
+    left = axes.get_window_extent().x0
+    for label, point in points.items():
+        for place in _PLACES:
+            text = axes.annotate(label, point, textcoords="offset points", fontsize=8, **place)
+            box = text.get_window_extent()
+            if box.x0 >= left and not any(box.overlaps(other) for other in taken):
+                break
+            if place is not _PLACES[-1]:
+                text.remove()
+        taken.append(box)
