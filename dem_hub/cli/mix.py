@@ -87,10 +87,10 @@ def mix(
     The page shows the loss to expect at once if the folder is that of a search, and the exact loss on --data after a
     merge.
     """
-    print(printable(f"Opening the mixer of {model}: its libraries, then the model, then its page."), file=sys.stderr)
     from dem_hub.mixer.page import launch, require_gradio
 
     require_gradio()  # before the model is loaded
+    print(printable(f"Opening the mixer of {model}: the model is loaded, and then its page."), file=sys.stderr)
     from dem_hub.evaluation.columns import select_columns
     from dem_hub.hub.references import VectorSource
     from dem_hub.mixer.opening import Measuring, open_mixer

@@ -5,6 +5,7 @@ page only if nobody else can open it.
 """
 
 import os
+from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,21 +18,16 @@ from dem_hub.mixer.mixer import Mixer
 _WAITING = 32
 
 
-def require_gradio() -> Any:
-    """Return Gradio.
+def require_gradio() -> None:
+    """Refuse to go on without Gradio. It is not imported, which takes seconds.
 
     Raises:
         [`~dem_hub.errors.MissingDependencyError`]: If it is not installed.
     """
-    # Before the import, which reads it: Gradio tells its makers of every page that is opened.
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
+    if find_spec("gradio") is None:
         raise MissingDependencyError(
             "The mixer needs Gradio, which is not installed. Run `pip install 'dem-hub[mixer]'`."
-        ) from error
-    return gradio
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -52,7 +48,11 @@ def launch(mixer: Mixer, host: str | None, port: int | None = None) -> Any:
             where, and the page is as beyond loopback.
         port (`int`, *optional*): The port; by default the first that is free from 7860.
     """
-    gradio = require_gradio()
+    require_gradio()
+    # Before the import, which reads it: Gradio tells its makers of every page that is opened.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio
+
     is_owner = host is not None and is_loopback(host)
     with gradio.Blocks(title=f"The mixer: {mixer.title}", analytics_enabled=False) as page:
         components = Components(gradio, mixer, is_owner=is_owner)
