@@ -81,9 +81,17 @@ def _insert(card: Card, text: str) -> str:
     # A second part of ours would stay as it is for ever, so it goes.
     first, *others = _PART.split(text)
     if others:
-        return first + ours + "".join(others)
+        return first + ours + _without_parts("".join(others))
     theirs = text or f"# {markdown(card.title)}"
     return f"{theirs}\n\n{ours}"
+
+
+def _without_parts(text: str) -> str:
+    """Remove all parts of ours, also those that lone marks become when what was between them is gone."""
+    shorter = _PART.sub("", text)
+    while shorter != text:
+        text, shorter = shorter, _PART.sub("", shorter)
+    return text
 
 
 def _merge(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,9 +40,11 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         if not windows:
             missing.append(f"'{name}' ({sum(problem.loss_evaluator.tokens[name])} tokens to search on)")
     if missing:
-        # A search without held-out data was asked for, and there is nothing to explain.
-        is_all = len(missing) == len(held_out_evaluator.data)
-        reason = "nothing was held out" if is_all else f"there is none of {', '.join(missing)}"
+        reason = f"there is none of {', '.join(missing)}"
+        # Where there was something to hold out and none of it was, that was asked for, and needs no explanation.
+        searched_windows = problem.loss_evaluator.data.values()
+        if len(missing) == len(searched_windows) and all(len(windows) > 1 for windows in searched_windows):
+            reason = "nothing was held out"
         note = f"Not accepted on held-out data: {reason}. The search's word is all."
         return Answer(problem.best, notes=(note,))
 

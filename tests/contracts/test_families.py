@@ -112,6 +112,7 @@ def test_the_whole_way(family: str, tmp_path: Path) -> None:
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values")  # as above; torch warns once in a process
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_adapter(family: str, tmp_path: Path) -> None:
     """What is of low rank is kept as a PEFT adapter, and PEFT puts it where we do."""

@@ -6,7 +6,7 @@ import string
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -84,6 +84,7 @@ def test_a_string_in_a_block_of_code(text: str) -> None:
     st.lists(st.sampled_from([BEGIN, END, "mine", "\n\n", "# Mine", "<!-- dem-hub", "old"]), max_size=12).map("".join),
     texts,
 )
+@example(existing=BEGIN + END + BEGIN + BEGIN + END + END, foreign="")  # the outer marks meet
 def test_a_card_does_not_grow(existing: str, foreign: str) -> None:
     card = Card("maths", {"tags": ["dem"]}, markdown_table(("a", "b"), [(foreign, "x")]))
     once = render(card, existing)

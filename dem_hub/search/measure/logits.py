@@ -82,7 +82,7 @@ class Block:
             "tokens": self.tokens,
             "center": self.center,
             "rest": self.rest,
-            "first": torch.tensor(self.first),
+            "first": torch.tensor(self.first, dtype=torch.long, device="cpu"),
         }
 
     def copy(self) -> "Block":
