@@ -48,7 +48,7 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         note = f"Not accepted on held-out data: {reason}. The search's word is all."
         return Answer(problem.best, notes=(note,))
 
-    problem.progress.expect_rest()
+    problem.progress.expect_rest(held_out_evaluator.tokens_run)
     names = problem.evaluator.names
     common = _best_common_point(problem, held_out_evaluator, local_model)
     baselines = baseline_points(names, common, session.earlier.unchanged(names))

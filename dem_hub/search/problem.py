@@ -108,6 +108,8 @@ class Problem:
         prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common
             coefficient, whatever that is.
         progress ([`Progress`]): Is told of the budget and of the best trial.
+        held_out ([`LossEvaluator`], *optional*): The data on which the answer is compared with rivals, if there is some of each
+            distribution.
         trials (`list[Trial]`): Trials so far, in order.
         notes (`list[str]`): What the user should know about the trials.
     """
@@ -122,6 +124,7 @@ class Problem:
     callback: Callback | None = None
     prior_center: Point | None = None
     progress: Progress = field(default_factory=Progress)
+    held_out: LossEvaluator | None = None
     trials: list[Trial] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -102,8 +102,9 @@ class Progress:
             self._opening = ""
         self._bar.total = self._bar.n + max(passes, 0.0) * self._pass_size + self._later
 
-    def expect_rest(self) -> None:
-        """Set the end of the bar where what comes after the passes ends."""
+    def expect_rest(self, done: float = 0.0) -> None:
+        """Set the end of the bar where what comes after the passes ends, of which some tokens were `done` before."""
+        self._later = max(self._later - done, 0.0)
         self.expect(0)
         self._later = 0.0
 

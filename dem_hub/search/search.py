@@ -224,6 +224,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
         seed=seed,
         callback=callback,
         progress=progress,
+        held_out=held_out_evaluator,
     )
     session = Session(model, evaluator, problem, held_out_evaluator, earlier, measurements)
 

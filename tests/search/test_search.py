@@ -9,6 +9,7 @@ import torch
 from dem_hub import DEMConfig, DEMModel, DistributionVector, SearchResult, VectorSource, search_coefficients
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.search import Grid, Trial
+from dem_hub.search.measure.coordinates import Coordinates
 from tests.support.counting_models import STEPS, Counters, counting
 from tests.support.fresh_losses import fresh, mean
 from tests.support.tiny_models import load_tensors, reshard
@@ -240,3 +241,25 @@ def test_a_distribution_shorter_than_a_window(search: Callable[..., SearchResult
     assert found.tokens == {"tiny": 2}
     assert any("there is none of 'tiny' (2 tokens to search on)" in note for note in found.notes)
     assert "(one window)" in str(found)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.5), (0.0, 0.8)])
+def test_held_out_data_are_run_while_a_vector_alone_is_merged(
+    search: Callable[..., SearchResult], bounds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each vector alone is merged once, for the search's data and the held-out ones, and both are as they were."""
+    merged = []
+    move_to = Coordinates.move_to
+
+    def remember(self: Coordinates, point: tuple[float, ...]) -> None:
+        if self.model.dem.coefficients != self.coefficients(point):
+            merged.append(tuple(point))
+        move_to(self, point)
+
+    monkeypatch.setattr(Coordinates, "move_to", remember)
+    found = search("up", "down", bounds=bounds)
+    assert [merged.count(point) for point in ((1.0, 0.0), (0.0, 1.0))] == [1, 1]
+    assert found.acceptance is not None
+    # Beyond the bounds, a vector alone is no rival, and is not run over held-out data.
+    rivals = {"up alone", "down alone"} & {short.split("/")[-1] for short in found.acceptance.contenders}
+    assert len(rivals) == (2 if bounds[1] >= 1 else 0)

@@ -205,10 +205,11 @@ class LossEvaluator:
             return nullcontext(self.batch_size)
         return self.own_inputs.watching(name, point, self.hashes[name], self.batch_size)
 
-    def keep_table(self) -> None:
+    def keep_table(self, beside: "LossEvaluator | None" = None) -> None:
         """Run the base, and the base with each vector alone, over all the data, and keep the logits that fit in memory.
 
-        What has known losses is not run again for its logits, until [`from_logits`] needs them.
+        What has known losses is not run again for its logits, until [`from_logits`] needs them. `beside` has other data
+        of the same model, whose losses are measured while each of these is merged.
 
         Raises:
             [`~dem_hub.errors.CoefficientError`]: If one of these models has a loss that is not finite. Names its
@@ -219,6 +220,8 @@ class LossEvaluator:
                 if self._score_key(name, point) not in self.cache:
                     self._keep_cell(name, point, vector)
             self._refuse_not_finite(point, vector)
+            if beside is not None:
+                beside.window_totals(point)
 
     def _table(self) -> list[tuple[int | None, Point]]:
         """Return the models of the table: the base, and the base with each vector, by its number."""
@@ -316,7 +319,10 @@ class LossEvaluator:
         for name, windows in self.data.items():
             window_totals[name] = torch.zeros(len(processes.mine(windows)), dtype=torch.float64, device="cpu")
         for places_by_name in self._memory().parts(self.tokens):
-            windows_by_name = {name: self._my_windows(name, places) for name, places in places_by_name.items()}
+            windows_by_name: dict[str, list[Window]] = {}
+            for name, places in places_by_name.items():
+                windows = processes.mine(self.data[name])
+                windows_by_name[name] = [windows[place] for place in places]
             blocks: dict[str, Block] = {}
             self.coordinates.move_to(point)
             for name, windows in windows_by_name.items():
@@ -334,11 +340,6 @@ class LossEvaluator:
             self._put_totals(name, point, window_totals[name])
         parts = {name: self._mean(total) for name, total in sums.items()}
         return LocalModel(self.names, tuple(map(float, point)), parts)
-
-    def _my_windows(self, name: str, places: Sequence[int]) -> list[Window]:
-        """Return those of this process's windows of a distribution that are at some places."""
-        windows = processes.mine(self.data[name])
-        return [windows[place] for place in places]
 
     def gradient(self, point: Sequence[float]) -> dict[str, Tensor]:
         """Return the gradient of each distribution's loss, (N,) in float64, from a forward and a backward pass."""

@@ -75,8 +75,14 @@ class GaussNewton:
                 f"max_forward is {budget:g}, and the cross-loss table of {problem.count} vectors alone takes "
                 f"{problem.count + 1}. Allow {self.usual_budget(problem.count)}, or use method='optuna'."
             )
-        loss_evaluator.keep_table()
-        for point in [all_at(0.0, problem.count), *each_alone(problem.count)]:
+        table = [all_at(0.0, problem.count), *each_alone(problem.count)]
+        held_out = problem.held_out
+        if held_out is not None:
+            # Each of these will be compared with the answer. The held-out data are run while it is merged.
+            are_rivals = all(held_out.data.values()) and all(map(problem.is_inside, table))
+            held_out = held_out if are_rivals else None
+        loss_evaluator.keep_table(held_out)
+        for point in table:
             problem.evaluate(point)
         start = start_from_logits(problem, problem.inside(problem.start or all_at(0.5, problem.count)))
         model = loss_evaluator.from_logits(start.tolist())
