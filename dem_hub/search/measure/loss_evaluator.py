@@ -321,8 +321,8 @@ class LossEvaluator:
         for places_by_name in self._memory().parts(self.tokens):
             windows_by_name: dict[str, list[Window]] = {}
             for name, places in places_by_name.items():
-                windows = processes.mine(self.data[name])
-                windows_by_name[name] = [windows[place] for place in places]
+                mine = processes.mine(self.data[name])
+                windows_by_name[name] = [mine[place] for place in places]
             blocks: dict[str, Block] = {}
             self.coordinates.move_to(point)
             for name, windows in windows_by_name.items():
