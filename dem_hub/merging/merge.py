@@ -10,6 +10,7 @@ they were given. Scripts that add whole models one after another round once per 
 Nothing is read before a slice is asked for. Slices may be asked for in any order and from several threads.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -139,6 +140,10 @@ class Merge:
         if isinstance(self.base, DequantizedTensors) and name in self.base.layers.is_transposed:
             return True
         return bool(self.active(name) or self.moved(name)) or self.shape(name) != self.base[name].shape
+
+    def changed_elements(self) -> int:
+        """Return the number of elements of all merged tensors that can differ from the base's."""
+        return sum(math.prod(self.shape(name)) for name in self.base if self.is_changed(name))
 
     def moved(self, name: str) -> frozenset[int]:
         """Return the rows of a tensor that are summed by token, because a vector has another token there."""
