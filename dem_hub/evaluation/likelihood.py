@@ -131,7 +131,8 @@ def batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[
     width = 0
     for place in order:
         length = len(windows[place].labels)
-        if not found or len(found[-1]) == windows_at_once(size, max(width, length), vocabulary):
+        # Labels of a sequence-to-sequence model can be longer than those before, and leave room for fewer than there are.
+        if not found or len(found[-1]) >= windows_at_once(size, max(width, length), vocabulary):
             found.append([])
             width = 0
         found[-1].append(place)
@@ -140,8 +141,11 @@ def batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[
 
 
 def windows_at_once(size: int, length: int, vocabulary: int) -> int:
-    """Return how many windows of at most `length` tokens a batch has: `size`, or as many as have room for their logits."""
-    return max(1, min(size, PASS_LOGIT_BYTES // (4 * vocabulary * length)))
+    """Return how many windows of at most `length` tokens a batch has.
+
+    They are `size`, or as many as have room for their logits, and at least one.
+    """
+    return max(1, min(size, PASS_LOGIT_BYTES // (4 * vocabulary * max(length, 1))))
 
 
 def as_inputs(windows: Sequence[Window], device: torch.device) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dem_hub.errors import ConfigError
 from dem_hub.evaluation import likelihood as likelihood_module
@@ -64,6 +66,20 @@ def test_batches_have_room_for_their_logits(model: Any, monkeypatch: pytest.Monk
     assert batches(rows, 1, 64) == [[place] for place in (7, 0, 2, 3, 1, 4, 5, 6)]
     assert batches([], 8, 64) == []
     assert totals(model, rows, 8).tolist() == pytest.approx(one_by_one(model, rows), rel=1e-5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=30), st.integers(1, 9), st.integers(1, 300))
+def test_no_batch_is_too_large(lengths: list[tuple[int, int]], size: int, tokens: int) -> None:
+    """Whatever the lengths of inputs and labels: each window is in one batch, and what is too large is one window."""
+    rows = [Window((1,) * inputs, (1,) * labels) for inputs, labels in lengths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood_module, "PASS_LOGIT_BYTES", 4 * 64 * tokens)
+        found = batches(rows, size, 64)
+    assert sorted(place for places in found for place in places) == list(range(len(rows)))
+    for places in found:
+        width = max(len(rows[place].labels) for place in places)
+        assert len(places) <= size
+        assert len(places) == 1 or len(places) * width <= tokens
 
 
 def test_more_tokens_than_a_piece(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
