@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dem_hub.merging.merge import Merge
 from dem_hub.numerics.devices import cpu_by_default
-from dem_hub.numerics.passes import note_work
+from dem_hub.numerics.passes import expect_work
 from dem_hub.numerics.slices import Index, full_index, normalize_index
 
 
@@ -66,8 +66,8 @@ def lazy_state_dict(merge: Merge, read: set[str] | None = None) -> dict[str, Mer
         merge ([`Merge`]): The merge.
         read (`set[str]`, *optional*): Gets the name of each tensor that the loader computes.
     """
-    # What the loader will merge on the CPU: the compiled passes are loaded for its first tensor, or not at all.
-    note_work(merge.changed_elements())
+    # If the loader merges on the CPU, the compiled passes are loaded for its first tensor, or not at all.
+    expect_work(merge.changed_elements())
     names: set[str] = set() if read is None else read
     return {name: MergedTensor(merge, name, names) for name in merge.base}
 

@@ -22,7 +22,7 @@ from dem_hub.merging.merge import Merge, block_memory
 from dem_hub.merging.merged_base import MergedTensors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
-from dem_hub.numerics.passes import note_work
+from dem_hub.numerics.passes import expect_work
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import most_held, one_core
@@ -109,7 +109,7 @@ def estimate(model: PlannedModel, folder: Path, room: int, written: int = 0) -> 
                 changed_elements += elements
                 rank_elements += elements * sum(map(_rank, deltas))
     # The merge that is timed is then computed by what will compute the whole one.
-    note_work(changed_elements)
+    expect_work(changed_elements)
     mean_rank = round(rank_elements / max(changed_elements, 1))
     return Estimate(
         tensors=len(merge.base),

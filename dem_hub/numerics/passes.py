@@ -21,21 +21,29 @@ logger = logging.getLogger(__name__)
 BY_TORCH = 1 << 26
 
 _lock = threading.Lock()
-_elements = 0
+_elements = 0  # merged so far
+_expected = 0  # merged when what was announced is done
 
 
 def note_work(elements: int) -> None:
-    """Count elements that this process merges on the CPU, or is about to merge."""
+    """Count elements that this process merges on the CPU."""
     global _elements
     with _lock:
         _elements += elements
+
+
+def expect_work(elements: int) -> None:
+    """Announce elements that this process is about to merge, so that the first of them are merged like the last."""
+    global _expected
+    with _lock:
+        _expected = max(_expected, _elements + elements)
 
 
 def kernels() -> ModuleType | None:
     """Return the module of the compiled passes, or `None` if torch computes, because there is little to compute or
     numba cannot be loaded.
     """
-    if _elements <= BY_TORCH:
+    if max(_elements, _expected) <= BY_TORCH:
         return None
     return _load()
 

@@ -20,7 +20,7 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opening import OpenedRecipe, open_recipe
-from dem_hub.numerics.passes import note_work
+from dem_hub.numerics.passes import expect_work
 from dem_hub.numerics.slices import Index, full_index
 from dem_hub.numerics.threads import in_order, one_core
 from dem_hub.serving.deferred import DeferredTensor
@@ -98,7 +98,7 @@ def merged_weights(
         yield from zip(names, map(compute, names), strict=True)
     else:
         # It is known how much is merged here: the compiled passes are loaded for the first tensor, or not at all.
-        note_work(merge.changed_elements() // ranks)
+        expect_work(merge.changed_elements() // ranks)
         threads = torch.get_num_threads()
         # The server copies a tensor in this thread while the next ones are merged. torch would do that on all cores, and
         # its threads spin after each copy, on the cores that merge: for SmolLM2-135M, 4.6 s of CPU time instead of 2.9 s,

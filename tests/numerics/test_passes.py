@@ -93,10 +93,11 @@ def test_a_merge_that_torch_begins_and_compiled_passes_end_is_the_same(
     vectors = {str(zoo.vector("llama-tied", "bfloat16", "lossy")): 0.3}
     compiled = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
     size = sum(tensor.numel() for tensor in compiled.values())
-    monkeypatch.setattr(lazy, "note_work", lambda _: None)  # as if each tensor was the first that is known
+    monkeypatch.setattr(lazy, "expect_work", lambda _: None)  # as if each tensor was the first that is known
     for by_torch in (size // 3, 2 * size):
         monkeypatch.setattr(passes, "BY_TORCH", by_torch)
         monkeypatch.setattr(passes, "_elements", 0)
+        monkeypatch.setattr(passes, "_expected", 0)
         found = DEMModel.from_pretrained(llama.base, vectors=vectors, dtype=dtype).state_dict()
         assert (passes.kernels() is None) == (by_torch > size)
         assert all(torch.equal(found[name], compiled[name]) for name in compiled)
@@ -110,9 +111,23 @@ def test_a_large_load_has_the_compiled_passes_from_its_first_tensor(
 
     monkeypatch.setattr(passes, "BY_TORCH", 10_000)  # less than the model has, and more than its first tensors
     monkeypatch.setattr(passes, "_elements", 0)
+    monkeypatch.setattr(passes, "_expected", 0)
     monkeypatch.setattr(rounding, "round_by_torch", refuse)
     DEMModel.from_pretrained(llama.base, vectors={str(zoo.vector("llama-tied", "bfloat16", "lossy")): 0.3})
     assert passes.kernels() is not None
+
+
+def test_what_is_announced_and_then_merged_counts_once(
+    zoo: Zoo, llama: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = {str(zoo.vector("llama-tied", "bfloat16", "lossy")): 0.3}
+    size = sum(tensor.numel() for tensor in DEMModel.from_pretrained(llama.base, vectors=vectors).state_dict().values())
+    monkeypatch.setattr(passes, "BY_TORCH", size)
+    monkeypatch.setattr(passes, "_elements", 0)
+    monkeypatch.setattr(passes, "_expected", 0)
+    DEMModel.from_pretrained(llama.base, vectors=vectors)
+    assert passes._elements > size / 2
+    assert passes.kernels() is None
 
 
 def test_a_merge_of_a_tiny_model_loads_no_numba(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
