@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from dem_hub.numerics.garbage import collections_paused
+
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
@@ -24,12 +26,11 @@ def heavy_imports() -> Iterator[None]:
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+    with collections_paused():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 def leave(status: int) -> NoReturn:

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 BY_TORCH = 1 << 26
 
 _lock = threading.Lock()
+_loading = threading.Lock()
 _elements = 0  # merged so far
 _expected = 0  # merged when what was announced is done
 
@@ -45,7 +46,9 @@ def kernels() -> ModuleType | None:
     """
     if max(_elements, _expected) <= BY_TORCH:
         return None
-    return _load()
+    # The threads of a load come here at once. One of them loads, and says so if it cannot; `cache` alone would let all.
+    with _loading:
+        return _load()
 
 
 @cache

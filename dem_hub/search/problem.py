@@ -108,8 +108,8 @@ class Problem:
         prior_center (`tuple[float, ...]`, *optional*): Centre of the prior. By default it is the common
             coefficient, whatever that is.
         progress ([`Progress`]): Is told of the budget and of the best trial.
-        held_out ([`LossEvaluator`], *optional*): The data on which the answer is compared with rivals, if there is some of each
-            distribution.
+        held_out ([`LossEvaluator`], *optional*): The data on which the answer is compared with rivals, if
+            there is some of each distribution.
         trials (`list[Trial]`): Trials so far, in order.
         notes (`list[str]`): What the user should know about the trials.
     """

@@ -294,8 +294,8 @@ class SearchResult:
         Args:
             save_directory (`str` or `os.PathLike`): The folder. It is also a recipe's, for
                 [`DEMModel.from_pretrained`].
-            with_logits (`bool`, defaults to `False`): Whether to write the logits too (some 15 kB a token). With them a new
-                vector costs one forward pass.
+            with_logits (`bool`, defaults to `False`): Whether to write the logits too (some 15 kB a token). With them
+                a new vector costs one forward pass.
             exist_ok (`bool`, defaults to `False`): Whether a recipe or result in the folder is replaced.
 
         Raises:

@@ -124,8 +124,8 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
             recipe to start from.
         cache (`str` or `os.PathLike`, *optional*): Folder for everything measured. A search that was killed goes on
             from there.
-        keep_logits (`bool`, defaults to `False`): Whether the logits, which are large, stay in the `cache` when the search
-            has ended. A search there for one more vector then runs no known vector alone again.
+        keep_logits (`bool`, defaults to `False`): Whether the logits, which are large, stay in the `cache` when
+            the search has ended. A search there for one more vector then runs no known vector alone again.
         seed (`int`, defaults to 0): Seed of the split and of samplers.
         tokenizer (*optional*): By default that of the base.
         batch_size (`int`, defaults to 8): Windows in a forward pass; fewer where their logits take more than 512 MiB.

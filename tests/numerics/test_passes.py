@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,18 @@ def test_models_are_the_same(
     assert all(torch.equal(found[name], compiled[name]) for name in compiled)
     said = [record for record in caplog.records if "numba cannot be loaded" in record.getMessage()]
     assert len(said) == (dtype != "float32" or kind != "lowrank")
+
+
+def test_threads_that_begin_together_say_it_once(without_numba: None, caplog: pytest.LogCaptureFixture) -> None:
+    start = threading.Barrier(8)
+
+    def ask(_: int) -> object:
+        start.wait()
+        return passes.kernels()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [None] * 8
+    assert len(caplog.records) == 1
 
 
 def test_extraction_and_export_are_the_same(

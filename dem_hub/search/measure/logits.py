@@ -25,8 +25,8 @@ from dem_hub.search.measure.statistics import SummedStatistics
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Bytes of an element: int32 for the tokens of a shortlist, float32 for their logits at the center, float16 for what each
-# vector adds.
+# Bytes of an element: int32 for the tokens of a shortlist, float32 for their logits at the center, float16 for what
+# each vector adds.
 TOKEN_BYTES = 4
 CENTER_BYTES = 4
 MOVE_BYTES = 2

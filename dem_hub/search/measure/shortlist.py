@@ -1,8 +1,9 @@
 """The shortlist of a place: the tokens of a large vocabulary whose logits are kept there.
 
 It has the token that came, the likeliest others, and tokens that are drawn from the rest. Each of those that are drawn
-stands for an equal part of the rest's probability. So sums over the shortlist have no bias, and the probability of the
-rest as a whole is exact: at the center, and after each move by itself.
+stands for an equal part of the rest's probability. So sums over a shortlist are close to those over the vocabulary
+(benchmarks/README.md, `shortlist.py`), and the probability of the rest as a whole is exact: at the center, and after
+each move by itself.
 
 Source: systematic sampling with probabilities in proportion to size (Madow, 1949). It needs no random numbers.
 """
