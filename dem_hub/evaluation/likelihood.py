@@ -117,8 +117,20 @@ def pieces(window: int, logits: Tensor, targets: Tensor) -> Iterator[Scored]:
 
 
 def vocabulary_of(model: "PreTrainedModel") -> int:
-    """Return the number of logits that a model answers for a token."""
-    return int(model.config.get_text_config().vocab_size)
+    """Return the number of logits that a model answers for a token.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If neither the model's configuration nor its output layer says it.
+    """
+    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    if size is None:  # a model's own code may call it otherwise
+        size = getattr(model.get_output_embeddings(), "out_features", None)
+    if size is None:
+        raise ConfigError(
+            f"{type(model).__name__} does not say how many tokens its vocabulary has. Give its configuration a "
+            "'vocab_size', or let its get_output_embeddings() return its output layer."
+        )
+    return int(size)
 
 
 def batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[int]]:

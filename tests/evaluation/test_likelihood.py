@@ -134,3 +134,33 @@ def test_a_masked_language_model_has_no_likelihood() -> None:
     }
     with pytest.raises(ConfigError, match="The model is a BertForMaskedLM, and a masked language model sees"):
         likelihood(t.BertForMaskedLM(t.BertConfig(**sizes)), [[1, 2, 3]])
+
+
+def own_model(output_is_named: bool) -> Any:
+    """Return a language model of its own code, whose configuration has another word for its vocabulary."""
+    import transformers as t
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class Bigrams(t.PreTrainedModel):
+        config_class = t.PretrainedConfig
+
+        def __init__(self, config: t.PretrainedConfig) -> None:
+            super().__init__(config)
+            self.embedding = torch.nn.Embedding(config.n_tokens, 8)
+            self.output = torch.nn.Linear(8, config.n_tokens)
+
+        def get_output_embeddings(self) -> torch.nn.Module | None:
+            return self.output if output_is_named else None
+
+        def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
+            return CausalLMOutput(logits=self.output(self.embedding(input_ids)))
+
+    torch.manual_seed(0)
+    return Bigrams(t.PretrainedConfig(n_tokens=64)).eval()
+
+
+def test_a_vocabulary_of_another_name() -> None:
+    model, rows = own_model(output_is_named=True), windows(2, 9, 5)
+    assert totals(model, rows).tolist() == pytest.approx(one_by_one(model, rows), rel=1e-5)
+    with pytest.raises(ConfigError, match="Bigrams does not say how many tokens its vocabulary has"):
+        totals(own_model(output_is_named=False), rows)
