@@ -1,11 +1,19 @@
 """`dem-hub demo`: the whole pipeline on a small real model."""
 
 import logging
-import sys
 from pathlib import Path
 
 from dem_hub.cli.arguments import OUTPUT
 from dem_hub.cli.command import PATH, command, option
+from dem_hub.hub.report import wrapped
+
+
+class Wrapping(logging.Formatter):
+    """Messages alone, with lines that end between words."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message."""
+        return wrapped(super().format(record))
 
 
 @command("demo", examples=["dem-hub demo", "dem-hub demo -o /tmp/demo"])
@@ -27,6 +35,8 @@ def demo(*, output: str) -> None:
     from dem_hub.demo.run import run_demo
 
     # Other libraries warn of what they do without; nothing of it matters here, and it looks as if something was wrong.
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(Wrapping())
+    logging.basicConfig(handlers=[handler], level=logging.ERROR)
     logging.getLogger("dem_hub").setLevel(logging.INFO)
     print(run_demo(Path(output)))

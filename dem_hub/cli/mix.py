@@ -90,7 +90,12 @@ def mix(
     from dem_hub.mixer.page import launch, require_gradio
 
     require_gradio()  # before the model is loaded
-    print(printable(f"Opening the mixer of {model}: the model is loaded, and then its page."), file=sys.stderr)
+    print(
+        printable(
+            f"Opening the mixer of {model}: first the model is loaded, and then the page opens. Its address follows."
+        ),
+        file=sys.stderr,
+    )
     from dem_hub.evaluation.columns import select_columns
     from dem_hub.hub.references import VectorSource
     from dem_hub.mixer.opening import Measuring, open_mixer

@@ -8,6 +8,8 @@ the file alone is enough.
 
 import importlib.util
 import logging
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from dem_hub.checkpoints.writer import system_errors
@@ -83,16 +85,17 @@ def prepare_base(folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    logger.info("Base model: unpacking %s", gguf.name)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    for mark in _QUANTIZATION_MARKS:
-        vars(model).pop(mark, None)
-    vars(model.config).pop("quantization_config", None)
-    with atomic_folder(folder) as temporary, system_errors():
-        model.bfloat16().save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    logger.info("Base model: unpacking %s, which takes up to a minute", gguf.name)
+    with redirect_stderr(StringIO()):  # three bars of other libraries, in their own words
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        for mark in _QUANTIZATION_MARKS:
+            vars(model).pop(mark, None)
+        vars(model.config).pop("quantization_config", None)
+        with atomic_folder(folder) as temporary, system_errors():
+            model.bfloat16().save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
     logger.info("Base model: saved in %s", folder)
     return folder

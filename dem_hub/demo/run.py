@@ -25,6 +25,7 @@ from dem_hub.errors import MissingDependencyError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import PERPLEXITY_PLOT
 from dem_hub.merging.config import DEMConfig
+from dem_hub.search.held_out import DEM, UNIFORM
 from dem_hub.search.points import Point, all_at, alone, each_alone
 from dem_hub.vectors.vector import DistributionVector
 
@@ -46,10 +47,6 @@ TOKENS = 1_400
 
 # Tokens of a document that are read, from its beginning. The demo's texts are cut into pieces of about 400.
 WINDOW = 256
-
-# Names of two models in the table.
-UNIFORM = "uniform average"
-CHOSEN = "DEM"
 
 
 @dataclass(frozen=True)
@@ -80,8 +77,8 @@ def run_demo(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     stages = Stages(len(FINE_TUNES) + 4)
     logger.info(
-        "Three short fine-tunes of SmolLM2-135M-Instruct, each on one kind of text (%s), become one model. It takes "
-        "about eight minutes on two idle CPU cores. What is finished stays in '%s', and is not made again.",
+        "Three short fine-tunes of SmolLM2-135M-Instruct, each on one kind of text (%s), become one model.\n"
+        "It takes about eight minutes on two idle CPU cores. What is finished stays in '%s', and is not made again.",
         ", ".join(FINE_TUNES),
         folder,
     )
@@ -91,6 +88,7 @@ def run_demo(folder: Path) -> str:
         with stages.next("the texts"):
             distributions = load_distributions(tuple(FINE_TUNES))
             write_distributions(distributions, folder / "texts")
+            logger.info("Texts: saved in %s", folder / "texts")
         return combine(base, distributions, folder, stages)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -179,10 +177,13 @@ def _make_vector(base: Path, distribution: Distribution, folder: Path) -> Path:
     fine_tune, learning_rate = FINE_TUNES[distribution.name]
     fine_tune(base, distribution.train, finetuned, learning_rate=learning_rate)
     if fine_tune is train_lora:
+        logger.info("Vector: a LoRA adapter is one as it is, and needs no extraction")
         vector = DistributionVector.from_pretrained(finetuned)
     else:
+        logger.info("Vector: extracting what the fine-tune changed in the base")
         vector = DistributionVector.extract(base, finetuned)
     vector.save_pretrained(target)
+    logger.info("Vector: saved in %s", target)
     return target
 
 
@@ -209,6 +210,7 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
         path.parent.mkdir(exist_ok=True)
         write_text(path, "".join(json.dumps({"input_ids": ids}) + "\n" for ids in windows), shared=True)
 
+    logger.info("The models of the table are compared on test text, so nothing was held out of the validation text.")
     model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(folders, 0.0), dtype=torch.float32)
     searched = {trial.coefficients: trial.losses for trial in result.trials}
     rows = []
@@ -225,15 +227,13 @@ def _searched(folder: Path, name: str) -> Path:
 
 
 def _compared_points(names: Sequence[str], chosen: Point) -> dict[str, Point]:
-    """Return the coefficients of each model in the table: the base, each vector alone, their average, and what was
-    chosen.
-    """
+    """Return the coefficients of each model in the table: the base, each vector alone, 1/N, and what was chosen."""
     count = len(names)
     points = {"base": all_at(0.0, count)}
     for name, point in zip(names, each_alone(count), strict=True):
         points[alone(name)] = point
     points[UNIFORM] = all_at(1 / count, count)
-    points[CHOSEN] = chosen
+    points[DEM] = chosen
     return points
 
 
@@ -287,17 +287,20 @@ def _mean(losses: Mapping[str, float]) -> float:
 
 def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vectors: Mapping[str, Path]) -> str:
     """Return the table, the recipe as a formula, the gains on test text, a sample, and where everything is."""
-    by_name = {row.model: row for row in rows}
-    chosen = by_name[CHOSEN]
+    base, *_, average, chosen = rows
     lines = _table(rows)
 
     terms = [f"+ {value:.3f} * {name}" for name, value in zip(vectors, chosen.coefficients, strict=True)]
-    lines += ["", f"DEM = base {' '.join(terms)}"]
-    for other in ("base", UNIFORM):
-        gain = _mean(by_name[other].test) - _mean(chosen.test)
-        lines.append(f"Mean log-perplexity on test text, {other} minus DEM: {gain:+.4f}")
+    lines += [
+        "",
+        f"{DEM}: the coefficients that the search found, base {' '.join(terms)}",
+        f"{UNIFORM}: the coefficient {1 / len(vectors):.3f} for each vector",
+    ]
+    for other in (base, average):
+        gain = _mean(other.test) - _mean(chosen.test)
+        lines.append(f"Mean log-perplexity on test text, {other.model} minus {DEM}: {gain:+.4f}")
 
-    lines += ["", "A sample of it, continuing a test document:", sample, ""]
+    lines += ["", "A test document, and after >>> what the DEM writes next:", sample, ""]
     recipe = DEMConfig.from_pretrained(folder / "recipe")
     lines.append(f"Recipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)")
     lines.append(f"Picture  {picture}")
@@ -325,7 +328,9 @@ def _table(rows: Sequence[Row]) -> list[str]:
     width = max(len(row.model) for row in rows)
     names = "".join(f"{name:>12}" for name in rows[0].validation)
     lines = [
-        "Perplexity on validation text (mean: log-perplexity, nats per token), and the mean on test text",
+        f"Perplexity on validation text of {', '.join(rows[0].validation)}; lower is better.",
+        "mean: their mean log-perplexity, in nats per token. test: the same on test text, on which nothing was chosen.",
+        "",
         f"{'':{width}}{names}{'mean':>10}{'test':>10}",
     ]
     for row in rows:

@@ -53,6 +53,14 @@ _SHORTEST = 200
 _PROBLEMS = 3_000
 _TASKS = 1_500
 
+# What a group of each distribution is, at the beginning of a sentence.
+_GROUPS = {
+    "gsm": "Each problem template",
+    "code": "Each module of Python's library",
+    "reference": "Each section of Python's reference",
+    "tasks": "Each problem",
+}
+
 # Every generated question ends with this instruction, which is no part of the problem.
 _GSM_SUFFIX = " Give the result as your final answer. Do not include units."
 
@@ -159,10 +167,10 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
         random.shuffle(texts)
         sides.append(texts)
     logger.info(
-        "%s: %d documents to train on, %d for validation and %d for test, from %d groups that are never divided",
+        "%s: %d documents to train on, %d for validation and %d for test. %s lies wholly in one of the three.",
         name,
         *map(len, sides),
-        len(names),
+        _GROUPS.get(name, "A group"),
     )
     return Distribution(name, *sides)
 

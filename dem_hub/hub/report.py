@@ -5,6 +5,9 @@ be text of others, and is made harmless in both.
 """
 
 import html
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,6 +97,15 @@ class Report:
             else:
                 texts += [f"<p>{_escape(line)}</p>" for line in part]
         return f'<div class="{_CLASSES}">{"".join(texts)}</div>'
+
+
+def wrapped(text: str) -> str:
+    """Return a message with lines that end between words, where stderr is a terminal, which ends them anywhere."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(map(wrapper.fill, text.split("\n")))
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

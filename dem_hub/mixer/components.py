@@ -4,7 +4,9 @@ import html
 from typing import Any
 
 from dem_hub.mixer.mixer import Mixer
+from dem_hub.mixer.presets import RECIPE
 from dem_hub.mixer.view import STEP, slider_range
+from dem_hub.search.held_out import DEM, UNIFORM
 
 # Vectors that can be added while the page is open. A page of Gradio has all its sliders from the beginning.
 _SPARE = 8
@@ -27,6 +29,7 @@ table.losses { width: 100%; border: none; border-collapse: collapse; font-varian
 .losses th:first-child { text-align: left; }
 #table { overflow-x: auto; }
 @media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 11px; } }
+#status { min-height: 48px; }
 .losses tbody tr:last-child { font-weight: 600; }
 .losses .better { color: #0b7285; }
 .losses .worse { color: #c2410c; }
@@ -60,7 +63,9 @@ class Components:
     def __init__(self, gradio: Any, mixer: Mixer, *, is_owner: bool) -> None:
         self.gradio = gradio
         self.mixer = mixer
-        gradio.HTML(f"<h2>The mixer</h2><p>{_INTRODUCTION} <b>{html.escape(mixer.title)}</b>.</p>")
+        base = f"<b>{html.escape(mixer.title)}</b>, a {type(mixer.model).__name__}"
+        base += f" with {mixer.model.num_parameters() / 1e6:,.1f} million parameters"
+        gradio.HTML(f"<h2>The mixer</h2><p>{_INTRODUCTION} {base}.</p>")
         with gradio.Row():
             with gradio.Column(scale=5, min_width=340):
                 self._make_sliders()
@@ -83,7 +88,8 @@ class Components:
     def _make_sliders(self) -> None:
         gradio = self.gradio
         labels = [preset.label for preset in self.mixer.presets()]
-        info = "Coefficients with a name. Empty where the sliders stand elsewhere."
+        own = f"{DEM} has what the search found" if self.mixer.prediction else f"{RECIPE} has its own coefficients"
+        info = f"{own}, {UNIFORM} equal shares. Empty where the sliders stand at none of them."
         self.preset = gradio.Dropdown(labels, label="Preset", info=info, elem_id="preset")
         lowest, highest = slider_range(self.mixer)
         self.sliders = []
@@ -94,12 +100,12 @@ class Components:
         self.kept = gradio.CheckboxGroup(
             list(zip(names, range(len(names)), strict=True)),
             label="Vectors in the mixture",
-            info="One without a mark is put aside.",
+            info="One without a mark is put aside: its coefficient is 0.",
             type="value",
             elem_id="kept",
         )
         self.merge = gradio.Button(self._merge_label, variant="primary", elem_id="merge")
-        self.status = gradio.Markdown(elem_id="status")
+        self.status = gradio.Markdown("Nothing is merged yet.", elem_id="status")
 
     def _make_owners_part(self) -> None:
         gradio = self.gradio

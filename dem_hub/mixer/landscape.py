@@ -12,6 +12,7 @@ import torch
 
 from dem_hub.hub.foreign_text import printable
 from dem_hub.plotting.style import SEQUENTIAL
+from dem_hub.search.held_out import DEM
 from dem_hub.search.landscape import BANDS, Landscape
 from dem_hub.search.prediction import Prediction
 
@@ -27,7 +28,8 @@ _MARGIN = 52
 _RIGHT = 14
 _TOP = 30
 
-_LEGEND = "Red: your sliders. Large circle: what the search found. Small circles: its other trials."
+_LEGEND = f"Red: your sliders. Large circle: the {DEM} that the search found. Small circles: its other trials."
+_OTHERS = " The colors are with all other coefficients where their sliders stand; the circles may have others."
 
 Range = tuple[float, float]
 
@@ -55,7 +57,8 @@ def draw_landscape(
     parts.append(_text(_MARGIN, 18, title, "start"))
     size = f"0 0 {_MARGIN + _SIDE + _RIGHT} {_TOP + _SIDE + _MARGIN}"
     picture = f'<svg class="landscape" viewBox="{size}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
-    return f'<figure class="landscape">{picture}<figcaption class="legend">{_LEGEND}</figcaption></figure>'
+    legend = _LEGEND if len(point) == len(axes) else _LEGEND + _OTHERS
+    return f'<figure class="landscape">{picture}<figcaption class="legend">{legend}</figcaption></figure>'
 
 
 def _title(prediction: Prediction, landscape: Landscape) -> str:

@@ -1,4 +1,4 @@
-"""Coefficients that have a name: those that were found, equal shares, each vector alone, the best for the worst.
+"""Coefficients that have a name: those that were found (DEM), equal shares, each vector alone, the best for the worst.
 
 A visitor may have put vectors aside: a preset has 0 for these. Where a search kept quadratics, its own presets are
 solved again without them. Otherwise the other coefficients stay as they are.
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from dem_hub.merging.coefficients import Coefficient, level
 from dem_hub.search.cross_loss import BASE
-from dem_hub.search.held_out import FOUND, UNIFORM
+from dem_hub.search.held_out import DEM, UNIFORM
 from dem_hub.search.points import alone
 from dem_hub.search.prediction import Prediction
 
 RECIPE = "recipe"
-WORST = "best for the worst"
+WORST = "best for the worst distribution"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def presets(
     if prediction is None:
         by_label[RECIPE] = recipe
     else:
-        by_label[FOUND] = prediction.best(aside) if aside & recipe.keys() else recipe
+        by_label[DEM] = prediction.best(aside) if aside & recipe.keys() else recipe
         if len(prediction.model.parts) > 1:
             by_label[WORST] = prediction.best(aside, "worst")
     if used:

@@ -16,6 +16,10 @@ _SCORE = "score"
 _HEAD = ("base", "expected", "may be off by", "measured")
 _NOTHING = "-"
 _MARKS = "▼ is lower than the base, ▲ higher."
+_EXPECTED = (
+    "Expected: worked out from what the search measured, for its validation data. May be off by: judged by how far that "
+    "is off at the search's other trials. Measured: after a merge, on the data of --data."
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,10 @@ def _legend(rows: Sequence[LossRow]) -> str:
             way = f"{printable(row.label)}: {row.score.better} is better."
         if way not in ways:
             ways.append(way)
-    return " ".join([*ways, _MARKS])
+    legend = [*ways, _MARKS]
+    if any(row.expected is not None for row in rows):
+        legend.append(_EXPECTED)
+    return " ".join(legend)
 
 
 def _number(value: float | None) -> str:

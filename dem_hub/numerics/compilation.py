@@ -1,9 +1,10 @@
-"""Passes that numba compiles when they are first called, once for an installation, with a bar if it takes long."""
+"""Passes that numba compiles when they are first called, once for an installation, with a line if it takes long."""
 
 import glob
 import hashlib
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ import numba
 from dem_hub.numerics.garbage import collections_paused
 
 logger = logging.getLogger(__name__)
+
+# Seconds until it is said what takes so long.
+_PATIENCE = 1.0
 
 # Compilations share numba's cache, and the other threads of a merge wait for the first.
 _ONE_AT_A_TIME = threading.Lock()
@@ -39,7 +43,7 @@ class CompiledPass:
         if self._compiled is None:
             with _ONE_AT_A_TIME:
                 if self._compiled is None:
-                    with _bar(self.function.__name__):
+                    with _announced(self.function.__name__):
                         self._compiled = _compile(self.function, self.signature)
         return self._compiled(*arguments)
 
@@ -50,20 +54,23 @@ def compiled(signature: Any) -> Callable[[Callable[..., Any]], CompiledPass]:
 
 
 @contextmanager
-def _bar(name: str) -> Iterator[None]:
-    """Show that something is compiled, if it takes longer than a second."""
-    from huggingface_hub.utils import tqdm
+def _announced(name: str) -> Iterator[None]:
+    """Say that something is compiled, if it takes longer than a second."""
+    timer = threading.Timer(_PATIENCE, _say, [f"Compiling {name}, once for this installation ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
-    with tqdm(total=1, desc=f"Compiling {name}, once for this installation", unit="pass", delay=1) as bar:
-        # A bar is drawn when something is done, and here that is the end.
-        timer = threading.Timer(1, bar.refresh)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-        bar.update()
+
+def _say(text: str) -> None:
+    """Say a line on stderr, above the bars that are drawn there."""
+    from huggingface_hub.utils import are_progress_bars_disabled, tqdm
+
+    if not are_progress_bars_disabled():
+        tqdm.write(text, file=sys.stderr)
 
 
 def _compile(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:

@@ -61,7 +61,7 @@ def draw_coefficients(
                 color=colors.result,
                 elinewidth=2,
                 capsize=4,
-                label="found" if row == 0 else None,
+                label="DEM" if row == 0 else None,
             )
             axes.annotate(
                 number(estimate.value),

@@ -71,7 +71,7 @@ def draw_landscape(  # noqa: PLR0913  all but one are named
             _draw_doubt(field, surface)
         for points, mark, size, name in (
             (trials, "o", 6, "trial"),
-            ([found], "D", 10, "found"),
+            ([found], "D", 10, "DEM"),
         ):
             across, up = zip(*points, strict=True) if points else ((), ())
             field.plot(across, up, mark, color="#ffffff", mec="#000000", ms=size, label=name, clip_on=False)

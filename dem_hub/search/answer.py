@@ -45,7 +45,7 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         searched_windows = problem.loss_evaluator.data.values()
         if len(missing) == len(searched_windows) and all(len(windows) > 1 for windows in searched_windows):
             reason = "nothing was held out"
-        note = f"Not accepted on held-out data: {reason}. The search's word is all."
+        note = f"Not compared with baselines on held-out data: {reason}. What was found is returned as it is."
         return Answer(problem.best, notes=(note,))
 
     problem.progress.expect_rest(held_out_evaluator.tokens_run)

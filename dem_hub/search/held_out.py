@@ -28,6 +28,10 @@ UNIFORM = "1/N"
 COMMON = "common"
 BEFORE = "before"
 
+# What people read in the place of labels that say too little to whoever sees them for the first time.
+DEM = "DEM"
+IN_WORDS = {FOUND: DEM, COMMON: "best common coefficient", BEFORE: "earlier result"}
+
 # Tokens of text that count as one independent token, since the tokens of a document are alike. On a model of 0.12
 # million parameters the excess loss of fitted coefficients was at most 1.7 times that of independent tokens on text
 # of one kind, and 7 to 18 times on text of several kinds.

@@ -25,7 +25,7 @@ from dem_hub.plotting import (
     save_all,
 )
 from dem_hub.search.front import front
-from dem_hub.search.held_out import FOUND, UNIFORM, Acceptance, Contender, baseline_points
+from dem_hub.search.held_out import DEM, FOUND, UNIFORM, Acceptance, Contender, baseline_points
 from dem_hub.search.landscape import Landscape
 from dem_hub.search.per_group import ONE
 from dem_hub.search.points import all_at
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 PictureKind = Literal["losses", "coefficients", "landscape", "front", "trials"]
 
 # Labels of models.
-_DEM = "DEM"
-_BY_GROUP = "DEM by group"
+_BY_GROUP = f"{DEM} by group"
 _REGMEAN = "RegMean"
 
 # Standard errors to either side that hold 95 %.
@@ -97,13 +96,13 @@ def _losses(result: "SearchResult", theme: Theme) -> "Picture":
     points = baseline_points(list(result.plain.coefficients), None)
     values = {trial.coefficients: trial for trial in result.trials}
     rows = {short(label): values[point] for label, point in points.items() if point in values}
-    rows[_DEM] = result.best
+    rows[DEM] = result.best
     if result.score is not None:
         score = result.score
         panels = {score.name: {label: Estimate(score.own(trial.value)) for label, trial in rows.items()}}
         return draw_losses(
             panels,
-            chosen=_DEM,
+            chosen=DEM,
             title=f"{score.name} of the models",
             quantity=f"{score.name} ({score.better} is better)",
             higher_is_better=score.higher_is_better,
@@ -116,7 +115,7 @@ def _losses(result: "SearchResult", theme: Theme) -> "Picture":
         panels[name] = {label: Estimate(trial.losses[name]) for label, trial in rows.items()}
     return draw_losses(
         panels,
-        chosen=_DEM,
+        chosen=DEM,
         title="Loss on the data of the search",
         quantity=_NATS,
         note="nothing held out",
@@ -139,7 +138,7 @@ def _held_out(result: "SearchResult", acceptance: Acceptance, short: Labels, the
     if any(each.has_interval for panel in panels.values() for each in panel.values()):
         note = f"intervals: difference from the DEM ± {times:.2f} standard errors"
     return draw_losses(
-        panels, chosen=chosen, reference=_DEM, title="Loss on held-out data", quantity=_NATS, note=note, theme=theme
+        panels, chosen=chosen, reference=DEM, title="Loss on held-out data", quantity=_NATS, note=note, theme=theme
     )
 
 
@@ -149,8 +148,8 @@ def _contenders(result: "SearchResult", acceptance: Acceptance, short: Labels) -
     for label, contender in acceptance.contenders.items():
         if label != FOUND:
             rows[short(label)] = contender
-    rows[_DEM] = acceptance.contenders[FOUND]
-    chosen = _DEM if acceptance.is_found else short(acceptance.chosen)
+    rows[DEM] = acceptance.contenders[FOUND]
+    chosen = DEM if acceptance.is_found else short(acceptance.chosen)
     later: dict[str, Contender] = {}
     if result.refinement is not None:
         compared = result.refinement.acceptance.contenders
@@ -184,7 +183,8 @@ def _coefficients(result: "SearchResult", theme: Theme) -> "Picture":
     if result.acceptance is not None and not result.acceptance.is_found:
         # The intervals are around the minimum of the losses, and this is where it is.
         point = result.acceptance.contenders[FOUND].coefficients
-        others[f"returned ({result.acceptance.chosen})"] = result.best.coefficients
+        label = Labels(list(result.plain.coefficients))(result.acceptance.chosen)
+        others[f"returned ({label})"] = result.best.coefficients
     if len(names) > 1:
         others[UNIFORM] = all_at(1 / len(names), len(names))
     errors: Sequence[float | None] = [None] * len(names)

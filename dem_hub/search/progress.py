@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dem_hub.evaluation import processes
 from dem_hub.hub.foreign_text import printable
+from dem_hub.hub.report import wrapped
 from dem_hub.search.points import alone, each_alone
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Progress:
         elif _is_notebook():
             self._bar.write(text)
         else:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(wrapped(text), file=sys.stderr)
 
     def expect(self, passes: float) -> None:
         """Say what the search will cost, the first time; and set the end of the bar that many passes ahead."""

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 from dem_hub.hub.report import Report, Table
 from dem_hub.merging.short_names import short_names
 from dem_hub.search.cross_loss import BASE, Cell, CrossLoss
-from dem_hub.search.held_out import BEFORE, COMMON, FOUND, Acceptance, baseline_points
+from dem_hub.search.held_out import FOUND, IN_WORDS, Acceptance, baseline_points
 from dem_hub.search.measure.score_evaluator import Score
 from dem_hub.search.points import alone, split_label
 
 if TYPE_CHECKING:
     from dem_hub.search.result import SearchResult
-
-# The labels in files are short, and say too little to whoever sees them for the first time.
-_IN_WORDS = {COMMON: "best common coefficient", BEFORE: "earlier result"}
 
 _NEXT = ('Next: result.save_pretrained("my-dem"), then DEMModel.from_pretrained("my-dem").',)
 
@@ -55,8 +52,8 @@ class Labels:
 
     def __call__(self, label: str) -> str:
         name, rest = split_label(label)
-        if not rest and label in _IN_WORDS:
-            return _IN_WORDS[label]
+        if not rest and label in IN_WORDS:
+            return IN_WORDS[label]
         return self.by_name.get(name, name) + rest
 
     def of_group(self, coordinate: str) -> str:
@@ -97,7 +94,7 @@ def _searched(result: "SearchResult", table: CrossLoss, short: Labels) -> Table:
     found = {trial.coefficients: trial.losses for trial in result.trials}.get(point)
     rows: list[tuple[str, ...]] = []
     if found is not None:
-        rows.append((FOUND, *(f"{found[name]:.4f}" for name in names)))
+        rows.append((short(FOUND), *(f"{found[name]:.4f}" for name in names)))
     for model, cells in table.cells.items():
         label = model if model == BASE else alone(model)
         rows.append((short(label), *(_with_error(cells[name]) for name in names)))
@@ -118,7 +115,7 @@ def _held_out(acceptance: Acceptance, names: tuple[str, ...], objective: str, sh
         if label != FOUND:
             difference = f"{contender.difference:+.4f} ({contender.error:.4f})"
         rows.append((short(label), *losses, f"{contender.value:.4f}", difference))
-    return Table(("held-out loss", *names, objective, f"minus {FOUND} (standard error)"), rows)
+    return Table(("held-out loss", *names, objective, f"minus {short(FOUND)} (standard error)"), rows)
 
 
 def _cost(result: "SearchResult") -> str:
@@ -150,6 +147,6 @@ def _verdicts(result: "SearchResult", short: Labels) -> list[str]:
         lines.append(result.refinement.note())
     if result.regmean is not None:
         lines.append(result.regmean.note())
-        plain = ", ".join(f"{value:+.4f} * {short(name)}" for name, value in result.plain.coefficients.items())
+        plain = ", ".join(f"{value:+.4f} * {short.by_name[name]}" for name, value in result.plain.coefficients.items())
         lines.append(f"The plain DEM: {plain}")
     return lines

@@ -9,11 +9,12 @@ import pytest
 
 from dem_hub import DEMConfig, DEMModel, SearchResult
 from dem_hub.demo import run
-from dem_hub.demo.run import CHOSEN, FINE_TUNES, UNIFORM, Stages, combine, run_demo
+from dem_hub.demo.run import FINE_TUNES, Stages, combine, run_demo
 from dem_hub.demo.texts import Distribution
 from dem_hub.errors import MissingDependencyError
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.evaluation.reader import Reader
+from dem_hub.search.held_out import DEM, UNIFORM
 from tests.support.tiny_models import Zoo
 
 
@@ -36,9 +37,9 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
     report = combine(base, distributions, tmp_path, Stages(5))
 
     rows = {row["model"]: row for row in json.loads((tmp_path / "table.json").read_text())}
-    assert list(rows) == ["base", *(f"{name} alone" for name in FINE_TUNES), UNIFORM, CHOSEN]
+    assert list(rows) == ["base", *(f"{name} alone" for name in FINE_TUNES), UNIFORM, DEM]
     means = {name: sum(row["validation"].values()) / len(FINE_TUNES) for name, row in rows.items()}
-    assert means[CHOSEN] == min(means.values())
+    assert means[DEM] == min(means.values())
     assert all(name in report for name in (*rows, str(tmp_path / "recipe"), "perplexity.png"))
     assert (tmp_path / "perplexity.png").read_bytes().startswith(b"\x89PNG")
 
@@ -49,13 +50,13 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
     from transformers import AutoTokenizer
 
     recipe = DEMConfig.from_pretrained(tmp_path / "recipe")
-    assert tuple(recipe.coefficients.values()) == tuple(rows[CHOSEN]["coefficients"])
+    assert tuple(recipe.coefficients.values()) == tuple(rows[DEM]["coefficients"])
     model = DEMModel.from_pretrained(tmp_path / "recipe", dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "recipe")
     for side in ("validation", "test"):
         windows = {item.name: Reader(lambda: tokenizer, 256).windows(getattr(item, side)) for item in distributions}
         fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
-        assert fresh == pytest.approx(rows[CHOSEN][side], abs=1e-5)
+        assert fresh == pytest.approx(rows[DEM][side], abs=1e-5)
 
     # The mixer measures on what was searched on, as the report says.
     shown = shlex.split(report.partition(" mix ")[2].replace("\\\n", " "))
@@ -64,7 +65,7 @@ def test_the_whole_job(zoo: Zoo, distributions: list[Distribution], tmp_path: Pa
     data = dict(argument.split("=", 1) for argument in shown[2::2])
     windows = {name: Reader(lambda: tokenizer, 1024).windows(path) for name, path in data.items()}
     fresh = {name: score.loss for name, score in evaluate(model, windows).items()}
-    assert fresh == pytest.approx(rows[CHOSEN]["validation"], abs=1e-5)
+    assert fresh == pytest.approx(rows[DEM]["validation"], abs=1e-5)
 
 
 def test_all_missing_packages_are_named_before_anything_is_made(

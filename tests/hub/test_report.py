@@ -11,7 +11,7 @@ from dem_hub.checkpoints.opening import open_base
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
-from dem_hub.hub.report import Report, Table
+from dem_hub.hub.report import Report, Table, wrapped
 from dem_hub.vectors.comparison import compare
 from tests.support.tiny_models import Zoo
 
@@ -61,3 +61,12 @@ def test_notebooks_show_tables(things: dict[str, tuple[Any, list[str]]]) -> None
         root = ElementTree.fromstring(thing._repr_html_())
         cells = [cell.text for cell in root.iter() if cell.tag in ("td", "th")]
         assert set(expected) <= set(cells)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_lines_for_a_terminal_end_between_words(monkeypatch: pytest.MonkeyPatch, is_terminal: bool) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", "24")
+    text = "\nOne sentence of a message.\nA-path/that-is-longer-than-a-line.json"
+    broken = "\nOne sentence of a\nmessage.\nA-path/that-is-longer-than-a-line.json"
+    assert wrapped(text) == (broken if is_terminal else text)

@@ -75,7 +75,7 @@ def test_a_visit(browser: Any, serving: Served, result: SearchResult) -> None:  
     tab = open_tab(browser, serving, requests)
     first = next(iter(result.coefficients.values()))
     assert float(tab.input_value("#vector-0 input[type=number]")) == pytest.approx(first, abs=5e-4)
-    assert read(tab, "note").startswith("found: ")
+    assert read(tab, "note").startswith("DEM: ")
 
     # A slider moves the expected losses, the landscape and the words, and nothing is merged for it.
     table, mark = read(tab, "table"), marked(tab)

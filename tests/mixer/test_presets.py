@@ -45,14 +45,14 @@ def test_a_slider_shows_the_mean_of_groups() -> None:
 def test_of_a_search(mixer: Mixer, result: SearchResult) -> None:
     """The search's own are those of `reweight`, without what is put aside."""
     found = by_label(mixer.presets())
-    assert found["found"] == tuple(result.coefficients.values())
-    assert found["best for the worst"] == tuple(result.reweight("worst").coefficients.values())
+    assert found["DEM"] == tuple(result.coefficients.values())
+    assert found["best for the worst distribution"] == tuple(result.reweight("worst").coefficients.values())
     prediction = Prediction.of(result)
     assert prediction is not None
     without = by_label(mixer.presets([1]))
     down = list(result.coefficients)[1]
-    assert without["found"] == tuple(result.reweight(without=[down]).coefficients.values())
-    assert without["best for the worst"][1] == 0
+    assert without["DEM"] == tuple(result.reweight(without=[down]).coefficients.values())
+    assert without["best for the worst distribution"][1] == 0
 
 
 def test_they_are_worked_out_once(mixer: Mixer) -> None:

@@ -15,6 +15,7 @@ import torch
 from dem_hub import DEMModel, SearchResult, search_coefficients
 from dem_hub.mixer.mixer import Mixer
 from dem_hub.mixer.opening import Measuring, open_mixer
+from dem_hub.mixer.presets import WORST
 from dem_hub.mixer.tables import LossRow, loss_table
 from dem_hub.mixer.view import STEP, Tab, mixture_at, slider_range, text_of, view_of
 from dem_hub.search.prediction import Expected
@@ -43,7 +44,7 @@ def test_sliders_within_a_step_of_a_preset_are_the_preset(mixer: Mixer, result: 
     found = tuple(result.coefficients.values())
     rounded = tuple(round(value / STEP) * STEP for value in found)
     assert mixture_at(mixer, Tab(rounded)).coefficients == found
-    assert mixture_at(mixer, Tab(rounded)).label == "found"
+    assert mixture_at(mixer, Tab(rounded)).label == "DEM"
     moved = (rounded[0] + STEP, *rounded[1:])
     assert mixture_at(mixer, Tab(moved)).coefficients == moved
     assert mixture_at(mixer, Tab(moved)).label is None
@@ -185,7 +186,7 @@ def test_a_score_has_its_own_name_and_sign(
     found = search_coefficients(counters.base, vectors, score=fitness, direction=direction, max_forward=14)
     found.save_pretrained(tmp_path / "found")
     mixer = open_mixer(str(tmp_path / "found"), output=tmp_path, dtype="float32")
-    assert "best for the worst" not in [preset.label for preset in mixer.presets()]
+    assert WORST not in [preset.label for preset in mixer.presets()]
     best = tuple(found.coefficients.values())
     own = {}
     for name, point in {"base": mixer.base, "found": best}.items():

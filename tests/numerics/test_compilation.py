@@ -1,5 +1,6 @@
 """How passes are compiled, and kept; what the passes of `kernels` compute is tested with `rounding`."""
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ import numba
 import numpy as np
 import pytest
 from numba import float64, void
+from tqdm import tqdm
 
-from dem_hub.numerics.compilation import CompiledPass, _compile
+from dem_hub.numerics import compilation
+from dem_hub.numerics.compilation import CompiledPass, _announced, _compile, _say
 
 
 def test_compiles_where_nothing_can_be_kept() -> None:
@@ -83,3 +86,30 @@ def test_threads_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatch) -> No
 def add_one(total):  # type: ignore[no-untyped-def]
     for place in range(len(total)):
         total[place] += 1.0
+
+
+@pytest.mark.parametrize(("patience", "said"), [(0.0, True), (60.0, False)])
+def test_a_long_compilation_is_announced(monkeypatch: pytest.MonkeyPatch, patience: float, said: bool) -> None:
+    texts: list[str] = []
+    done = threading.Event()
+
+    def say(text: str) -> None:
+        texts.append(text)
+        done.set()
+
+    monkeypatch.setattr(compilation, "_PATIENCE", patience)
+    monkeypatch.setattr(compilation, "_say", say)
+    with _announced("add_one"):
+        done.wait(10 if said else 0.01)
+    assert texts == (["Compiling add_one, once for this installation ..."] if said else [])
+
+
+def test_what_is_said_stands_alone_among_bars(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils.are_progress_bars_disabled", lambda: False)
+    with tqdm(total=2, desc="Loading weights") as bar:
+        _say("Compiling add_one")
+        bar.update(2)
+    captured = capsys.readouterr().err
+    assert "Compiling add_one" in re.split("[\r\n]", captured)

@@ -30,7 +30,7 @@ def test_printed(result: SearchResult) -> None:
         [name, f"{value:+.4f}"] for name, value in zip(names, result.coefficients.values(), strict=True)
     ]
     rows = [re.split("  +", line) for line in table[1:]]
-    assert [row[0] for row in rows] == ["found", "base", *(f"{name} alone" for name in names)]
+    assert [row[0] for row in rows] == ["DEM", "base", *(f"{name} alone" for name in names)]
     assert rows[0][1:] == [f"{loss:.4f}" for loss in result.best.losses.values()]
     assert result.table is not None
     for line, cells in zip(table[2:], result.table.cells.values(), strict=True):
@@ -44,7 +44,7 @@ def test_printed(result: SearchResult) -> None:
         for name in [next(iter(result.coefficients))]
     ]
     # Whoever sees the table for the first time knows no labels of files.
-    labels = [{"common": "best common coefficient"}.get(label, label) for label in labels]
+    labels = [{"found": "DEM", "common": "best common coefficient"}.get(label, label) for label in labels]
     assert [re.split("  +", line)[0] for line in held_out[1:]] == labels
     for line, contender in zip(held_out[1:], result.acceptance.contenders.values(), strict=True):
         assert all(f"{loss:.4f}" in line for loss in [*contender.losses.values(), contender.value])

@@ -85,7 +85,7 @@ def test_a_score_is_shown_as_it_is(counters: Counters, tmp_path: Path, direction
         lines = str(result).splitlines()
         assert [line.split() for line in lines[5:10]] == [
             ["model", "doubled"],
-            ["found", f"{best:g}"],
+            ["DEM", f"{best:g}"],
             ["base", "0"],
             ["up", "alone", "2"],
             ["1/N", "2"],

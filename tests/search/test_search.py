@@ -173,7 +173,10 @@ def test_packing_shares_windows_and_no_documents(search: Callable[..., SearchRes
 
 def test_nothing_held_out(unchecked: SearchResult) -> None:
     assert (unchecked.acceptance, unchecked.num_forward_held_out) == (None, 0.0)
-    assert "Not accepted on held-out data: nothing was held out. The search's word is all." in unchecked.notes
+    assert (
+        "Not compared with baselines on held-out data: nothing was held out. What was found is returned as it is."
+        in unchecked.notes
+    )
 
 
 def test_few_tokens_are_warned_about(result: SearchResult, search: Callable[..., SearchResult]) -> None:
