@@ -164,6 +164,7 @@ def combine(base: Path, distributions: Sequence[Distribution], folder: Path, sta
     draw_perplexities(perplexities, "Perplexity on test text").savefig(picture)
     with stages.next("a sample of what the merged model writes"):
         sample = _sample(folder / "recipe", distributions[0])
+    logger.info("")  # the report is a part of its own
     return _report(rows, sample, folder, picture, vectors)
 
 
@@ -302,7 +303,7 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
 
     lines += ["", "A test document, and after >>> what the DEM writes next:", sample, ""]
     recipe = DEMConfig.from_pretrained(folder / "recipe")
-    lines.append(f"Recipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors, {recipe.rounding} rounding)")
+    lines.append(f"Recipe   {folder / 'recipe'}  ({len(recipe.vectors)} vectors and their coefficients)")
     lines.append(f"Picture  {picture}")
     lines.append(f'Load it  DEMModel.from_pretrained("{folder / "recipe"}")')
     lines.append("Mix it, on a page with a slider for each vector (needs pip install 'dem-hub[mixer]'):")

@@ -29,6 +29,8 @@ table.losses { width: 100%; border: none; border-collapse: collapse; font-varian
 .losses th:first-child { text-align: left; }
 #table { overflow-x: auto; }
 @media (max-width: 640px) { .losses th, .losses td { padding: 3px; font-size: 11px; } }
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--color-accent); }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--color-accent); }
 #status { min-height: 48px; }
 .losses tbody tr:last-child { font-weight: 600; }
 .losses .better { color: #0b7285; }

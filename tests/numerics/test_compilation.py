@@ -113,3 +113,9 @@ def test_what_is_said_stands_alone_among_bars(
         bar.update(2)
     captured = capsys.readouterr().err
     assert "Compiling add_one" in re.split("[\r\n]", captured)
+
+
+def test_bars_that_begin_while_something_is_compiled_have_the_first_line() -> None:
+    """One on the second line would leave what it drew there behind."""
+    with _announced("add_one"), tqdm(total=2) as bar:
+        assert bar.pos == 0
