@@ -203,6 +203,10 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
     validation = {item.name: _windows(tokenizer, item.validation) for item in distributions}
     test = {item.name: _windows(tokenizer, item.test) for item in distributions}
     folders = [str(path) for path in vectors.values()]
+    logger.info(
+        "The first %s tokens of each validation and test text are read: few, so that two cores are done in minutes.",
+        f"{TOKENS:,}",
+    )
     # Nothing needs to be held out of the validation text: the test text is.
     result = search_coefficients(base, folders, validation, held_out=0)
     result.save_pretrained(folder / "recipe", exist_ok=True)
@@ -211,7 +215,7 @@ def _search(base: Path, vectors: Mapping[str, Path], distributions: Sequence[Dis
         path.parent.mkdir(exist_ok=True)
         write_text(path, "".join(json.dumps({"input_ids": ids}) + "\n" for ids in windows), shared=True)
 
-    logger.info("The models of the table are compared on test text, so nothing was held out of the validation text.")
+    logger.info("Measuring the models of the table on test text")
     model = DEMModel.from_pretrained(base, vectors=dict.fromkeys(folders, 0.0), dtype=torch.float32)
     searched = {trial.coefficients: trial.losses for trial in result.trials}
     rows = []

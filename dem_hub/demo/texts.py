@@ -53,12 +53,12 @@ _SHORTEST = 200
 _PROBLEMS = 3_000
 _TASKS = 1_500
 
-# What a group of each distribution is, at the beginning of a sentence.
+# What a group of each distribution is.
 _GROUPS = {
-    "gsm": "Each problem template",
-    "code": "Each module of Python's library",
-    "reference": "Each section of Python's reference",
-    "tasks": "Each problem",
+    "gsm": "problem template",
+    "code": "module of Python's library",
+    "reference": "section of Python's reference",
+    "tasks": "problem",
 }
 
 # Every generated question ends with this instruction, which is no part of the problem.
@@ -167,10 +167,10 @@ def split_by_group(name: str, documents: Iterable[tuple[str, str]], *, seed: int
         random.shuffle(texts)
         sides.append(texts)
     logger.info(
-        "%s: %d documents to train on, %d for validation and %d for test. %s lies wholly in one of the three.",
+        "%s: %d documents to train on, %d for validation, %d for test; no %s is in two of these",
         name,
         *map(len, sides),
-        _GROUPS.get(name, "A group"),
+        _GROUPS.get(name, "group"),
     )
     return Distribution(name, *sides)
 

@@ -14,7 +14,7 @@ _SPARE = 8
 CHAT = "chat"
 COMPLETION = "completion"
 PRIVATE = "private"
-INCLUDE = "with the vectors that are on this machine only"
+INCLUDE = "with the vectors that are only on this machine"
 
 _INTRODUCTION = (
     "A mixture is the base, plus each vector times its coefficient. Move the sliders, and read what to expect of the "

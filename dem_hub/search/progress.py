@@ -127,9 +127,9 @@ class Progress:
 
     def slopes(self, passes: int = 1) -> None:
         """Name the measurement of slopes; `passes` is what a forward pass counts, with the backward pass after it."""
-        step = "slopes at the first guess" if not self._slopes else f"slopes after step {self._slopes}"
+        place = f"after step {self._slopes}" if self._slopes else "at the first guess"
         self._slopes += 1
-        self.step(step)
+        self.step(f"slopes of the losses {place}")
         self._passes = passes
 
     def best(self, text: str) -> None:

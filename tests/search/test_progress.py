@@ -100,7 +100,7 @@ def test_lines_in_a_log_file(
         "over 80 held-out tokens. Logits take "
     )
     steps = [line.partition(":")[0] for line in lines[1:]]
-    for step in ("base on up", "up alone on down", "down alone on down", "slopes at the first guess", "mixture 1 on held-out up",
+    for step in ("base on up", "up alone on down", "down alone on down", "slopes of the losses at the first guess", "mixture 1 on held-out up",
                  "base on held-out up"):  # fmt: skip
         assert step in steps, steps
     assert " s a pass" in lines[-1]

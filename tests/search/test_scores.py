@@ -44,7 +44,7 @@ def test_any_score(counters: Counters, direction: str) -> None:
     assert found.method == "quadratic"
     assert list(found.coefficients.values()) == pytest.approx([0.5, 0.5], abs=1e-2)
     assert found.num_forward <= 25 + 1
-    assert found.notes[0].startswith("auto: quadratic, for a score")
+    assert found.notes[0].startswith("method auto: quadratic, for a score")
 
 
 def test_nothing_that_is_finite(counters: Counters) -> None:

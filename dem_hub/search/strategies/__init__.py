@@ -83,5 +83,5 @@ def _choose_automatically(count: int, *, is_score: bool) -> tuple[Strategy, str]
 def _choose_by_count(measured: str, count: int, limit: int, up_to: str, beyond: str) -> tuple[Strategy, str]:
     """Return one strategy for up to `limit` coefficients and another beyond, and the reason."""
     if count <= limit:
-        return STRATEGIES[up_to](), f"auto: {up_to}, for {measured} with at most {limit} coefficients."
-    return STRATEGIES[beyond](), f"auto: {beyond}, for {measured} with more than {limit} coefficients."
+        return STRATEGIES[up_to](), f"method auto: {up_to}, for {measured} with at most {limit} coefficients."
+    return STRATEGIES[beyond](), f"method auto: {beyond}, for {measured} with more than {limit} coefficients."

@@ -108,7 +108,7 @@ def test_names(name: str) -> None:
 def test_auto_says_what_it_chose(count: int, score: bool, name: str) -> None:
     strategy, reason = choose("auto", count, is_score=score)
     assert strategy.name == name
-    assert reason.startswith(f"auto: {name}, for {'a score' if score else 'losses'} with ")
+    assert reason.startswith(f"method auto: {name}, for {'a score' if score else 'losses'} with ")
 
 
 def test_no_such_method() -> None:
