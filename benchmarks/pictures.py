@@ -57,7 +57,8 @@ def main() -> None:
         for theme in get_args(Theme):
             for kind in picture_kinds(searched):
                 result = counted if kind == "losses" else searched
-                result.plot(kind, arguments.images / f"{kind}-{theme}.svg", theme=theme)
+                axes = ("code", "reference") if kind == "front" else None
+                result.plot(kind, arguments.images / f"{kind}-{theme}.svg", axes=axes, theme=theme)
             comparison.plot(arguments.images / f"cosines-{theme}.svg", theme=theme)
             vectors["gsm"].plot(arguments.images / f"norms-{theme}.svg", base=base, theme=theme)
 

@@ -107,7 +107,7 @@ class Components:
             elem_id="kept",
         )
         self.merge = gradio.Button(self._merge_label, variant="primary", elem_id="merge")
-        self.status = gradio.Markdown("Nothing is merged yet.", elem_id="status")
+        self.status = gradio.Markdown(self._merge_hint, elem_id="status")
 
     def _make_owners_part(self) -> None:
         gradio = self.gradio
@@ -178,3 +178,8 @@ class Components:
     @property
     def _merge_label(self) -> str:
         return "Merge and measure" if self.mixer.opening.data else "Merge"
+
+    @property
+    def _merge_hint(self) -> str:
+        text = "Merges where the sliders stand"
+        return f"{text}, and measures on the data of --data." if self.mixer.opening.data else f"{text}."

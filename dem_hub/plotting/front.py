@@ -51,7 +51,7 @@ def draw_front(  # noqa: PLR0913  all but two are named
             axes.plot(*zip(*sure, strict=True), "-", color=colors.result, label="best mixtures, expected")
         if trials:
             axes.plot(*zip(*trials, strict=True), "o", color=colors.rival, label="trial, measured")
-        axes.plot(*found, "D", color=colors.result, mec=colors.text, ms=10, label="found, measured")
+        axes.plot(*found, "D", color=colors.result, mec=colors.text, ms=10, label="DEM, measured")
         for name, point in marks.items():
             axes.annotate(label(name, 20), point, (7, 5), textcoords="offset points", fontsize=SMALL)
         axes.set_xlabel(f"loss on {label(distributions[0])}, nats a token")

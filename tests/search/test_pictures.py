@@ -141,7 +141,7 @@ def test_front(result: SearchResult) -> None:
     drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
     assert drawn["best mixtures, rough"] == [point.losses for point in points]
     assert drawn["trial, measured"] == [(trial.losses["up"], trial.losses["down"]) for trial in result.trials]
-    assert drawn["found, measured"] == [(result.best.losses["up"], result.best.losses["down"])]
+    assert drawn["DEM, measured"] == [(result.best.losses["up"], result.best.losses["down"])]
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
