@@ -23,6 +23,7 @@ from dem_hub.merging.merged_base import MergedTensors
 from dem_hub.models.planned import PlannedModel
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.passes import expect_work
+from dem_hub.numerics.products import Product
 from dem_hub.numerics.rounding import is_compiled, round_into
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.threads import most_held, one_core
@@ -219,7 +220,7 @@ def _seconds_per_element(rank: int) -> float:
             total = base
             if not is_compiled(base.dtype, result.dtype, base.device):
                 total = base.double()
-            round_into(result, total, (left, right), noise)
+            round_into(result, total, Product.of(left, right), noise)
             taken.append(time.perf_counter() - start)
     return min(taken) / math.prod(_TIMED_SHAPE)
 

@@ -36,6 +36,7 @@ from dem_hub.models.attached import AttachedRecipe
 from dem_hub.models.places import Places
 from dem_hub.models.vocabulary import set_vocabulary
 from dem_hub.numerics.devices import cpu_by_default
+from dem_hub.numerics.garbage import collections_paused
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -124,7 +125,9 @@ class DEMModel:
 
         ```
         """
-        with hashing_again(verify):
+        # A load makes enough objects for a look through all that torch and transformers have, which takes a third of a
+        # second, and leaves next to nothing that only this would free.
+        with hashing_again(verify), collections_paused():
             model: MergedModel = load(
                 None,
                 name_or_path,

@@ -15,6 +15,7 @@ from torch import Tensor
 from dem_hub.numerics.buffers import scratch
 from dem_hub.numerics.noise import MARGIN, Noise, random_bits
 from dem_hub.numerics.passes import kernels
+from dem_hub.numerics.products import Block, Product
 from dem_hub.numerics.slices import Index
 
 # Elements that are rounded at a time on an accelerator, to bound its memory: 256 MiB for each int32 temporary. Chosen
@@ -70,14 +71,13 @@ def is_compiled(source: torch.dtype, target: torch.dtype, device: torch.device) 
     return device.type == "cpu" and (source, target) in _PASSES and kernels() is not None
 
 
-def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise | None) -> bool:
-    """Round `total`, or total + left @ right, into a contiguous tensor.
+def round_into(result: Tensor, total: Tensor, product: Product | None, noise: Noise | None) -> bool:
+    """Round `total`, or total + product, into a contiguous tensor.
 
     Args:
-        result (`Tensor`): takes the rounded sum.
-        total (`Tensor`): the sum without the product of the factors. It is overwritten, unless a compiled pass rounds
-            it.
-        factors (`tuple[Tensor, Tensor]`, *optional*): left (R, K) and right (K, C).
+        result (`Tensor`): takes the rounded sum, (R, C).
+        total (`Tensor`): the sum without the product. It is overwritten, unless a compiled pass rounds it.
+        product ([`Product`], *optional*): what is added, (R, C).
         noise ([`Noise`], *optional*): the random bits of the stochastic rounding; without them, the sum is rounded to
             nearest.
 
@@ -90,17 +90,14 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
     if result.dtype.itemsize == 2:
         largest *= 1 + DELTA_ERROR
     if noise is not None and is_compiled(torch.float64, result.dtype, total.device):
-        if factors is not None:
-            left, right = factors
-            if left.dtype == torch.float32 and round_compiled(result, total, factors, noise) <= largest:
-                return True
-            # The left factor is not in float32. Or the bound on the product's error is out of range, and the sum
-            # itself perhaps is not.
-            total = total.double().addmm(left.double(), right.double())
-        return round_compiled(result, total, None, noise) <= largest
-    if factors is not None:
-        left, right = factors
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+        if product is None:
+            return round_compiled(result, total, None, noise) <= largest
+        # Where the bound on the product's error is out of range, the sum itself perhaps is not.
+        if product.is_bounded and round_compiled(result, total, product, noise) <= largest:
+            return True
+        return round_compiled(result, product.added_to(total.double()), None, noise) <= largest
+    if product is not None:
+        total = product.added_to(total)
     low, high = torch.aminmax(total)
     if noise is not None and result.dtype in (torch.bfloat16, torch.float16):
         round_by_torch(result, total, noise)
@@ -109,27 +106,29 @@ def round_into(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | N
     return bool(max(-low, high) <= largest)  # false for NaN
 
 
-def round_compiled(result: Tensor, total: Tensor, factors: tuple[Tensor, Tensor] | None, noise: Noise) -> float:
-    """Round stochastically on the CPU, in one compiled pass. The left factor is float32.
+def round_compiled(result: Tensor, total: Tensor, product: Product | None, noise: Noise) -> float:
+    """Round stochastically on the CPU, in compiled passes. The product has a bound on its error.
 
     Returns:
-        `float`: the largest magnitude in the sum, or NaN. With factors it is an upper bound of the magnitude, by the
+        `float`: the largest magnitude in the sum, or NaN. With a product it is an upper bound of the magnitude, by the
             bound on the error.
     """
-    rows = len(noise.rows)
+    count = len(noise.rows)
     width = noise.columns.stop - noise.columns.start
     if not is_compiled(total.dtype, result.dtype, total.device):
         total = scratch("wide", tuple(total.shape), torch.float64, total.device).copy_(total)
     compiled = getattr(kernels(), _PASSES[total.dtype, result.dtype])
-    if factors is None:
-        nothing = torch.empty(0, dtype=torch.float32, device="cpu")
-        factors = (nothing.view(rows, 0), nothing.view(0, width))
-    left, right = factors
-    arrays = [
-        _to_numpy(tensor.contiguous()) for tensor in (total.reshape(rows, width), left, right.double(), noise.rows)
-    ]
     low, high = (numpy.uint32(word & 0xFFFFFFFF) for word in noise.state)
-    return float(compiled(*arrays, low, high, noise.columns.start, _to_numpy(result.view(rows, width))))
+    sums, rounded = total.reshape(count, width).contiguous(), result.view(count, width)
+    blocks = product.blocks() if product is not None else [Block.of_nothing(count, width)]
+    largest = []
+    for block in blocks:
+        base = _to_numpy(sums[block.rows])
+        parts = block.values, block.left, block.columns, block.row_norms, block.column_errors
+        change = tuple(_to_numpy(part) for part in parts)
+        bits = (_to_numpy(noise.rows[block.rows]), low, high, noise.columns.start)
+        largest.append(compiled(base, change, bits, _to_numpy(rounded[block.rows])))
+    return float(numpy.max(largest))  # NaN if one of them is
 
 
 def _to_numpy(tensor: Tensor) -> Any:

@@ -17,6 +17,7 @@ from dem_hub.cli import main
 from dem_hub.merging import lazy
 from dem_hub.numerics import passes, rounding
 from dem_hub.numerics.noise import Noise
+from dem_hub.numerics.products import Product
 from dem_hub.numerics.rounding import round_into
 from dem_hub.numerics.slices import full_index
 from tests.support.tiny_models import Models, Zoo
@@ -40,7 +41,7 @@ def rounded(dtype: torch.dtype, *, factors: bool) -> torch.Tensor:
     total = torch.randn(shape, generator=generator, dtype=torch.float64)
     product = None
     if factors:
-        product = (torch.randn(37, 5, generator=generator), torch.randn(5, 301, generator=generator))
+        product = Product.of(torch.randn(37, 5, generator=generator), torch.randn(5, 301, generator=generator))
     result = torch.empty(shape, dtype=dtype)
     noise = Noise.of(3, "weight", full_index(shape), shape, torch.device("cpu"))
     assert round_into(result, total, product, noise)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dem_hub.numerics import rounding
 from dem_hub.numerics.noise import MARGIN, Noise
+from dem_hub.numerics.products import Product
 from dem_hub.numerics.rounding import round_by_torch, round_compiled, round_into, round_to
 from dem_hub.numerics.slices import Index, full_index, index_shape, row_blocks
 from tests.support.tiny_models import neighbors
@@ -139,7 +140,7 @@ def test_a_product_is_part_of_the_sum(dtype: torch.dtype, start: str, rank: int,
     total = base.double() + left @ right
     noise = Noise.of(0, "weight", index, (20, 300), base.device)
     result, expected = (torch.empty(base.shape, dtype=dtype) for _ in range(2))
-    assert round_into(result, base.clone(), (left.float(), right), noise)
+    assert round_into(result, base.clone(), Product.of(left.float(), right), noise)
     round_by_torch(expected, total, noise)
     assert torch.equal(result, expected)
 
@@ -180,7 +181,7 @@ def test_a_product_rounds_as_in_float64(
     result, expected = (torch.empty(base.shape, dtype=dtype) for _ in range(2))
     if not doubled:
         left = left.float()
-    assert round_into(result, base.clone(), (left, right), noise)
+    assert round_into(result, base.clone(), Product.of(left, right), noise)
     round_by_torch(expected, base + left.double() @ right, noise)
     assert torch.equal(result.view(torch.int16), expected.view(torch.int16))
 
@@ -195,7 +196,7 @@ def test_tells_factors_that_lead_out_of_the_range(
     factors = torch.full((5, 3), 9.0, dtype=left), torch.full((3, 300), 9.0, dtype=torch.float64)
     factors[side][1, 2] = value
     noise = Noise.of(0, "weight", (slice(0, 5), slice(0, 300)), (5, 300), factors[0].device)
-    assert not round_into(torch.empty(5, 300, dtype=dtype), torch.ones(5, 300).to(dtype), factors, noise)
+    assert not round_into(torch.empty(5, 300, dtype=dtype), torch.ones(5, 300).to(dtype), Product.of(*factors), noise)
 
 
 @each_half
@@ -208,7 +209,7 @@ def test_the_error_of_a_product_refuses_nothing(dtype: torch.dtype) -> None:
         torch.tensor([1e4, -1e4]).double().repeat(32)[:, None].expand(64, 4),
     )  # whose product is 0
     result, noise = torch.empty(4, 4, dtype=dtype), Noise.of(0, "weight", full_index((4, 4)), (4, 4), base.device)
-    assert round_into(result, base, factors, noise)
+    assert round_into(result, base, Product.of(*factors), noise)
     assert torch.equal(result.double(), base)
 
 

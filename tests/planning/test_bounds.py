@@ -33,11 +33,10 @@ def test_a_forward_pass_takes_no_more(zoo: Zoo, family: str, dtype: torch.dtype)
     assert bound / 3 <= allocations.most <= bound
 
 
-def round_without_values(result: Any, total: Any, factors: Any, noise: Any) -> bool:
+def round_without_values(result: Any, total: Any, product: Any, noise: Any) -> bool:
     """Sum and round as `round_into` does, without a look at the result, which has no values here."""
-    if factors is not None:
-        left, right = factors
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+    if product is not None:
+        product.added_to(total)
     result.copy_(total)
     return True
 
