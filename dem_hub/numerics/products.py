@@ -121,7 +121,7 @@ class Product:
         count = max(1, _BLOCK // max(1, right.values.shape[1]))
         for start in range(0, len(self.left), count):
             rows = slice(start, start + count)
-            left = self.left[rows]
+            left = self.left[rows].contiguous()
             yield Block(rows, _multiply(left, right.narrow), left, right.columns, row_norms[rows], column_errors)
 
     def _column_errors(self) -> Tensor:
