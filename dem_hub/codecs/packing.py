@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dem_hub.checkpoints.lazy import LazyTensor
 from dem_hub.codecs.layout import Part
+from dem_hub.numerics.buffers import decoded_memory, scratch
 from dem_hub.numerics.slices import Index
 
 # Columns that share a scale: the group of QLoRA and of `nf4`. A multiple of 8, so that a group begins at a whole byte.
@@ -89,7 +90,11 @@ def look_up(packed: Tensor, bits: int, table: Tensor) -> Tensor:
     if of_bytes.shape[1] == 2:
         # torch gathers single numbers faster than pairs.
         of_bytes = of_bytes.view(torch.int64)
-    gathered = of_bytes.squeeze(1).index_select(0, packed.reshape(-1).int())
+    of_bytes = of_bytes.squeeze(1)
+    # A merge decodes block after block. New memory for each took the system as long as the look-up.
+    gathered = decoded_memory((packed.numel(), *of_bytes.shape[1:]), of_bytes.dtype, packed.device)
+    places = scratch("bytes to look up", (packed.numel(),), torch.int32, packed.device).copy_(packed.reshape(-1))
+    torch.index_select(of_bytes, 0, places, out=gathered)
     return gathered.view(torch.float32).view(shape)
 
 

@@ -30,7 +30,7 @@ from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.dequantized_base import DequantizedTensors
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
-from dem_hub.numerics.buffers import new_memory, scratch
+from dem_hub.numerics.buffers import new_memory, reusing_memory, scratch
 from dem_hub.numerics.noise import Noise
 from dem_hub.numerics.norms import is_finite
 from dem_hub.numerics.passes import kernels, note_work
@@ -258,6 +258,7 @@ class Merge:
         new_rows = self._new_rows(name, block)
         self._checked(name, new_rows, out.copy_(new_rows))
 
+    @reusing_memory()
     def _sum(self, name: str, index: Index, out: Tensor) -> None:
         """Sum and round one block of rows into `out`, which has the shape of the block and is contiguous."""
         device = out.device

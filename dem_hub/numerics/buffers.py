@@ -10,7 +10,8 @@ import ctypes
 import math
 import mmap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -30,10 +31,13 @@ _LARGE = 1 << 23
 
 
 class _Kept(threading.local):
-    """One thread's buffers, by use and dtype."""
+    """One thread's buffers: by use and dtype, and one after the other."""
 
     def __init__(self) -> None:
         self.memory: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.in_turn: list[Tensor] = []
+        self.taken = 0  # of those in turn
+        self.is_reusing = False
 
 
 _kept = _Kept()
@@ -67,11 +71,51 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
         return torch.empty(shape, dtype=dtype, device=device)
     memory = _kept.memory.get((use, dtype))
     if memory is None or len(memory) < count:
-        # Memory that is made in inference mode could not be written to outside of it.
-        with torch.inference_mode(mode=False):
-            memory = torch.empty(count, dtype=dtype, device=device)
+        memory = _kept_memory(count, dtype)
         _kept.memory[use, dtype] = memory
     return memory[:count].view(shape)
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """Take what [`decoded_memory`] returns to this thread within from what earlier blocks had, and give it back at the end.
+
+    What was taken within is overwritten after it. It can be nested: a merge of a recipe's base is within that of the
+    recipe.
+    """
+    before, was_reusing = _kept.taken, _kept.is_reusing
+    _kept.is_reusing = True
+    try:
+        yield
+    finally:
+        _kept.taken, _kept.is_reusing = before, was_reusing
+
+
+def decoded_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory whose contents are undefined, valid to the end of [`reusing_memory`], or for good outside of it.
+
+    Args:
+        shape (`tuple[int, ...]`): the shape.
+        dtype (`torch.dtype`): the dtype.
+        device (`torch.device`): the device.
+    """
+    count = math.prod(shape)
+    if device.type != "cpu" or count > MAX_KEPT or not _kept.is_reusing:
+        return torch.empty(shape, dtype=dtype, device=device)
+    place = _kept.taken
+    _kept.taken += 1
+    if place == len(_kept.in_turn):
+        _kept.in_turn.append(_kept_memory(0, torch.uint8))
+    nbytes = count * dtype.itemsize
+    if len(_kept.in_turn[place]) < nbytes:
+        _kept.in_turn[place] = _kept_memory(nbytes, torch.uint8)
+    return _kept.in_turn[place][:nbytes].view(dtype).view(shape)
+
+
+def _kept_memory(count: int, dtype: torch.dtype) -> Tensor:
+    # Memory that is made in inference mode could not be written to outside of it.
+    with torch.inference_mode(mode=False):
+        return torch.empty(count, dtype=dtype, device="cpu")
 
 
 def new_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

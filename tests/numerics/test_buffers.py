@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.numerics import buffers
-from dem_hub.numerics.buffers import MAX_KEPT, new_memory, scratch
+from dem_hub.numerics.buffers import MAX_KEPT, decoded_memory, new_memory, reusing_memory, scratch
 
 CPU = torch.device("cpu")
 
@@ -80,3 +80,54 @@ def test_new_memory_is_that_of_torch(shape: tuple[int, ...]) -> None:
     memory = new_memory(shape, torch.float32, CPU)
     assert (memory.shape, memory.dtype, memory.is_contiguous()) == (shape, torch.float32, True)
     assert bool((memory.fill_(2) == 2).all())
+
+
+def test_each_call_within_a_block_gets_its_own_memory_and_the_next_block_the_same() -> None:
+    with reusing_memory():
+        first, second = (decoded_memory((4, 5), torch.float32, CPU) for _ in range(2))
+        assert address(first) != address(second)
+    with reusing_memory():
+        again = [
+            address(decoded_memory(shape, dtype, CPU))
+            for shape, dtype in [((3,), torch.int64), ((5, 4), torch.float32)]
+        ]
+    assert again == [address(first), address(second)]
+
+
+def test_a_block_within_a_block_leaves_the_outer_one_alone() -> None:
+    with reusing_memory():
+        outer = decoded_memory((4,), torch.float32, CPU)
+        with reusing_memory():
+            inner = decoded_memory((4,), torch.float32, CPU)
+        later = decoded_memory((4,), torch.float32, CPU)
+    assert address(outer) != address(inner) == address(later)
+
+
+def test_outside_of_blocks_and_after_an_error_memory_is_new() -> None:
+    def fail() -> None:
+        with reusing_memory():
+            decoded_memory((4,), torch.float32, CPU)
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    found = [decoded_memory((4,), torch.float32, CPU) for _ in range(3)]
+    assert len({address(memory) for memory in found}) == 3
+    with reusing_memory():
+        assert address(decoded_memory((4,), torch.float32, CPU)) not in map(address, found)
+
+
+def test_memory_of_a_block_can_be_written_outside_of_inference_mode() -> None:
+    with torch.inference_mode(), reusing_memory():
+        decoded_memory((1000,), torch.float32, CPU)
+    with reusing_memory():
+        decoded_memory((1000,), torch.float32, CPU).add_(1)
+
+
+def test_what_is_large_is_not_kept_in_blocks() -> None:
+    addresses = []
+    for _ in range(2):
+        with reusing_memory():
+            memory = decoded_memory((MAX_KEPT + 1,), torch.uint8, CPU)
+            addresses.append(memory)
+    assert address(addresses[0]) != address(addresses[1])
