@@ -298,7 +298,7 @@ def _report(rows: Sequence[Row], sample: str, folder: Path, picture: Path, vecto
     terms = [f"+ {value:.3f} * {name}" for name, value in zip(vectors, chosen.coefficients, strict=True)]
     lines += [
         "",
-        f"{DEM}: the coefficients that the search found, base {' '.join(terms)}",
+        f"{DEM} (distribution-edited model): the coefficients that the search found, base {' '.join(terms)}",
         f"{UNIFORM}: the coefficient {1 / len(vectors):.3f} for each vector",
     ]
     for other in (base, average):

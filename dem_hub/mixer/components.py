@@ -99,10 +99,13 @@ class Components:
             slider = gradio.Slider(lowest, highest, step=STEP, visible=False, buttons=[], elem_id=f"vector-{number}")
             self.sliders.append(slider)
         names = list(self.mixer.names.values())
+        info = "One without a mark is put aside: its coefficient is 0."
+        if self.mixer.prediction:
+            info += f" {DEM} is then what is best without it."
         self.kept = gradio.CheckboxGroup(
             list(zip(names, range(len(names)), strict=True)),
             label="Vectors in the mixture",
-            info="One without a mark is put aside: its coefficient is 0.",
+            info=info,
             type="value",
             elem_id="kept",
         )
@@ -120,13 +123,17 @@ class Components:
                 placeholder="other/their-dem",
                 elem_id="wanted",
             )
-            self.look_up = gradio.Button("See what it takes", elem_id="look-up")
+            self.look_up = gradio.Button("See how much memory it takes", elem_id="look-up")
             self.size = gradio.Markdown(elem_id="size")
             self.load = gradio.Button("Load it", visible=False, elem_id="load")
             # What the button loads: that whose size was said, whatever is typed meanwhile.
             self.looked_up = gradio.State("")
         with gradio.Accordion("Save or push the recipe", open=False):
-            self.name = gradio.Textbox(label="Name", placeholder="my-mixture", elem_id="name")
+            self.name = gradio.Textbox(
+                label="Name of a folder in that of -o, which is 'mixtures' by default",
+                placeholder="my-mixture",
+                elem_id="name",
+            )
             self.save = gradio.Button("Save", elem_id="save")
             self.repository = gradio.Textbox(label="Repository", placeholder="me/my-mixture", elem_id="repository")
             self.options = gradio.CheckboxGroup([PRIVATE, INCLUDE], value=[PRIVATE], show_label=False)

@@ -57,7 +57,7 @@ def _costs(session: Session, method: str) -> str:
         text += f", then some {passes} over {session.held_out.pass_size:,} held-out tokens"
     text += "."
     if method == "gauss_newton":
-        text += f" Logits take {format_size(evaluator.logit_size)} of memory"
+        text += f" Beside the model, logits take {format_size(evaluator.logit_size)} of memory"
         if session.cache.folder is not None:
             until = "" if session.cache.keep_logits else " until the search ends"
             text += f", and of the disk in '{session.cache.folder}'{until}"

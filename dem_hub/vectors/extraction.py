@@ -238,7 +238,7 @@ def _glance(pairs: Sequence[Pair], sides: _Sides) -> dict[str, Glance]:
     """Return a first look at every tensor that changed and is a delta, by the base's key."""
     vocabulary = vocabulary_size(sides.base.folder)
     glances = {}
-    for pair in _progress(pairs, "Looking"):
+    for pair in _progress(pairs, "Comparing"):
         if sides.is_replaced(pair.base_key):
             continue
         shape = sides.shape(pair)
