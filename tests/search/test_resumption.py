@@ -18,6 +18,7 @@ from tests.support.processes import run
 
 KILLED = """
 import json, os, signal, sys
+import torch
 from dem_hub import search_coefficients
 from dem_hub.search import Optuna
 from dem_hub.search.measure.loss_evaluator import LossEvaluator
@@ -28,6 +29,8 @@ def kill(number, trial):
 for method in request.pop("methods"):
     pid = os.fork()
     if not pid:
+        # A forked process makes torch's pool of threads anew. Two threads that do so at once can find none.
+        torch.set_num_threads(1)
         kept = os.path.join(request["cache"], method)
         search_coefficients(**{**request, "cache": kept}, method=Optuna("tpe") if method == "optuna" else method, callback=kill)
         os._exit(0)
