@@ -4,8 +4,8 @@
     python benchmarks/pictures.py dem-hub-demo docs/images
 
 They are of the demo's search and vectors. Only the losses are of a search of tiny fine-tunes that count, which takes a
-minute: it has held-out data and RegMean, and the demo's has not. Every picture is drawn for light and for dark pages, and has the same bytes whenever it is drawn from the
-same numbers with the same matplotlib.
+minute: it has held-out data and RegMean, and the demo's has not. Every picture is drawn for light and for dark pages,
+and has the same bytes whenever it is drawn from the same numbers with the same matplotlib.
 """
 
 import argparse

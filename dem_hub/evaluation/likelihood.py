@@ -143,7 +143,7 @@ def batches(windows: Sequence[Window], size: int, vocabulary: int) -> list[list[
     width = 0
     for place in order:
         length = len(windows[place].labels)
-        # Labels of a sequence-to-sequence model can be longer than those before, and leave room for fewer than there are.
+        # Labels of a sequence-to-sequence model can be longer than those before, and leave room for fewer windows.
         if not found or len(found[-1]) >= windows_at_once(size, max(width, length), vocabulary):
             found.append([])
             width = 0

@@ -353,7 +353,7 @@ class Merge:
 def block_memory(itemsize: int) -> int:
     """Return the most bytes that a block takes on the CPU, if it is merged into a dtype of `itemsize` bytes.
 
-    Low-rank deltas are never multiplied out in full, so their blocks take the result alone.
+    Low-rank deltas are multiplied out a few rows at a time, so their blocks take little more than the result.
     """
     return max(_DENSE_BYTES * BLOCK, itemsize * FACTORED_BLOCK)
 

@@ -125,9 +125,7 @@ class DEMModel:
 
         ```
         """
-        # A load makes enough objects for a look through all that torch and transformers have, which takes a third of a
-        # second, and leaves next to nothing that only this would free.
-        with hashing_again(verify), collections_paused():
+        with hashing_again(verify):
             model: MergedModel = load(
                 None,
                 name_or_path,
@@ -143,6 +141,9 @@ class DEMModel:
         return model
 
 
+# A load makes enough objects for a look through all that torch and transformers have, which takes a third of a second,
+# and leaves next to nothing that only this would free.
+@collections_paused()
 def load(
     wanted: "type[_BaseAutoModelClass] | type[PreTrainedModel] | None",
     name_or_path: str | os.PathLike[str],

@@ -78,10 +78,10 @@ def scratch(use: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
 
 @contextmanager
 def reusing_memory() -> Iterator[None]:
-    """Take what [`decoded_memory`] returns to this thread within from what earlier blocks had, and give it back at the end.
+    """Let [`decoded_memory`] return to this thread what it had in earlier blocks.
 
-    What was taken within is overwritten after it. It can be nested: a merge of a recipe's base is within that of the
-    recipe.
+    What it returns within the block is overwritten after it. Blocks can be nested: a recipe's base is merged within the
+    merge of the recipe.
     """
     before, was_reusing = _kept.taken, _kept.is_reusing
     _kept.is_reusing = True

@@ -183,7 +183,8 @@ _CHANGE = numba.types.Tuple(  # type: ignore[no-untyped-call]
     (float32[:, ::1], float32[:, ::1], float64[:, ::1], float32[::1], float32[::1])
 )
 
-# The random bits: rows, low, high and start. The first three are those of a `Noise`; `start` is the first column's number.
+# The random bits: rows, low, high and start. The first three are those of a `Noise`; `start` is the number of the first
+# column.
 _NOISE = numba.types.Tuple((uint32[::1], uint32, uint32, int64))  # type: ignore[no-untyped-call]
 
 

@@ -98,7 +98,7 @@ class Product:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether the product in float32 has a bound on its errors."""
+        """`True` if there is a bound on the errors of the product in float32."""
         if self.left.dtype != torch.float32 or not multiplies_in_float32():
             return False
         # NaN is not below anything.
@@ -179,7 +179,7 @@ def _multiply(left: Tensor, right: Tensor) -> Buffer:
 def multiplies_in_float32() -> bool:
     """Check that torch may not use fewer bits than float32's for products of matrices in float32.
 
-    A program can allow it, `torch.set_float32_matmul_precision("medium")`, and so can an environment variable of oneDNN.
+    A program can allow it, `torch.set_float32_matmul_precision("medium")`, and so can a variable of oneDNN.
     """
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     if matmul is None:  # torch before 2.9

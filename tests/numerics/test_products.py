@@ -78,7 +78,7 @@ WAYS = {
 
 @pytest.mark.parametrize("fewer_bits", WAYS.values(), ids=WAYS, indirect=True)
 def test_where_a_program_allows_fewer_bits_the_result_is_the_same(fewer_bits: None) -> None:
-    """As after `torch.set_float32_matmul_precision("medium")`, with which a processor may multiply in bfloat16."""
+    """A processor may then multiply in bfloat16."""
     assert not multiplies_in_float32()
     product = random_product(64, 48, 256, 1e-3)
     assert not product.is_bounded

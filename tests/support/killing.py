@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 # Python's audit events of a change of names. What is written into a file under a partial name is no change of those.
 CHANGES = frozenset({"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"})
 
@@ -17,6 +19,8 @@ def fork(action: Callable[[], object]) -> int:
     """Run something in a process of its own, which ends with 1 if it raises; return the process's number."""
     child = os.fork()
     if child == 0:
+        # torch makes its pool of threads anew in a forked process. Two threads that do so at once can find none.
+        torch.set_num_threads(torch.get_num_threads())
         status = 1
         try:
             action()
