@@ -18,7 +18,7 @@ from dem_hub.files.folders import MERGED, kind_of
 from dem_hub.files.names import MERGED_FILES, SAFETENSORS
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.hub.download import copy_side_files
-from dem_hub.hub.hashes import digest
+from dem_hub.hub.hashes import GrowingDigest
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar
@@ -125,13 +125,15 @@ def _write_weights(model: PlannedModel, work: PartialFolder) -> dict[str, str]:
     # The journal says how far the export came. If a file has become shorter since, all of them are written again.
     if not all(shard.holds(work.folder / shard.name, start - offset) for shard, offset in shards):
         start = 0
-    # A file is hashed while the next one is written, as long as the system still has it in memory.
+    # A file is hashed while it is written, as the system still has what was written in memory.
     hashes = {}
     with merging_bar(model.nbytes, start) as bar, ThreadPoolExecutor(max_workers=1) as pool:
         for shard, offset in shards:
+            file = work.folder / shard.name
+            growing = GrowingDigest(pool, file, shard.header)
             in_shard = min(max(0, start - offset), shard.nbytes)
-            for written in model.write(work.folder / shard.name, shard, in_shard):
+            for written in growing.follow(model.write(file, shard, in_shard)):
                 bar.update(offset + written - bar.n)
                 work.record(offset + written)
-            hashes[shard.name] = pool.submit(digest, work.folder / shard.name)
-    return {name: sha256.result() for name, sha256 in hashes.items()}
+            hashes[shard.name] = growing
+    return {name: growing.hexdigest() for name, growing in hashes.items()}

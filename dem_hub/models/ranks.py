@@ -6,6 +6,7 @@ each process writes depends on the recipe alone, so the files are those that one
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from dem_hub.checkpoints.writer import Shard
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.files.resumable import partial_path
-from dem_hub.hub.hashes import digest
+from dem_hub.hub.hashes import GrowingDigest
 from dem_hub.models.export import complete, export_folder
 from dem_hub.models.planned import PlannedModel, merging_bar
 
@@ -82,16 +83,18 @@ def _check_whole(model: PlannedModel, folder: Path) -> None:
 def _write(model: PlannedModel, folder: Path, shards: Sequence[Shard], *, is_shown: bool) -> dict[str, str]:
     """Write some files of the weights, with a bar if it is to be shown, and return their sha256."""
     hashes = {}
-    with merging_bar(sum(shard.nbytes for shard in shards)) as bar:
+    with merging_bar(sum(shard.nbytes for shard in shards)) as bar, ThreadPoolExecutor(max_workers=1) as pool:
         if not is_shown:
             bar.disable = True
         for shard in shards:
+            file = folder / shard.name
+            growing = GrowingDigest(pool, file, shard.header)
             done = 0
-            for written in model.write(folder / shard.name, shard):
+            for written in growing.follow(model.write(file, shard)):
                 bar.update(written - done)
                 done = written
-            hashes[shard.name] = digest(folder / shard.name)
-    return hashes
+            hashes[shard.name] = growing
+    return {name: growing.hexdigest() for name, growing in hashes.items()}
 
 
 @dataclass(frozen=True)
