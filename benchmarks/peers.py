@@ -1,8 +1,9 @@
 """dem_hub compared with mergekit, PEFT, a simple script, and plain reading and writing, on one machine.
 
 The inputs are one base, three fine-tunes and three LoRAs. Every run is a process of its own. The tools take turns,
-and medians count. Loading is timed inside the process, without imports; an export is timed as a whole process. The
-deviation is the share of elements of the result that are neither of the two bf16 values around the float64 sum.
+and medians count. Memory is that of a first run, which fills the page cache and is not timed. Loading is timed inside
+the process, without imports; an export is timed as a whole process. The deviation is the share of elements of the
+result that are neither of the two bf16 values around the float64 sum.
 
     python -m venv mergekit && mergekit/bin/pip install mergekit==0.1.5
     python benchmarks/peers.py --mergekit mergekit/bin/mergekit-yaml --folder peers         # 6 GB of disk; Linux
@@ -12,8 +13,9 @@ deviation is the share of elements of the result that are neither of the two bf1
 disk.
 
 Bars: loading takes at most 2.5 times as long as plain `from_pretrained` with every tensor read once in float32, and
-is 5 times as fast as PEFT; `auto` vectors of whole fine-tunes take at most twice as long as LoRAs. Export is 3 times as fast as mergekit on dense vectors and 10 times on LoRAs, and takes at
-most 1.5 times as long as reading all inputs and writing the output.
+is 5 times as fast as PEFT; `auto` vectors of whole fine-tunes take at most twice as long as LoRAs. Export is 3 times
+as fast as mergekit on dense vectors and 10 times on LoRAs, and takes at most 1.5 times as long as reading all inputs
+and writing the output.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -102,10 +105,11 @@ shutil.copyfile(base, Path(out) / "model.safetensors")
 
 @dataclass(frozen=True)
 class Row:
-    """One tool: its runs, and the seconds of each that count."""
+    """One tool: its runs, the seconds of each that count, and the peak private memory of one, in bytes."""
 
     runs: Sequence[Run]
     seconds: Sequence[float]
+    private: int
 
     @property
     def median(self) -> float:
@@ -116,7 +120,7 @@ class Row:
 def run_cold(command: Sequence[str | Path], folder: Path) -> Run:
     """Run a command with an empty page cache, until all output is on the disk."""
     forget_files()
-    found, start = run(command, folder), time.perf_counter()
+    found, start = run(command, folder, samples_memory=False), time.perf_counter()
     os.sync()
     return replace(found, wall=found.wall + time.perf_counter() - start)
 
@@ -125,18 +129,19 @@ def take_turns(
     commands: Mapping[str, Sequence[str | Path]], folder: Path, repeat: int, *, inside: bool, cold: bool = False
 ) -> dict[str, Row]:
     """Run the commands in turn, each as often as asked. With `inside`, the seconds that a command prints count."""
+    timed = run_cold if cold else partial(run, samples_memory=False)
     runs: dict[str, list[Run]] = {name: [] for name in commands}
     for turn in range(repeat + 1):
         for name, command in commands.items():
             shutil.rmtree(folder / "out", ignore_errors=True)
-            found = (run_cold if cold else run)(command, folder)
-            if turn:  # the first turn fills the page cache
-                runs[name].append(found)
+            found = timed(command, folder) if turn else run(command, folder)
+            runs[name].append(found)
             print(f"{name}: {found.wall:.1f} s", file=sys.stderr)
-    return {
-        name: Row(found, [float(one.output.split()[-1]) if inside else one.wall for one in found])
-        for name, found in runs.items()
-    }
+    rows = {}
+    for name, (first, *rest) in runs.items():
+        seconds = [float(one.output.split()[-1]) if inside else one.wall for one in rest]
+        rows[name] = Row(rest, seconds, first.private)
+    return rows
 
 
 def deviation(result: Path, base: Path, terms: Sequence[Checkpoint | Path]) -> float:
@@ -187,12 +192,10 @@ def show(title: str, rows: Mapping[str, Row], wrong: Mapping[str, float]) -> Non
         f"\n{title}\n\n| | seconds | times dem_hub's | CPU, s | private, MB | neither of the two nearest |\n|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
-        cpu, private = (
-            statistics.median(values) for values in zip(*((one.cpu, one.private) for one in row.runs), strict=True)
-        )
+        cpu = statistics.median(one.cpu for one in row.runs)
         share = f"{wrong[name]:.3%}" if name in wrong else ""
         print(
-            f"| {name} | {row.median:.2f} | {row.median / ours:.2f} | {cpu:.1f} | {private / 1e6:.0f} | {share} |",
+            f"| {name} | {row.median:.2f} | {row.median / ours:.2f} | {cpu:.1f} | {row.private / 1e6:.0f} | {share} |",
             flush=True,
         )
 

@@ -1,7 +1,8 @@
 """Measurements of a command: wall time, CPU time, and peak private memory.
 
 "Private" memory is RssAnon of the process and its children, sampled every 10 ms. No file backs it, so the system
-cannot take it back. Pages of memory-mapped checkpoints are not counted. Linux only.
+cannot take it back. Pages of memory-mapped checkpoints are not counted. Linux only. The samples take time of the cores
+that the command needs, so a run that is timed can be without.
 """
 
 import os
@@ -15,7 +16,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a command: seconds of wall time and CPU time, bytes of peak private memory, and its stdout."""
+    """One run of a command: seconds of wall time and CPU time, bytes of peak private memory (0 if it was not sampled),
+    and its stdout.
+    """
 
     wall: float
     cpu: float
@@ -23,7 +26,7 @@ class Run:
     output: str
 
 
-def run(command: Sequence[str | Path], scratch: Path) -> Run:
+def run(command: Sequence[str | Path], scratch: Path, *, samples_memory: bool = True) -> Run:
     """Run a command, quietly and offline, with its temporary files in `scratch`."""
     quiet = {
         "HF_HUB_OFFLINE": "1",
@@ -36,9 +39,10 @@ def run(command: Sequence[str | Path], scratch: Path) -> Run:
     with log.open("wb") as output, (scratch / "errors.txt").open("wb") as errors:
         process = subprocess.Popen(list(map(str, command)), env={**os.environ, **quiet}, stdout=output, stderr=errors)
         highest = 0
-        while process.poll() is None:
+        while samples_memory and process.poll() is None:
             highest = max(highest, private_memory(process.pid))
             time.sleep(0.01)
+        process.wait()
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode != 0:
         told = (scratch / "errors.txt").read_text("utf-8", "replace")[-2000:]
