@@ -23,9 +23,10 @@ from dem_hub.evaluation.windows import NOT_SCORED, Window, count_scored
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Scored tokens whose logits are put in float32 at a time: 50 MB over a vocabulary of 49,152. Chosen by hand, not
-# measured.
-_ROWS = 256
+# Bytes of scored tokens' logits that are worked on at a time, in float32: 85 tokens over a vocabulary of 49,152. glibc
+# gives memory of more than 32 MiB back when it is free, and the system prepares its pages anew each time. With 256 such
+# tokens a likelihood took twice as long, and a shortlist's logits three times (by hand, on two cores of a Xeon).
+_PIECE_BYTES = 16 << 20
 
 # Bytes of a batch's logits, in float32, beyond which it has fewer windows: 2,730 tokens over a vocabulary of 49,152.
 # Chosen by hand, not measured.
@@ -55,6 +56,7 @@ class Scored:
     """T scored tokens of one window.
 
     `window` is the number of the window. `logits`, (T, V), are float32, and `targets`, (T,), are the tokens that came.
+    The logits may be the model's own, and are not to be changed.
     """
 
     window: int
@@ -112,8 +114,19 @@ def pieces(window: int, logits: Tensor, targets: Tensor) -> Iterator[Scored]:
         logits (`torch.Tensor`): What the model answers at each place, (T, V) in any dtype.
         targets (`torch.Tensor`): The token that comes there, or `NOT_SCORED`; (T,), or shorter, on any device.
     """
-    for piece in torch.split((targets != NOT_SCORED).nonzero().squeeze(1), _ROWS):
-        yield Scored(window, logits[piece.to(logits.device)].float(), targets[piece].to(logits.device))
+    places = (targets != NOT_SCORED).nonzero().squeeze(1)
+    if not len(places):
+        return
+    for piece in torch.split(places, rows_at_once(logits.shape[1])):
+        yield Scored(window, _rows(logits, piece).float(), targets[piece].to(logits.device))
+
+
+def _rows(logits: Tensor, places: Tensor) -> Tensor:
+    """Return the logits at some places, in order: a view where they are next to each other, as mostly they are."""
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 == len(places):
+        return logits[first : last + 1]
+    return logits[places.to(logits.device)]
 
 
 def vocabulary_of(model: "PreTrainedModel") -> int:
@@ -158,6 +171,11 @@ def windows_at_once(size: int, length: int, vocabulary: int) -> int:
     They are `size`, or as many as have room for their logits, and at least one.
     """
     return max(1, min(size, PASS_LOGIT_BYTES // (4 * vocabulary * max(length, 1))))
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Return of how many tokens the logits are put in float32 at a time."""
+    return max(1, _PIECE_BYTES // (4 * vocabulary))
 
 
 def as_inputs(windows: Sequence[Window], device: torch.device) -> dict[str, Tensor]:

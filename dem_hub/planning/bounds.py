@@ -7,6 +7,7 @@ on a GPU.
 
 from dataclasses import dataclass
 
+from dem_hub.evaluation.likelihood import rows_at_once
 from dem_hub.merging.merge import DEVICE_BLOCK
 
 # Bytes that extracting and exporting may take beside their tensors: blocks of rows, file buffers, compiled code.
@@ -32,8 +33,7 @@ _BLOCK = 64
 # Bytes of the table that says what the 16 codes of a 4-bit weight mean.
 _CODES = 64
 
-# Scored tokens whose logits are float32 at a time, as in `dem_hub.evaluation.likelihood`, with their probabilities.
-_ROWS = 256
+# Copies of the logits that are in float32 at a time: themselves, their probabilities, and a temporary.
 _FLOAT_COPIES = 3
 
 
@@ -127,7 +127,8 @@ def pass_bytes(tokens: int, itemsize: int, shape: PassShape) -> int:
     states = 2 * itemsize * shape.hidden
     layer = itemsize * (2 * shape.hidden + 4 * shape.inner) + 3 * 4 * shape.hidden
     head = itemsize * shape.vocabulary
-    return tokens * (states + max(layer, head)) + _FLOAT_COPIES * 4 * _ROWS * shape.vocabulary
+    in_float = min(tokens, rows_at_once(shape.vocabulary))
+    return tokens * (states + max(layer, head)) + _FLOAT_COPIES * 4 * in_float * shape.vocabulary
 
 
 def cache_bytes(layers: int, heads: int, head_size: int, itemsize: int) -> int:

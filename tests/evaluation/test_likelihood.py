@@ -84,7 +84,7 @@ def test_no_batch_is_too_large(lengths: list[tuple[int, int]], size: int, tokens
 
 def test_more_tokens_than_a_piece(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = windows(120, 110, 100)
-    monkeypatch.setattr("dem_hub.evaluation.likelihood._ROWS", 7)
+    monkeypatch.setattr("dem_hub.evaluation.likelihood._PIECE_BYTES", 4 * 64 * 7)  # 7 tokens of a vocabulary of 64
     assert totals(model, rows, 3).tolist() == pytest.approx(one_by_one(model, rows), rel=1e-6)
 
 

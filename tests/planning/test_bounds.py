@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from dem_hub.evaluation import likelihood
 from dem_hub.evaluation.likelihood import totals
 from dem_hub.evaluation.windows import Window
 from dem_hub.merging import merge as merge_module
@@ -19,12 +20,16 @@ from tests.support.tiny_models import Zoo
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
-def test_a_forward_pass_takes_no_more(zoo: Zoo, family: str, dtype: torch.dtype) -> None:
+def test_a_forward_pass_takes_no_more(
+    zoo: Zoo, family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     base = zoo.models(family).base
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     windows = [Window.of(list(range(1, 61))) for _ in range(32)]
+    # Less than a window at a time, as with a large vocabulary.
+    monkeypatch.setattr(likelihood, "_PIECE_BYTES", 4 * model.config.vocab_size * 30)
     totals(model, windows[:1])
     gc.collect()
     with Allocations("cpu") as allocations:
