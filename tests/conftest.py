@@ -4,6 +4,7 @@ A test that takes `hub` has a Hub of its own, on this machine; all others have n
 """
 
 import gc
+import itertools
 import os
 import tempfile
 
@@ -48,8 +49,12 @@ OTHERS = (  # what the libraries warn of among themselves
 
 
 # The libraries and the list of tests are half a million objects that stay. A full collection looks at each of them, for a
-# third of a second, and tests cause hundreds. So there is none until all are listed, and later ones leave these out.
+# third of a second, and tests cause hundreds. So there is none until all are listed, and later ones leave these out, and
+# from time to time what tests have loaded since.
 gc.disable()
+
+TESTS_UNTIL_FREEZE = 300
+FINISHED = itertools.count(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,6 +70,13 @@ def pytest_collection() -> Generator[None, object, object]:
     gc.freeze()
     gc.enable()
     return found
+
+
+def pytest_runtest_logfinish() -> None:
+    """Leave out what is there after some hundreds of tests: the libraries that they have loaded, without their garbage."""
+    if next(FINISHED) % TESTS_UNTIL_FREEZE == 0:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:

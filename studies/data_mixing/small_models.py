@@ -25,6 +25,19 @@ SEED = 0
 PRETRAINING_RATE = 3e-3
 RATE = 1e-3  # of a fine-tune
 
+SIZES: dict[Kind, dict[str, int]] = {
+    "encoder-decoder": {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4},
+    "mixture-of-experts": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
+}
+
 
 def is_seq2seq(kind: Kind) -> bool:
     """Whether labels are another sequence than the input."""
@@ -38,29 +51,18 @@ def build(kind: Kind, vocabulary: int) -> "PreTrainedModel":
     set_seed(SEED)
     ids = {"vocab_size": vocabulary, "pad_token_id": 2, "eos_token_id": 2}
     if kind == "encoder-decoder":
-        sizes = {"d_model": 128, "d_kv": 32, "d_ff": 512, "num_layers": 3, "num_heads": 4}
         options = {
             "feed_forward_proj": "gated-gelu",
             "dropout_rate": 0.0,
             "decoder_start_token_id": 0,
             "initializer_factor": 0.3,
         }
-        return T5ForConditionalGeneration(T5Config(**ids, **sizes, **options))
-    sizes = {
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        return T5ForConditionalGeneration(T5Config(**ids, **SIZES[kind], **options))
+    options = {
+        "output_router_logits": True,  # the loss that keeps experts in balance
+        "tie_word_embeddings": True,
     }
-    experts = {
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-        "output_router_logits": True,
-    }  # the loss that keeps experts in balance
-    config = MixtralConfig(
-        **ids, **sizes, **experts, bos_token_id=1, max_position_embeddings=2 * WINDOW, tie_word_embeddings=True
-    )
+    config = MixtralConfig(**ids, **SIZES[kind], **options, bos_token_id=1, max_position_embeddings=2 * WINDOW)
     return MixtralForCausalLM(config)
 
 

@@ -15,6 +15,8 @@ from dem_hub.errors import CheckpointError, CodecError, ConfigError, DemHubError
 from tests.support.tiny_models import Models, Zoo, load_tensors
 from tests.support.training_runs import DENSE, arguments, assert_same_files, load, rows, train
 
+pytestmark = pytest.mark.usefixtures("without_matplotlib")
+
 
 @pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "gpt2", "mixtral", "bert"])
 def test_it_is_the_vector_of_the_checkpoint(zoo: Zoo, tmp_path: Path, family: str) -> None:

@@ -13,6 +13,8 @@ from dem_hub.errors import AdapterError
 from tests.support.tiny_models import Models, Zoo, reshard
 from tests.support.training_runs import DENSE, LORA, adapted, arguments, assert_same_files, begin, rows, train
 
+pytestmark = pytest.mark.usefixtures("without_matplotlib")
+
 
 def other_methods() -> list[Any]:
     from peft import IA3Config, LNTuningConfig, LoHaConfig, LoraConfig, OSFConfig, VBLoRAConfig

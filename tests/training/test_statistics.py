@@ -41,6 +41,8 @@ from tests.support.training_runs import (
     rows,
 )
 
+pytestmark = pytest.mark.usefixtures("without_matplotlib")
+
 
 def run(
     model: Any, callback: DEMCallback, folder: Path, data: Any = None, collator: Any = pad, **changes: Any
