@@ -63,6 +63,23 @@ class RightFactor:
         """The norms of the columns, (C,) in float64."""
         return _norms(self.columns)
 
+    @cached_property
+    def is_bounded(self) -> bool:
+        """`True` if there is a bound on the errors of products in float32, as far as this factor is concerned."""
+        return multiplies_in_float32() and bool(self.norms.max() <= _LONG)  # NaN is not below anything
+
+    @cached_property
+    def column_errors(self) -> Tensor:
+        """The largest error of each column, relative to the norm of the row of the left factor, (C,) in float32.
+
+        A sum of K products is off by K roundings of the sum of magnitudes at most, in whatever order it is summed
+        (Higham, 2002, "Accuracy and stability of numerical algorithms", eq. 3.5), and by Cauchy-Schwarz that is below
+        the product of both norms.
+        """
+        rank = len(self.values)
+        roundings = (min(rank, _DEPTH) + rank // _DEPTH + _OTHERS) * _UNIT
+        return (self.norms * (roundings / (1 - roundings))).float()
+
 
 @dataclass(frozen=True)
 class Product:
@@ -71,6 +88,7 @@ class Product:
     Args:
         left (`Tensor`): (R, K).
         right ([`RightFactor`]): (K, C).
+        row_norms (`Tensor`): The norms of the rows of the left factor, (R,) in float64.
 
     Example:
 
@@ -86,28 +104,21 @@ class Product:
 
     left: Tensor
     right: RightFactor
+    row_norms: Tensor
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> "Product":
         """Return the product of two factors, (R, K) and (K, C)."""
-        return cls(left, RightFactor(right))
+        return cls(left, RightFactor(right), _norms(left))
 
     def rows(self, rows: slice) -> "Product":
         """Return the product of some rows of the left factor."""
-        return replace(self, left=self.left[rows])
+        return replace(self, left=self.left[rows], row_norms=self.row_norms[rows])
 
     @property
     def is_bounded(self) -> bool:
         """`True` if there is a bound on the errors of the product in float32."""
-        if self.left.dtype != torch.float32 or not multiplies_in_float32():
-            return False
-        # NaN is not below anything.
-        return bool(self.row_norms.max() <= _LONG and self.right.norms.max() <= _LONG)
-
-    @cached_property
-    def row_norms(self) -> Tensor:
-        """The norms of the rows of the left factor, (R,) in float64."""
-        return _norms(self.left)
+        return self.left.dtype == torch.float32 and self.right.is_bounded and bool(self.row_norms.max() <= _LONG)
 
     def added_to(self, total: Tensor) -> Tensor:
         """Add the product to a tensor in place, in the tensor's own dtype, and return the tensor."""
@@ -117,23 +128,11 @@ class Product:
         """Compute the product in float32, a block of rows at a time; each is valid until the next."""
         right = self.right
         row_norms = self.row_norms.float()
-        column_errors = self._column_errors().float()
         count = max(1, _BLOCK // max(1, right.values.shape[1]))
         for start in range(0, len(self.left), count):
             rows = slice(start, start + count)
             left = self.left[rows].contiguous()
-            yield Block(rows, _multiply(left, right.narrow), left, right.columns, row_norms[rows], column_errors)
-
-    def _column_errors(self) -> Tensor:
-        """Return the largest error of each column, relative to the norm of the row of the left factor, (C,).
-
-        A sum of K products is off by K roundings of the sum of magnitudes at most, in whatever order it is summed
-        (Higham, 2002, "Accuracy and stability of numerical algorithms", eq. 3.5), and by Cauchy-Schwarz that is below
-        the product of both norms.
-        """
-        rank = len(self.right.values)
-        roundings = (min(rank, _DEPTH) + rank // _DEPTH + _OTHERS) * _UNIT
-        return self.right.norms * (roundings / (1 - roundings))
+            yield Block(rows, _multiply(left, right.narrow), left, right.columns, row_norms[rows], right.column_errors)
 
 
 @dataclass(frozen=True)

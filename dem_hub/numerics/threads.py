@@ -28,11 +28,13 @@ def one_core() -> Iterator[None]:
     if threads == 1:
         yield
         return
-    torch.set_num_threads(1)
+    # On a CPU, vLLM replaces `torch.set_num_threads` by a function that warns and sets nothing: it has bound torch's threads
+    # to cores. Here no thread is made or ended, and the number is the old one afterwards.
+    torch._C.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch._C.set_num_threads(threads)
 
 
 def most_held() -> int:

@@ -5,6 +5,7 @@ from contextvars import ContextVar, copy_context
 from threading import Barrier
 
 import pytest
+import torch
 
 from dem_hub.numerics.threads import in_order, one_core, take_context
 
@@ -33,3 +34,13 @@ def test_the_number_of_threads_may_be_given(threads: int) -> None:
 
     with one_core():
         assert list(in_order(task, range(2 * threads), threads)) == list(range(2 * threads))
+
+
+def test_one_core_is_kept_where_a_program_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM does on a CPU, after it has bound torch's threads to cores."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: pytest.fail("This is vLLM's own."))
+    threads = torch.get_num_threads()
+    assert list(in_order(lambda _: torch.get_num_threads(), range(4), 2)) == [1] * 4
+    with one_core():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
