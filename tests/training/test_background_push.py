@@ -116,6 +116,7 @@ def test_the_trainers_own_repository_is_left_alone(hub: Hub, base: str, llama: M
 # What goes wrong, before training
 
 
+@pytest.mark.usefixtures("without_matplotlib")
 @pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT's own look at the Hub
 @pytest.mark.parametrize("make", [load, adapted], ids=["full", "lora"])
 def test_a_model_of_another_revision(
@@ -156,6 +157,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.usefixtures("without_matplotlib")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_hub_that_fails_to_the_end(
     hub: Hub, base: str, llama: Models, tmp_path: Path, sleeps: list[float], caplog: pytest.LogCaptureFixture, fault: dict[str, Any],
@@ -181,6 +183,7 @@ LOST = pytest.param(
 )  # it was done, and is found done
 
 
+@pytest.mark.usefixtures("without_matplotlib")
 @pytest.mark.parametrize("fault", [LOST, *(one for one in FAULTS if one.id not in ("403", "401"))])
 def test_a_hub_that_fails_once(
     hub: Hub,
