@@ -5,6 +5,7 @@ more bits than the 24 of float32 (a weight that nearly vanished: 0.02 to 1e-9). 
 here `index` and `remainder` keep them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -61,7 +62,8 @@ class Dense(Codec):
         dense = parts["dense"][index if index else ...]
         rest = None
         if "index" in parts:
-            rest = _slice_remainder(parts, shape, index, torch.zeros_like(dense))
+            zeros = torch.zeros_like(dense, memory_format=torch.contiguous_format)
+            rest = _slice_remainder(parts, shape, index, zeros)
         return Delta(dense=dense, rest=rest)
 
 
@@ -93,6 +95,15 @@ def _remainder(delta: Tensor, base: Tensor, finetuned: Tensor) -> dict[str, Tens
 def _slice_remainder(parts: Mapping[str, LazyTensor], shape: tuple[int, ...], index: Index, rest: Tensor) -> Tensor:
     """Write the remainders that lie in the slice `index` into `rest`, which is that slice filled with zeros."""
     shape, index = at_least_1d(shape, index)
+    if rest.numel() == 0:
+        return rest
+    if index[1:] == full_index(shape[1:]):
+        # Whole rows lie side by side, so that their places need not be taken apart.
+        first = index[0].start * math.prod(shape[1:])
+        flat = parts["index"][...] % math.prod(shape) - first
+        is_inside = (flat >= 0) & (flat < rest.numel())
+        rest.view(-1)[flat[is_inside]] = parts["remainder"][...][is_inside]
+        return rest
     places = torch.stack(torch.unravel_index(parts["index"][...], shape), dim=1)  # (elements, dimensions)
     starts = places.new_tensor([part.start for part in index])
     stops = places.new_tensor([part.stop for part in index])

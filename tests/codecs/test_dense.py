@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
+from dem_hub.checkpoints.lazy import InMemory
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.codecs.dense import Dense
 from dem_hub.files.names import MODEL_FILES
@@ -82,6 +83,20 @@ def test_only_few_elements_need_a_remainder() -> None:
     finetuned[50, 7] = 1e-9
     parts = Dense().encode(finetuned.float() - base.float(), base, finetuned)
     assert parts["index"].tolist() == [5007]
+
+
+@pytest.mark.parametrize("part", [(0, 5, 0, 7), (2, 4, 0, 7), (0, 5, 1, 6), (3, 3, 0, 7)])
+def test_a_slice_has_the_remainders_that_lie_in_it(part: tuple[int, int, int, int]) -> None:
+    """Of whole rows, where places are not taken apart, as of others."""
+    index = (slice(*part[:2]), slice(*part[2:]), slice(0, 3))
+    shape = (5, 7, 3)
+    places = torch.arange(0, 105, 4)
+    whole = torch.zeros(105)
+    whole[places] = places + 1.0
+    stored = {"dense": torch.zeros(shape), "index": places, "remainder": places + 1.0}
+    parts = {name: InMemory(tensor) for name, tensor in stored.items()}
+    found = Dense().decode(parts, shape, index, InMemory(torch.zeros(shape)))
+    assert torch.equal(found.rest, whole.reshape(shape)[index])
 
 
 def test_bfloat16_is_within_half_a_step() -> None:
