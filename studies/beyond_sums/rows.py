@@ -22,6 +22,7 @@ from studies.beyond_sums.merges import HIGHEST_OF_REGMEAN, Merge
 from studies.beyond_sums.results import ROWS
 from studies.beyond_sums.settings import (
     DARE_DENSITIES,
+    MORE_STATISTICS_TOKENS,
     STATISTICS_TOKENS,
     TEST_TOKENS,
     TIES_DENSITIES,
@@ -66,7 +67,6 @@ class Run:
         self._texts = texts
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self.blocks = {name: self.blocks_of(name, setting.steps) for name in self.names}
-        self.statistics = [statistics_rows(texts, name, self._tokenizer, seed) for name in self.names]
         self.validation = self._windows("validation", VALIDATION_TOKENS)
         self.test = self._windows("test", TEST_TOKENS)
 
@@ -80,6 +80,10 @@ class Run:
         # A step more than is needed, because of the last block, which is cut off.
         texts = training_texts(self._texts, name, (steps + 1) * STEP, self._tokenizer, self.seed)
         return blocks_of(texts, self._tokenizer, steps, self.seed)
+
+    def statistics(self, tokens: int) -> list[list[list[int]]]:
+        """Return so many tokens of training text of each source, for its input statistics."""
+        return [statistics_rows(self._texts, name, tokens, self._tokenizer, self.seed) for name in self.names]
 
     def part(self, start: Path, blocks: Blocks, target: Path, **options: Any) -> Part:
         """Return a part to train as this setting trains."""
@@ -181,6 +185,11 @@ def _sums(run: Run, vectors: Sequence[Path]) -> None:
     transformed = _regmean(run, run.base, vectors, run.folder / "regmean")
     run.row("RegMean", lambda: _merged(run, transformed))
     run.row("RegMean, searched", lambda: _merged(run, _searched(run, transformed, run.folder / "regmean.json")))
+    if run.setting.is_headline:
+        folder = run.folder / "regmean-more"
+        more = partial(_regmean, run, run.base, vectors, folder, MORE_STATISTICS_TOKENS)
+        run.row(f"RegMean, {MORE_STATISTICS_TOKENS:,} tokens", lambda: _merged(run, more()))
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _merged(run: Run, merge: Merge) -> Model:
@@ -188,8 +197,8 @@ def _merged(run: Run, merge: Merge) -> Model:
     return Model(merge.model, run.training_tokens, merge.evaluation_tokens)
 
 
-def _regmean(run: Run, base: Path, vectors: Sequence[Path], folder: Path) -> Merge:
-    return merges.with_regmean(base, vectors, run.statistics, folder, 2 * STATISTICS_TOKENS * len(run.names))
+def _regmean(run: Run, base: Path, vectors: Sequence[Path], folder: Path, tokens: int = STATISTICS_TOKENS) -> Merge:
+    return merges.with_regmean(base, vectors, run.statistics(tokens), folder, 2 * tokens * len(run.names))
 
 
 def _searched(run: Run, transformed: Merge, record: Path) -> Merge:
@@ -225,7 +234,7 @@ def _late(run: Run, vectors: Sequence[Path]) -> None:
     plain = partial(merges.search, run.base, both, run.validation, folder / "dem.json")
     run.row(f"{late} late, DEM", lambda: _merged(run, plain()))
 
-    *of_early, of_late = run.statistics
+    *of_early, of_late = run.statistics(STATISTICS_TOKENS)
     statistics = [[row for rows in of_early for row in rows], of_late]
     tokens = 2 * STATISTICS_TOKENS * len(run.names)
     transformed = merges.with_regmean(run.base, both, statistics, folder / "regmean", tokens)

@@ -17,7 +17,7 @@ class Setting:
         rounds (`tuple[int, ...]`): Into how many rounds these steps are divided, once for each number.
         seeds (`int`): How many runs, with other documents and another order of them.
         lora (`bool`): Whether the sources, and the mixture, are trained as LoRAs.
-        is_headline (`bool`): Whether TIES, DARE and a second mixture are rows as well.
+        is_headline (`bool`): Whether TIES, DARE, RegMean with more statistics and a second mixture are rows as well.
     """
 
     name: str
@@ -39,9 +39,11 @@ SETTINGS = {
     )
 }
 
-# Tokens of each distribution: to search on, for the input statistics (of training text), and to report on.
+# Tokens of each distribution: to search on, for the input statistics (of training text; and for one more row), and to
+# report on.
 VALIDATION_TOKENS = 600
 STATISTICS_TOKENS = 4_000
+MORE_STATISTICS_TOKENS = 16_000
 TEST_TOKENS = 2_500
 WINDOW = 128
 

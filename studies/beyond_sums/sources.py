@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from dem_hub.demo.texts import split_by_group, write_distributions
-from studies.beyond_sums.settings import STATISTICS_TOKENS, WINDOW
+from studies.beyond_sums.settings import WINDOW
 from studies.data_mixing.texts import prepare_texts, read_texts, take, windows
 
 # Characters of a piece of a long file, and files that are read: more than enough for the steps of the study.
@@ -38,14 +38,14 @@ def training_texts(folder: Path, name: str, tokens: int, tokenizer: Any, seed: i
     return take(texts, tokens, tokenizer)
 
 
-def statistics_rows(folder: Path, name: str, tokenizer: Any, seed: int) -> list[list[int]]:
+def statistics_rows(folder: Path, name: str, tokens: int, tokenizer: Any, seed: int) -> list[list[int]]:
     """Return what the input statistics are of: the beginnings of training documents, as long as those of test text.
 
     What a vector gains differs along a document, and is to be that of the text that models are scored on.
     """
     texts = read_texts(folder, name, "train")
     Random(f"{name}/{seed}").shuffle(texts)
-    return [list(window.input_ids) for window in windows(texts, STATISTICS_TOKENS, WINDOW, tokenizer)]
+    return [list(window.input_ids) for window in windows(texts, tokens, WINDOW, tokenizer)]
 
 
 def _headers() -> Iterator[tuple[str, str]]:
