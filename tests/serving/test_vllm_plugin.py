@@ -3,6 +3,7 @@
 Each vLLM is a process of its own, and one runs at a time.
 """
 
+import gc
 import importlib.util
 import json
 import os
@@ -27,7 +28,7 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import export
 from dem_hub.models.planned import PlannedModel
-from dem_hub.serving.vllm_plugin import _parser_class
+from dem_hub.serving.vllm_plugin import _frozen_after_first, _parser_class
 from tests.support.tiny_models import make_adapter, save_tokenizer, shake
 
 pytest.importorskip("vllm")
@@ -125,6 +126,23 @@ def test_a_recipe_on_a_recipe_is_refused(stage: Stage, tmp_path: Path) -> None:
     opened.recipe.save_pretrained(second)
     with pytest.raises(ConfigError, match=r"is the recipe '.*', of which vLLM cannot make a config. Merge that one"):
         _parser_class()().parse(str(second), trust_remote_code=False)
+
+
+def test_objects_are_frozen_after_the_first_weight() -> None:
+    """Those that are made later are still collected."""
+    weights = [(str(number), torch.tensor(number)) for number in range(3)]
+    before = gc.get_freeze_count()
+    frozen = _frozen_after_first(iter(weights))
+    try:
+        assert next(frozen) == weights[0]
+        assert gc.get_freeze_count() == before
+        assert next(frozen) == weights[1]
+        after = gc.get_freeze_count()
+        assert after > before
+        assert list(frozen) == weights[2:]
+        assert gc.get_freeze_count() <= after
+    finally:
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
