@@ -142,7 +142,8 @@ class GrowingDigest:
     >>> def write():
     ...     file.write_bytes(b"......tensors")
     ...     yield 7
-    ...     file.write_bytes(b"headertensors")
+    ...     with file.open("r+b") as stream:
+    ...         stream.write(b"header")
     >>> with ThreadPoolExecutor(1) as pool:
     ...     growing = GrowingDigest(pool, file, b"header")
     ...     print(list(growing.follow(write())))
