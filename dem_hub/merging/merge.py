@@ -299,7 +299,8 @@ class Merge:
     def _new_rows(self, name: str, index: Index) -> Tensor:
         """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients.
 
-        A row of a token is that of the vectors with the token. The others are padding, and rows whose token is not known.
+        A row of a token is that of the vectors with the token. The others are padding, and rows whose token is not
+        known.
 
         The weights are magnitudes. With weights of both signs, whose sum can be almost 0, the mean would not lie
         between the rows, but anywhere. A vector's own rows are not negated by its coefficient, either.

@@ -28,8 +28,8 @@ def one_core() -> Iterator[None]:
     if threads == 1:
         yield
         return
-    # On a CPU, vLLM replaces `torch.set_num_threads` by a function that warns and sets nothing: it has bound torch's threads
-    # to cores. Here no thread is made or ended, and the number is the old one afterwards.
+    # On a CPU, vLLM replaces `torch.set_num_threads` by a function that warns and sets nothing, as it has bound torch's
+    # threads to cores. Here no thread is made or ended, and the number is the old one afterwards.
     torch._C.set_num_threads(1)
     try:
         yield

@@ -115,9 +115,9 @@ def quantized_bytes(quantize: str, elements: int, rows: int) -> int:
 def pass_bytes(tokens: int, itemsize: int, shape: PassShape) -> int:
     """Return about the most memory that a forward pass takes beside the weights, without derivatives.
 
-    This counts the logits of a batch, or the widest layer: its input, four tensors of the inner width (an MLP's gate, its
-    other half, and two of the activation between them), and what a norm computes in float32. It does not count what an implementation of
-    attention keeps that is quadratic in the length.
+    This counts the logits of a batch, or the widest layer: its input, four tensors of the inner width (an MLP's gate,
+    its other half, and two of the activation between them), and what a norm computes in float32. It does not count what
+    an implementation of attention keeps that is quadratic in the length.
 
     Args:
         tokens (`int`): Tokens of a batch, padding included.
