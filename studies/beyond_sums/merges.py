@@ -16,9 +16,11 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.search import GaussNewton, Uniform
 from studies.data_mixing.cache import keep
 
-# The largest coefficient of a search: of a weighted sum, and of vectors from RegMean, which begin at 1.
+# The largest coefficient of a search: of a weighted sum, of vectors from RegMean, which begin at 1, and of vectors that
+# have lost most of their elements to TIES.
 HIGHEST = 1.5
 HIGHEST_OF_REGMEAN = 2.5
+HIGHEST_OF_SPARSE = 2.5
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,14 @@ def with_regmean(
     return Merge(base, {str(vector): 1.0 for vector in made}, tokens)
 
 
-def with_best_density(
-    transformation: Any,
-    densities: Sequence[float],
-    base: Path,
-    vectors: Sequence[Path],
-    data: Mapping[str, Sequence[Window]],
-    folder: Path,
-) -> Merge:
-    """Return TIES or DARE at the density and the common coefficient that are best on validation text."""
-    tried = []
-    for density in densities:
-        make = partial(transformation, base, list(map(str, vectors)), density=density, codec="dense")
-        made = _saved(make, [vector.name for vector in vectors], folder / str(density))
-        tried.append(search(base, made, data, folder / f"{density}.json", common=True))
+def transformed(transformation: Any, base: Path, vectors: Sequence[Path], folder: Path) -> list[Path]:
+    """Return the vectors that a transformation makes: `ties` or `dare`, with its density."""
+    make = partial(transformation, base, list(map(str, vectors)), codec="dense")
+    return _saved(make, [vector.name for vector in vectors], folder)
+
+
+def best_of(tried: Sequence[Merge]) -> Merge:
+    """Return the merge that is best on validation text; it cost the searches of all of them."""
     best = min(tried, key=lambda merge: merge.loss)
     return replace(best, evaluation_tokens=sum(merge.evaluation_tokens for merge in tried))
 

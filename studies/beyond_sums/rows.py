@@ -18,7 +18,7 @@ from dem_hub.evaluation.windows import Window
 from dem_hub.files.atomic import write_text
 from dem_hub.transformations import dare, ties
 from studies.beyond_sums import merges
-from studies.beyond_sums.merges import HIGHEST_OF_REGMEAN, Merge
+from studies.beyond_sums.merges import HIGHEST, HIGHEST_OF_REGMEAN, HIGHEST_OF_SPARSE, Merge
 from studies.beyond_sums.results import ROWS
 from studies.beyond_sums.settings import (
     DARE_DENSITIES,
@@ -43,6 +43,9 @@ Blocks = Sequence[dict[str, Any]]
 
 # How a round is merged: a searched sum of the vectors, or of what RegMean makes of them.
 WAYS = ("DEM", "RegMean, searched")
+
+# The methods that keep some elements of each vector, with the densities of which each takes the best.
+SPARSE = {"TIES": (ties, TIES_DENSITIES), "DARE": (dare, DARE_DENSITIES)}
 
 
 @dataclass(frozen=True)
@@ -209,12 +212,23 @@ def _searched(run: Run, transformed: Merge, record: Path) -> Merge:
 
 
 def _sparse(run: Run, vectors: Sequence[Path]) -> None:
-    """Merge with TIES and DARE, each at its best density and common coefficient."""
-    for name, transformation, densities in (("TIES", ties, TIES_DENSITIES), ("DARE", dare, DARE_DENSITIES)):
-        folder = run.folder / name
-        best = partial(merges.with_best_density, transformation, densities, run.base, vectors, run.validation, folder)
-        run.row(name, lambda best=best: _merged(run, best()))
-        shutil.rmtree(folder, ignore_errors=True)
+    """Merge with TIES and DARE, with a common coefficient and with one for each source."""
+    for name in SPARSE:
+        run.row(name, partial(_best_density, run, name, vectors, common=True))
+        run.row(f"{name}, searched", partial(_best_density, run, name, vectors, common=False))
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+
+
+def _best_density(run: Run, name: str, vectors: Sequence[Path], *, common: bool) -> Model:
+    transformation, densities = SPARSE[name]
+    highest = HIGHEST if common else HIGHEST_OF_SPARSE
+    tried = []
+    for density in densities:
+        folder = run.folder / name / str(density)
+        made = merges.transformed(partial(transformation, density=density), run.base, vectors, folder)
+        record = folder / ("common.json" if common else "each.json")
+        tried.append(merges.search(run.base, made, run.validation, record, common=common, highest=highest))
+    return _merged(run, merges.best_of(tried))
 
 
 def _late(run: Run, vectors: Sequence[Path]) -> None:
