@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dem_hub.errors import CheckpointError, DemHubError, refuse
-from dem_hub.files.strict_json import fits, shown
+from dem_hub.files.json_types import fits
+from dem_hub.files.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from dem_hub.checkpoints.lazy import DTYPES, LazyTensor, View
 from dem_hub.errors import CheckpointError, ConfigError, NotFoundError, refuse
+from dem_hub.files.foreign_names import check_inside
+from dem_hub.files.json_types import fits
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
+from dem_hub.files.shown import shown
 from dem_hub.files.states import FileState, check_unchanged
-from dem_hub.files.strict_json import check_inside, fits, read_json, shown
+from dem_hub.files.strict_json import read_json
 from dem_hub.numerics.slices import Index
 
 

@@ -17,9 +17,12 @@ from typing import TypeVar
 
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.files.exchange import exchange
+from dem_hub.files.foreign_names import check_inside
+from dem_hub.files.json_types import fits
 from dem_hub.files.locks import locked
 from dem_hub.files.partial import is_partial_of
-from dem_hub.files.strict_json import check_inside, fits, read_json, shown
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import read_json
 
 # In the folder that is being replaced, until the last file has been moved.
 JOURNAL = ".dem_hub_replacing.json"

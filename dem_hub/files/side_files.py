@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.links import check_paths
 from dem_hub.files.names import MODEL_WEIGHTS, MODULE_FILES, MODULES, NO_SIDE_FILES, SAFETENSORS, SIDE_FILES
-from dem_hub.files.strict_json import check_inside
 
 logger = logging.getLogger(__name__)
 

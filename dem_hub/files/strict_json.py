@@ -8,14 +8,15 @@ range of each number are bounded before anything is made of them.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from dem_hub.errors import ConfigError
+from dem_hub.files.json_types import fits, kind_text
+from dem_hub.files.shown import SHOWN, shown
 
 # The version of all formats that this library writes, and the newest that it reads.
 FORMAT_VERSION = 1
@@ -27,83 +28,11 @@ LARGEST_FILE = 100_000_000
 _DEEPEST = 64
 # Characters of one text. Chat templates in configs have some 10,000.
 _LONGEST_TEXT = 1_000_000
-# Characters of a name of a file, a folder or a repository: what Linux allows for a path.
-_LONGEST_NAME = 4096
 # Whole numbers, inclusive: those of 64 bits, with or without a sign. Seeds and sizes are of these.
 _SMALLEST = -(1 << 63)
 _LARGEST = (1 << 64) - 1
-# Characters of a message that show a value which was refused.
-_SHOWN = 60
-_SHOWN_ENTRIES = 10
 
 _Record = TypeVar("_Record")
-
-
-def check_inside(name: str, description: str) -> None:
-    """Refuse a file name that leaves the folder it belongs to.
-
-    Args:
-        name (`str`): The name, from a file that may come from anybody.
-        description (`str`): What the name is, for the message: "file of 'org/base'".
-
-    Raises:
-        [`~dem_hub.errors.ConfigError`]: If the name is absolute, has `..`, a backslash, a drive letter or a control
-            character in it, or is longer than any path.
-    """
-    if not isinstance(name, str):
-        raise ConfigError(f"The {description} is {shown(name)}, which is not a name.")
-    check_name(name, description)
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise ConfigError(
-            f"The {description} is '{name}'; names must be relative and may not contain '..'. Do not use this "
-            "repository."
-        )
-
-
-def check_name(name: str, description: str) -> None:
-    """Refuse a name that no file, folder or repository can have.
-
-    Args:
-        name (`str`): The name, from a file that may come from anybody.
-        description (`str`): What the name is, for the message.
-
-    Raises:
-        [`~dem_hub.errors.ConfigError`]: If it has a control character, which the system or a terminal would read in
-            its own way, or is longer than any path.
-    """
-    if len(name) > _LONGEST_NAME:
-        raise ConfigError(
-            f"The {description} is {shown(name)}: it has {len(name)} characters, and {_LONGEST_NAME} are allowed."
-        )
-    if any(character < " " or character == "\x7f" for character in name):
-        raise ConfigError(f"The {description} is {shown(name)}; names may not contain control characters.")
-
-
-def shown(value: object) -> str:
-    """Return a value that was refused as a message shows it: on one line, and no longer than 60 characters.
-
-    Example:
-
-    ```python
-    >>> from dem_hub.files.strict_json import shown
-    >>> shown("a\\nb"), len(shown(10**300))
-    ("'a\\\\nb'", 20)
-
-    ```
-    """
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        text = f"a number of {value.bit_length()} bits"
-    else:
-        text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def shown_list(values: Sequence[object]) -> str:
-    """Return the first ten of some values that were refused, as a message shows them."""
-    text = ", ".join(map(shown, values[:_SHOWN_ENTRIES])) or "none"
-    others = len(values) - _SHOWN_ENTRIES
-    return text if others <= 0 else f"{text} and {others} others"
 
 
 def check_version(data: Mapping[str, Any], where: str) -> None:
@@ -166,81 +95,6 @@ def _kinds(record: type) -> dict[str, Any]:
     return {name: str if get_origin(kind) is Literal else kind for name, kind in hints.items()}
 
 
-def fits(kind: Any, value: object) -> bool:
-    """Check whether JSON data is of a type, as an annotation writes it.
-
-    A whole number is a float too, and a list is a tuple: JSON does not tell them apart. True and False are no numbers.
-    A type that JSON does not have, such as another record, is compared by `isinstance`.
-
-    Example:
-
-    ```python
-    >>> from collections.abc import Mapping
-    >>> from dem_hub.files.strict_json import fits
-    >>> fits(float | None, 1), fits(float | None, "1"), fits(Mapping[str, int], {"a": True}), fits(tuple[int, ...], [1])
-    (True, False, False, True)
-
-    ```
-    """
-    if kind is Any:
-        return True
-    origin = get_origin(kind)
-    members = get_args(kind)
-    if origin in (Union, UnionType):
-        return any(fits(member, value) for member in members)
-    if origin is not None:
-        return _fits_members(origin, members, value)
-    if kind in (None, NoneType):
-        return value is None
-    if kind is float:
-        return type(value) in (int, float)
-    if kind in (int, bool):
-        return type(value) is kind
-    return isinstance(value, kind)
-
-
-def _fits_members(origin: Any, members: tuple[Any, ...], value: object) -> bool:
-    """Check whether a value is of a type that has members: a literal, a mapping, a list or a tuple."""
-    if origin is Literal:
-        return any(type(value) is type(member) and value == member for member in members)
-    if issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(members[0], key) and fits(members[1], entry) for key, entry in value.items()
-        )
-    if not issubclass(origin, Sequence) or not isinstance(value, (list, tuple)):
-        return False
-    if origin is not tuple or members[-1] is Ellipsis:
-        members = members[:1] * len(value)
-    return len(members) == len(value) and all(map(fits, members, value))
-
-
-def kind_text(kind: Any) -> str:
-    """Return the words of a message for a type of an annotation.
-
-    Example:
-
-    ```python
-    >>> from collections.abc import Mapping
-    >>> from dem_hub.files.strict_json import kind_text
-    >>> kind_text(int), kind_text(str | None), kind_text(Mapping[str, float])
-    ('a whole number', 'a text or null', 'an object of numbers')
-
-    ```
-    """
-    origin = get_origin(kind)
-    members = get_args(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(kind_text(member) for member in members)
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, members))}"
-    if origin is not None:
-        several = "an object" if issubclass(origin, Mapping) else "a list"
-        entry = members[1] if issubclass(origin, Mapping) else members[0]
-        return several if entry is Any else f"{several} of {kind_text(entry).partition(' ')[2]}s"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
-    return names.get(kind, f"a {getattr(kind, '__name__', kind)}")
-
-
 def read_json(path: Path, *, foreign: bool = False, non_finite: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file; see [`parse_json`].
 
@@ -292,14 +146,14 @@ def parse_json(text: str | bytes, where: str, *, foreign: bool = False, non_fini
 def _read_int(text: str) -> int:
     # 20 digits and a sign are the most that 64 bits take.
     if len(text) > 21 or not _SMALLEST <= int(text) <= _LARGEST:
-        raise ConfigError(f"the number {text[:_SHOWN]} is out of range; whole numbers have 64 bits.")
+        raise ConfigError(f"the number {text[:SHOWN]} is out of range; whole numbers have 64 bits.")
     return int(text)
 
 
 def _read_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ConfigError(f"the number {text[:_SHOWN]} is out of range; the largest is 1.8e308.")
+        raise ConfigError(f"the number {text[:SHOWN]} is out of range; the largest is 1.8e308.")
     return value
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import check_text, shown
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import check_text
 
 # Bytes of a file. A config of a merge has a few kB.
 _LARGEST_FILE = 1_000_000

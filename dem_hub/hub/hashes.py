@@ -25,7 +25,7 @@ from typing import get_args
 from dem_hub.defaults import Verify
 from dem_hub.errors import CheckpointError, ConfigError, refuse
 from dem_hub.files.atomic import write_text
-from dem_hub.files.strict_json import check_inside
+from dem_hub.files.foreign_names import check_inside
 
 # The folder of remembered hashes, in a repository's folder of the Hub's cache.
 _MEMORY = ".dem_hub"

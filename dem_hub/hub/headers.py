@@ -17,7 +17,7 @@ from pathlib import Path
 from dem_hub.errors import HubError
 from dem_hub.files.folders import is_recipe
 from dem_hub.files.names import SAFETENSORS
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved, resolve, wanted_names
 from dem_hub.hub.failures import download_errors

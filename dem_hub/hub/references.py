@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import check_inside
+from dem_hub.files.foreign_names import check_inside
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPO_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")

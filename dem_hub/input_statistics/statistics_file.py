@@ -21,14 +21,8 @@ from dem_hub.checkpoints.writer import write_file
 from dem_hub.errors import CheckpointError, ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
 from dem_hub.files.names import INPUT_STATISTICS, INPUT_STATISTICS_TENSORS
-from dem_hub.files.strict_json import (
-    FORMAT_VERSION,
-    check_version,
-    dump_json,
-    read_json,
-    read_record,
-    shown_list,
-)
+from dem_hub.files.shown import shown_list
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, read_json, read_record
 from dem_hub.hub.hashes import digest
 from dem_hub.input_statistics.moments import Moments
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError, refuse
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.hub.references import VectorSource
 from dem_hub.mergekit.settings import Parameters, check_form
 

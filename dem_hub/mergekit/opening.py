@@ -17,7 +17,7 @@ from dem_hub.checkpoints.tensor_groups import layer_number
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import MODEL_FILES
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.hub.download import resolve
 from dem_hub.mergekit.document import Document, Input, ModelName, with_base
 from dem_hub.mergekit.token_rows import check_rows

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dem_hub.checkpoints.tensor_groups import layer_name, layer_number
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.merging.coefficients import is_finite
 
 # Parameters by name, as they stand in a YAML.

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dem_hub.checkpoints.tensor_groups import EMBEDDING, REST
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.merging.coefficients import Coefficient
 
 # How far from 1 coefficients may sum to: rounding of the decimals.

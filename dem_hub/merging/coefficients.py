@@ -7,7 +7,7 @@ from typing import Any
 
 from dem_hub.checkpoints.tensor_groups import KINDS, REST, layer_run
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import shown, shown_list
+from dem_hub.files.shown import shown, shown_list
 from dem_hub.hub.references import VectorSource
 
 # A number, or one for each group of a vector's tensors.

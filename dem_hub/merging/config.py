@@ -15,19 +15,12 @@ from dem_hub.defaults import Rounding
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_replaced, is_recipe
+from dem_hub.files.json_types import fits, kind_text
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.files.shown import shown
 from dem_hub.files.side_files import side_files_of
-from dem_hub.files.strict_json import (
-    FORMAT_VERSION,
-    check_version,
-    dump_json,
-    fits,
-    kind_text,
-    read_json,
-    read_record,
-    shown,
-)
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, read_json, read_record
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files

@@ -12,7 +12,9 @@ from typing import Any
 
 from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import as_mapping, check_inside, check_name, shown
+from dem_hub.files.foreign_names import check_inside, check_name
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import as_mapping
 from dem_hub.hub.references import COMMIT, REPO_ID, HubId, VectorSource
 from dem_hub.merging.coefficients import Coefficient, check_coefficient
 from dem_hub.vectors.config import read_tokens

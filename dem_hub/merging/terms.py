@@ -13,7 +13,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.errors import BaseMismatchError, CoefficientError, refuse
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.merging.coefficients import Coefficient, is_finite
 from dem_hub.merging.groups import take_apart
 from dem_hub.vectors.vector import DistributionVector

@@ -19,7 +19,7 @@ from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, Scaled
 from dem_hub.errors import BaseMismatchError, CoefficientError, refuse
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.terms import Term
 from dem_hub.merging.tokens import Tokens, merged_tokens, place_tokens

@@ -15,7 +15,8 @@ from typing import Any
 from dem_hub.checkpoints.tokenizer import Token, Vocabulary
 from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.names import ADDED_TOKENS, SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, TOKENIZER_MODELS
-from dem_hub.files.strict_json import as_mapping, read_json, shown
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import as_mapping, read_json
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dem_hub.errors import CheckpointError, ConfigError, refuse
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.links import check_link, check_paths
 from dem_hub.files.names import MERGED_FILES, MODEL_CODE, PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.side_files import is_module_file, is_side_file, side_files_of
-from dem_hub.files.strict_json import FORMAT_VERSION, check_inside, check_version, dump_json, read_json, read_record
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, read_json, read_record
 from dem_hub.hub.hashes import digest, short_hash
 
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dem_hub.errors import AdapterError, ConfigError, DemHubError
 from dem_hub.files.scratch import scratch_folder
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 
 # What the name of a mix begins with, so that no other name of a model is taken for one.
 PREFIX = "dem:"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, read_json, read_record, shown
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, read_json, read_record
 from dem_hub.serving.mixes import SHORT_NAME, Mix
 
 # The environment variable with the path of the list.

@@ -15,17 +15,17 @@ from typing import Any
 
 from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.errors import ConfigError
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.names import VECTOR_FILE
+from dem_hub.files.shown import shown
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     as_mapping,
-    check_inside,
     check_version,
     dump_json,
     parse_json,
     read_json,
     read_record,
-    shown,
 )
 from dem_hub.hub.references import BaseRecord
 

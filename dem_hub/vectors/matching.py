@@ -13,7 +13,7 @@ from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Tensors, TensorSource
 from dem_hub.errors import CheckpointError, refuse
-from dem_hub.files.strict_json import shown
+from dem_hub.files.shown import shown
 from dem_hub.vectors.partners import Partners, find_partners
 
 logger = logging.getLogger(__name__)

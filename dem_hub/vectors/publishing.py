@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.files.folders import is_recipe
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.links import check_links
 from dem_hub.files.names import (
     ADAPTER_CONFIG,
@@ -27,7 +28,7 @@ from dem_hub.files.names import (
     VECTOR_CONFIG,
     VECTOR_FILES,
 )
-from dem_hub.files.strict_json import check_inside, dump_json, read_json
+from dem_hub.files.strict_json import dump_json, read_json
 from dem_hub.hub.cards import render
 from dem_hub.hub.client import hub_api
 from dem_hub.hub.commits import Change, Head, PushOptions, push

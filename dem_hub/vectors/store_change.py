@@ -12,10 +12,11 @@ from pathlib import Path
 
 from dem_hub.errors import BusyError, DemHubError
 from dem_hub.files.atomic import write_text
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.locks import locked
 from dem_hub.files.names import STORE_CHANGE
 from dem_hub.files.partial import new_name, remove_leftovers
-from dem_hub.files.strict_json import check_inside, dump_json, read_json, read_record
+from dem_hub.files.strict_json import dump_json, read_json, read_record
 from dem_hub.hub.download import Resolved
 from dem_hub.vectors.store_index import Member, StoreIndex
 from dem_hub.vectors.vector import DistributionVector

@@ -11,11 +11,11 @@ from typing import Any
 
 from dem_hub.errors import ConfigError, NotFoundError
 from dem_hub.files.atomic import write_text
+from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.names import STORE_CONFIG
 from dem_hub.files.strict_json import (
     FORMAT_VERSION,
     as_mapping,
-    check_inside,
     check_version,
     dump_json,
     parse_json,

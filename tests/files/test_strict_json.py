@@ -1,24 +1,14 @@
-"""Names, versions and keys that a file may not have are refused, and the same data is always written as the same bytes."""
+"""Versions, keys and values that a file may not have are refused, and the same data is always written as the same bytes."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 
 from dem_hub.errors import ConfigError
-from dem_hub.files.strict_json import (
-    LARGEST_FILE,
-    check_inside,
-    check_version,
-    dump_json,
-    fits,
-    parse_json,
-    read_json,
-    read_record,
-)
+from dem_hub.files.foreign_names import check_inside
+from dem_hub.files.strict_json import LARGEST_FILE, check_version, dump_json, parse_json, read_json, read_record
 
 
 @dataclass(frozen=True)
@@ -28,22 +18,6 @@ class Record:
 
     def __post_init__(self) -> None:
         check_inside(self.name, "name of a record")
-
-
-@pytest.mark.parametrize("name", ["a", "a/b.json", "a..b", "a/b:c"])
-def test_names_inside(name: str) -> None:
-    check_inside(name, "file")
-
-
-@pytest.mark.parametrize("name", ["/a", "..", "a/../b", "a\\b", "C:/a", "hf://a"])
-def test_names_outside(name: str) -> None:
-    with pytest.raises(ConfigError, match="The file is '.*'; names must be relative"):
-        check_inside(name, "file")
-
-
-def test_what_is_no_name() -> None:
-    with pytest.raises(ConfigError, match="The file is 3, which is not a name"):
-        check_inside(3, "file")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -137,29 +111,6 @@ def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # a sparse file, which takes no room
     with pytest.raises(ConfigError, match=f"x.json is larger than {LARGEST_FILE:,} bytes"):
         read_json(path)
-
-
-@pytest.mark.parametrize(
-    ("kind", "good", "bad"),
-    [
-        (int, [0, -1], [True, 1.0, "1", None, [1]]),
-        (float, [0, 1.5], [True, "1", None]),
-        (str, ["", "a"], [1, None, ["a"]]),
-        (bool, [True], [1, "true", None]),
-        (str | None, ["a", None], [1, False]),
-        (tuple[int, ...], [[], [1], (1, 2)], [1, "12", [1.5], [True], {"1": 1}]),
-        (tuple[int, str], [[1, "a"]], [[1], ["a", 1], [1, "a", "b"]]),
-        (list[str], [["a"]], ["a", [1], {"a": 1}]),
-        (Mapping[str, float], [{}, {"a": 1}], [[], {"a": "1"}, {"a": None}, {1: 1}]),
-        (float | Mapping[str, float], [1, {"a": 1}], ["1", [1], {"a": {}}]),
-        (Literal["a", 1], ["a", 1], [True, 1.0, "b", []]),
-        (Mapping[str, Any], [{"a": [{}]}], [[], "a"]),
-        (Record, [Record("a")], [{"name": "a"}, None]),
-    ],
-)
-def test_types(kind: Any, good: list[object], bad: list[object]) -> None:
-    assert [value for value in good if not fits(kind, value)] == []
-    assert [value for value in bad if fits(kind, value)] == []
 
 
 def test_no_object() -> None:

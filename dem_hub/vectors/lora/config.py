@@ -13,8 +13,10 @@ from typing import Any
 
 from dem_hub.errors import AdapterError, CheckpointError, NotFoundError, VectorNotFoundError, refuse
 from dem_hub.files.folders import RECIPE, STORE, kind_of
+from dem_hub.files.json_types import fits, kind_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, VECTOR_CONFIG
-from dem_hub.files.strict_json import fits, kind_text, read_json, shown
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import read_json
 
 # Settings that change where or how a LoRA was trained, but not that its delta is scale * B @ A.
 _HARMLESS = frozenset([
