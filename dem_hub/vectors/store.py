@@ -14,30 +14,23 @@ from typing import TYPE_CHECKING, Unpack
 
 from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.checkpoints.opening import open_base
-from dem_hub.errors import BaseMismatchError, CheckpointError, ConfigError, DemHubError, refuse
+from dem_hub.errors import BaseMismatchError, ConfigError, DemHubError
 from dem_hub.files.folders import STORE, check_target
-from dem_hub.files.links import check_links
 from dem_hub.files.locks import locked
-from dem_hub.files.names import CARD, MODEL_FILES, STORE_CHANGE, STORE_CONFIG
-from dem_hub.files.side_files import side_files_of
+from dem_hub.files.names import MODEL_FILES, STORE_CHANGE, STORE_CONFIG
 from dem_hub.files.sizes import format_size
-from dem_hub.hub.cards import render
 from dem_hub.hub.client import HubOptions
-from dem_hub.hub.commits import Change, Head, PushOptions, push
+from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, copy_side_files, resolve
 from dem_hub.hub.hashes import short_hash
-from dem_hub.hub.listing import licenses
-from dem_hub.hub.preview import announce
 from dem_hub.hub.references import BaseRecord, HubId, VectorSource
 from dem_hub.hub.report import Report, Table
-from dem_hub.vectors.cards import store_card
 from dem_hub.vectors.comparison import Comparison, compare
 from dem_hub.vectors.copies import copy_vector
-from dem_hub.vectors.folder import stale_files
-from dem_hub.vectors.publishing import public_base, public_vector, wanted_statistics
 from dem_hub.vectors.statistics_beside import statistics_files
 from dem_hub.vectors.store_change import StoreChange, finish_change, store_at_rest
 from dem_hub.vectors.store_index import Member, StoreIndex
+from dem_hub.vectors.store_publishing import push_store
 from dem_hub.vectors.vector import DistributionVector
 
 if TYPE_CHECKING:
@@ -285,34 +278,7 @@ class VectorStore(Mapping[str, DistributionVector]):
                 these vectors are listed.
             `ConfigError`, `PushConflictError`: As [`DistributionVector.push_to_hub`] raises them.
         """
-        token = options.get("token")
-        base = public_base(self.base, base_model, f"store '{self.source}'", token=token)
-        source_licenses = licenses([str(base.repo_id)], token=token)
-        self._verify()
-        check_links(self.folder, (STORE_CONFIG,))
-        members: dict[str, Member] = {}
-        pushed: dict[str, Path | str] = {}
-        for name in self:
-            vector = public_vector(self.folder / name, base.repo_id, token=token)
-            members[name] = Member(vector.sha256, vector.codec, vector.nbytes)
-            pushed |= {f"{name}/{file}": content for file, content in vector.files.items()}
-        if include_statistics:
-            for folder, files in wanted_statistics(self.folder / name for name in members).items():
-                pushed |= {f"{folder.name}/{file}": content for file, content in files.items()}
-        pushed |= side_files_of(self.folder)
-        announce(repo_id, {**pushed, STORE_CONFIG: StoreIndex(base, members).to_json()})
-
-        def compose(head: Head) -> Change:
-            index = StoreIndex(base, {**_members_of(head, base), **members})
-            codecs_and_sizes = {name: (member.codec, member.nbytes) for name, member in index.members.items()}
-            card = store_card(head.repo_id, base.repo_id, codecs_and_sizes, source_licenses)
-            files = {**pushed, STORE_CONFIG: index.to_json(), CARD: render(card, head.read(CARD))}
-            removed: set[str] = set()
-            for name in members:
-                removed |= stale_files(head, f"{name}/", files)
-            return Change(files, frozenset(removed), frozenset({CARD, STORE_CONFIG}))
-
-        return push(repo_id, compose, options, f"Push the vectors {', '.join(self)}")
+        return push_store(self, repo_id, options, base_model=base_model, include_statistics=include_statistics)
 
     def compare(self, base: str | os.PathLike[str] | VectorSource | None = None) -> Comparison:
         """Compare all members with each other: norms, cosines and overlaps; see [`compare`].
@@ -327,22 +293,6 @@ class VectorStore(Mapping[str, DistributionVector]):
         source = self.base.source if base is None else VectorSource.parse(base)
         opened = open_base(resolve(source, MODEL_FILES, self._options))
         return compare([self[name] for name in self], opened, names=list(self))
-
-    def _verify(self) -> None:
-        """Refuse members whose files are not those that their configs and the index name, all in one error."""
-        faults = []
-        for name in self:
-            try:
-                self[name]
-            except DemHubError as error:
-                faults.append(f"'{name}': {error}")
-        if faults:
-            refuse(
-                CheckpointError,
-                f"Vectors of '{self.source}' are not what its index says.",
-                faults,
-                "Nothing was pushed.",
-            )
 
     def _writable(self, name: str) -> Path:
         """Return the folder for a vector, after a check that it can be written."""
@@ -375,18 +325,3 @@ class VectorStore(Mapping[str, DistributionVector]):
             change.write(self.folder)
             yield
             self._index = finish_change(self.folder)
-
-
-def _members_of(head: Head, base: BaseRecord) -> Mapping[str, Member]:
-    """Return the members that a repository's index has already, after a check that they have the same base."""
-    text = head.read(STORE_CONFIG)
-    if text is None:
-        return {}
-    index = StoreIndex.from_json(text, f"{STORE_CONFIG} of '{head.repo_id}'")
-    if not agree(index.base.fingerprint, base.fingerprint):
-        raise BaseMismatchError(
-            f"'{head.repo_id}' has vectors of '{index.base}' (fingerprint {short_hash(index.base.fingerprint)}), "
-            f"and these are of '{base}' "
-            f"(fingerprint {short_hash(base.fingerprint)}). Push them to another repository."
-        )
-    return index.members
