@@ -7,7 +7,6 @@ more than the vector, which can be extracted from them again.
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,14 +21,12 @@ from dem_hub.codecs.listing import AUTO
 from dem_hub.codecs.registry import encoder_from_name
 from dem_hub.errors import ConfigError, VectorNotFoundError
 from dem_hub.hub.client import HubOptions
-from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved
 from dem_hub.hub.references import VectorSource
-from dem_hub.training.background_push import Uploader
 from dem_hub.training.facts import dataset_names, library_versions, training_facts
 from dem_hub.training.gathering import Gathering, share
 from dem_hub.training.measurements import measure_vector
-from dem_hub.training.repository import prepare_repository, pusher
+from dem_hub.training.pushes import Pushes
 from dem_hub.training.settings import When, check_when, choose_folder
 from dem_hub.training.source import Source, base_name, tokenizer_of
 from dem_hub.training.statistics import Seen, check_evaluation_set, check_run, leave_statistics, measure_base
@@ -141,23 +138,20 @@ class DEMCallback(TrainerCallback):
         self.folder: Path | None = None  # known once training begins
         self._is_default_codec = codec == AUTO and not codec_options
         self._output_dir = None if output_dir is None else Path(output_dir)
-        self._is_pushed = push_to_hub
-        self._repo_id = hub_model_id
-        self._revision = hub_revision
-        self._private = hub_private_repo
         self._token = hub_token
-        self._includes_statistics = hub_include_statistics
+        self._is_pushed = push_to_hub
+        self._pushes = Pushes(
+            hub_model_id, hub_revision, private=hub_private_repo, include_statistics=hub_include_statistics
+        )
 
-        # The state of a run. Only the main process has a source and an uploader.
+        # The state of a run. Only the main process has a source.
         self._trainer: Trainer | None = None
         self._source: Source | None = None
         self._base: Seen | None = None  # what the base answers, if a run begins with it; on the main process
         self._recipe_vectors: list[DistributionVector] = []
-        self._uploader: Uploader | None = None
         self._failure: Exception | None = None  # why the newest vector could not be taken
         self._taken_at: int | None = None  # step of the newest vector
         self._tried_at: int | None = None  # step of the last attempt, on all processes
-        self._is_unpushed = False  # what is in the folder has not been handed to the uploader
         self._unlogged: dict[str, float] = {}  # figures that wait for the Trainer's next log
 
     def attach(self, trainer: Trainer) -> "DEMCallback":
@@ -241,7 +235,7 @@ class DEMCallback(TrainerCallback):
         is_best = state.best_global_step == state.global_step
         if self.when == "save" or (self.when == "best" and is_best):
             self._take(args, state, kwargs, state.global_step)
-            self._push()
+            self._pushes.submit(self.folder)
 
     def on_train_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -257,8 +251,8 @@ class DEMCallback(TrainerCallback):
             self._take(args, state, kwargs, step)
         if self.input_statistics:
             self._gather_statistics(state, kwargs, step)
-        self._push()
-        self._finish_pushes()
+        self._pushes.submit(self.folder)
+        self._pushes.finish(self.folder)
 
     def on_log(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
@@ -292,24 +286,8 @@ class DEMCallback(TrainerCallback):
         if self.input_statistics:
             check_run(self._trainer, self.when, args, gathering, self._source.base.architecture)
         if self._is_pushed:
-            self._uploader = self._prepare_push(args, self._source, token=token)
+            self._pushes.begin(args, self._source, token=token)
         return starts_from_base
-
-    def _prepare_push(self, args: "TrainingArguments", source: Source, *, token: str | bool | None) -> Uploader:
-        """Create the repository, and return what pushes to it."""
-        private = args.hub_private_repo if self._private is None else self._private
-        self._repo_id = prepare_repository(self._repo_id, args, source.base, private=private, token=token)
-        options: PushOptions = {}
-        if self._revision is not None:
-            options["revision"] = self._revision
-        if private is not None:
-            options["private"] = private
-        if token is not None:
-            options["token"] = token
-        # PEFT writes into an adapter what the model was loaded from, which may be a local copy of the base.
-        base_model = source.base.source.repo_id if source.is_adapter else None
-        push = pusher(self._repo_id, base_model, options, include_statistics=self._includes_statistics)
-        return Uploader(push, self._repo_id)
 
     # A vector
 
@@ -339,14 +317,7 @@ class DEMCallback(TrainerCallback):
         self._taken_at = step
         logger.info("Vector of step %d in '%s', %.1f s.", step, self.folder, time.monotonic() - start)
         self._log(state, measured)
-        self._is_unpushed = True
-
-    def _push(self) -> None:
-        """Push what is new in the folder of the vector, in the background."""
-        if self._uploader is not None and self._is_unpushed:
-            assert self.folder is not None
-            self._uploader.submit(self.folder)
-        self._is_unpushed = False
+        self._pushes.note_vector()
 
     def _gather_statistics(self, state: "TrainerState", kwargs: Mapping[str, Any], step: int) -> None:
         """Gather the input statistics of the model of a step beside its vector, on all processes together."""
@@ -356,7 +327,7 @@ class DEMCallback(TrainerCallback):
         if architecture is not None:
             folder = self.folder if state.is_world_process_zero else None
             leave_statistics(self._trainer, kwargs["model"], architecture, folder, self._base)
-            self._is_unpushed = self._is_unpushed or self._includes_statistics
+            self._pushes.note_statistics()
 
     def _write(self, gathering: Gathering, facts: Mapping[str, Any]) -> dict[str, float]:
         """Write the vector into its folder, in place of an older one, and return the figures to log."""
@@ -378,19 +349,3 @@ class DEMCallback(TrainerCallback):
         entry["step"] = state.global_step
         state.log_history.append(entry)
         self._unlogged = measured
-
-    def _finish_pushes(self) -> None:
-        """Wait for the pushes. If the newest vector is not on the Hub, log the command that pushes it."""
-        if self._uploader is None:
-            return
-        failure = self._uploader.finish()
-        if failure is not None:
-            command = ["dem-hub", "push", str(self.folder), str(self._repo_id)]
-            if self._revision:
-                command += ["--revision", self._revision]
-            logger.error(
-                "The vector is not on the Hub: %s. It is complete in '%s'. Push it with:\n    %s",
-                failure,
-                self.folder,
-                shlex.join(command),
-            )
