@@ -11,12 +11,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dem_hub.checkpoints.fingerprint import agree
-from dem_hub.errors import BaseMismatchError, CoefficientError
+from dem_hub.errors import BaseMismatchError, CheckpointError, CoefficientError
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.references import VectorSource
@@ -67,7 +67,7 @@ class AttachedRecipe:
         self._places = places
         self._allow_base_mismatch = allow_base_mismatch
         self._opened: OpenedRecipe | None = None
-        self._switched: dict[str, OpenedRecipe] = {}
+        self._switched: dict[VectorSource, tuple[DEMConfig | None, OpenedRecipe]] = {}
         # The tensors that may have values of two recipes: those of a change that runs, or that could not be undone.
         self._mixed: frozenset[str] = frozenset()
         self._lock = threading.RLock()
@@ -149,7 +149,8 @@ class AttachedRecipe:
         """Change to another recipe over the same base, in place, in this model's dtype and on its devices.
 
         Afterwards the weights have the same bits as those of a fresh load of that recipe. The vectors of every recipe
-        that was switched to stay open. They are memory-mapped, so this takes little memory.
+        that was switched to stay open. They are memory-mapped, so this takes little memory. A recipe or a vector in a
+        folder that was written anew since is opened again.
 
         Args:
             recipe (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder of the recipe.
@@ -175,11 +176,8 @@ class AttachedRecipe:
         with self._lock, cpu_by_default():
             self._whole_model()
             current = self.open()
-            source = VectorSource.parse(recipe)
-            if str(source) not in self._switched:
-                opened = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
-                self._switched[str(source)] = opened
-            other = self._switched[str(source)]
+            source = VectorSource.parse(recipe).absolute
+            other = self._open_other(source)
             if not agree(other.base.fingerprint, current.base.fingerprint):
                 raise BaseMismatchError(
                     f"The recipe '{source}' is over '{other.base}' (fingerprint "
@@ -211,6 +209,19 @@ class AttachedRecipe:
             if self._opened is None:
                 self._opened = open_config(self._config, self._options, check_base=not self._allow_base_mismatch)
             return self._opened
+
+    def _open_other(self, source: VectorSource) -> OpenedRecipe:
+        """Return a recipe to switch to, opened again if it says something else than when it was opened, or its files do."""
+        now = DEMConfig.from_pretrained(source, **vars(self._options)) if source.is_local else None
+        if source in self._switched:
+            then, opened = self._switched[source]
+            with suppress(CheckpointError):
+                opened.check_unchanged()
+                if now == then:
+                    return opened
+        opened = open_recipe(source, self._options, check_base=not self._allow_base_mismatch)
+        self._switched[source] = now, opened
+        return opened
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, exist_ok: bool = True) -> None:
         """Write the recipe, not the weights; see [`DEMConfig.save_pretrained`]."""

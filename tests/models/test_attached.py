@@ -1,6 +1,7 @@
 """`model.dem`: coefficients changed in place, and other recipes over the same base."""
 
 import copy
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -146,6 +147,40 @@ def test_switching_between_recipes(zoo: Zoo, llama: Models, tmp_path: Path) -> N
         llama.base, vectors={vectors["lowrank"]: 0.7, vectors["short"]: 0.3}, rounding_seed=1
     )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_recipe_that_was_saved_again_is_read_again(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
+    vector = shutil.copytree(zoo.vector("llama-tied"), tmp_path / "vector")
+    own = save_recipe(zoo, tmp_path / "own")
+    model = DEMModel.from_pretrained(own)
+    other = DEMModel.from_pretrained(llama.base, vectors={str(vector): 0.1})
+    for coefficient in (0.7, -0.2):
+        other.dem.set_coefficients({"vector": coefficient})
+        other.dem.save_pretrained(tmp_path / "other")
+        model.dem.switch(tmp_path / "other")
+        assert same_tensors(state_of(model), state_of(other))
+    # The vector is replaced, and the recipe made anew.
+    model.dem.switch(own)
+    shutil.rmtree(vector)
+    shutil.copytree(zoo.vector("llama-tied", kind="lowrank"), vector)
+    DEMModel.from_pretrained(llama.base, vectors={str(vector): -0.2}).dem.save_pretrained(tmp_path / "other")
+    fresh = DEMModel.from_pretrained(tmp_path / "other")
+    for _ in range(2):
+        model.dem.switch(tmp_path / "other")
+        assert same_tensors(state_of(model), state_of(fresh))
+
+
+def test_a_recipe_by_the_same_relative_path_from_another_folder(
+    zoo: Zoo, llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = str(zoo.vector("llama-tied"))
+    for name, coefficient in (("here", 0.3), ("there", -0.6)):
+        model = DEMModel.from_pretrained(llama.base, vectors={vector: coefficient})
+        model.dem.save_pretrained(tmp_path / name / "recipe")
+    for name, coefficient in (("here", 0.3), ("there", -0.6), ("here", 0.3)):
+        monkeypatch.chdir(tmp_path / name)
+        model.dem.switch("recipe")
+        assert model.dem.coefficients == {vector: coefficient}
 
 
 def test_switching_to_another_base(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
