@@ -85,7 +85,7 @@ def canonical_name(name: str) -> str:
 def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
     """Return the JSON entry of a base or a vector. A folder of this machine has the key `path` in place of `repo_id`.
 
-    A vector without new tokens has no key for them.
+    A vector without new tokens has no key for them. What is in the recipe's own folder has `repo_id` "." there.
 
     Args:
         entry (`Mapping[str, Any]`): The fields of the record.
@@ -100,6 +100,8 @@ def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, 
     path = str(Path(name).resolve())
     if folder is not None:
         path = os.path.relpath(path, folder.resolve())
+    if path == HERE:
+        return {**entry, "repo_id": HERE}
     others = {key: value for key, value in entry.items() if key != "repo_id"}
     return {**others, "path": path}
 
@@ -146,6 +148,7 @@ def _read_own_vector(entry: Mapping[str, Any], where: str, home: Path | VectorSo
     subfolder = entry.get("subfolder", "")
     check_inside(subfolder, f"subfolder of a vector in {where}")
     if isinstance(home, Path):
-        return {**entry, "repo_id": str(home.resolve())}
+        others = {key: value for key, value in entry.items() if key != "path"}  # which says the same
+        return {**others, "repo_id": str(home.resolve())}
     inside = "/".join(part for part in (home.subfolder, subfolder) if part)
     return {**entry, "repo_id": home.repo_id, "commit": home.revision, "subfolder": inside}
