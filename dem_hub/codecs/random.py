@@ -18,7 +18,9 @@ from dem_hub.codecs.delta import Delta
 from dem_hub.codecs.layout import Layout
 from dem_hub.codecs.packing import dequantize, quantize, quantized_parts
 from dem_hub.codecs.sampling import count_kept, draw, scatter, seed_of
-from dem_hub.errors import CodecError
+from dem_hub.errors import CodecError, ConfigError
+from dem_hub.files.shown import shown
+from dem_hub.files.strict_json import check_whole
 from dem_hub.numerics.slices import Index, as_rows, at_least_1d, full_index, index_shape, row_blocks
 
 
@@ -35,8 +37,12 @@ class Random(Codec):
         """Refuse shares and bits out of range."""
         if not 0 < self.density <= 1:
             raise CodecError(f"codec 'random' has density={self.density!r}; it must be above 0 and at most 1.")
-        if type(self.seed) is not int:
-            raise CodecError(f"codec 'random' has seed={self.seed!r}; it must be a whole number.")
+        try:
+            check_whole(self.seed, "seed")
+        except ConfigError as error:
+            raise CodecError(
+                f"codec 'random' has seed={shown(self.seed)}; it must be a whole number of at most 64 bits."
+            ) from error
         if type(self.bits) is not int or self.bits not in (4, 8):
             raise CodecError(
                 f"codec 'random' has bits={self.bits!r}; choose 4 or 8, or the codec 'sign' for 1 and less."

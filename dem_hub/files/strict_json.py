@@ -35,6 +35,16 @@ _LARGEST = (1 << 64) - 1
 _Record = TypeVar("_Record")
 
 
+def check_whole(value: object, name: str) -> None:
+    """Refuse what is no whole number of at most 64 bits, before it is in a file that nobody can read.
+
+    Raises:
+        [`~dem_hub.errors.ConfigError`]: If it is none.
+    """
+    if type(value) is not int or not _SMALLEST <= value <= _LARGEST:
+        raise ConfigError(f"{name} is {shown(value)}; it must be a whole number of at most 64 bits.")
+
+
 def check_version(data: Mapping[str, Any], where: str) -> None:
     """Refuse a format version that is newer than this library, or missing.
 

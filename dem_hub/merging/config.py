@@ -7,6 +7,7 @@ Nothing here imports torch or transformers: a recipe can be read, changed and pu
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
@@ -20,7 +21,7 @@ from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.shown import shown
 from dem_hub.files.side_files import side_files_of
-from dem_hub.files.strict_json import FORMAT_VERSION, check_version, dump_json, read_json, read_record
+from dem_hub.files.strict_json import FORMAT_VERSION, check_version, check_whole, dump_json, read_json, read_record
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import copy_side_files, resolve, side_files
@@ -67,7 +68,8 @@ class DEMConfig:
         format_version (`int`, *optional*): Version of the file's format.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the rounding is unknown or a vector is named twice.
+        [`~dem_hub.errors.ConfigError`]: If the rounding is unknown, its seed is not a whole number of at most 64 bits, or a
+            vector is named twice.
 
     Example:
 
@@ -99,6 +101,7 @@ class DEMConfig:
         """Check the fields."""
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
+        check_whole(self.rounding_seed, "rounding_seed")
         names = [canonical_name(vector.name) for vector in self.vectors]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -109,8 +112,11 @@ class DEMConfig:
 
     @property
     def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficient of each vector, by its name: a number, or a number for each group of its tensors."""
-        return {vector.name: vector.coefficient for vector in self.vectors}
+        """The coefficient of each vector, by its name: a number, or a number for each group of its tensors.
+
+        All of it is a copy, as a recipe does not change.
+        """
+        return {vector.name: deepcopy(vector.coefficient) for vector in self.vectors}
 
     def with_coefficients(self, coefficients: Mapping[str, Coefficient]) -> "DEMConfig":
         """Return the same recipe with other coefficients.

@@ -16,6 +16,7 @@ from dem_hub.defaults import Granularity
 from dem_hub.errors import CoefficientError, ConfigError, refuse
 from dem_hub.evaluation.processes import world_size
 from dem_hub.evaluation.rows import check_files
+from dem_hub.files.strict_json import check_whole
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.records import canonical_name
 from dem_hub.merging.short_names import full_names
@@ -32,6 +33,7 @@ def check(
     direction: str,
     max_forward: float | None,
     held_out: float | Mapping[str, Any],
+    seed: int,
 ) -> None:
     """Check the arguments that every search has.
 
@@ -39,6 +41,7 @@ def check(
         `ConfigError`: Something is missing, contradicts something else, or is out of range; all of it is listed.
     """
     _check_shapes(vectors, data)
+    check_whole(seed, "seed")
     faults = []
     if not vectors or not (data or score):
         faults.append(f"a search needs vectors and eval_datasets; it was given {len(vectors)} and {len(data or {})}")

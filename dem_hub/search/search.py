@@ -171,7 +171,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 
     # Whatever can be refused is refused before anything is loaded.
     eval_datasets, held_out = with_columns(eval_datasets, held_out, columns)
-    check(vectors, eval_datasets, score, direction, max_forward, held_out)
+    check(vectors, eval_datasets, score, direction, max_forward, held_out, seed)
     check_granularity(granularity, score, held_out, max_sum)
     objective = as_objective(objective, weights, eval_datasets)
     strategy, reason = choose(method, len(vectors), is_score=score is not None)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.codecs.delta import Delta
+from dem_hub.files.strict_json import check_whole
 from dem_hub.hub.references import VectorSource
 from dem_hub.numerics.noise import Noise, random_bits
 from dem_hub.numerics.slices import full_index, row_blocks
@@ -42,8 +43,9 @@ class Dare:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse a density that keeps nothing."""
+        """Refuse a density that keeps nothing, and a seed that cannot be recorded."""
         check_density(self.density)
+        check_whole(self.seed, "seed")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -101,7 +103,8 @@ def dare(
         temporary until they are saved.
 
     Raises:
-        `ConfigError`: The density is not above 0 and at most 1.
+        `ConfigError`: The density is not above 0 and at most 1, the seed has more than 64 bits, there are no vectors, or
+            one is named twice.
         `NotFoundError`: The base or a vector is not found.
         `BaseMismatchError`, `AdapterError`: A vector does not fit the base.
 

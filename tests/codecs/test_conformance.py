@@ -276,6 +276,7 @@ def test_only_some_are_offered(name: str) -> None:
         ("random", {"density": 0}, "density=0; it must be above 0 and at most 1"),
         ("random", {"density": "much"}, "cannot take the options {'density': 'much'}"),
         ("random", {"seed": 1.5}, "seed=1.5; it must be a whole number"),
+        ("random", {"seed": 1 << 64}, "seed=a number of 65 bits; it must be a whole number of at most 64 bits"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:

@@ -212,3 +212,41 @@ def test_saved_recipe_is_a_recipe(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"has no config\.json with a recipe") as caught:
         DEMConfig.from_pretrained(tmp_path / "base")
     assert caught.type is NotFoundError
+
+
+def test_what_lies_in_the_recipes_own_folder_is_written_and_read(tmp_path: Path) -> None:
+    """However often the recipe is saved there, and wherever the folder is moved; also as older versions wrote it."""
+    folder = tmp_path / "recipe"
+    (folder / "vectors/maths").mkdir(parents=True)
+    (folder / "model").mkdir()
+    base = BaseRecord(str(folder), subfolder="model")
+    recipe = DEMConfig(base, (VectorRecord(str(folder), 0.4, subfolder="vectors/maths"),))
+    for _ in range(2):
+        recipe.save_pretrained(folder)
+        assert DEMConfig.from_pretrained(folder) == recipe
+    data = json.loads((folder / "config.json").read_text())
+    assert data["vectors"][0]["repo_id"] == data["base"]["repo_id"] == "."
+    for entry in (data["base"], data["vectors"][0]):
+        entry["path"] = entry.pop("repo_id")
+    (folder / "config.json").write_text(json.dumps(data))
+    moved = DEMConfig.from_pretrained(folder.rename(tmp_path / "moved"))
+    assert {moved.base.repo_id, moved.vectors[0].repo_id} == {str(tmp_path / "moved")}
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63), (1 << 64) - 1])
+def test_every_seed_that_is_taken_can_be_read_again(seed: int) -> None:
+    recipe = replace(RECIPE, rounding_seed=seed)
+    assert DEMConfig.from_dict(json.loads(recipe.to_json()), "x", VectorSource("me/x")) == recipe
+
+
+@pytest.mark.parametrize("seed", [-(1 << 63) - 1, 1 << 64, 1.5, True, "3", None])
+def test_a_seed_that_could_not_be_read_again_is_refused(seed: Any) -> None:
+    with pytest.raises(ConfigError, match=r"rounding_seed is .*; it must be a whole number of at most 64 bits"):
+        replace(RECIPE, rounding_seed=seed)
+
+
+def test_coefficients_are_copies() -> None:
+    """A caller who changes them would have a recipe that says something else than its model is."""
+    recipe = DEMConfig(BASE, (VectorRecord("me/maths", {"attention": 0.5, "rest": 0.1}),))
+    recipe.coefficients["me/maths"]["rest"] = 7  # type: ignore[index]
+    assert recipe.coefficients == {"me/maths": {"attention": 0.5, "rest": 0.1}}

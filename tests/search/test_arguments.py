@@ -24,6 +24,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rows without a name": ({"eval_datasets": [[1, 2]]}, "eval_datasets is list; give data by name"),
     "no trials": ({"max_forward": 0}, "max_forward is 0; it must be 1 or more"),
+    "seed": ({"seed": 1 << 64}, "seed is a number of 65 bits; it must be a whole number"),
     "direction": ({"direction": "up"}, "direction is 'up'"),
     "method": ({"method": "magic"}, "method is 'magic'"),
     "objective": ({"objective": "best"}, "objective is 'best'"),

@@ -1,5 +1,7 @@
 """DARE: the law of what stays, and that it is the same everywhere."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -72,3 +74,9 @@ def test_a_vector_is_right_on_average(zoo: Zoo) -> None:
 def test_a_density_out_of_range_is_refused(zoo: Zoo, density: float) -> None:
     with pytest.raises(ConfigError, match="density"):
         dare(zoo.models(FAMILY, "float32").base, [str(zoo.vector(FAMILY, "float32"))], density=density)
+
+
+@pytest.mark.parametrize("seed", [1 << 64, 1.5, "3"])
+def test_a_seed_that_could_not_be_read_again_is_refused(seed: Any) -> None:
+    with pytest.raises(ConfigError, match="seed is .*; it must be a whole number of at most 64 bits"):
+        dare("org/base", ["me/maths"], seed=seed)
