@@ -75,13 +75,15 @@ def export_adapter(
             wrongly. Without it all modules have one rank.
 
     Raises:
-        [`~dem_hub.errors.ConfigError`]: If the dtype is unknown.
+        [`~dem_hub.errors.ConfigError`]: If the dtype is unknown, or the rank is not a whole number from 1.
         [`~dem_hub.errors.AdapterError`]: If a delta cannot be in a LoRA; the message lists all of them. With a
             `rank`: if no delta can.
         [`~dem_hub.errors.ConfigError`]: If the folder is the base or a vector, or holds anything but an adapter.
     """
     from huggingface_hub.utils import tqdm
 
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ConfigError(f"rank is {rank}; it must be a whole number from 1. Leave it out for an exact export.")
     opened.check_target(target, ADAPTER)
     quantization = opened.recipe.base_quantized
     if quantization is not None:

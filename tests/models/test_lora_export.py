@@ -1,6 +1,7 @@
 """The weighted sum as one LoRA, against the merge itself and in PEFT's hands."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def test_exact_by_concatenation(zoo: Zoo, family: str, tmp_path: Path) -> None:
     )  # it is a vector like any other
     for name, tensor in again.named_parameters():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [0, -3, 1.5, True])
+def test_a_rank_that_keeps_nothing_is_refused(zoo: Zoo, llama: Models, tmp_path: Path, rank: Any) -> None:
+    with pytest.raises(ConfigError, match=f"rank is {rank}; it must be a whole number from 1"):
+        export_adapter(opened(llama.base, {str(zoo.vector("llama-tied")): 0.5}), tmp_path / "sum", rank=rank)
+    assert not (tmp_path / "sum").exists()
 
 
 def test_truncated_with_its_error(zoo: Zoo, llama: Models, tmp_path: Path) -> None:
