@@ -18,6 +18,7 @@ from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
 from dem_hub.models.measurable import Measurable, hub_options, tokenizer_loader
+from dem_hub.transformations.vector_names import check_vector_names
 from dem_hub.vectors.statistics_beside import read_statistics, tied_statistics
 
 
@@ -40,8 +41,17 @@ class OwnData:
         Args:
             base (`str`, `os.PathLike` or [`VectorSource`]): The base.
             vectors (`Mapping[str, Any]`): By vector its data; `None` reads the statistics beside it.
+
+        Raises:
+            `ConfigError`: If there are no vectors, one is named twice, or they are not a mapping.
         """
+        check_vector_names(vectors)
         names = list(vectors)
+        if not isinstance(vectors, Mapping):
+            raise ConfigError(
+                f"vectors is a {type(vectors).__name__}. Give data of each vector, or None where its input statistics are "
+                f"beside it: {{{str(names[0])!r}: 'texts.jsonl'}}."
+            )
         data = select_columns({name: rows for name, rows in vectors.items() if rows is not None}, self.columns)
         if not data:
             opened = self._open(base, names)

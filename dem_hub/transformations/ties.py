@@ -26,6 +26,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
 from dem_hub.transformations.density import check_density
 from dem_hub.transformations.transformation import TensorDeltas, transform_named
+from dem_hub.transformations.vector_names import check_vector_names
 from dem_hub.vectors.vector import DistributionVector
 
 
@@ -129,7 +130,8 @@ def ties(
         temporary until they are saved.
 
     Raises:
-        `ConfigError`: The density is not above 0 and at most 1, or a weight is not finite.
+        `ConfigError`: The density is not above 0 and at most 1, a weight is not finite, there are no vectors, or one is
+            named twice.
         `NotFoundError`: The base or a vector is not found.
         `BaseMismatchError`, `AdapterError`: A vector does not fit the base.
 
@@ -143,6 +145,7 @@ def ties(
 
     ```
     """
+    check_vector_names(vectors)
     weights = dict(vectors if isinstance(vectors, Mapping) else dict.fromkeys(vectors, 1.0))
     if not all(map(math.isfinite, weights.values())):
         raise ConfigError(f"The weights are {list(weights.values())}; they must be finite numbers.")

@@ -31,6 +31,7 @@ from dem_hub.files.names import VECTOR_CONFIG
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.numerics.slices import Index, full_index
+from dem_hub.transformations.vector_names import check_vector_names
 from dem_hub.vectors.deltas import all_deltas
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.tokens import tokens_of
@@ -150,7 +151,11 @@ def transform_named(
         transformation ([`Transformation`]): What changes the deltas.
         codec (`str`): How to store deltas that are no product of two factors.
         device (`str` or `torch.device`, *optional*): Where it is computed; the CPU by default.
+
+    Raises:
+        `ConfigError`: If there are no vectors, or one is named twice.
     """
+    check_vector_names(vectors)
     encoder = encoder_from_name(codec, {})
     opened = open_base_and_vectors(VectorSource.parse(base), dict.fromkeys(vectors, 1.0))
     transformed = transform(opened.base, opened.vectors, transformation, encoder, torch.device(device or "cpu"))
