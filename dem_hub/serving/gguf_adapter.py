@@ -8,10 +8,12 @@ neighbours, so its converter permutes the rows of Llama's q and k; the same is d
 a linear layer.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +22,6 @@ from dem_hub.checkpoints.model_config import read_config
 from dem_hub.errors import AdapterError, MissingDependencyError, refuse
 from dem_hub.files.atomic import atomic_file
 from dem_hub.serving.adapter_factors import architecture_in, read_factors
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ def write_gguf(adapter: Path, base: Base, target: Path) -> None:
     if unknown:
         refuse(AdapterError, f"llama.cpp's {family.name} has no tensor for some modules.", unknown, _OTHER_WAY)
     rank = next(iter(factors.values()))[0].shape[0]
-    with atomic_file(target) as partial:
-        writer = gguf.GGUFWriter(partial, family.name)
+    with atomic_file(target) as partial, closing(gguf.GGUFWriter(partial, family.name)) as writer:
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
@@ -96,7 +94,6 @@ def write_gguf(adapter: Path, base: Base, target: Path) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 _OTHER_WAY = (
@@ -140,9 +137,16 @@ def _add(writer: Any, name: str, values: Tensor) -> None:
     """Add a tensor in its own dtype. numpy has no bfloat16, so its bytes are handed over."""
     import gguf
 
-    array: np.ndarray[Any, Any]
     if values.dtype == torch.bfloat16:
         array = values.contiguous().view(torch.uint8).numpy()
-        writer.add_tensor(name, array, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        writer.add_tensor(name, array.view(_WrittenByPython), raw_dtype=gguf.GGMLQuantizationType.BF16)
         return
-    writer.add_tensor(name, values.contiguous().numpy())
+    writer.add_tensor(name, values.contiguous().numpy().view(_WrittenByPython))
+
+
+class _WrittenByPython(np.ndarray[Any, Any]):
+    """An array that is written like any bytes. numpy's own `tofile` is silent if its buffer does not fit on the disk."""
+
+    def tofile(self, file: Any, sep: str = "", format: str = "%s") -> None:  # noqa: ARG002  numpy's
+        """Write the elements into a file that is open."""
+        file.write(self.tobytes())

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.model_config import read_config
+from dem_hub.checkpoints.writer import system_errors
 from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MLX_WEIGHTS
 from dem_hub.files.strict_json import dump_json
@@ -63,6 +64,6 @@ def write_mlx(adapter: Path, base: Base, target: Path) -> None:
         "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(factors)},
     }
     # PEFT's weights of an older export would not belong to the new config.
-    with atomic_folder(target, {ADAPTER_WEIGHTS}.__contains__) as folder:
+    with atomic_folder(target, {ADAPTER_WEIGHTS}.__contains__) as folder, system_errors():
         save_file(tensors, folder / MLX_WEIGHTS, {"format": "mlx"})
         write_text(folder / ADAPTER_CONFIG, dump_json(config))

@@ -1,6 +1,7 @@
 """Adapters in GGUF, as the package `gguf` reads them back, against the merge that PEFT makes of the vectors."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dem_hub.checkpoints.base_model import Base
 from dem_hub.cli.app import main
-from dem_hub.serving.gguf_adapter import permuted_rows
+from dem_hub.hub.download import Resolved
+from dem_hub.serving.gguf_adapter import permuted_rows, write_gguf
+from dem_hub.serving.mlx_adapter import write_mlx
 from tests.support import families
 from tests.support.other_readers import read_as
 from tests.support.tiny_models import make_adapter
@@ -173,6 +177,28 @@ def test_a_file_is_replaced_only_if_that_is_said(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "sum.gguf").read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert read(tmp_path / "sum.gguf")[1]
+
+
+@pytest.mark.parametrize("write", [write_gguf, write_mlx])
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_nothing(
+    tmp_path: Path, write: Callable[[Path, Base, Path], None]
+) -> None:
+    """Wherever in the file it happens: numpy says nothing of what is lost when its buffer is emptied."""
+    base = make_base(families.llama, tmp_path / "base")
+    assert main(["export", str(base), *options(make_vectors(base, tmp_path)), "-o", str(tmp_path / "sum")]) == 0
+    opened = Base(Resolved.local(base))
+    write(tmp_path / "sum", opened, tmp_path / "whole")
+    size = max(file.stat().st_size for file in [tmp_path / "whole", *(tmp_path / "whole").glob("*.safetensors")])
+    before = set(tmp_path.iterdir())
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 4000, size // 2, size - 4):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                write(tmp_path / "sum", opened, tmp_path / "target")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        assert set(tmp_path.iterdir()) == before
 
 
 def test_scales(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
