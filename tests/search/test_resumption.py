@@ -1,11 +1,13 @@
 """A search that goes on: after a kill, and from an earlier search with other vectors or data."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from dem_hub import DEMConfig, SearchResult, search_coefficients
 from dem_hub.errors import ConfigError
@@ -194,3 +196,28 @@ def test_a_recipe_on_a_quantized_base_is_refused(gentle: Counters) -> None:
     recipe = DEMConfig(BaseRecord("org/base"), (), base_quantized=BaseQuantization())
     with pytest.raises(ConfigError, match=r"a quantized base \(nf4, computed in float32\)"):
         search_coefficients(gentle.base, ["me/maths-vector"], {"maths": [[5, 6, 7]]}, resume_from=recipe)
+
+
+@pytest.mark.parametrize("how", ["an argument", "a config", "the base's own file"])
+def test_a_model_that_computes_something_else_is_measured_again(counters: Counters, tmp_path: Path, how: str) -> None:
+    """The weights are the same, and the losses are not: what a cache has is not theirs."""
+    base = shutil.copytree(counters.base, tmp_path / "base")
+    rope = {"rope_type": "default", "rope_theta": 3.0}
+    vectors = [counters.vectors["up"]]
+
+    def losses(cache: Path | None, **options: Any) -> dict[str, float]:
+        found = search_coefficients(base, vectors, counters.data, method="grid", cache=cache, **options)
+        return dict(found.best.losses)
+
+    before = losses(tmp_path / "cache")
+    options: dict[str, Any] = {}
+    if how == "an argument":
+        options = {"rope_parameters": rope}
+    elif how == "a config":
+        options = {"config": AutoConfig.from_pretrained(base, rope_parameters=rope)}
+    else:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    again = losses(tmp_path / "cache", **options)
+    assert again == losses(None, **options)
+    assert again != before

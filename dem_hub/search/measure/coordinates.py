@@ -5,27 +5,35 @@ merged model, and into a key of a cache. A point that has the same value for all
 key as without groups, so that what was measured for whole vectors is not measured again.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dem_hub.checkpoints.fingerprint import without_bytes
 from dem_hub.merging.coefficients import Coefficient
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from dem_hub.models.loading import MergedModel
 
 _Value = TypeVar("_Value")
 
-# Hex digits of a vector's sha256 in a key: 64 bits, which tell all vectors of a search apart.
+# Hex digits of a sha256 in a key: 64 bits, which tell all vectors of a search apart.
 _HASH_DIGITS = 16
+
+# Keys of a config that do not change what a model computes, or that a key of the cache has elsewhere (the dtype).
+_ORIGINS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 class Coordinates:
     """The coefficients of a merged model, in order.
 
     `names` are for people and `keys`, which have the vectors' hashes, for a cache; there is one of each for every
-    coordinate. `merge_settings` is everything else that a merge depends on: the base, the dtype and the rounding.
+    coordinate. `merge_settings` is everything else that a merged model depends on: the base, its config with what the
+    caller changed there, the dtype and the rounding.
 
     Args:
         model (`MergedModel`): A model with its recipe.
@@ -45,7 +53,8 @@ class Coordinates:
         self.keys = self._with_groups(self._hashes, "")
         # Whether the load that measured hashed all bytes of the base makes no difference.
         base = without_bytes(config.base.fingerprint)
-        self.merge_settings = f"{base} {model.dtype} {config.rounding} {config.rounding_seed}"
+        settings = f"{base} {model.dtype} {config.rounding} {config.rounding_seed}"
+        self.merge_settings = f"{settings} {config_digest(model.config)}"
 
     def coefficients(self, point: Sequence[float]) -> dict[str, Coefficient]:
         """Return a point as the coefficients of a recipe, by vector."""
@@ -107,3 +116,19 @@ def _number_repeats(keys: Sequence[str]) -> tuple[str, ...]:
         repeats = keys[:place].count(key)
         numbered.append(f"{key}.{repeats}" if repeats else key)
     return tuple(numbered)
+
+
+def config_digest(config: "PretrainedConfig") -> str:
+    """Return a hash of what a model's config says about what the model computes.
+
+    A model with fewer experts to a token, or with another scale of its positions, has other losses at the same weights.
+    """
+    text = json.dumps(_without_origins(json.loads(config.to_json_string(use_diff=True))), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
+
+
+def _without_origins(values: Any) -> Any:
+    """Return JSON data of a config, and of the configs in it, without what tells where a model is from."""
+    if isinstance(values, dict):
+        return {name: _without_origins(value) for name, value in values.items() if name not in _ORIGINS}
+    return values
