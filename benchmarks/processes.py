@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,22 @@ class Run:
     output: str
 
 
-def run(command: Sequence[str | Path], scratch: Path, *, samples_memory: bool = True) -> Run:
-    """Run a command, quietly and offline, with its temporary files in `scratch`."""
+def run(
+    command: Sequence[str | Path],
+    scratch: Path,
+    *,
+    samples_memory: bool = True,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
+    """Run a command, quietly and offline, with its temporary files in `scratch`, or with other variables of the
+    environment.
+    """
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TMPDIR": str(scratch),
         "HF_HOME": str(scratch / "home"),
+        **(environment or {}),
     }
     log = scratch / "output.txt"
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -5,9 +5,11 @@ process replaces or writes into meanwhile would give a mixture of both, and one 
 process with a signal. So the system's record of each file is compared before every piece, and again at the end.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from dem_hub.errors import CheckpointError, refuse
 
@@ -30,6 +32,11 @@ class FileState:
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink
         )
+
+    def is_of(self, stream: BinaryIO) -> bool:
+        """Check whether an open file is the same one, whatever its content."""
+        status = os.fstat(stream.fileno())
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
 
     def change(self, now: "FileState") -> str:
         """Return in words what has changed since; empty if nothing has."""

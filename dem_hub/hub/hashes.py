@@ -14,7 +14,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from dem_hub.defaults import Verify
 from dem_hub.errors import CheckpointError, ConfigError, refuse
 from dem_hub.files.atomic import write_text
 from dem_hub.files.foreign_names import check_inside
+from dem_hub.files.states import FileState
 
 # The folder of remembered hashes, in a repository's folder of the Hub's cache.
 _MEMORY = ".dem_hub"
@@ -35,8 +35,6 @@ _LARGE = 1 << 24
 # Seconds since the last change. A file that was written a moment ago may be written again within the same tick of
 # the file system's clock, and its time would not show it. The coarsest clock in use is that of FAT, with 2 seconds.
 _SETTLED = 2.0
-# Bytes that are read at a time of a file that grows. Chosen by hand, not measured.
-_CHUNK = 1 << 20
 # Hex digits that a message shows of a hash: 64 bits.
 _SHORT = 16
 
@@ -126,71 +124,6 @@ def digest(file: str | os.PathLike[str]) -> str:
     ```
     """
     return _hash_once(Path(file), SHA256)
-
-
-class GrowingDigest:
-    """The sha256 of a file that is written from front to back, worked out while it grows.
-
-    Example:
-
-    ```python
-    >>> import tempfile
-    >>> from concurrent.futures import ThreadPoolExecutor
-    >>> from pathlib import Path
-    >>> from dem_hub.hub.hashes import GrowingDigest, digest
-    >>> file = Path(tempfile.mkdtemp()) / "file"
-    >>> def write():
-    ...     file.write_bytes(b"......tensors")
-    ...     yield 7
-    ...     with file.open("r+b") as stream:
-    ...         stream.write(b"header")
-    >>> with ThreadPoolExecutor(1) as pool:
-    ...     growing = GrowingDigest(pool, file, b"header")
-    ...     print(list(growing.follow(write())))
-    [7]
-    >>> growing.hexdigest() == digest(file)
-    True
-
-    ```
-    """
-
-    def __init__(self, pool: Executor, file: Path, header: bytes) -> None:
-        """Begin with the first bytes.
-
-        Args:
-            pool (`Executor`): A pool of one thread, which reads and hashes.
-            file (`Path`): The file.
-            header (`bytes`): Its first bytes, which are written last.
-        """
-        self._pool = pool
-        self._file = file
-        self._header_size = len(header)
-        self._position = len(header)
-        self._sha256 = hashlib.sha256(header)
-        self._reading: Future[None] | None = None
-
-    def follow(self, written: Iterable[int]) -> Iterator[int]:
-        """Yield each number of bytes that are written after the header, and hash them in the background."""
-        for nbytes in written:
-            self._reading = self._pool.submit(self._read_to, self._header_size + nbytes)
-            yield nbytes
-
-    def hexdigest(self) -> str:
-        """Return the sha256 of the whole file, which nothing is written to any more: 64 hex digits."""
-        if self._reading is not None:
-            self._reading.result()
-        self._read_to(self._file.stat().st_size)
-        return self._sha256.hexdigest()
-
-    def _read_to(self, position: int) -> None:
-        with self._file.open("rb") as stream:
-            stream.seek(self._position)
-            while self._position < position:
-                chunk = stream.read(min(_CHUNK, position - self._position))
-                if not chunk:
-                    raise EOFError(f"'{self._file}' ends at byte {self._position}, before {position}.")
-                self._sha256.update(chunk)
-                self._position += len(chunk)
 
 
 def short_hash(digest: str | None) -> str:
@@ -304,35 +237,45 @@ def _blob_of(path: Path) -> Path | None:
     return blob if blob.parent.name == "blobs" else None
 
 
+def remember_blob(blob: Path, state: FileState, sha256: str) -> None:
+    """Remember the sha256 of a blob of the Hub's cache, if it is what it was before its last byte was read."""
+    _remember(_memory_of_blob(blob, SHA256), blob, state, sha256)
+
+
 def _hash_once(path: Path, kind: HashKind) -> str:
     """Return the hash of a file, from memory if the file has not changed since it was remembered."""
     memory = _memory_of(path, kind)
     if memory is None:
         return kind.of_file(path)
-    state = _state_of(path)
+    state = FileState.of(path)
     if not is_hashing_again():
         with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
             remembered = json.loads(memory.read_text("utf-8"))
-            if isinstance(remembered, dict) and remembered == {**state, "hash": remembered.get("hash")}:
+            if isinstance(remembered, dict) and remembered == _record(state, remembered.get("hash")):
                 return str(remembered["hash"])
     actual = kind.of_file(path)
-    if _state_of(path) != state:
-        return actual  # it was written meanwhile: the hash may be of neither content, and is not remembered
-    with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps({**state, "hash": actual}), shared=True)
+    _remember(memory, path, state, actual)
     return actual
 
 
-def _state_of(path: Path) -> dict[str, int]:
-    """Return what of a file changes with its content: its size, its times and its inode."""
-    status = path.stat()
+def _remember(memory: Path, path: Path, state: FileState, actual: str) -> None:
+    """Write down the hash of a file, in the file `memory`."""
+    if FileState.of(path) != state:
+        return  # it was written meanwhile: the hash may be of neither content
+    with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_text(memory, json.dumps(_record(state, actual)), shared=True)
+
+
+def _record(state: FileState, actual: object) -> dict[str, object]:
+    """Return what is written down: the hash, with what of a file changes with its content."""
     return {
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "ctime_ns": status.st_ctime_ns,  # no program can set it back
-        "device": status.st_dev,
-        "inode": status.st_ino,
+        "size": state.size,
+        "mtime_ns": state.mtime_ns,
+        "ctime_ns": state.ctime_ns,  # no program can set it back
+        "device": state.device,
+        "inode": state.inode,
+        "hash": actual,
     }
 
 
@@ -340,7 +283,7 @@ def _memory_of(path: Path, kind: HashKind) -> Path | None:
     """Return the file that remembers the hash of `path`; `None` if hashing is cheap, or a change could go unnoticed."""
     blob = _blob_of(path)
     if blob is not None:
-        return blob.parent.parent / _MEMORY / f"{blob.name}{kind.suffix}.json"
+        return _memory_of_blob(blob, kind)
     status = path.stat()
     if status.st_size < _LARGE or time.time() - status.st_mtime < _SETTLED:
         return None
@@ -348,3 +291,7 @@ def _memory_of(path: Path, kind: HashKind) -> Path | None:
 
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
     return Path(HF_HOME, "dem_hub", "hashes", f"{name}{kind.suffix}.json")
+
+
+def _memory_of_blob(blob: Path, kind: HashKind) -> Path:
+    return blob.parent.parent / _MEMORY / f"{blob.name}{kind.suffix}.json"

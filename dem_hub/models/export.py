@@ -18,7 +18,7 @@ from dem_hub.files.folders import MERGED, kind_of
 from dem_hub.files.names import MERGED_FILES, SAFETENSORS
 from dem_hub.files.resumable import PartialFolder, partial_path, recorded_bytes, resumable_folder
 from dem_hub.hub.download import copy_side_files
-from dem_hub.hub.hashes import GrowingDigest
+from dem_hub.hub.growing_digest import GrowingDigest
 from dem_hub.models.estimate import Estimate, check_room, estimate
 from dem_hub.models.manifest import Manifest, check_strange_weights, owned_files
 from dem_hub.models.planned import PlannedModel, merging_bar

@@ -17,7 +17,7 @@ import torch
 from dem_hub.checkpoints.writer import Shard
 from dem_hub.errors import ConfigError, DemHubError
 from dem_hub.files.resumable import partial_path
-from dem_hub.hub.hashes import GrowingDigest
+from dem_hub.hub.growing_digest import GrowingDigest
 from dem_hub.models.export import complete, export_folder
 from dem_hub.models.planned import PlannedModel, merging_bar
 

@@ -5,6 +5,7 @@ A body is always read whole before the answer. Unread bytes would be taken for t
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,9 @@ from tests.fake_hub.faults import Fault
 from tests.fake_hub.router import answer
 from tests.fake_hub.store import Store
 from tests.fake_hub.wire import Request, Response, Seen
+
+# Seconds in which a piece of a body is sent where the line has a rate.
+_TICK = 0.02
 
 
 class Journal:
@@ -24,6 +28,7 @@ class Journal:
         self.faults: list[Fault] = []
         self.failures: list[BaseException] = []  # of the server itself: a test that meets one fails
         self.released = threading.Event()  # ends every delay
+        self.rate: float | None = None  # bytes a second of each answer; as fast as it goes
 
     def strike(self, request: Request, response: Response | None = None) -> Fault | None:
         """Return the fault that applies to a request: before it is handled one with a status, afterwards one of the
@@ -160,8 +165,21 @@ class Handler(BaseHTTPRequestHandler):
         elif drip == "body":
             self.trickle(response.body)
         else:
-            self.wfile.write(response.body[:cut])
+            self.send(response.body[:cut])
         return None if cut is None else self.hang_up()
+
+    def send(self, content: bytes) -> None:
+        """Send a body, no faster than the line is."""
+        rate = self.server.journal.rate
+        if rate is None:
+            self.wfile.write(content)
+            return
+        start = time.monotonic()
+        size = max(1, int(rate * _TICK))
+        for place in range(0, len(content), size):
+            ahead = place / rate - (time.monotonic() - start)
+            self.server.journal.released.wait(max(0, ahead))
+            self.wfile.write(content[place : place + size])
 
     def trickle(self, content: bytes) -> None:
         """Send a byte every 20 ms, until the client goes or the Hub stops, which ends the connection."""

@@ -23,6 +23,7 @@ class Hub:
 
     Args:
         port (`int`): of the Hub; 0 for any that is free.
+        rate (`float`, *optional*): bytes a second of each answer; without it, as fast as it goes.
 
     Example:
 
@@ -31,8 +32,9 @@ class Hub:
         os.environ |= {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.user.token}  # before huggingface_hub is imported
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, rate: float | None = None) -> None:
         self.journal = Journal()
+        self.journal.rate = rate
         self._hub, self._cdn = Origin("hub", port, self.journal), Origin("cdn", 0, self.journal)
         self.store = Store(self._hub.url, self._cdn.url)
         self.reset()

@@ -3,8 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli.app import main
 from dem_hub.errors import CheckpointError, ConfigError
-from dem_hub.hub.hashes import GrowingDigest, digest, hashing_again, is_version, verify_downloads, verify_files
+from dem_hub.hub.hashes import digest, hashing_again, is_version, verify_downloads, verify_files
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
 
@@ -56,36 +55,6 @@ def cached(folder: Path, name: str, content: bytes = TEXT) -> Path:
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(TEXT)
     assert digest(tmp_path / "file") == SHA256
-
-
-@pytest.mark.parametrize("sizes", [[], [0], [7], [7, 7], [1, 3 << 20, (3 << 20) + 5]])
-@pytest.mark.parametrize("start", [0, 5])
-def test_a_file_is_hashed_while_it_grows(tmp_path: Path, sizes: list[int], start: int) -> None:
-    """Its first bytes are zeros until all others are there. `start` bytes are there from an earlier process."""
-    file, header = tmp_path / "file", b"header"
-    file.write_bytes(bytes(len(header)) + b"x" * start)
-
-    def write() -> Iterator[int]:
-        for size in sizes:
-            with file.open("ab") as stream:
-                stream.write(os.urandom(len(header) + start + size - stream.tell()))
-            yield start + size
-        with file.open("r+b") as stream:
-            stream.write(header)
-
-    with ThreadPoolExecutor(1) as pool:
-        growing = GrowingDigest(pool, file, header)
-        assert list(growing.follow(write())) == [start + size for size in sizes]
-    assert growing.hexdigest() == hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def test_a_file_that_does_not_grow_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"header")
-    with ThreadPoolExecutor(1) as pool:
-        growing = GrowingDigest(pool, tmp_path / "file", b"header")
-        list(growing.follow([1]))
-    with pytest.raises(EOFError, match="ends at byte 6, before 7"):
-        growing.hexdigest()
 
 
 def test_an_ordinary_file_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
