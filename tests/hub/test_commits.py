@@ -34,7 +34,7 @@ def test_two_push_to_one_store_at_once(
             stores[0].push_to_hub("ann/vectors")
         return original(head)
 
-    import dem_hub.vectors.store as module
+    import dem_hub.vectors.store_publishing as module
 
     real = module.push
 
