@@ -46,7 +46,7 @@ from dem_hub.training.live_model import LiveModel
 from dem_hub.vectors.extraction import extract_tensors
 from dem_hub.vectors.lora.config import read_adapter_config
 from dem_hub.vectors.lora.embeddings import has_embedding
-from dem_hub.vectors.lora.reader import saves_one_end
+from dem_hub.vectors.lora.whole_tensors import saves_one_end
 from dem_hub.vectors.lora.writer import PEFT_PREFIX
 from dem_hub.vectors.matching import match_tensors
 from dem_hub.vectors.sidecars import write_training

@@ -1,7 +1,8 @@
 """What an adapter must hold according to its config: a file that was cut or emptied is no smaller adapter.
 
-Each fault of an adapter says what to do about that fault. PEFT warns of modules without factors and loads the rest, which changes nothing there. Such a model is wrong without
-a sign of it, so the adapter is refused. The modules are those that PEFT would put a LoRA on.
+PEFT warns of modules without factors and loads the rest, which changes nothing there. Such a model is wrong without a
+sign of it, so the adapter is refused. The modules are those that PEFT would put a LoRA on. Each fault says what to do
+about it.
 """
 
 import re
@@ -25,9 +26,15 @@ _NAME = re.compile(r"\w+")
 _ALL_LINEAR = "all-linear"
 _CLASSIFIER_HEADS = ("score", "classifier")
 
-
 # What to do about a file that is not what PEFT wrote.
 DAMAGED = "Fetch it again, or save it again."
+# What to do about one that is not for this base.
+OTHER_BASE = (
+    "Use the base it was trained on. If this is that base, merge the adapter into it with PEFT, and extract the vector "
+    "of the result."
+)
+# What to do about a change of one of two tied embeddings alone.
+UNTIE = "Train both ends with ensure_weight_tying=True, or on a base whose embeddings are untied."
 _MEANT = f"{DAMAGED} If it is meant to be so, say it in adapter_config.json:"
 _FEWER_TARGETS = f"{_MEANT} target_modules and layers_to_transform name what there is."
 _FEWER_SAVED = f"{_MEANT} modules_to_save names what there is."

@@ -32,6 +32,11 @@ def whole_parameter(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
+def ends_with_any(name: str, suffixes: list[str] | None) -> bool:
+    """Check whether a dotted name ends with one of several dotted names, as PEFT matches `target_modules`."""
+    return any(f".{name}".endswith(f".{suffix}") for suffix in suffixes or ())
+
+
 def rename(names: Iterable[str], renamed: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Rename the tensors of an adapter.
 

@@ -12,7 +12,7 @@ from dem_hub import DEMModel
 from dem_hub.errors import AdapterError, CheckpointError
 from dem_hub.merging.lazy import merged_tensor
 from tests.support.lora_merges import LINEAR, assert_as_peft, changed_adapter, merge_one, train_all
-from tests.support.tiny_models import Zoo, load_tensors, make_adapter, reshard
+from tests.support.tiny_models import Zoo, make_adapter, reshard
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama-tied", {"target_modules": LINEAR, "r": 4, "lora_alpha": 7}),
@@ -80,34 +80,6 @@ def test_gpt2_without_its_prefix_on_disk(zoo: Zoo, tmp_path: Path) -> None:
     assert_as_peft(base, tmp_path / "adapter", adapted)
 
 
-@pytest.mark.parametrize("coefficient", [0.5, -2.0])
-def test_saved_modules_are_scaled_like_any_delta(zoo: Zoo, tmp_path: Path, coefficient: float) -> None:
-    base = zoo.models("llama-untied", "float32").base
-    make_adapter(base, tmp_path / "adapter", train=train_all, target_modules=LINEAR, modules_to_save=["lm_head"])
-    before = load_tensors(base)["lm_head.weight"].double()
-    after = load_tensors(tmp_path / "adapter", "adapter_model")["base_model.model.lm_head.weight"].double()
-    found = merged_tensor(merge_one(base, tmp_path / "adapter", coefficient), "lm_head.weight").double()
-    torch.testing.assert_close(found, before + coefficient * (after - before), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("family", ["llama-untied", "llama-tied"])
-def test_resized_vocabulary(zoo: Zoo, tmp_path: Path, family: str) -> None:
-    base = zoo.models(family, "float32").base
-    adapted = make_adapter(base, tmp_path / "adapter", resize=70, target_modules=LINEAR, r=4)
-    saved = load_tensors(tmp_path / "adapter", "adapter_model")
-    rows = saved["base_model.model.model.embed_tokens.weight"][64:]
-    merge = merge_one(base, tmp_path / "adapter", 0.3)
-    assert torch.equal(merged_tensor(merge, "model.embed_tokens.weight")[64:], rows)
-    assert merge.vocabulary == 70
-    assert_as_peft(base, tmp_path / "adapter", adapted)
-
-
-def test_a_module_that_was_saved_and_not_trained_changes_nothing(zoo: Zoo, tmp_path: Path) -> None:
-    base = zoo.models("gpt2", "float32").base
-    make_adapter(base, tmp_path / "adapter", target_modules=["c_fc"], modules_to_save=["wte"], fan_in_fan_out=True)
-    assert not merge_one(base, tmp_path / "adapter").active("transformer.wte.weight")
-
-
 CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "unknown module": (
         lambda t: t.update({"base_model.model.model.other.lora_A.weight": torch.ones(4, 32)}),
@@ -168,42 +140,6 @@ def test_the_remedy_fits_the_fault(zoo: Zoo, tmp_path: Path, name: str) -> None:
     with pytest.raises(AdapterError) as caught:
         merge_one(zoo.models("llama-tied", "float32").base, adapter)
     assert [remedy for remedy in sorted({*REMEDIES.values()}) if remedy in str(caught.value)] == [REMEDIES[name]]
-
-
-SAVED: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "input": (["embed_tokens"], {}, "model.embed_tokens"),
-    "output, which is not on disk": (["lm_head"], {}, "lm_head"),
-    "each alone": (["embed_tokens", "lm_head"], {}, "model.embed_tokens"),
-    "one tensor": (["embed_tokens", "lm_head"], {"ensure_weight_tying": True}, ""),
-}
-
-
-@pytest.mark.filterwarnings("ignore")  # PEFT, of tied embeddings
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize(("saved", "options", "refused"), SAVED.values(), ids=SAVED)
-def test_saved_ends_of_a_tie(
-    zoo: Zoo, tmp_path: Path, saved: list[str], options: dict[str, Any], refused: str, trained: bool
-) -> None:
-    """One that was not trained changes nothing. One that was is a tensor of its own, unless PEFT tied both."""
-
-    def train(model: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if trained and "modules_to_save" in name:
-                parameter.add_(0.1)
-
-    base = zoo.models("llama-tied", "float32").base
-    adapted = make_adapter(
-        base, tmp_path / "adapter", train=train, target_modules=["q_proj"], modules_to_save=saved, **options
-    )
-    if trained and refused:
-        message = (
-            rf"(?s)'{refused}' is one tensor with another embedding.*Train both ends with ensure_weight_tying=True, or"
-        )
-        with pytest.raises(AdapterError, match=message) as caught:
-            merge_one(base, tmp_path / "adapter")
-        assert OTHER_BASE not in str(caught.value)
-    else:
-        assert_as_peft(base, tmp_path / "adapter", adapted)
 
 
 def test_all_misfits_in_one_error(zoo: Zoo, tmp_path: Path) -> None:
