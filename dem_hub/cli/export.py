@@ -12,7 +12,7 @@ from dem_hub.errors import ConfigError
 from dem_hub.hub.foreign_text import printable
 
 if TYPE_CHECKING:
-    from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.merging.opened_recipe import OpenedRecipe
     from dem_hub.models.lora_export import ExportedAdapter
 
 # Names of tensors in the note on what was left out.

@@ -28,7 +28,7 @@ from dem_hub.mergekit.document import is_document
 
 if TYPE_CHECKING:
     from dem_hub.hub.commits import PushOptions
-    from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.merging.opened_recipe import OpenedRecipe
     from dem_hub.models.planned import PlannedModel
 
 

@@ -9,7 +9,7 @@ from dem_hub.cli.arguments import MODEL, number, split_pairs
 from dem_hub.cli.command import PATH, argument, option
 
 if TYPE_CHECKING:
-    from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.merging.opened_recipe import OpenedRecipe
 
 model_argument = argument("model", type=PATH, help="Hub id or folder of a recipe, or of a base if --vector is given.")
 vector_option = option(

@@ -24,7 +24,8 @@ from dem_hub.mergekit.token_rows import check_rows
 from dem_hub.mergekit.weights import Single, coefficients, divisor, merged_inputs, single_values, weights_by_tensor
 from dem_hub.merging.cards import TRANSFORMATION
 from dem_hub.merging.coefficients import Coefficient
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, record_of
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors, record_of
 from dem_hub.transformations.dare import Dare
 from dem_hub.transformations.ties import Ties
 from dem_hub.transformations.transformation import Transformation, transform

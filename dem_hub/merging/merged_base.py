@@ -38,7 +38,7 @@ from dem_hub.numerics.slices import Index, full_index, index_shape
 from dem_hub.numerics.threads import in_order, most_held
 
 if TYPE_CHECKING:
-    from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.merging.opened_recipe import OpenedRecipe
 
 _CPU = torch.device("cpu")
 

@@ -23,7 +23,8 @@ from dem_hub.hub.references import VectorSource
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe, open_config, open_recipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_config, open_recipe
 from dem_hub.models.places import REMEDY, Places
 from dem_hub.models.rewriting import write_merged
 from dem_hub.numerics.devices import cpu_by_default

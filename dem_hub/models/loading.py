@@ -30,7 +30,8 @@ from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig
 from dem_hub.merging.lazy import lazy_state_dict
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.models.arguments import LoadArguments
 from dem_hub.models.attached import AttachedRecipe
 from dem_hub.models.places import Places

@@ -26,7 +26,7 @@ from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
 from dem_hub.files.names import MLX_WEIGHTS
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.numerics.norms import is_finite, squared_norm
 from dem_hub.numerics.slices import full_index
 from dem_hub.numerics.svd import balanced_factors

@@ -23,7 +23,7 @@ from dem_hub.defaults import MAX_SHARD_SIZE
 from dem_hub.files.names import PROVENANCE_CONFIG
 from dem_hub.merging.exported_files import config_texts, copied_files, float_dtype, tokenizer_texts
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.numerics.passes import compiler_version
 from dem_hub.numerics.slices import full_index, index_shape
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dem_hub.merging.merged_base import MergedTensors
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.merging.terms import Term
 from dem_hub.models.estimate import quantizing_memory, rounds_of
 from dem_hub.models.planned import PlannedModel

@@ -18,7 +18,8 @@ from dem_hub.files.distinct_names import distinct_names
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.config import DEMConfig
-from dem_hub.merging.opening import OpenedRecipe, record_of
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import record_of
 from dem_hub.merging.publishing import VECTORS
 from dem_hub.merging.records import HERE
 from dem_hub.search.cross_loss import BASE, CrossLoss

@@ -17,7 +17,8 @@ from dem_hub.errors import AdapterError, ConfigError, DemHubError
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.shown import shown
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter
 from dem_hub.serving.mixes import PREFIX, Mix
 from dem_hub.serving.permitted import Permitted

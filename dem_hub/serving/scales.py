@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dem_hub.errors import AdapterError, ConfigError, refuse
 from dem_hub.merging.coefficients import coefficient_text
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 

@@ -19,7 +19,8 @@ from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe, open_recipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_recipe
 from dem_hub.numerics.passes import expect_work
 from dem_hub.numerics.slices import Index, full_index
 from dem_hub.numerics.threads import in_order, one_core

@@ -30,7 +30,7 @@ from dem_hub.serving.permitted import VARIABLE, Permitted
 if TYPE_CHECKING:
     import torch
 
-    from dem_hub.merging.opening import OpenedRecipe
+    from dem_hub.merging.opened_recipe import OpenedRecipe
     from dem_hub.serving.mix_adapters import MixAdapters
 
 # The load format, the config format and the resolver have one name.

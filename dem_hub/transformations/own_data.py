@@ -16,7 +16,8 @@ from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.measurable import Measurable, hub_options, tokenizer_loader
 from dem_hub.transformations.vector_names import check_vector_names
 from dem_hub.vectors.statistics_beside import read_statistics, tied_statistics

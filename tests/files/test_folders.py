@@ -20,7 +20,8 @@ from dem_hub.files.folders import (
     kind_of,
 )
 from dem_hub.files.names import SIDE_FILES, SIDECARS
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.lora_export import export_adapter
 from dem_hub.models.planned import PlannedModel

@@ -6,7 +6,8 @@ import pytest
 
 from dem_hub import DEMConfig, DEMModel, VectorSource
 from dem_hub.errors import BaseMismatchError, NotFoundError
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_config, open_recipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors, open_config, open_recipe
 from tests.support.tiny_models import Zoo, reshard
 
 
@@ -33,11 +34,6 @@ def test_opened_again_it_is_the_same(opened: OpenedRecipe, tmp_path: Path) -> No
     again = open_recipe(VectorSource(str(tmp_path)))
     assert again.recipe == opened.recipe
     assert [vector.sha256 for vector in again.vectors] == [vector.sha256 for vector in opened.vectors]
-
-
-def test_merge_with_other_coefficients(zoo: Zoo, opened: OpenedRecipe) -> None:
-    merge = opened.merge(opened.recipe.with_coefficients({str(zoo.vector("llama-tied")): 0.0}))
-    assert sorted(term.coefficient for term in merge.terms) == [-0.5, 0.0]
 
 
 def test_base_that_moved_away(zoo: Zoo, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from dem_hub import DEMConfig, DEMModel, DistributionVector, VectorSource
 from dem_hub.checkpoints.reader import Checkpoint
 from dem_hub.errors import CheckpointError, ConfigError, DiskSpaceError
 from dem_hub.hub.hashes import digest
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors, open_recipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
 from tests.support.tiny_models import DTYPES, FAMILIES, Models, Zoo, edit_json, load_tensors, reshard

@@ -14,7 +14,8 @@ from dem_hub.errors import BusyError
 from dem_hub.hub.hashes import digest
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.merge import Merge
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.export import estimate_export, export
 from dem_hub.models.planned import PlannedModel
 from tests.support.processes import run

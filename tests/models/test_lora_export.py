@@ -13,7 +13,8 @@ from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli.app import main
 from dem_hub.errors import AdapterError, ConfigError
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.opening import OpenedRecipe, open_base_and_vectors
+from dem_hub.merging.opened_recipe import OpenedRecipe
+from dem_hub.merging.opening import open_base_and_vectors
 from dem_hub.models.lora_export import export_adapter
 from tests.support.other_readers import READERS, read_as
 from tests.support.tiny_models import Models, Zoo, load_tensors, make_adapter

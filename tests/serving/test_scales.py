@@ -8,7 +8,7 @@ import pytest
 from dem_hub.errors import AdapterError, ConfigError
 from dem_hub.hub.references import BaseRecord
 from dem_hub.merging.config import DEMConfig
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.merging.records import VectorRecord
 from dem_hub.serving.scales import scales_of
 

@@ -22,7 +22,7 @@ from dem_hub.errors import CoefficientError
 from dem_hub.evaluation.likelihood import batches, negative_log_likelihood, scored_logits, vocabulary_of
 from dem_hub.evaluation.windows import Window
 from dem_hub.merging.groups import take_apart
-from dem_hub.merging.opening import OpenedRecipe
+from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.numerics.slices import full_index
 
 if TYPE_CHECKING:
