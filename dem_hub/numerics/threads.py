@@ -4,11 +4,13 @@ torch splits every operation across its threads, and waits for all of them after
 operations, for which that costs more than it gains: up to a hundred times more on a busy machine.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,9 @@ _Result = TypeVar("_Result")
 # Items beyond one for each thread: one that is finished and waits to be taken, and one that a free thread finds at
 # once.
 _SPARE = 2
+
+# Linux's list of this process's threads.
+_THREADS = Path("/proc/self/task")
 
 
 @contextmanager
@@ -74,7 +79,7 @@ def in_order(
         yield from map(work, items)
         return
     waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=_run_on, initargs=(_cores(),)) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
@@ -85,6 +90,28 @@ def in_order(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _cores() -> set[int]:
+    """Return the cores that any thread of this process may run on; none where the system does not say."""
+    if not _THREADS.is_dir():
+        return set()
+    cores: set[int] = set()
+    for thread in _THREADS.iterdir():
+        with suppress(ProcessLookupError):  # it has ended
+            cores |= os.sched_getaffinity(int(thread.name))
+    return cores
+
+
+def _run_on(cores: set[int]) -> None:
+    """Let this thread run on these cores.
+
+    A thread begins with the cores of the one that starts it. That can be a single one: a program that binds each of
+    torch's threads to a core, as vLLM does on a CPU, binds its main thread too.
+    """
+    if cores:
+        with suppress(OSError):  # the system has taken cores away meanwhile
+            os.sched_setaffinity(0, cores)
 
 
 def take_context(context: Context) -> None:

@@ -1,8 +1,9 @@
 """Threads of a pool see what the thread that made the pool has set."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from threading import Barrier
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
@@ -44,3 +45,22 @@ def test_one_core_is_kept_where_a_program_forbids_it(monkeypatch: pytest.MonkeyP
     with one_core():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no thread to cores")
+def test_a_caller_that_is_bound_to_a_core_binds_no_other_thread() -> None:
+    """As vLLM's workers are, whose other threads are bound to the other cores."""
+    cores = os.sched_getaffinity(0)
+    first = min(cores)
+    done = Event()
+    others = Thread(target=done.wait)
+    others.start()
+    os.sched_setaffinity(0, {first})
+    try:
+        found = list(in_order(lambda _: os.sched_getaffinity(0), range(4), 2))
+        assert os.sched_getaffinity(0) == {first}
+    finally:
+        os.sched_setaffinity(0, cores)
+        done.set()
+        others.join()
+    assert found == [cores] * 4
