@@ -109,6 +109,8 @@ def eval_command(
 
     if not (data or tasks):
         raise ConfigError("There is nothing to evaluate on; give --data NAME=FILE, --tasks NAME, or both.")
+    if not tasks and (limit is not None or include_path is not None):
+        raise ConfigError("--limit and --include-path are for --tasks, which is not given.")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")
     datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
@@ -106,7 +106,9 @@ def merge(
 
     The cost is printed on stderr before anything is written. An interrupted merge resumes where it stopped.
     """
-    _check_arguments(model, output, repo_id, by_ranks=by_ranks, dry_run=dry_run)
+    contents: dict[str, Any] = {"base_model": base_model, "include_code": include_code}
+    of_push = {"private": private, **contents}
+    _check_arguments(model, output, repo_id, of_push, by_ranks=by_ranks, dry_run=dry_run)
 
     with heavy_imports():
         from dem_hub.models.export import estimate_export
@@ -116,7 +118,6 @@ def merge(
     recipe_changes = {"rounding": rounding, "rounding_seed": rounding_seed, "base_quantized": base_quantized}
     check_base = not plan_options["allow_base_mismatch"]
     target = Path(output) if output else None
-    contents: dict[str, Any] = {"base_model": base_model, "include_code": include_code}
 
     opened = _open(model, vectors, recipe_changes, check_base=check_base, headers_only=True)
     planned = PlannedModel.of(opened, **plan_options)
@@ -146,13 +147,23 @@ def merge(
             print(printable(commit.commit_url))
 
 
-def _check_arguments(model: str, output: str | None, repo_id: str | None, *, by_ranks: bool, dry_run: bool) -> None:
+def _check_arguments(
+    model: str,
+    output: str | None,
+    repo_id: str | None,
+    of_push: Mapping[str, Any],
+    *,
+    by_ranks: bool,
+    dry_run: bool,
+) -> None:
     if not output and repo_id is None:
         raise ConfigError(
             "There is nowhere to put the model. Give a folder (-o), a repository (--push-to-hub), or both."
         )
     if by_ranks and (output is None or repo_id is not None):
         raise ConfigError("--by-ranks writes a folder (-o). Push it afterwards, from one process: `dem-hub push`.")
+    if repo_id is None and any(of_push.values()):
+        raise ConfigError("--private, --base-model and --include-code are for --push-to-hub, which is not given.")
     if dry_run and is_document(model):
         raise ConfigError(f"'{model}' is a mergekit config. Its vectors are extracted first, so it has no --dry-run.")
 

@@ -110,7 +110,8 @@ class AttachedRecipe:
 
         Afterwards the weights have the same bits as those of a fresh load with these coefficients on the same
         devices, no matter how many changes were made before. A change that fails leaves the model with its old
-        coefficients. What else was done to these weights is overwritten.
+        coefficients. What else was done to weights that a vector changes is overwritten; what was done to the others,
+        for instance by training, stays.
 
         PEFT adapters and `torch.compile` around the model or its modules are followed. A model in which not every
         tensor can be placed is refused, and left as it is. Calls from several threads wait for each other. A forward

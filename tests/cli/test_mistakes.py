@@ -52,6 +52,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "another coefficient of the same vector": (["merge", "{base}", "--vector", "{vector}=0.4", "--vector", "{vector}=0.3", "-o", "out"], "--vector has '{vector}' named twice: 0.4 and 0.3"),
     "search: data named twice": (["search", "{base}", "--vector", "{vector}", "--data", "a={words}", "--data", "a={lines}", "-o", "out"], "--data has 'a' named twice: {words} and {lines}"),
     "eval: data named twice": (["eval", "{base}", "--data", "a={words}", "--data", "a={lines}"], "--data has 'a' named twice: {words} and {lines}"),
+    **{
+        f"merge: {option[0]} without a push": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", *option], "are for --push-to-hub, which is not given")
+        for option in (["--private"], ["--include-code"], ["--base-model", "org/base"])
+    },
+    **{
+        f"eval: {option} without tasks": (["eval", "{base}", "--data", "a={words}", option, "3"], "--limit and --include-path are for --tasks, which is not given")
+        for option in ("--limit", "--include-path")
+    },
+    "export: a rank of nothing": (["export", "{base}", "--vector", "{vector}=1", "-o", "out", "--rank", "0"], "rank is 0; it must be a whole number from 1"),
+    "merge: a seed of 65 bits": (["merge", "{base}", "--vector", "{vector}=1", "-o", "out", "--rounding-seed", "18446744073709551616"], "rounding_seed is a number of 65 bits"),
     "eval: no such file": (["eval", "{base}", "--data", "words=absent.txt"], "'words': 'absent.txt' is not there"),
     "search: no such file, and a folder": (["search", "absent", "--vector", "v", "--data", "a=absent.txt", "--data", "b={base}", "-o", "out"], "'a': 'absent.txt' is not there\n  - 'b': '{base}' is a folder"),
     "eval: no name": (["eval", "{base}", "--data", "{file}"], "is not NAME=VALUE"),
