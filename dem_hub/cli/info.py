@@ -1,6 +1,7 @@
 """`dem-hub info`: what vectors, adapters and recipes are, for a person or a program.
 
-It reads configs and headers alone.
+One vector or recipe is described by its config and headers. The cosines between several vectors need their tensors, so
+their weights are downloaded.
 """
 
 import json
@@ -16,6 +17,7 @@ from dem_hub.defaults import Theme
 from dem_hub.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dem_hub.hub.references import VectorSource
     from dem_hub.vectors.comparison import Comparison
     from dem_hub.vectors.vector import DistributionVector
 
@@ -72,37 +74,31 @@ def info(
     if plot:
         check_pictures(plot, (), overwrite=True)
 
-    from dem_hub.files.folders import is_recipe
-    from dem_hub.files.names import ADAPTER_CONFIG, RECIPE_CONFIG, VECTOR_CONFIG
-    from dem_hub.hub.download import resolve
-    from dem_hub.hub.references import VectorSource
     from dem_hub.merging.config import DEMConfig
     from dem_hub.merging.report import difference_report, recipe_report
     from dem_hub.vectors.report import vector_report
     from dem_hub.vectors.vector import DistributionVector
 
+    sources = _sources(paths)
+    are_compared = [names_recipe for _, names_recipe in sources].count(False) > 1
     vectors: list[DistributionVector] = []
     data = []
     recipes: dict[str, DEMConfig] = {}
     reports = []
-    for path in paths:
-        source = VectorSource.parse(path)
-        resolved = resolve(source, (RECIPE_CONFIG, VECTOR_CONFIG, ADAPTER_CONFIG))
-        # Everything that is read from here on is of the same commit.
-        source = replace(source, revision=resolved.commit or source.revision)
-        if is_recipe(resolved.folder):
+    for path, (source, names_recipe) in zip(paths, sources, strict=True):
+        if names_recipe:
             recipe = DEMConfig.from_pretrained(source)
             data.append({"path": path, "kind": "recipe", **recipe.to_dict()})
             recipes[path] = recipe
             reports.append(recipe_report(recipe, path))
-        else:
-            vector = DistributionVector.describe(source)
-            if plot and vector.config is None:
-                vector = DistributionVector.from_pretrained(source)  # its norms are in its weights
-            vectors.append(vector)
-            data.append(_vector_data(path, vector))
-            reports.append(vector_report(vector, path, each_tensor=tensors))
-    comparison = _compare(vectors, base) if len(vectors) > 1 else None
+            continue
+        vector = DistributionVector.describe(source)
+        if are_compared or (plot and vector.config is None):  # an adapter's norms are in its weights
+            vector = DistributionVector.from_pretrained(source)
+        vectors.append(vector)
+        data.append(_vector_data(path, vector))
+        reports.append(vector_report(vector, path, each_tensor=tensors))
+    comparison = _compare(vectors, base) if are_compared else None
     if plot:
         _draw(vectors, comparison, base, Path(plot), theme)
     if as_json:
@@ -113,6 +109,21 @@ def info(
     if len(recipes) == 2:
         reports.append(difference_report(recipes))
     print("\n\n".join(report.text() for report in reports))
+
+
+def _sources(paths: Sequence[str]) -> "list[tuple[VectorSource, bool]]":
+    """Return what the paths name, each at one commit, and whether it is a recipe."""
+    from dem_hub.files.folders import is_recipe
+    from dem_hub.files.names import ADAPTER_CONFIG, RECIPE_CONFIG, VECTOR_CONFIG
+    from dem_hub.hub.download import resolve
+    from dem_hub.hub.references import VectorSource
+
+    sources = []
+    for path in paths:
+        source = VectorSource.parse(path)
+        resolved = resolve(source, (RECIPE_CONFIG, VECTOR_CONFIG, ADAPTER_CONFIG))
+        sources.append((replace(source, revision=resolved.commit or source.revision), is_recipe(resolved.folder)))
+    return sources
 
 
 def _draw(

@@ -21,6 +21,7 @@ from dem_hub.defaults import THEME, Theme
 from dem_hub.files.distinct_names import distinct_names
 from dem_hub.hub.report import Report, Table
 from dem_hub.plotting import draw_cosines
+from dem_hub.vectors.compatibility import check_weights
 from dem_hub.vectors.norms import inner_products
 from dem_hub.vectors.vector import DistributionVector
 
@@ -82,10 +83,13 @@ def compare(vectors: Sequence[DistributionVector], base: Base, names: Sequence[s
         [`Comparison`]: Norms, cosines and overlaps, in the order of `vectors`.
 
     Raises:
+        `CheckpointError`: If the weights of a vector are still on the Hub ([`DistributionVector.describe`]).
         `BaseMismatchError`, `AdapterError`: As [`DistributionVector.deltas`] raises them.
     """
     from huggingface_hub.utils import tqdm
 
+    for vector in vectors:
+        check_weights(vector)
     deltas = [vector.deltas(base) for vector in vectors]
     count = len(vectors)
     products = torch.zeros(count, count, dtype=torch.float64, device="cpu")

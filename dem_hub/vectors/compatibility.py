@@ -1,4 +1,5 @@
-"""Check that a vector fits a base: the same tensor names and shapes, and the base it was extracted from.
+"""Check that a vector fits a base: the same tensor names and shapes, and the base it was extracted from. Check that its
+tensors can be read at all.
 
 A local base is identified by its fingerprint. For a base on the Hub the commit is compared; if that differs, the
 digests of two small tensors are fetched, so that another model is rejected before gigabytes are downloaded. The
@@ -6,14 +7,31 @@ fingerprint is compared after the download.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.fingerprint import agree
 from dem_hub.codecs.exact import Exact
 from dem_hub.codecs.whole import Replace
-from dem_hub.errors import BaseMismatchError, refuse
+from dem_hub.errors import BaseMismatchError, CheckpointError, refuse
 from dem_hub.hub.hashes import short_hash
 from dem_hub.vectors.config import VectorConfig
+
+if TYPE_CHECKING:
+    from dem_hub.vectors.vector import DistributionVector
+
+
+def check_weights(vector: "DistributionVector") -> None:
+    """Refuse a vector whose weights are still on the Hub. In the stand-in of its file all tensors are zeros.
+
+    Raises:
+        `CheckpointError`: If the vector was opened with `describe`, and its weights were not on this machine.
+    """
+    if vector.remote is not None:
+        raise CheckpointError(
+            f"Only the headers of '{vector.name}' are on this machine, because `DistributionVector.describe` opened it, "
+            "so its tensors cannot be read. Open it with `DistributionVector.from_pretrained`."
+        )
 
 
 def check_base(name: str, config: VectorConfig, base: Base, *, allow_mismatch: bool = False) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dem_hub.files.links import check_paths
+from dem_hub.vectors.compatibility import check_weights
 from dem_hub.vectors.folder import place_file, replaced_folder
 from dem_hub.vectors.statistics_beside import statistics_files
 from dem_hub.vectors.tokens import adapter_tokenizer
@@ -28,6 +29,7 @@ def copy_vector(
         target (`Path`): The folder. It is created if it does not exist.
         around (`AbstractContextManager`, *optional*): Entered before the files take their place, and left afterwards.
     """
+    check_weights(vector)
     if target.is_dir() and target.resolve() == vector.folder.resolve():
         with around or nullcontext():
             return

@@ -15,6 +15,7 @@ from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, inner
 from dem_hub.numerics.slices import full_index, row_blocks
+from dem_hub.vectors.compatibility import check_weights
 
 if TYPE_CHECKING:
     from dem_hub.vectors.vector import DistributionVector
@@ -34,6 +35,7 @@ def tensor_norms(vector: "DistributionVector", base: Base) -> dict[str, float]:
     """
     if vector.config is not None:
         return {name: record.norm for name, record in vector.config.tensors.items()}
+    check_weights(vector)
     norms = {}
     for name, stored in vector.deltas(base).items():
         norms[name] = math.sqrt(float(inner_products([stored], base, name)[0, 0]))

@@ -12,6 +12,7 @@ from dem_hub.checkpoints.tensor_groups import KINDS, layer_name, layer_number
 from dem_hub.defaults import THEME, Theme
 from dem_hub.files.names import MODEL_FILES
 from dem_hub.files.scratch import scratch_folder
+from dem_hub.hub.download import resolve
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.plotting import draw_norms
@@ -36,11 +37,18 @@ def plot_vector(
 ) -> "Picture":
     """Draw the norms of a vector, and save the picture if there is a path; see [`DistributionVector.plot`]."""
     source = vector.base.source if base is None else VectorSource.parse(base)
-    # Names and shapes of the base are enough, so that its weights are not downloaded.
+    # Names and shapes of the base are enough for most vectors, so that its weights are not downloaded.
     with scratch_folder() as scratch:
         opened = open_base(resolve_headers(source, MODEL_FILES, scratch=scratch))
+        if opened.remotes and vector.config is None and not _is_factored(vector, opened):
+            # A saved module's norm is that of its difference to the base, whose weights it needs.
+            opened = open_base(resolve(source, MODEL_FILES))
         norms = tensor_norms(vector, opened)
         return draw_vector_norms(norms, opened, f"Norms of {Path(vector.name).name}", theme).saved(path)
+
+
+def _is_factored(vector: "DistributionVector", base: Base) -> bool:
+    return all(delta.is_factored for delta in vector.deltas(base).values())
 
 
 def draw_vector_norms(norms: Mapping[str, float], base: Base, title: str, theme: Theme = THEME) -> "Picture":

@@ -35,7 +35,7 @@ from dem_hub.hub.download import Resolved, resolve
 from dem_hub.hub.hashes import digest, hashing_again, verify_files
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import BaseRecord, VectorSource
-from dem_hub.vectors.compatibility import check_base
+from dem_hub.vectors.compatibility import check_base, check_weights
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.copies import copy_vector
 from dem_hub.vectors.extraction import extract
@@ -214,7 +214,7 @@ class DistributionVector:
             name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder: `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
-            [`DistributionVector`]: A vector to look at. On the Hub its tensors cannot be read. No hash is checked.
+            [`DistributionVector`]: A vector to look at. If it is on the Hub, reading its tensors is refused. No hash is checked.
 
         Raises:
             `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As `from_pretrained` raises them.
@@ -269,6 +269,7 @@ class DistributionVector:
             `ConfigError`: If the base is a local folder and `base_model` is not given.
             `PushConflictError`: If the same files were changed on the Hub in the meantime.
         """
+        check_weights(self)
         return push_vector(
             self.folder,
             repo_id,
@@ -375,9 +376,8 @@ class DistributionVector:
         if self.config is not None:
             check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
             deltas = read_contents(self.folder, self.config)
-            self.check_unchanged()
-            return deltas
-        deltas = read_adapter(self.name, self.folder, self._adapter_config, base)
+        else:
+            deltas = read_adapter(self.name, self.folder, self._adapter_config, base)
         self.check_unchanged()
         return deltas
 
@@ -395,5 +395,6 @@ class DistributionVector:
         Returns:
             `torch.Tensor`: The delta in float32, of the base's shape; zeros where the vector changes nothing.
         """
+        check_weights(self)
         opened = open_base(resolve(VectorSource.parse(base), MODEL_FILES))
         return decode(self.deltas(opened).get(name, StoredDelta()), opened, name)

@@ -5,12 +5,15 @@ import math
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from dem_hub import DEMModel, DistributionVector
 from tests.cli.running import run
+from tests.fake_hub.server import Hub
 from tests.support.tiny_models import Models, Zoo, load_tensors, read_deltas
 
 
@@ -59,6 +62,26 @@ def test_info_compares_vectors(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> 
             assert report["comparison"]["cosines"][i][j] == pytest.approx(expected, abs=1e-5)
     assert [item["kind"] for item in report["items"]] == ["vector"] * 3
     assert "cosines" in run(capsys, "info", *folders)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "vector"])
+def test_info_compares_what_is_still_on_the_hub(
+    hub: Hub, zoo: Zoo, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cosines need the weights. The stand-ins that describe a vector from its headers have zeros."""
+    base = zoo.models("gpt2", "float32").base
+    vector = DistributionVector.from_pretrained(
+        zoo.adapter("gpt2") if kind == "adapter" else zoo.vector("gpt2", "float32", "lossy")
+    )
+    HfApi().create_repo("ann/base")
+    HfApi().upload_folder(repo_id="ann/base", folder_path=base)
+    for name in ("ann/one", "ann/two"):
+        vector.push_to_hub(name, base_model="ann/base")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    report = json.loads(run(capsys, "info", "--json", "ann/one", "ann/two", "--base", "ann/base"))["comparison"]
+    here = json.loads(run(capsys, "info", "--json", vector.folder, vector.folder, "--base", base))["comparison"]
+    assert report["norms"] == here["norms"] and min(report["norms"]) > 0
+    assert report["cosines"] == here["cosines"] and report["cosines"][0][1] > 0.9
 
 
 def test_info_of_an_adapter_and_a_vector(zoo: Zoo, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
 from dem_hub import DistributionVector
-from dem_hub.errors import HubError
+from dem_hub.checkpoints.base_model import Base
+from dem_hub.errors import CheckpointError, HubError
 from dem_hub.hub import remote
 from dem_hub.hub.client import HubOptions
+from dem_hub.hub.download import Resolved
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import VectorSource
 from dem_hub.hub.remote import LARGEST_READ, RangeReader, RemoteFile, RemoteWeights
+from dem_hub.vectors.comparison import compare
 from tests.fake_hub.server import Hub
 from tests.support.published_repos import VECTOR, Published
+from tests.support.tiny_models import Models
 
 DATA = bytes(range(256)) * 512  # 128 kB
 WEIGHTS = r"/resolve/.*safetensors"
@@ -131,3 +136,22 @@ def test_a_header_that_lies_about_its_length(hub: Hub, tmp_path: Path, monkeypat
 def test_looking_at_a_vector(hub: Hub, published: Published, what: dict[str, Any]) -> None:
     with hub.fault("GET", WEIGHTS, **what), pytest.raises(HubError, match="Nothing was loaded"):
         DistributionVector.describe(VECTOR)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda vector, base, folder: vector.decode(next(iter(vector.config.tensors)), base),
+        lambda vector, base, folder: vector.save_pretrained(folder / "copy"),
+        lambda vector, base, folder: vector.push_to_hub("ann/copy"),
+        lambda vector, base, folder: compare([vector, vector], Base(Resolved.local(base))),
+    ],
+    ids=["decode", "save", "push", "compare"],
+)
+def test_tensors_that_are_still_on_the_hub_are_not_read_as_zeros(
+    published: Published, llama: Models, read: Callable[..., object], tmp_path: Path
+) -> None:
+    vector = DistributionVector.describe(VECTOR)
+    with pytest.raises(CheckpointError, match=f"Only the headers of '{VECTOR}'.*from_pretrained"):
+        read(vector, llama.base, tmp_path)
+    assert not (tmp_path / "copy").exists()

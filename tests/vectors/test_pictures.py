@@ -2,8 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub import HfApi
 
 from dem_hub import DistributionVector
 from dem_hub.checkpoints.base_model import Base
@@ -14,7 +17,8 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
 from dem_hub.vectors.comparison import Comparison
 from dem_hub.vectors.norms import tensor_norms
-from tests.support.tiny_models import Zoo
+from tests.fake_hub.server import Hub
+from tests.support.tiny_models import Zoo, load_tensors, make_adapter
 
 
 @pytest.mark.parametrize("kind", ["dense", "adapter"])
@@ -37,6 +41,24 @@ def test_norms(zoo: Zoo, kind: str, tmp_path: Path) -> None:
         bars = dict(zip((text.get_text() for text in lower.get_yticklabels()), lower.patches, strict=True))
         assert {name: bar.get_width() for name, bar in bars.items()} == pytest.approx(outside)
     assert bool(outside) == (kind == "dense")
+
+
+def test_norms_of_saved_modules_where_the_base_is_still_on_the_hub(
+    hub: Hub, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The norm of a module that PEFT saved whole is that of its difference to the base, and needs the base's weights."""
+    base = zoo.models("llama-untied", "float32").base
+
+    def move(model: Any) -> None:
+        model.base_model.model.model.norm.modules_to_save["default"].weight.add_(0.5)
+
+    make_adapter(base, tmp_path / "adapter", train=move, target_modules=["q_proj"], modules_to_save=["norm"], r=2)
+    vector = DistributionVector.from_pretrained(tmp_path / "adapter")
+    HfApi().create_repo("ann/base")
+    HfApi().upload_folder(repo_id="ann/base", folder_path=base)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    (bar,) = vector.plot(base="ann/base").axes[1].patches
+    assert bar.get_width() == pytest.approx(0.5 * math.sqrt(load_tensors(base)["model.norm.weight"].numel()))
 
 
 def test_cosines(tmp_path: Path) -> None:
