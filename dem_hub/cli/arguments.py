@@ -79,8 +79,7 @@ verify_option = option(
     expose_value=False,
     callback=_set_verify,
     group=MODEL,
-    help="quick believes the hashes of files that did not change since they were worked out; full hashes all again, "
-    "and all bytes of a base.",
+    help="quick hashes only files that are new or changed; full hashes every file again, and all bytes of a base.",
 )
 
 

@@ -30,7 +30,8 @@ def demo(*, output: str) -> None:
     """Run the whole pipeline on SmolLM2-135M (about 8 minutes on two CPU cores).
 
     Three fine-tunes, their vectors, the search for coefficients, and a table of perplexities. What is in the folder
-    already is not made again.
+    already is not made again. It runs offline, and needs the extra demo and a package with the model: without them it
+    says what to install.
     """
     from dem_hub.demo.run import run_demo
 

@@ -155,7 +155,7 @@ def _export_scales(
 
 def _tell(output: str, adapter: "ExportedAdapter") -> None:
     """Print what was written, and what is not in it."""
-    ranks = f"{min(adapter.ranks)} to {max(adapter.ranks)}"
+    ranks = " to ".join(map(str, sorted({min(adapter.ranks), max(adapter.ranks)})))
     print(f"{output}: rank {ranks}, relative error {adapter.error:.3g}, {adapter.dtype}")
     if adapter.left_out:
         names = ", ".join(adapter.left_out[:_SHOWN])

@@ -25,7 +25,7 @@ store_option = option(
     required=True,
     group=OUTPUT,
     metavar="FOLDER",
-    help="Folder for a store of the vectors.",
+    help="Folder for a store of the vectors; a vector in it is FOLDER//NAME.",
 )
 device_option = option("--device", group=OUTPUT, help="Where the deltas are computed. Default: the CPU.")
 

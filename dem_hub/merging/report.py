@@ -1,8 +1,7 @@
 """What is shown of a recipe, in a shell and in a notebook."""
 
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dem_hub.hub.hashes import short_hash
 from dem_hub.hub.report import Report, Table
@@ -29,8 +28,19 @@ def recipe_report(recipe: "DEMConfig", title: str = "Recipe") -> Report:
     if recipe.base_quantized is not None:
         lines.append(f"base in {recipe.base_quantized}")
     if recipe.search:
-        lines.append(f"search  {json.dumps(recipe.search, sort_keys=True)}")
+        lines += [f"search  {name}: {_value(value)}" for name, value in recipe.search.items()]
     return Report(title, ((f"base    {recipe.base}",), Table(("vector", "coefficient"), rows), lines))
+
+
+def _value(value: Any) -> str:
+    """Return a value of what a search says of itself in a line: numbers with five digits, mappings as pairs."""
+    if isinstance(value, Mapping):
+        pairs = []
+        for name, inner in value.items():
+            text = _value(inner)
+            pairs.append(f"{name} ({text})" if isinstance(inner, Mapping) else f"{name} {text}")
+        return ", ".join(pairs)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def difference_report(recipes: Mapping[str, "DEMConfig"]) -> Report:

@@ -185,7 +185,7 @@ def _refuse(opened: OpenedRecipe, export: _Export) -> None:
             AdapterError,
             f"The sum {opened.recipe.coefficients} is not a LoRA.",
             export.faults,
-            "Give a rank, and the sum is approximated; or merge it into a model.",
+            "Give a rank (--rank), and the sum is approximated; or merge it into a model.",
         )
     if not export.writer.ranks:
         raise AdapterError(

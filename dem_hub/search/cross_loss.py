@@ -69,8 +69,8 @@ class CrossLoss:
             name = own_distribution(model, gains)
             if gains[name] <= 0:
                 warnings.append(
-                    f"'{model}' is dead: on '{name}' its loss is {cells[name].loss:.4f} and the base's "
-                    f"{base[name].loss:.4f}. Leave it out, or train it longer."
+                    f"'{model}' is no better than the base on its own distribution '{name}': its loss is "
+                    f"{cells[name].loss:.4f}, the base's {base[name].loss:.4f}. Leave it out, or train it longer."
                 )
         return warnings
 

@@ -200,8 +200,8 @@ class Problem:
         plural = "" if self.count == 1 else "s"
         enough = int(self.count * INDEPENDENT / (2 * _EXCESS))
         return [
-            f"{tokens} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be "
-            f"{excess:.4f} nats too good by chance. Use {enough} tokens or more, from many documents."
+            f"{tokens:,} tokens are few for {self.count} coefficient{plural}: the loss that is fitted is expected to be "
+            f"{excess:.4f} nats too good by chance. Use {enough:,} tokens or more, from many documents."
         ]
 
     def note_ties(self) -> None:

@@ -121,7 +121,7 @@ def test_from_a_shell(
     ]
     assert main(command) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{tmp_path}/sum: rank 4 to 4, relative error 0.")
+    assert first.startswith(f"{tmp_path}/sum: rank 4, relative error 0.")
     assert second.startswith("left out, as no LoRA can change them: ")
     in_peft(llama.base, tmp_path / "sum")
 

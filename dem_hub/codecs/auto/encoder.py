@@ -251,7 +251,8 @@ def explain(plan: Plan, records: Mapping[str, StoredTensor], nbytes: int) -> str
         return f"the shortest codecs within an error of {plan.max_error:g}: {text}"
     if plan.is_adapter and 2 * numbers[LowRank.name] >= len(records):
         ranks = [record.options["rank"] for record in records.values() if record.codec == LowRank.name]
-        return f"only matrices moved, in {min(ranks)} to {max(ranks)} directions, as a LoRA leaves them: {text}"
+        directions = " to ".join(map(str, sorted({min(ranks), max(ranks)})))
+        return f"only matrices moved, in {directions} directions, as a LoRA leaves them: {text}"
     if not plan.is_explicit and share > DEFAULT_SHARE:
         text += ", as small or narrow tensors and those that moved much are kept finer"
     return f"a full fine-tune: {text}"
