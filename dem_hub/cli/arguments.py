@@ -83,12 +83,13 @@ verify_option = option(
 )
 
 
-def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+def split_pairs(texts: Iterable[str], option: str, example: str) -> dict[str, str]:
     """Return the values of an option that is repeated as `NAME=VALUE`, by name. A name may have `=` in it.
 
     Args:
         texts (`Iterable[str]`): what was typed.
         option (`str`): the option, for messages.
+        example (`str`): a pair that the option takes, for messages.
 
     Returns:
         `dict[str, str]`: the values by name, in the order in which they were typed.
@@ -100,9 +101,9 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
 
     ```python
     >>> from dem_hub.cli.arguments import split_pairs
-    >>> split_pairs(["maths=a.jsonl", "chat=b.jsonl"], "--data")
+    >>> split_pairs(["maths=a.jsonl", "chat=b.jsonl"], "--data", "maths=maths.jsonl")
     {'maths': 'a.jsonl', 'chat': 'b.jsonl'}
-    >>> split_pairs(["maths=a.jsonl", "maths=b.jsonl"], "--data")
+    >>> split_pairs(["maths=a.jsonl", "maths=b.jsonl"], "--data", "maths=maths.jsonl")
     Traceback (most recent call last):
     dem_hub.errors.ConfigError: --data has 'maths' named twice: a.jsonl and b.jsonl. Name each once.
 
@@ -112,7 +113,7 @@ def split_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     for text in texts:
         name, _, value = text.rpartition("=")
         if not name or not value:
-            raise ConfigError(f"{option} '{text}' is not NAME=VALUE.")
+            raise ConfigError(f"{option} '{text}' is not NAME=VALUE, such as {example}.")
         if name in values:
             raise ConfigError(f"{option} has '{name}' named twice: {values[name]} and {value}. Name each once.")
         values[name] = value
@@ -125,7 +126,7 @@ def split_columns(texts: Iterable[str]) -> dict[str, list[str]]:
     Raises:
         `ConfigError`: a name or a column is missing, or a name is given twice.
     """
-    return {name: value.split(",") for name, value in split_pairs(texts, "--columns").items()}
+    return {name: value.split(",") for name, value in split_pairs(texts, "--columns", "maths=question,answer").items()}
 
 
 def number(text: str, meaning: str) -> float:

@@ -93,7 +93,7 @@ def check(
     planned = PlannedCheck.of(
         model,
         against,
-        split_pairs(data, "--data"),
+        split_pairs(data, "--data", "maths=maths.jsonl"),
         columns=split_columns(columns),
         dtype=dtype,
         quantization_config=_quantization(quantize, dtype),

@@ -113,7 +113,7 @@ def eval_command(
         raise ConfigError("--limit and --include-path are for --tasks, which is not given.")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ConfigError(f"dtype is '{dtype}'; give auto, or a dtype of torch such as bfloat16.")
-    datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))
+    datasets = select_columns(split_pairs(data, "--data", "maths=maths.jsonl"), split_columns(columns))
     check_files(datasets)
     found_tasks = find_tasks(tasks, include_path) if tasks else None
     if found_tasks is not None:

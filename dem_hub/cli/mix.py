@@ -101,9 +101,9 @@ def mix(
     from dem_hub.mixer.opening import Measuring, open_mixer
     from dem_hub.mixer.other_model import FoundModel
 
-    datasets = select_columns(split_pairs(data, "--data"), split_columns(columns))
+    datasets = select_columns(split_pairs(data, "--data", "maths=maths.jsonl"), split_columns(columns))
     coefficients = {}
-    for name, text in split_pairs(vectors, "--vector").items():
+    for name, text in split_pairs(vectors, "--vector", "maths-vector=0.5").items():
         coefficients[name] = number(text, f"coefficient of '{name}'")
     found = None
     if compare is not None:

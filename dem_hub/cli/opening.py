@@ -44,6 +44,6 @@ def open_named(
     if not vectors:
         return open_recipe(source, check_base=check_base, headers_only=headers_only)
     coefficients = {}
-    for name, text in split_pairs(vectors, "--vector").items():
+    for name, text in split_pairs(vectors, "--vector", "maths-vector=0.5").items():
         coefficients[VectorSource.parse(name)] = number(text, f"coefficient of '{name}'")
     return open_base_and_vectors(source, coefficients, check_base=check_base, headers_only=headers_only)

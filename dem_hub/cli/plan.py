@@ -115,7 +115,7 @@ def plan(
     names = [name for name in STEPS if asked[name]]
     if not names:
         names = [name for name in STEPS if vectors or name != "search"]
-    wanted = Wishes(capacities(split_pairs(memory, "--memory")), folder=Path(output), **wishes)
+    wanted = Wishes(capacities(split_pairs(memory, "--memory", "cpu=64GB")), folder=Path(output), **wishes)
     steps = [with_ways_out(planner, name, wanted) for name in names]
     if as_json:
         print(json.dumps(_data(planner.facts, steps)))

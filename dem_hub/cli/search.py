@@ -230,9 +230,9 @@ def search(
         raise ConfigError(f"--sampler and --storage are for --method optuna, and the method is {method}.")
     if own_data and not regmean:
         raise ConfigError("--own-data is for --regmean, which is not given.")
-    datasets = split_pairs(data, "--data")
+    datasets = split_pairs(data, "--data", "maths=maths.jsonl")
     weight_of = {}
-    for name, text in split_pairs(weights, "--weight").items():
+    for name, text in split_pairs(weights, "--weight", "maths=2").items():
         weight_of[name] = number(text, f"weight of '{name}'")
     result = search_coefficients(
         base,
@@ -241,7 +241,7 @@ def search(
         columns=split_columns(columns),
         method=Optuna(sampler or "gp", storage=storage) if sampler or storage else method,
         weights=weight_of,
-        regmean=split_pairs(own_data, "--own-data") if regmean else False,
+        regmean=split_pairs(own_data, "--own-data", "maths-vector=maths.jsonl") if regmean else False,
         keep_logits=with_logits and search_options["cache"] is not None,
         **search_options,
     )

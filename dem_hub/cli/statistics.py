@@ -31,7 +31,7 @@ def statistics(*, base: str, vectors: Sequence[str], **options: Any) -> None:
 
     They hold no text, but its subjects can be guessed from them. A push publishes them only with --include-statistics.
     """
-    data = split_pairs(vectors, "--vector")
+    data = split_pairs(vectors, "--vector", "maths-vector=maths.jsonl")
     missing = [f"'{name}'" for name in data if not Path(name).is_dir()]
     if missing:
         raise ConfigError(f"No folder is at {', '.join(missing)}; statistics are written into a vector's own folder.")

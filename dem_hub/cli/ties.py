@@ -49,7 +49,8 @@ def ties(
     from dem_hub.files.folders import STORE, check_new_output
 
     check_new_output(Path(output), STORE)
-    weights = {name: number(text, f"weight of '{name}'") for name, text in split_pairs(vectors, "--vector").items()}
+    pairs = split_pairs(vectors, "--vector", "maths-vector=1")
+    weights = {name: number(text, f"weight of '{name}'") for name, text in pairs.items()}
 
     with heavy_imports():
         from dem_hub.transformations.ties import ties as transform

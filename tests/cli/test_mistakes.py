@@ -35,7 +35,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "output is a file": (["extract", "{base}", "{full}", "-o", "{file}"], "{file}"),
     "no vector there": (["info", "{base}"], "it is not a distribution vector"),
     "a fine-tune as a vector": (["merge", "{base}", "--vector", "{full}=0.4", "-o", "out"], "If it is a fine-tune, take its vector first: dem-hub extract BASE"),
-    "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "--vector '{vector}' is not NAME=VALUE"),
+    "no coefficient": (["merge", "{base}", "--vector", "{vector}", "-o", "out"], "--vector '{vector}' is not NAME=VALUE, such as maths-vector=0.5."),
     "coefficient that is no number": (["merge", "{base}", "--vector", "{vector}=much", "-o", "out"], "is 'much', which is not a number"),
     "coefficient that is not finite": (["merge", "{base}", "--vector", "{vector}=nan", "-o", "out"], "must be a finite number"),
     "nowhere to put it": (["merge", "{base}", "--vector", "{vector}=1"], "Give a folder (-o), a repository (--push-to-hub), or both"),

@@ -62,7 +62,7 @@ def test_a_recipe_has_no_search(
     ("arguments", "said"),
     [
         (["--search"], "A search needs vectors: dem-hub plan BASE --vector ID --search."),
-        (["--memory", "0"], "--memory '0' is not NAME=VALUE."),
+        (["--memory", "0"], "--memory '0' is not NAME=VALUE, such as cpu=64GB."),
         (["--dtype", "float31", "--load"], "float31"),
     ],
     ids=["search", "memory", "dtype"],
