@@ -25,9 +25,10 @@ from dem_hub.codecs import add_deltas
 from dem_hub.codecs.component import StoredDelta
 from dem_hub.codecs.delta import Delta, Scaled, combine_factors
 from dem_hub.defaults import Rounding
-from dem_hub.errors import CheckpointError, CoefficientError
+from dem_hub.errors import CheckpointError
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.dequantized_base import DequantizedTensors
+from dem_hub.merging.new_rows import new_rows
 from dem_hub.merging.terms import Term, active_terms, check_replacements, terms_of
 from dem_hub.merging.token_rows import TokenRows, are_known, split_rows
 from dem_hub.numerics.buffers import new_memory, reusing_memory, scratch
@@ -256,8 +257,8 @@ class Merge:
         if not block or block[0].start < self.base[name].shape[0]:
             self._sum(name, block, out)
             return
-        new_rows = self._new_rows(name, block)
-        self._checked(name, new_rows, out.copy_(new_rows))
+        values = new_rows(name, block, self.base.lazy(name), self.active(name), self.terms, self.tokens)
+        self._checked(name, values, out.copy_(values))
 
     @reusing_memory()
     def _sum(self, name: str, index: Index, out: Tensor) -> None:
@@ -295,45 +296,6 @@ class Merge:
         if self.rounding != "stochastic":
             return None
         return Noise.of(self.seed, self.twins.get(name, name), index, self.base[name].shape, device)
-
-    def _new_rows(self, name: str, index: Index) -> Tensor:
-        """Return rows that the base lacks: the mean of the vectors that have them, weighted by their coefficients.
-
-        A row of a token is that of the vectors with the token. The others are padding, and rows whose token is not
-        known.
-
-        The weights are magnitudes. With weights of both signs, whose sum can be almost 0, the mean would not lie
-        between the rows, but anywhere. A vector's own rows are not negated by its coefficient, either.
-        """
-        base_rows = self.base[name].shape[0]
-        rows = slice(index[0].start - base_rows, index[0].stop - base_rows)
-        columns = index[1:]
-        total = torch.zeros(index_shape((rows, *columns)), dtype=torch.float64, device="cpu")
-        weight = torch.zeros(total.shape[0], dtype=torch.float64, device="cpu")
-        signed = torch.zeros(total.shape[0], dtype=torch.float64, device="cpu")
-        for coefficient, stored in self.active(name):
-            if stored.rows is None:
-                continue
-            stop = min(rows.stop, stored.rows.get_shape()[0])
-            count = stop - rows.start
-            if count <= 0:
-                continue
-            values = stored.rows[(slice(rows.start, stop), *columns)].double()
-            total[:count] += abs(coefficient) * values
-            weight[:count] += abs(coefficient)
-            signed[:count] += coefficient
-        base = self.base.lazy(name)
-        for row in range(index[0].start, index[0].stop):
-            if row in self.tokens.texts:
-                place = row - index[0].start
-                total[place] = self.tokens.new_row(name, base, self.terms, (slice(row, row + 1), *columns))[0]
-                weight[place] = signed[place] = 1.0
-        if not signed.all():
-            raise CoefficientError(
-                f"The coefficients of the vectors with new rows of '{name}' sum to 0, so their mean is undefined. "
-                "Change one."
-            )
-        return total / weight.reshape(-1, *[1] * len(columns))
 
     def _checked(self, name: str, source: Tensor, values: Tensor) -> Tensor:
         """Return `values`, which `source` was copied or cast to, if all of them are finite."""
