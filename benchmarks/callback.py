@@ -125,7 +125,8 @@ def main() -> None:
     elements = [info.nbytes // info.torch_dtype.itemsize for info in base.values()]
     bound = (0.1 * 4 * sum(elements) + 3 * 4 * max(elements)) / MIB
     print(
-        f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec {options.codec}, when={options.when}."
+        f"{torch.get_num_threads()} threads, {options.steps} steps, a save every {options.save_steps}, codec "
+        f"{options.codec}, when={options.when}."
     )
     print(
         "\n| without, s | with, s | inside, s | inside / without | memory, MiB | bound, MiB |\n|---|---|---|---|---|---|",

@@ -189,7 +189,8 @@ def show(title: str, rows: Mapping[str, Row], wrong: Mapping[str, float]) -> Non
     """Print a table of medians, with ratios to dem_hub."""
     ours = rows["dem_hub"].median
     print(
-        f"\n{title}\n\n| | seconds | times dem_hub's | CPU, s | private, MB | neither of the two nearest |\n|---|---|---|---|---|---|"
+        f"\n{title}\n\n| | seconds | times dem_hub's | CPU, s | private, MB | neither of the two nearest |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
         cpu = statistics.median(one.cpu for one in row.runs)

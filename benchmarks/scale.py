@@ -194,8 +194,8 @@ def tell_running(kind: str, points: Sequence[Point]) -> None:
     seconds, off = line([(p.gigabytes, p.seconds) for p in points])
     private, private_off = line([(p.gigabytes, p.private / 1e9) for p in points])
     print(
-        f"\nBy a line through {len(points)} sizes (residual at most {off:.0%}; memory {private_off:.0%}), {LARGE:.0f} GB would "
-        f"take {seconds / 60:.1f} minutes and {private:.0f} GB of private memory. This is an extrapolation.",
+        f"\nBy a line through {len(points)} sizes (residual at most {off:.0%}; memory {private_off:.0%}), {LARGE:.0f} "
+        f"GB would take {seconds / 60:.1f} minutes and {private:.0f} GB of private memory. This is an extrapolation.",
         flush=True,
     )
 
@@ -233,12 +233,14 @@ def fit(points: Sequence[Point]) -> tuple[list[float], float]:
 def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point]) -> list[str]:
     """Print the table and the growth of one kind, and return the bars that are missed."""
     print(
-        f"\n{kind}\n\n| GB | vectors | rank | seconds | first touch of its memory, s | CPU, s | private, MB |\n|---|---|---|---|---|---|---|"
+        f"\n{kind}\n\n| GB | vectors | rank | seconds | first touch of its memory, s | CPU, s | private, MB |\n"
+        "|---|---|---|---|---|---|---|"
     )
     points = [tiny, *sizes, *(point for point in counts if point not in sizes)]
     for p in points:
         print(
-            f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | {p.private / 1e6:.0f} |"
+            f"| {p.gigabytes:.2f} | {p.vectors} | {p.rank} | {p.seconds:.2f} | {p.touch:.2f} | {p.cpu:.1f} | "
+            f"{p.private / 1e6:.0f} |"
         )
     missed = []
     unchanged = next(p for p in counts if p.vectors == 0)
@@ -257,7 +259,8 @@ def judge(kind: str, tiny: Point, sizes: Sequence[Point], counts: Sequence[Point
     (start, each, direction), residual = fit(points)
     predicted = start + LARGE * (each + direction * 8 * 16)
     print(
-        f"{start:.2f} s + {each:.2f} s a GB + {1000 * direction:.2f} ms a GB, vector and rank; residual at most {residual:.0%}."
+        f"{start:.2f} s + {each:.2f} s a GB + {1000 * direction:.2f} ms a GB, vector and rank; residual at most "
+        f"{residual:.0%}."
     )
     print(f"70B with 8 vectors of rank 16: {predicted / 60:.1f} minutes.", flush=True)
     seconds = {p.vectors: p.seconds for p in counts if p.rank == 16}

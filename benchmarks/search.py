@@ -187,7 +187,8 @@ def report(records: dict[str, Any]) -> list[str]:
     grid = records.get(GRID)
     target = grid["best"]["value"] if grid else float("nan")
     print(
-        "| method | coefficients | forward passes | to the grid's best | validation loss | test loss |\n|---|---|---|---|---|---|"
+        "| method | coefficients | forward passes | to the grid's best | validation loss | test loss |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, entry in records.items():
         best = entry["best"]
@@ -208,13 +209,15 @@ def report(records: dict[str, Any]) -> list[str]:
             entry = records[name]
             if entry["num_forward"] > most + 1e-9 or entry["best"]["value"] > target:
                 faults.append(
-                    f"{name}: {entry['num_forward']:g} forward passes (at most {most}), loss {entry['best']['value']:.4f} (grid {target:.4f})"
+                    f"{name}: {entry['num_forward']:g} forward passes (at most {most}), loss "
+                    f"{entry['best']['value']:.4f} (grid {target:.4f})"
                 )
     if {"gauss_newton", "uniform"} <= set(records):
         found, others = records["gauss_newton"]["test"]["found"], (some["1/N"], records["uniform"]["test"]["found"])
         if found >= min(others):
             faults.append(
-                f"gauss_newton: test loss {found:.4f} is no better than 1/N or one coefficient ({others[0]:.4f}, {others[1]:.4f})"
+                f"gauss_newton: test loss {found:.4f} is no better than 1/N or one coefficient ({others[0]:.4f}, "
+                f"{others[1]:.4f})"
             )
     return faults
 
@@ -224,18 +227,20 @@ def report_groups(records: dict[str, Any]) -> None:
     found = {name: entry for name, entry in records.items() if "refinement" in entry}
     if found:
         print(
-            "\n| coefficients | number | more forward passes | validation loss | held out: gain (error) | test loss |\n|---|---|---|---|---|---|"
+            "\n| coefficients | number | more forward passes | validation loss | held out: gain (error) | test loss |\n"
+            "|---|---|---|---|---|---|"
         )
     for name, entry in found.items():
         refined = entry["refinement"]
         (one,) = [contender for label, contender in refined["acceptance"]["contenders"].items() if label != "found"]
         print(
-            f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | {entry['test']['one']:.4f} |"
+            f"| one a vector | {len(entry['best']['coefficients'])} | 0 | {entry['best']['value']:.4f} | | "
+            f"{entry['test']['one']:.4f} |"
         )
         gain = f"{one['difference']:.4f} ({one['error']:.4f}), {'kept' if one['difference'] > ERRORS * one['error'] else 'not kept'}"
         print(
-            f"| by {name} | {len(refined['coordinates'])} | {refined['num_forward']:g} | {refined['best']['value']:.4f} | {gain} | "
-            f"{entry['test']['groups']:.4f} |"
+            f"| by {name} | {len(refined['coordinates'])} | {refined['num_forward']:g} | "
+            f"{refined['best']['value']:.4f} | {gain} | {entry['test']['groups']:.4f} |"
         )
 
 
@@ -257,7 +262,8 @@ def report_tokens(output: Path, names: Sequence[str]) -> None:
     if len(runs) < 2:
         return
     print(
-        "\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n|---|---|---|---|---|"
+        "\n| validation tokens a distribution | gauss_newton, test loss | 1/N | one coefficient | better |\n"
+        "|---|---|---|---|---|"
     )
     needed = None
     for tokens, (found, share, common) in sorted(runs.items()):

@@ -109,9 +109,9 @@ def print_memory(folder: Path, vocabulary: int, tokens: int) -> bool:
     beside = searched.private - loaded.private
     passes, held_out, seconds = map(float, searched.output.split()[-3:])
     print(
-        f"{tokens} tokens, a vocabulary of {vocabulary:,}: the search takes {searched.private / GIB:.2f} GiB, and the model "
-        f"alone {loaded.private / GIB:.2f}. The search takes {beside / GIB:.2f} GiB more; the bar is {MOST / GIB:.0f}. "
-        f"{passes:g} passes and {held_out:g} over held-out data took {seconds:.0f} s."
+        f"{tokens} tokens, a vocabulary of {vocabulary:,}: the search takes {searched.private / GIB:.2f} GiB, and the "
+        f"model alone {loaded.private / GIB:.2f}. The search takes {beside / GIB:.2f} GiB more; the bar is "
+        f"{MOST / GIB:.0f}. {passes:g} passes and {held_out:g} over held-out data took {seconds:.0f} s."
     )
     return beside <= MOST
 

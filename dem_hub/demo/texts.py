@@ -224,8 +224,8 @@ def _code() -> Iterator[tuple[str, str]]:
                     yield module, piece
     if not has_source:
         raise DemHubError(
-            f"The interpreter {sys.executable} came without the source of its library: there is no .py file in '{library}'. "
-            "Run the demo with another Python."
+            f"The interpreter {sys.executable} came without the source of its library: there is no .py file in "
+            f"'{library}'. Run the demo with another Python."
         )
 
 

@@ -54,8 +54,8 @@ def refuse_two_sided(model: "PreTrainedModel", windows: Sequence[Window]) -> Non
     noise = _NOISE if _dtype(model).itemsize > 2 else _NOISE_IN_16_BITS
     if moved[:half].max() > noise * moved[half:].max():
         raise ConfigError(
-            f"The model is a {type(model).__name__}, and its prediction of a token changes with the tokens after it: it "
-            f"sees the tokens on both sides, and the loss of the next token means nothing. {REMEDY}"
+            f"The model is a {type(model).__name__}, and its prediction of a token changes with the tokens after it: "
+            f"it sees the tokens on both sides, and the loss of the next token means nothing. {REMEDY}"
         )
     _CAUSAL.add(model)
 

@@ -198,8 +198,8 @@ def check_new_output(target: Path, kind: str) -> None:
         others = [name for name in sorted(path.name for path in target.iterdir()) if not _OF_A_CLONE.fullmatch(name)]
     if others:
         raise ConfigError(
-            f"'{target}' holds {kind_of(target) or 'other files'} already ({_some(others)}), and {kind} is to be written "
-            "there. Choose an empty folder."
+            f"'{target}' holds {kind_of(target) or 'other files'} already ({_some(others)}), and {kind} is to be "
+            "written there. Choose an empty folder."
         )
 
 

@@ -129,8 +129,8 @@ def side_files(source: VectorSource, options: HubOptions | None = None) -> dict[
             logger.warning("'%s' lacks its module '%s', so what is made from it lacks it too.", source, module)
         elif weights.get(module) == []:
             logger.warning(
-                "The module '%s' of '%s' has no weights in safetensors, and pickled ones are not copied, so what is made "
-                "from it lacks them. Convert them: SentenceTransformer(...).save_pretrained(folder).",
+                "The module '%s' of '%s' has no weights in safetensors, and pickled ones are not copied, so what is "
+                "made from it lacks them. Convert them: SentenceTransformer(...).save_pretrained(folder).",
                 module,
                 source,
             )

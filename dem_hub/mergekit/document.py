@@ -135,8 +135,8 @@ def _only_slice(slices: object, where: str) -> Mapping[str, Any]:
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
         raise ConfigError(
-            f"{where}: slices has {count} entries; dem_hub takes one that has all layers. A model with other layers than "
-            f"its base is no sum of vectors. {_USE_MERGEKIT}"
+            f"{where}: slices has {count} entries; dem_hub takes one that has all layers. A model with other layers "
+            f"than its base is no sum of vectors. {_USE_MERGEKIT}"
         )
     others = sorted(set(slices[0]) - {"sources", "parameters"})
     if others:
@@ -220,8 +220,8 @@ def _tokenizer(data: Mapping[str, Any], where: str) -> str | None:
         details = data["tokenizer"]
         if not isinstance(details, dict) or not set(details) <= {"source"}:
             raise ConfigError(
-                f"{where}: tokenizer is {shown(details)}; only 'source' has a counterpart. dem_hub gives each new token "
-                "the row that its fine-tune has for it."
+                f"{where}: tokenizer is {shown(details)}; only 'source' has a counterpart. dem_hub gives each new "
+                "token the row that its fine-tune has for it."
             )
         value = details.get("source", "union")
     if value is None or value in ("union", "base"):
@@ -229,8 +229,8 @@ def _tokenizer(data: Mapping[str, Any], where: str) -> str | None:
     if value == data.get("base_model"):
         return "base"
     raise ConfigError(
-        f"{where}: tokenizer_source is {shown(value)}; there are base and union. Copy another tokenizer into the merged "
-        "folder by hand if it has the same tokens."
+        f"{where}: tokenizer_source is {shown(value)}; there are base and union. Copy another tokenizer into the "
+        "merged folder by hand if it has the same tokens."
     )
 
 
@@ -257,7 +257,7 @@ def with_base(document: Document) -> Document:
     for given in document.inputs:
         if given.name.lora is not None and given.name.model != base.model:
             raise ConfigError(
-                f"'{given.name}' is an adapter on '{given.name.model}', and the base is '{base.model}'. Merge it first: "
-                f"dem-hub merge {given.name.model} --vector {given.name.lora}=1 -o FOLDER, and name FOLDER."
+                f"'{given.name}' is an adapter on '{given.name.model}', and the base is '{base.model}'. Merge it "
+                f"first: dem-hub merge {given.name.model} --vector {given.name.lora}=1 -o FOLDER, and name FOLDER."
             )
     return replace(document, base=base, names_base=document.base is not None)

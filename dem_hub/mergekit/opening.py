@@ -113,8 +113,8 @@ def _check_layers(document: Document, base: Base) -> None:
         if given.layers is not None and given.layers != (0, count):
             first, stop = given.layers
             raise ConfigError(
-                f"layer_range of '{given.name}' is [{first}, {stop}], and the base has the layers [0, {count}]. A model "
-                "with other layers than its base is no sum of vectors: make this merge with mergekit."
+                f"layer_range of '{given.name}' is [{first}, {stop}], and the base has the layers [0, {count}]. A "
+                "model with other layers than its base is no sum of vectors: make this merge with mergekit."
             )
 
 
@@ -148,8 +148,8 @@ def _drop(base: Base, vector: DistributionVector, density: float) -> Distributio
     if density == 1:
         return vector
     logger.warning(
-        "mergekit draws the elements that DARE keeps anew in each run. Here they are the same in each run, and divided by "
-        "the density %g; mergekit scales them to the old sum of magnitudes, which is nearly the same.",
+        "mergekit draws the elements that DARE keeps anew in each run. Here they are the same in each run, and divided "
+        "by the density %g; mergekit scales them to the old sum of magnitudes, which is nearly the same.",
         density,
     )
     return _apply(base, [vector], Dare(density, _SEED))[0]
@@ -186,7 +186,7 @@ def _check_tokens(
     first = next((text for of_vector in tokens for text in of_vector), None)
     if first is not None and document.tokenizer != "union":
         raise ConfigError(
-            f"tokenizer_source is {document.tokenizer or 'not there'}, and a model brings the token {shown(first)}, which "
-            "the base lacks. Merged models keep the tokens of their vectors: write tokenizer_source: union."
+            f"tokenizer_source is {document.tokenizer or 'not there'}, and a model brings the token {shown(first)}, "
+            "which the base lacks. Merged models keep the tokens of their vectors: write tokenizer_source: union."
         )
     check_rows(tokens, numbers)

@@ -50,13 +50,13 @@ def config_text(source: VectorSource) -> str:
     recipe = opened.recipe
     if isinstance(opened.base, MergedBase):
         raise ConfigError(
-            f"The base of '{source}' is the recipe '{recipe.base}', which mergekit does not know. Merge that one first: "
-            f"dem-hub merge {recipe.base.source} --dtype float32 -o FOLDER, and use a recipe on FOLDER."
+            f"The base of '{source}' is the recipe '{recipe.base}', which mergekit does not know. Merge that one "
+            f"first: dem-hub merge {recipe.base.source} --dtype float32 -o FOLDER, and use a recipe on FOLDER."
         )
     if recipe.base_quantized is not None:
         raise ConfigError(
-            f"The base of '{source}' is quantized first (base_quantized: {recipe.base_quantized}), which mergekit does not "
-            "know. Merge the recipe with dem-hub merge."
+            f"The base of '{source}' is quantized first (base_quantized: {recipe.base_quantized}), which mergekit does "
+            "not know. Merge the recipe with dem-hub merge."
         )
     merge = opened.merge(recipe)
     _refuse_buffers(merge)
@@ -132,8 +132,8 @@ def _model_name(source: VectorSource, what: str) -> str | dict[str, Any]:
         source = VectorSource(str(Path(source.repo_id, source.subfolder)))
     if source.subfolder:
         raise ConfigError(
-            f"{what} is '{source}', in the subfolder '{source.subfolder}', and mergekit knows none. Download it, and use a "
-            "recipe that names the folder."
+            f"{what} is '{source}', in the subfolder '{source.subfolder}', and mergekit knows none. Download it, and "
+            "use a recipe that names the folder."
         )
     if not set("@+") & set(source.repo_id):
         return str(source)

@@ -39,9 +39,9 @@ def _check_mean(text: str, having: Sequence[float]) -> None:
     if not is_mean:
         listed = ", ".join(f"{number:g}" for number in having)
         raise ConfigError(
-            f"{len(having)} models bring the token {shown(text)}, at the coefficients {listed}. dem_hub takes the mean of "
-            "their rows, weighted by these; mergekit something else, unless they are the same or sum to 1. Change them, "
-            "or name vectors in the place of a config: dem-hub merge BASE --vector ..."
+            f"{len(having)} models bring the token {shown(text)}, at the coefficients {listed}. dem_hub takes the mean "
+            "of their rows, weighted by these; mergekit something else, unless they are the same or sum to 1. Change "
+            "them, or name vectors in the place of a config: dem-hub merge BASE --vector ..."
         )
 
 

@@ -111,8 +111,8 @@ def _same(read: Callable[[Place], float], places: Sequence[Place], name: str) ->
     for place in others:
         if read(place) != value:
             raise ConfigError(
-                f"The {name} is {value:g} for '{first.key}' and {read(place):g} for '{place.key}'. TIES and DARE have one "
-                "number for all tensors here. Give one, or make this merge with mergekit."
+                f"The {name} is {value:g} for '{first.key}' and {read(place):g} for '{place.key}'. TIES and DARE have "
+                "one number for all tensors here. Give one, or make this merge with mergekit."
             )
     return value
 
@@ -167,9 +167,9 @@ def _coefficient(wanted: Mapping[str, float], base: Base, name: str) -> Coeffici
             return by_kind
     first, second = _told_apart(wanted)
     raise ConfigError(
-        f"The weight of '{name}' is {wanted[first]:g} for '{first}' and {wanted[second]:g} for '{second}'. A coefficient "
-        "has one number for each layer, or one for each of embedding, attention, mlp and other. Give these tensors the "
-        "same weight, or make this merge with mergekit."
+        f"The weight of '{name}' is {wanted[first]:g} for '{first}' and {wanted[second]:g} for '{second}'. A "
+        "coefficient has one number for each layer, or one for each of embedding, attention, mlp and other. Give these "
+        "tensors the same weight, or make this merge with mergekit."
     )
 
 

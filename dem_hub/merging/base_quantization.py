@@ -98,8 +98,8 @@ class BaseQuantization:
                 fields[_SETTINGS[name]] = value
             else:
                 raise ConfigError(
-                    f"'{setting}' is no setting of a quantized base; known are {_DOUBLE_QUANT}, compute_dtype=DTYPE and "
-                    "dtype=DTYPE, after a comma: nf4,double_quant."
+                    f"'{setting}' is no setting of a quantized base; known are {_DOUBLE_QUANT}, compute_dtype=DTYPE "
+                    "and dtype=DTYPE, after a comma: nf4,double_quant."
                 )
         return cls(quant_type, **fields)
 

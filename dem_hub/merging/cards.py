@@ -127,8 +127,8 @@ def _quantization_text(quantization: "BaseQuantization") -> str:
     skipped = ", ".join(names)
     return (
         f"The base's linear layers{f', without {skipped},' if skipped else ''} are first quantized to 4 bits and "
-        f"dequantized, as they were when adapters were trained on them (QLoRA: {quantization}). The model itself is not "
-        "quantized."
+        f"dequantized, as they were when adapters were trained on them (QLoRA: {quantization}). The model itself is "
+        "not quantized."
     )
 
 

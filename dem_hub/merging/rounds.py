@@ -36,12 +36,13 @@ def chain_with(recipe: Resolved, above: Chain) -> Chain:
         circle = [*above[above.index(place) :], place]
         steps = ", which is based on ".join(f"'{name}'" for name in circle[1:])
         raise ConfigError(
-            f"The recipe '{place}' is based on itself: it is based on {steps}. Name a model as the base of one of them, "
-            "or an export of the recipe that was meant."
+            f"The recipe '{place}' is based on itself: it is based on {steps}. Name a model as the base of one of "
+            "them, or an export of the recipe that was meant."
         )
     if len(above) > MOST_ROUNDS:
         raise ConfigError(
             f"'{place}' is a recipe below {len(above)} others ('{above[0]}' is the first), and a recipe has at most "
-            f"{MOST_ROUNDS} below it. Export one of them, and name the model as the base: dem-hub merge {place} -o MODEL."
+            f"{MOST_ROUNDS} below it. Export one of them, and name the model as the base: dem-hub merge {place} -o "
+            "MODEL."
         )
     return (*above, place)

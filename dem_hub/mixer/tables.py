@@ -17,9 +17,9 @@ _HEAD = ("base", "expected", "may be off by", "measured")
 _NOTHING = "-"
 _MARKS = "▼ is lower than the base, ▲ higher."
 _EXPECTED = (
-    "Expected: worked out from what the search measured, for its validation data. May be off by: judged by how far that "
-    "is off at the search's other trials; one number for all rows, which grows with the distance from what the search "
-    "found. Measured: after a merge, on the data of --data."
+    "Expected: worked out from what the search measured, for its validation data. May be off by: judged by how far "
+    "that is off at the search's other trials; one number for all rows, which grows with the distance from what the "
+    "search found. Measured: after a merge, on the data of --data."
 )
 
 

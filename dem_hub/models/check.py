@@ -275,8 +275,8 @@ def _quantization_of(given: Any, merged: NamedModel, finetuned: NamedModel) -> B
         return recipe.base_quantized if is_adapter and recipe is not None else None
     if not is_adapter:
         raise ConfigError(
-            f"base_quantized is for an adapter that was trained on a quantized base, and '{finetuned}' is a whole model. "
-            "Leave it out."
+            f"base_quantized is for an adapter that was trained on a quantized base, and '{finetuned}' is a whole "
+            "model. Leave it out."
         )
     return BaseQuantization.of(given)
 

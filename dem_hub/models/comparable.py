@@ -43,8 +43,8 @@ def base_of(merged: NamedModel, finetuned: NamedModel) -> VectorSource:
     if len({source.absolute.repo_id for source in named.values()}) > 1:
         names = " and ".join(f"{what} is '{source.repo_id}'" for what, source in named.items())
         raise ConfigError(
-            f"{names[0].upper()}{names[1:]}. If they are the same, name one of them: --base, in Python base=. An adapter on "
-            "another base than its own is another model."
+            f"{names[0].upper()}{names[1:]}. If they are the same, name one of them: --base, in Python base=. An "
+            "adapter on another base than its own is another model."
         )
     return next(iter(named.values()))
 
@@ -117,7 +117,7 @@ def _check_same(
     pairs = zip(windows, others, strict=False)
     differing = next((one.document for one, other in pairs if one != other), min(len(windows), len(others)))
     raise ConfigError(
-        f"'{name}': row {differing + 1} has other tokens by the tokenizer or the chat template of '{models[0]}' than by "
-        f"that of '{models[1]}', so their predictions cannot be compared. Give both models the same files, or rows "
+        f"'{name}': row {differing + 1} has other tokens by the tokenizer or the chat template of '{models[0]}' than "
+        f"by that of '{models[1]}', so their predictions cannot be compared. Give both models the same files, or rows "
         "with input_ids."
     )

@@ -190,7 +190,7 @@ def _warn_of_code(names: Iterable[str]) -> None:
 def _warn_of_folders(folders: Sequence[VectorSource]) -> None:
     names = ", ".join(f"'{source}'" for source in folders)
     warnings.warn(
-        f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model. If the base is "
-        "one of them, say what the Hub calls it: --base-model org/base, in Python base_model='org/base'.",
+        f"{PROVENANCE_CONFIG} names folders of this machine ({names}), and is not pushed with the model. If the base "
+        "is one of them, say what the Hub calls it: --base-model org/base, in Python base_model='org/base'.",
         stacklevel=4,
     )

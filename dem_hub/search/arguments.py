@@ -99,8 +99,8 @@ def check_model(model_kwargs: Mapping[str, Any]) -> None:
     for name in ("distributed_config", "tp_plan", "tp_size"):
         if model_kwargs.get(name) is not None:
             raise ConfigError(
-                f"A search takes no {name}={model_kwargs[name]!r}: it gives each process other windows, so each holds the "
-                "whole model. Leave it out; device_map='auto' spreads a model over the devices of one process."
+                f"A search takes no {name}={model_kwargs[name]!r}: it gives each process other windows, so each holds "
+                "the whole model. Leave it out; device_map='auto' spreads a model over the devices of one process."
             )
 
 
@@ -195,8 +195,8 @@ def check_regmean(
         faults.append("held_out=0, and RegMean is kept only where held-out data says so")
     if not region.contains(torch.ones(len(vectors), dtype=torch.float64, device="cpu")):
         faults.append(
-            f"bounds from {region.low.tolist()} to {region.high.tolist()} and max_sum={region.max_sum}: RegMean's vectors "
-            "have the coefficient 1 each, which must be allowed"
+            f"bounds from {region.low.tolist()} to {region.high.tolist()} and max_sum={region.max_sum}: RegMean's "
+            "vectors have the coefficient 1 each, which must be allowed"
         )
     if world_size() > 1:
         faults.append(f"{world_size()} processes; run it on one")

@@ -128,8 +128,8 @@ class Acceptance:
         if not math.isfinite(self.contenders[FOUND].value):
             return f"What was found has no finite loss on held-out data, and '{short(self.chosen)}' is returned."
         return (
-            f"On held-out data '{short(self.chosen)}' is better than what was found by {-chosen.difference:.4f} nats (standard "
-            f"error {chosen.error:.4f}), more than {self.limit}, and is what is returned."
+            f"On held-out data '{short(self.chosen)}' is better than what was found by {-chosen.difference:.4f} nats "
+            f"(standard error {chosen.error:.4f}), more than {self.limit}, and is what is returned."
         )
 
     def _is_alike(self, label: str, other: Contender) -> bool:

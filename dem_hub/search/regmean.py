@@ -94,8 +94,9 @@ class RegMeanOutcome:
         if not self.is_kept:
             verdict = f"not kept, as that is not more than {self.acceptance.limit}"
         return (
-            f"RegMean vectors, each at 1, gain {-self.contender.difference:.4f} nats over the plain DEM on held-out data "
-            f"(standard error {self.contender.error:.4f}; {self.contender.value:.4f} and {self.plain_loss:.4f}): {verdict}."
+            f"RegMean vectors, each at 1, gain {-self.contender.difference:.4f} nats over the plain DEM on held-out "
+            f"data (standard error {self.contender.error:.4f}; {self.contender.value:.4f} and {self.plain_loss:.4f}): "
+            f"{verdict}."
         )
 
 

@@ -40,8 +40,9 @@ class EarlierSearch:
             return cls(coefficients, source.cache)
         if source.base_quantized is not None:
             raise ConfigError(
-                f"The recipe to resume from adds its vectors to a quantized base ({source.base_quantized}), and a search "
-                "adds them to the base as it is. Search without resume_from, and compare the results: dem-hub check."
+                f"The recipe to resume from adds its vectors to a quantized base ({source.base_quantized}), and a "
+                "search adds them to the base as it is. Search without resume_from, and compare the results: dem-hub "
+                "check."
             )
         return cls({name: level(value) for name, value in source.coefficients.items()})
 

@@ -89,8 +89,8 @@ class MixAdapters:
         most = self._permitted.max_mixes
         if len(self._made) >= most:
             raise _RefusalError(
-                f"This server keeps {most} mixes, and has them. Ask for one that was asked for before, or let its owner "
-                "raise max_mixes and start it again."
+                f"This server keeps {most} mixes, and has them. Ask for one that was asked for before, or let its "
+                "owner raise max_mixes and start it again."
             )
         if self._folder is None:
             until_the_end = ExitStack()

@@ -58,8 +58,8 @@ class Permitted:
         wrong = sorted(name for name in self.vectors if SHORT_NAME.fullmatch(name) is None)
         if wrong:
             raise ConfigError(
-                f"{', '.join(map(shown, wrong))} cannot be names of vectors in a mix. Use letters, digits, '.', '_' and "
-                "'-'."
+                f"{', '.join(map(shown, wrong))} cannot be names of vectors in a mix. Use letters, digits, '.', '_' "
+                "and '-'."
             )
         twice = sorted(name for name, source in self.vectors.items() if list(self.vectors.values()).count(source) > 1)
         if twice:
@@ -68,8 +68,8 @@ class Permitted:
             raise ConfigError("It lists neither vectors nor recipes, so that there is nothing to mix.")
         if self.max_rank < 1 or self.max_mixes < 1 or self.max_error < 0:
             raise ConfigError(
-                f"max_rank is {self.max_rank}, max_mixes {self.max_mixes} and max_error {self.max_error}; the first two "
-                "are at least 1, and the last at least 0."
+                f"max_rank is {self.max_rank}, max_mixes {self.max_mixes} and max_error {self.max_error}; the first "
+                "two are at least 1, and the last at least 0."
             )
 
     @classmethod

@@ -76,8 +76,9 @@ def _loader_class() -> type:
             """Merge all tensors into a model that was built."""
             if os.environ.get(VARIABLE):
                 raise ConfigError(
-                    f"--load-format dem serves base + recipe, and {VARIABLE} asks for mixes, each of which is base + mix. "
-                    "A mix would be added to the recipe. Serve the base without --load-format dem, or do without mixes."
+                    f"--load-format dem serves base + recipe, and {VARIABLE} asks for mixes, each of which is base + "
+                    "mix. A mix would be added to the recipe. Serve the base without --load-format dem, or do without "
+                    "mixes."
                 )
             weights = self.get_all_weights(model_config, model)
             if _device_of(model).type == "cpu":
@@ -144,8 +145,8 @@ def _check_loaded(model: Any, loaded: set[str]) -> None:
     missing = sorted({name for name, _ in model.named_parameters()} - loaded)
     if missing:
         raise ConfigError(
-            f"vLLM's model has {len(missing)} parameters that the recipe's base lacks ({', '.join(missing[:3])}). Serve "
-            "the base of the recipe, with its own config."
+            f"vLLM's model has {len(missing)} parameters that the recipe's base lacks ({', '.join(missing[:3])}). "
+            "Serve the base of the recipe, with its own config."
         )
 
 
@@ -184,8 +185,8 @@ def _parser_class() -> type:
             base = recipe.base.source
             if recipe.below():
                 raise ConfigError(
-                    f"The base of '{source}' is the recipe '{base}', of which vLLM cannot make a config. Merge that one "
-                    f"(dem-hub merge {base} -o MODEL), and serve MODEL with --load-format dem and "
+                    f"The base of '{source}' is the recipe '{base}', of which vLLM cannot make a config. Merge that "
+                    f"one (dem-hub merge {base} -o MODEL), and serve MODEL with --load-format dem and "
                     f'--model-loader-extra-config \'{{"recipe": "{source}"}}\'.'
                 )
             if base.subfolder:

@@ -179,8 +179,9 @@ def base_name(model: Any) -> str:
     merge = getattr(model, "dem", None)
     if any(map(_is_active, getattr(merge, "coefficients", {}).values())):
         raise ConfigError(
-            f"The model is a merge ({merge!r}), and training goes on from there. Name its recipe, which the vector then "
-            "belongs on: DEMCallback(base_model='me/my-dem'). If it is saved nowhere: model.dem.save_pretrained('my-dem')."
+            f"The model is a merge ({merge!r}), and training goes on from there. Name its recipe, which the vector "
+            "then belongs on: DEMCallback(base_model='me/my-dem'). If it is saved nowhere: "
+            "model.dem.save_pretrained('my-dem')."
         )
     name = ""
     for config in getattr(model, "peft_config", {}).values():

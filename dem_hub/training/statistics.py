@@ -83,15 +83,15 @@ def check_run(
     """
     if trainer is None:
         raise ConfigError(
-            "DEMCallback(input_statistics=True) needs the evaluation set of its Trainer, which a callback does not see. "
-            "Write DEMCallback(...).attach(trainer) in place of trainer.add_callback(...)."
+            "DEMCallback(input_statistics=True) needs the evaluation set of its Trainer, which a callback does not "
+            "see. Write DEMCallback(...).attach(trainer) in place of trainer.add_callback(...)."
         )
     check_statistics(when, args)
     check_evaluation_set(trainer)
     if architecture is None:
         raise ConfigError(
-            "The architecture of the base is not known, so the inputs of its layers cannot be told apart. Train without "
-            "input_statistics=True."
+            "The architecture of the base is not known, so the inputs of its layers cannot be told apart. Train "
+            "without input_statistics=True."
         )
     faults = [*_sharding_faults(gathering, architecture, trainer), *_missing_layers(gathering, architecture)]
     if faults:

@@ -50,8 +50,8 @@ class OwnData:
         names = list(vectors)
         if not isinstance(vectors, Mapping):
             raise ConfigError(
-                f"vectors is a {type(vectors).__name__}. Give data of each vector, or None where its input statistics are "
-                f"beside it: {{{str(names[0])!r}: 'texts.jsonl'}}."
+                f"vectors is a {type(vectors).__name__}. Give data of each vector, or None where its input statistics "
+                f"are beside it: {{{str(names[0])!r}: 'texts.jsonl'}}."
             )
         data = select_columns({name: rows for name, rows in vectors.items() if rows is not None}, self.columns)
         if not data:

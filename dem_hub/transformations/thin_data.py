@@ -26,14 +26,14 @@ def thin_data(architecture: Architecture, statistics: Mapping[str, InputStatisti
     warnings = []
     if unseen := sorted(layers - seen):
         warnings.append(
-            f"{len(unseen)} of {len(layers)} layers had no input in the data of any vector ('{unseen[0]}'); their deltas "
-            "are averaged. Give more data."
+            f"{len(unseen)} of {len(layers)} layers had no input in the data of any vector ('{unseen[0]}'); their "
+            "deltas are averaged. Give more data."
         )
     for name, item in statistics.items():
         if missed := sorted(seen - item.moments.keys()):
             warnings.append(
-                f"{len(missed)} of {len(layers)} layers had no input in the data of '{name}' alone ('{missed[0]}'); of its "
-                "deltas there nearly nothing is left. Give more data if its texts use these layers."
+                f"{len(missed)} of {len(layers)} layers had no input in the data of '{name}' alone ('{missed[0]}'); of "
+                "its deltas there nearly nothing is left. Give more data if its texts use these layers."
             )
     few = {name: item.tokens for name, item in statistics.items() if item.tokens < _FEW_TOKENS}
     if few:

@@ -69,8 +69,8 @@ def vector_card(
     if datasets:
         metadata["datasets"] = datasets
     text = [
-        "A distribution vector: the difference between a fine-tune and its base model. It is not a model by itself. Add it "
-        "to the base with a coefficient.",
+        "A distribution vector: the difference between a fine-tune and its base model. It is not a model by itself. "
+        "Add it to the base with a coefficient.",
         markdown_table(("property", "value"), list(facts.items())),
     ]
     if picture:

@@ -57,8 +57,8 @@ def warn_of_modules(base: Base, finetuned: Resolved) -> None:
         else:
             continue
         logger.warning(
-            "The module '%s' of '%s' %s. A vector has no part of it: what is merged has the base's, so copy the folder '%s' "
-            "into the merged model if you want the fine-tune's.",
+            "The module '%s' of '%s' %s. A vector has no part of it: what is merged has the base's, so copy the folder "
+            "'%s' into the merged model if you want the fine-tune's.",
             module,
             finetuned.source,
             fault,

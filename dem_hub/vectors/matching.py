@@ -78,9 +78,9 @@ def _reason(base: Base, finetuned: TensorSource) -> str:
     if None in classes or classes[0] == classes[1]:
         return "An untied or differently built model has no vector on this base."
     return (
-        f"The architectures are {shown(classes[0])} in the base and {shown(classes[1])} in the fine-tune: a vector has no "
-        "place for a head that the base lacks. Save the base with the head that training started from, and name that "
-        "folder."
+        f"The architectures are {shown(classes[0])} in the base and {shown(classes[1])} in the fine-tune: a vector has "
+        "no place for a head that the base lacks. Save the base with the head that training started from, and name "
+        "that folder."
     )
 
 

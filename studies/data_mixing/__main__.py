@@ -172,7 +172,8 @@ def main() -> None:
     kept = keep(folder / "settings.json", settings.to_dict)
     if kept != json.loads(json.dumps(settings.to_dict())):
         parser.error(
-            f"'{folder}' was begun with other settings ({folder / 'settings.json'}), and what is done is kept. Name another folder."
+            f"'{folder}' was begun with other settings ({folder / 'settings.json'}), and what is done is kept. Name "
+            "another folder."
         )
     data = study(folder, settings)
     target = (options.report or folder / "report").resolve()

@@ -92,12 +92,14 @@ def _head(data: dict[str, Any]) -> str:
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
     return (
         f"# DEM against data mixing, on {_model(settings)}\n\n"
-        f"Written by `python -m studies.data_mixing`; every number is computed from `report.json`. Seed {settings['seed']}, {machine}.\n\n"
-        f"Four distributions ({', '.join(NAMES)}), {settings['steps']} steps of {data['tokens_per_step']} tokens each; a mixture of the four has "
-        f"as many tokens as the four fine-tunes together, and the uniform one sees the same documents. Coefficients are chosen on "
-        f"{settings['validation_tokens']} tokens of validation text of each, everything is reported on {settings['test_tokens']} tokens of test "
-        "text of each, from other documents. Losses are in nats a token, evaluated in float32.\n\n"
-        f"**In a line:** DEM with searched coefficients is {verdict} uniform averaging (by {gain:.4f}, {low:.4f} to {high:.4f})."
+        "Written by `python -m studies.data_mixing`; every number is computed from `report.json`. Seed "
+        f"{settings['seed']}, {machine}.\n\nFour distributions ({', '.join(NAMES)}), {settings['steps']} steps of "
+        f"{data['tokens_per_step']} tokens each; a mixture of the four has as many tokens as the four fine-tunes "
+        "together, and the uniform one sees the same documents. Coefficients are chosen on "
+        f"{settings['validation_tokens']} tokens of validation text of each, everything is reported on "
+        f"{settings['test_tokens']} tokens of test text of each, from other documents. Losses are in nats a token, "
+        f"evaluated in float32.\n\n**In a line:** DEM with searched coefficients is {verdict} uniform averaging (by "
+        f"{gain:.4f}, {low:.4f} to {high:.4f})."
     )
 
 
@@ -111,8 +113,8 @@ def _main_table(data: dict[str, Any]) -> str:
         )
     head = ["model", *NAMES, "mean loss", "its mean loss minus DEM's"]
     return (
-        "## 1. Models on test text\n\nPerplexity by distribution; the mean over distributions of the loss. The last column has a 95 % interval "
-        "over documents, paired: it is above 0 where DEM is better.\n\n"
+        "## 1. Models on test text\n\nPerplexity by distribution; the mean over distributions of the loss. The last "
+        "column has a 95 % interval over documents, paired: it is above 0 where DEM is better.\n\n"
         + to_table(head, rows)
         + "\n\n![Perplexity](perplexity.png)"
     )
@@ -165,9 +167,10 @@ def _costs(data: dict[str, Any]) -> str:
         "## 3. Costs\n\nTraining costs 6, a forward pass 2 operations a parameter and token.\n\n"
         + to_table(["what", "training tokens", "evaluation tokens", "FLOPs"], rows)
         + f"\n\nTrying {count} sets of coefficients costs **{share:.1%}** of trying {count} mixtures; the whole search of `gauss_newton` costs "
-        f"{whole:.1%} of that. With the fine-tunes, DEM is **{cheaper(dem, costs['tuned mixture']):.0%} cheaper** than tuning the mixture over "
-        f"{count} candidates, and costs {dem.flops(1) / costs['one mixture'].flops(1):.2f} times one training on one mixture. The grid of {count} is "
-        "small; the saving grows with every mixture that would have been tried."
+        f"{whole:.1%} of that. With the fine-tunes, DEM is **{cheaper(dem, costs['tuned mixture']):.0%} cheaper** than "
+        f"tuning the mixture over {count} candidates, and costs {dem.flops(1) / costs['one mixture'].flops(1):.2f} "
+        f"times one training on one mixture. The grid of {count} is small; the saving grows with every mixture that "
+        "would have been tried."
     )
 
 
@@ -182,8 +185,9 @@ def _incremental(data: dict[str, Any]) -> str:
     mean, low, high = data["later_interval"]
     saved = cheaper(costs["one more distribution, DEM"], costs["one more distribution, one mixture"])
     return (
-        f"## 4. A fifth distribution arrives: {LATER}\n\nDEM trains one more fine-tune and adds its vector to the search that was made "
-        f"({data['grown']['num_forward']:.1f} forward passes more): {point}. Mixing trains on all five again.\n\n"
+        f"## 4. A fifth distribution arrives: {LATER}\n\nDEM trains one more fine-tune and adds its vector to the "
+        f"search that was made ({data['grown']['num_forward']:.1f} forward passes more): {point}. Mixing trains on all "
+        "five again.\n\n"
         + to_table(["model", *NAMES, LATER, "mean loss of five"], rows)
         + f"\n\nThe mixture's mean loss minus the grown DEM's: {mean:+.4f} ({low:+.4f} to {high:+.4f}). The fifth distribution cost DEM "
         f"**{saved:.0%} less** than training a single mixture again."
@@ -196,8 +200,10 @@ def _compact(data: dict[str, Any]) -> str:
     mean, low, high = data["intervals"]["DEM, whole vectors"]
     return (
         "## 5. Vectors stored compactly and whole\n\n"
-        f'Four vectors: {compact / 1e6:.1f} MB by `codec="auto"`, {whole / 1e6:.1f} MB as float32 differences, {compact / whole:.1%} of the bytes. '
-        f"At the same coefficients the whole vectors' test loss minus the compact ones' is {mean:+.4f} ({low:+.4f} to {high:+.4f})."
+        f'Four vectors: {compact / 1e6:.1f} MB by `codec="auto"`, {whole / 1e6:.1f} MB as float32 differences, '
+        f"{compact / whole:.1%} of the bytes. "
+        f"At the same coefficients the whole vectors' test loss minus the compact ones' is {mean:+.4f} ({low:+.4f} to "
+        f"{high:+.4f})."
     )
 
 
@@ -224,8 +230,8 @@ def _downstream(data: dict[str, Any]) -> str:
         for label, scores in found.items()
     ]
     return (
-        "## 7. Downstream accuracy\n\nMultiple choice of four made from test text, scored by lm-evaluation-harness; ± is the standard error.\n\n"
-        + to_table(["model", *tasks], rows)
+        "## 7. Downstream accuracy\n\nMultiple choice of four made from test text, scored by lm-evaluation-harness; ± "
+        "is the standard error.\n\n" + to_table(["model", *tasks], rows)
     )
 
 
@@ -240,8 +246,9 @@ def _architectures(data: dict[str, Any]) -> str:
         ]
         point = ", ".join(f"{name} {value:.2f}" for name, value in found["coefficients"]["DEM"].items())
         about = (
-            f"{found['parameters'] / 1e6:.1f} million parameters, random at first, pretrained on {found['training_tokens']['pretraining']:,} tokens "
-            f"of all texts, then fine-tuned on {found['training_tokens'][names[0]]:,} of each. DEM: {point}, in {found['num_forward']['search']:.0f} "
+            f"{found['parameters'] / 1e6:.1f} million parameters, random at first, pretrained on "
+            f"{found['training_tokens']['pretraining']:,} tokens of all texts, then fine-tuned on "
+            f"{found['training_tokens'][names[0]]:,} of each. DEM: {point}, in {found['num_forward']['search']:.0f} "
             "forward passes. Test losses in nats a token:"
         )
         parts.append(

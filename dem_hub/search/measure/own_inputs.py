@@ -76,8 +76,8 @@ class OwnInputs:
             statistics = watch.statistics(data)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # it is public, and not exported
             raise CoefficientError(
-                f"What the layers of the base with 1.0 of '{self._vectors[vector].name}' read on '{name}' is not finite. Leave "
-                "that vector out, take an earlier checkpoint of it, or search without regmean."
+                f"What the layers of the base with 1.0 of '{self._vectors[vector].name}' read on '{name}' is not "
+                "finite. Leave that vector out, take an earlier checkpoint of it, or search without regmean."
             ) from error
         self._gathered[vector] = tied_statistics(statistics, self._vectors[vector])
 
