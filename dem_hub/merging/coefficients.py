@@ -90,6 +90,12 @@ def _check_groups(groups: list[object], owner: str) -> None:
 
 def _check_number(value: object, owner: str) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number and hasattr(value, "item"):  # a number of numpy, or a tensor
+        kind = type(value)
+        raise ConfigError(
+            f"{owner} has coefficient {shown(value)}, a {kind.__module__}.{kind.__qualname__}; give a Python number, such "
+            "as its .item()."
+        )
     if not is_number or not is_finite(value):
         raise ConfigError(f"{owner} has coefficient {shown(value)}; it must be a finite number.")
 

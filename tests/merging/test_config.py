@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dem_hub import DEMConfig, VectorSource
 from dem_hub.errors import CoefficientError, ConfigError, NotFoundError
@@ -74,6 +76,13 @@ def test_commits_are_whole(record: Any, commit: str) -> None:
 @pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), 10**400, "0.4", True, None], ids=str)
 def test_coefficients_are_finite_numbers(coefficient: Any) -> None:
     with pytest.raises(ConfigError, match="must be a finite number"):
+        VectorRecord("me/maths", coefficient)
+
+
+@pytest.mark.parametrize("coefficient", [np.float32(0.5), np.int64(1), torch.tensor(0.5)], ids=repr)
+def test_numbers_of_other_libraries_are_named(coefficient: Any) -> None:
+    kind = f"{type(coefficient).__module__}.{type(coefficient).__qualname__}"
+    with pytest.raises(ConfigError, match=rf"a {kind}; give a Python number, such as its \.item\(\)"):
         VectorRecord("me/maths", coefficient)
 
 
