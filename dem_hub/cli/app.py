@@ -22,6 +22,7 @@ from dem_hub.cli.eval import eval_command
 from dem_hub.cli.export import export
 from dem_hub.cli.extract import extract
 from dem_hub.cli.info import info
+from dem_hub.cli.interrupts import let_interrupts_wait_for_imports
 from dem_hub.cli.list import list_command
 from dem_hub.cli.merge import merge
 from dem_hub.cli.mix import mix
@@ -90,6 +91,7 @@ def run() -> None:
     """Run the command line as a process of its own: the entry point `dem-hub`."""
     if _COMPLETE_VARIABLE in os.environ:
         app(prog_name=NAME)  # answers the shell and exits
+    let_interrupts_wait_for_imports()
     _make_warnings_printable()
     leave(main())
 
