@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 # Seconds between two looks at the main thread.
@@ -52,26 +53,29 @@ class _Interrupts:
         raise KeyboardInterrupt
 
     def _wait(self) -> None:
-        # Not through sys.stderr, in whose code the main thread may be.
-        os.write(2, b"\nStopping after an import. Ctrl-C again does not wait.\n")
+        # Not through sys.stderr, in whose code the main thread may be. It may be closed.
+        with suppress(OSError):
+            os.write(2, b"\nStopping after an import. Ctrl-C again does not wait.\n")
         self._is_waiting = True
         threading.Thread(target=self._repeat, daemon=True).start()
 
     def _repeat(self) -> None:
-        """Send the main thread Ctrl-C again, once it imports nothing, until it has not waited."""
+        """Send Ctrl-C again whenever the main thread imports nothing, until its error is raised."""
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None  # it runs
         while self._is_waiting:
-            if not _is_importing(sys._current_frames().get(threading.main_thread().ident or 0)):
+            if not _is_importing(sys._current_frames().get(main_thread)):
                 self._answered.clear()
                 self._is_repeated = True
-                _interrupt_main_thread()
+                _interrupt(main_thread)
                 self._answered.wait()
             time.sleep(_POLL)
 
 
-def _interrupt_main_thread() -> None:
+def _interrupt(main_thread: int) -> None:
     if hasattr(signal, "pthread_kill"):
-        # A signal also ends a wait of the main thread, for a lock for instance.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        # A signal also ends a wait of the thread, for a lock for instance.
+        signal.pthread_kill(main_thread, signal.SIGINT)
     else:
         _thread.interrupt_main()
 
