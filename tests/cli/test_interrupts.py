@@ -76,20 +76,26 @@ def test_a_process_that_ignores_it_still_does(modules: Path) -> None:
 
 
 def test_a_command_that_imports_torch_is_stopped(tmp_path: Path) -> None:
-    """The signal comes in torch's import, which is one of the first that a merge begins."""
+    """The signal comes in the middle of torch's import."""
     script = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "class Finder:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'torch._C':\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "from dem_hub.cli.app import run\n"
-        "sys.argv[1:] = ['merge', 'nothing', '--vector', 'nothing=1', '-o', 'out']\n"
+        "import click\n"
+        "from dem_hub.cli.app import app, run\n"
+        "def wait():\n"
+        "    import torch\n"
+        "    time.sleep(60)\n"
+        "app.add_command(click.Command('wait', callback=wait))\n"
+        "sys.argv[1:] = ['wait']\n"
         "run()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode in (130, -signal.SIGINT), done
+    assert "Stopping after an import" in done.stderr
     assert "stopped by Ctrl-C" in done.stderr
