@@ -79,6 +79,8 @@ def test_a_command_that_imports_torch_is_stopped(tmp_path: Path) -> None:
     """The signal comes in the middle of torch's import."""
     script = (
         "import os, signal, sys, time\n"
+        # A process that a shell started in the background ignores Ctrl-C, and so do its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'torch._C':\n"
