@@ -1,9 +1,8 @@
 """Ctrl-C during imports, which waits for their end.
 
-A command imports torch, for a second and more. torch's C++ code asks Python for things on the way, and drops the error
-if there is none: Ctrl-C among them, after which the command goes on. (Of 40 imports that got one, 21 went on, by hand.) At
-other places it aborts the process. So the error comes when nothing is being imported any more. A second Ctrl-C does not
-wait.
+A command imports torch, for a second and more. On the way torch's C++ code asks Python for things, and drops whatever
+error comes, that of Ctrl-C too: of 40 imports that were interrupted, 21 went on (by hand). At other places it aborts
+the process. So the error is raised when nothing is being imported any more. A second Ctrl-C does not wait.
 """
 
 import _thread

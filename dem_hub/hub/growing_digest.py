@@ -1,4 +1,4 @@
-"""The hash of a file that is worked out while this process writes it, as the system still has in memory what was written."""
+"""The hash of a file, worked out while this process writes it: the system still has in memory what was written."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

@@ -30,7 +30,7 @@ from dem_hub.hub.references import BaseRecord, VectorSource
 from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import Coefficient
 from dem_hub.merging.publishing import push_recipe
-from dem_hub.merging.records import VectorRecord, canonical_name, read_reference, write_reference
+from dem_hub.merging.records import VectorRecord, named_twice, read_reference, write_reference
 from dem_hub.merging.report import recipe_report
 from dem_hub.merging.rounds import UNSAVED, chain_with
 from dem_hub.merging.short_names import full_names
@@ -102,8 +102,7 @@ class DEMConfig:
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
         check_whole(self.rounding_seed, "rounding_seed")
-        names = [canonical_name(vector.name) for vector in self.vectors]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = named_twice(vector.name for vector in self.vectors)
         if twice:
             raise ConfigError(f"Vectors named twice in one recipe: {', '.join(twice)}. Add their coefficients instead.")
 

@@ -5,7 +5,8 @@ recipe from the Hub may refer to repositories only, because a path of another ma
 """
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,12 @@ def canonical_name(name: str) -> str:
     if path.is_dir():
         return str(path.resolve())
     return name
+
+
+def named_twice(names: Iterable[str]) -> list[str]:
+    """Return the vectors that are named more than once, in whatever spelling, each in the one of [`canonical_name`]."""
+    counts = Counter(map(canonical_name, names))
+    return sorted(name for name, count in counts.items() if count > 1)
 
 
 def write_reference(entry: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dem_hub.files.names import MODEL_CONFIG
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.download import resolve
 from dem_hub.hub.references import VectorSource
+from dem_hub.merging.records import named_twice
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -73,7 +74,7 @@ class Measurable:
 
         source = VectorSource.parse(self.base)
         names = [VectorSource.parse(vector) for vector in self.vectors]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        twice = named_twice(map(str, names))
         if twice:
             raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")
         zeros: dict[VectorSource, float] = dict.fromkeys(names, 0.0)

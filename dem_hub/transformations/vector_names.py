@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from dem_hub.errors import ConfigError
 from dem_hub.hub.references import VectorSource
-from dem_hub.merging.records import canonical_name
+from dem_hub.merging.records import named_twice
 
 
 def check_vector_names(vectors: Iterable[str | VectorSource]) -> None:
@@ -16,9 +16,9 @@ def check_vector_names(vectors: Iterable[str | VectorSource]) -> None:
     """
     if isinstance(vectors, str | os.PathLike | VectorSource):
         raise ConfigError(f"vectors is '{vectors}', one name. Give a list of names: ['{vectors}'].")
-    names = [canonical_name(str(VectorSource.parse(vector))) for vector in vectors]
+    names = [str(VectorSource.parse(vector)) for vector in vectors]
     if not names:
         raise ConfigError("There are no vectors to transform. Name one at least.")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = named_twice(names)
     if twice:
         raise ConfigError(f"Vectors named twice: {', '.join(twice)}. Name each once.")

@@ -214,7 +214,7 @@ class DistributionVector:
             name_or_path (`str`, `os.PathLike` or [`VectorSource`]): Hub id or folder: `ID[@REVISION][//SUBFOLDER]`.
 
         Returns:
-            [`DistributionVector`]: A vector to look at. If it is on the Hub, reading its tensors is refused. No hash is checked.
+            [`DistributionVector`]: To look at. If it is on the Hub, reading its tensors is refused. No hash is checked.
 
         Raises:
             `VectorNotFoundError`, `NotFoundError`, `ConfigError`, `AdapterError`: As `from_pretrained` raises them.
