@@ -12,6 +12,7 @@ does not fit the base is listed in one error.
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ from dem_hub.vectors.lora.writer import PEFT_PREFIX
 logger = logging.getLogger(__name__)
 
 
-def read_adapter(name: str, folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
+def read_adapter(
+    name: str, folder: Path, config: Mapping[str, Any], base: Base, *, is_remote: bool
+) -> dict[str, StoredDelta]:
     """Return the stored delta of each tensor that an adapter changes.
 
     Args:
@@ -50,6 +53,8 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], base: Base)
         folder (`Path`): Its folder.
         config (`Mapping[str, Any]`): Its config, from [`read_adapter_config`].
         base ([`Base`]): The base that the adapter is put on.
+        is_remote (`bool`): Whether its weights are still on the Hub. Of theirs, as of those of a base there, the
+            shapes alone are compared: the values in their stand-ins are zeros.
 
     Returns:
         `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint keys.
@@ -66,13 +71,15 @@ def read_adapter(name: str, folder: Path, config: Mapping[str, Any], base: Base)
         )
     weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
     architecture = trained_architecture(weights, base)
-    reader = _AdapterReader(weights, config, base.checkpoint, architecture, {})
+    has_values = not (is_remote or base.remotes)
+    make_reader = partial(_AdapterReader, weights, config, base.checkpoint, architecture, has_values=has_values)
+    reader = make_reader({})
     deltas = reader.read()
     renamed: dict[str, str] = {}
     if reader.faults:
         renamed = current_parameters(map(parameter_of, weights), base, architecture)
     if renamed:
-        reader = _AdapterReader(weights, config, base.checkpoint, architecture, renamed)
+        reader = make_reader(renamed)
         deltas = reader.read()
     faults = reader.faults
     remedy = wrapper_remedy(weights)
@@ -116,6 +123,8 @@ class _AdapterReader:
         base: Tensors,
         architecture: Architecture,
         renamed: Mapping[str, str],
+        *,
+        has_values: bool,
     ) -> None:
         self.faults: list[Fault] = []
         self._weights = weights
@@ -126,7 +135,7 @@ class _AdapterReader:
         self.names, self._old_modules = rename(weights, renamed)
         self._alphas = Patterns(config.get("alpha_pattern") or {}, "alpha_pattern")
         self._experts = expert_shapes(architecture, base)
-        self._whole_tensors = WholeTensors(weights, config, base, architecture, self.names)
+        self._whole_tensors = WholeTensors(weights, config, base, architecture, self.names, has_values)
 
     def read(self) -> dict[str, StoredDelta]:
         """Return the deltas by the base's keys, without those that do not fit."""

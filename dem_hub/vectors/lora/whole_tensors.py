@@ -39,7 +39,7 @@ def saves_one_end(module: str, architecture: Architecture, config: Mapping[str, 
 @dataclass(frozen=True)
 class WholeTensors:
     """The whole tensors of one adapter. `names` are all of its tensors, by their names in the file, as those of the
-    model of today.
+    model of today. Without `has_values`, while weights are still on the Hub, shapes alone are compared.
     """
 
     weights: Checkpoint
@@ -47,6 +47,7 @@ class WholeTensors:
     base: Tensors
     architecture: Architecture
     names: Mapping[str, str]
+    has_values: bool
 
     def delta(self, name: str) -> dict[str, StoredDelta] | Fault:
         """Return the delta of a saved module, a trained bias or an embedding beside its LoRA, by the base's key.
@@ -73,16 +74,23 @@ class WholeTensors:
         if saved.shape != in_base.shape and not is_grown:
             text = f"'{key}' is {list(saved.shape)} in the adapter and {list(in_base.shape)} in the base"
             return Fault(text, OTHER_BASE)
-        is_trained = is_grown or not torch.equal(self.weights.read(name).to(in_base.torch_dtype), self.base.read(key))
-        if not is_trained:
-            return {}
-        module = parameter.rpartition(".")[0]
-        if is_other_end or not self._is_saved_at_all_ends(name, module):
-            text = f"'{module}' is one tensor with another embedding, and PEFT changed one end alone (modules_to_save)"
-            return Fault(text, UNTIE)
+        if self.has_values:
+            if not is_grown and self._is_unchanged(name, key):
+                return {}
+            module = parameter.rpartition(".")[0]
+            if is_other_end or not self._is_saved_at_all_ends(name, module):
+                text = (
+                    f"'{module}' is one tensor with another embedding, and PEFT changed one end alone (modules_to_save)"
+                )
+                return Fault(text, UNTIE)
         values = self.weights.lazy(name)
         new_rows = Rows(values, in_base.shape[0], saved.shape[0]) if is_grown else None
         return {key: StoredDelta((Component(Full(), {"full": values}, saved.shape),), new_rows)}
+
+    def _is_unchanged(self, name: str, key: str) -> bool:
+        """Check whether a tensor has the base's values, in the base's dtype."""
+        in_base = self.base.read(key)
+        return torch.equal(self.weights.read(name).to(in_base.dtype), in_base)
 
     def _key(self, parameter: str) -> str | None:
         """Return the key of a parameter in the checkpoint; `None` if the checkpoint has no such tensor."""

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import HfApi
 
+from dem_hub import DEMModel
 from dem_hub.errors import AdapterError
 from dem_hub.merging.lazy import merged_tensor
+from tests.fake_hub.server import Hub
 from tests.support.lora_merges import LINEAR, assert_as_peft, merge_one, train_all
 from tests.support.tiny_models import Zoo, load_tensors, make_adapter
 
@@ -74,3 +78,40 @@ def test_saved_ends_of_a_tie(
         assert "Use the base it was trained on" not in str(caught.value)
     else:
         assert_as_peft(base, tmp_path / "adapter", adapted)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT, of tied embeddings
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+@pytest.mark.parametrize("on_hub", [{"base"}, {"adapter"}, {"base", "adapter"}], ids=" and ".join)
+def test_one_end_of_a_tie_on_the_hub(
+    hub: Hub,
+    zoo: Zoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_hub: set[str],
+    saved: str,
+    trained: bool,
+) -> None:
+    """Whether it was trained is known once the weights are here, and not from their stand-ins, which are zeros."""
+
+    def train(model: Any) -> None:
+        for name, parameter in model.named_parameters():
+            if trained and "modules_to_save" in name:
+                parameter.add_(0.1)
+
+    base = zoo.models("llama-tied", "float32").base
+    make_adapter(base, tmp_path / "adapter", train=train, target_modules=["q_proj"], modules_to_save=[saved])
+    places = {"base": base, "adapter": tmp_path / "adapter"}
+    names = {what: str(folder) for what, folder in places.items()}
+    for what in on_hub:
+        names[what] = f"ann/{what}"
+        HfApi().create_repo(names[what])
+        HfApi().upload_folder(repo_id=names[what], folder_path=places[what], ignore_patterns=["README.md"])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    if trained:
+        with pytest.raises(AdapterError, match="is one tensor with another embedding"):
+            DEMModel.from_pretrained(names["base"], vectors={names["adapter"]: 0.5})
+    else:
+        model = DEMModel.from_pretrained(names["base"], vectors={names["adapter"]: 0.5})
+        assert torch.equal(model.model.embed_tokens.weight, load_tensors(base)["model.embed_tokens.weight"])
