@@ -83,13 +83,13 @@ def test_saved_ends_of_a_tie(
 @pytest.mark.filterwarnings("ignore")  # PEFT, of tied embeddings
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
-@pytest.mark.parametrize("on_hub", [{"base"}, {"adapter"}, {"base", "adapter"}], ids=" and ".join)
+@pytest.mark.parametrize("on_hub", [("base",), ("adapter",), ("base", "adapter")], ids=" and ".join)
 def test_one_end_of_a_tie_on_the_hub(
     hub: Hub,
     zoo: Zoo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    on_hub: set[str],
+    on_hub: tuple[str, ...],
     saved: str,
     trained: bool,
 ) -> None:
