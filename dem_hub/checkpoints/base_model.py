@@ -19,8 +19,8 @@ from dem_hub.checkpoints.model_config import read_config
 from dem_hub.checkpoints.reader import Checkpoint, Tensors
 from dem_hub.checkpoints.tokenizer import Vocabulary
 from dem_hub.hub.download import Resolved, module_weights, side_files
-from dem_hub.hub.hashes import is_hashing_again
 from dem_hub.hub.references import BaseRecord, short_commit
+from dem_hub.hub.remembered import is_hashing_again
 from dem_hub.hub.remote import RangeReader, RemoteWeights
 
 logger = logging.getLogger(__name__)

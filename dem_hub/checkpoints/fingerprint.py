@@ -20,10 +20,11 @@ import hashlib
 import mmap
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from dem_hub.checkpoints.reader import Checkpoint, TensorInfo
 from dem_hub.errors import CheckpointError
+from dem_hub.hub.remembered import remembered
 
 # Places: of a tensor, so many pieces of so many bytes are read, 4 kB at the most. Both chosen by hand, not measured.
 SAMPLES = 64
@@ -46,6 +48,8 @@ _CHUNK = 1 << 20
 # Hex digits of each part of a tensor's digest (64 bits).
 _DIGEST_DIGITS = 16
 _JOINT = "-"
+# The end of the names of the files that remember the digests of a file's tensors.
+_MEMORY = "_tensors"
 # The parts of a fingerprint that saw all bytes.
 _ALL_PARTS = 3
 
@@ -123,15 +127,43 @@ def bytes_digest(info: TensorInfo, stream: Seekable) -> str:
 def tensor_digests(checkpoint: Checkpoint, *, full: bool = False) -> dict[str, str]:
     """Return the digest of each tensor of a checkpoint, by name.
 
+    All pages of a file are looked at, which takes as long as to read it where it comes from a disk. So the digests of
+    large files are remembered.
+
     Args:
         checkpoint ([`Checkpoint`]): The checkpoint.
-        full (`bool`, *optional*, defaults to `False`): Hash all bytes, too.
+        full (`bool`, *optional*, defaults to `False`): Hash all bytes, too. Nothing that is remembered counts.
 
     Raises:
         [`~dem_hub.errors.CheckpointError`]: If a file has become shorter.
     """
+    by_file: dict[Path, dict[str, TensorInfo]] = {}
+    for name, info in checkpoint.items():
+        by_file.setdefault(info.file, {})[name] = info
+    digests: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
-        return dict(zip(checkpoint, pool.map(partial(_digest, full=full), checkpoint.values()), strict=True))
+        for file, tensors in by_file.items():
+            if full:
+                digests |= _digests(tensors, pool, full=True)
+            else:
+                digests |= _digests_once(file, tensors, pool)
+    return {name: digests[name] for name in checkpoint}
+
+
+def _digests_once(file: Path, tensors: Mapping[str, TensorInfo], pool: Executor) -> dict[str, str]:
+    """Return the digests of all tensors of a file, from memory if the file has not changed since."""
+
+    def work_out(_: Path) -> dict[str, str]:
+        return _digests(tensors, pool)
+
+    digests = remembered(file, _MEMORY, work_out)
+    if isinstance(digests, dict) and digests.keys() == tensors.keys():
+        return digests
+    return work_out(file)  # the memory was damaged
+
+
+def _digests(tensors: Mapping[str, TensorInfo], pool: Executor, *, full: bool = False) -> dict[str, str]:
+    return dict(zip(tensors, pool.map(partial(_digest, full=full), tensors.values()), strict=True))
 
 
 def _digest(info: TensorInfo, *, full: bool) -> str:

@@ -66,7 +66,7 @@ max_length_option = option("--max-length", type=int, default=MAX_LENGTH, group=D
 
 def _set_verify(context: click.Context, _: click.Parameter, value: Verify) -> None:
     """Let all files be hashed again until the command ends, if the user said so."""
-    from dem_hub.hub.hashes import hashing_again
+    from dem_hub.hub.remembered import hashing_again
 
     if value != VERIFY:
         context.with_resource(hashing_again(value))

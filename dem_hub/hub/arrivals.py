@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dem_hub.files.states import FileState
-from dem_hub.hub.hashes import remember_blob
+from dem_hub.hub.hashes import SHA256
+from dem_hub.hub.remembered import remember_blob
 
 # The end of the name of a file that is not whole yet. The name begins with its hash.
 _INCOMPLETE = ".incomplete"
@@ -47,7 +48,7 @@ class _Arrival:
             return
         self.read()
         if self.sha256.hexdigest() == self.blob.name:
-            remember_blob(self.blob, state, self.blob.name)
+            remember_blob(self.blob, state, SHA256.suffix, self.blob.name)
 
 
 class Arrivals:

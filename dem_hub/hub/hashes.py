@@ -2,75 +2,23 @@
 
 The Hub's client checks the size of a download and nothing else. But it names each blob of its cache after the hash
 that the Hub gave for it, so the bytes are compared with that name, at the cost of no request. The hash of a file in
-the cache, or of any large file, is remembered with the file's size, times and inode, as git does, and worked out
-again only when one of these changes. (The time of the last change of content can be set by anybody; that of the last
-change of the inode is the kernel's.) The memory lies in the cache next to the blobs, or under `HF_HOME` for files
-that are elsewhere. Within [`hashing_again`] nothing that is remembered counts.
+the cache, or of any large file, is remembered; see [`dem_hub.hub.remembered`].
 """
 
 import hashlib
-import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
 
-from dem_hub.defaults import Verify
-from dem_hub.errors import CheckpointError, ConfigError, refuse
-from dem_hub.files.atomic import write_text
+from dem_hub.errors import CheckpointError, refuse
 from dem_hub.files.foreign_names import check_inside
-from dem_hub.files.states import FileState
+from dem_hub.hub.remembered import blob_of, remembered
 
-# The folder of remembered hashes, in a repository's folder of the Hub's cache.
-_MEMORY = ".dem_hub"
-# Bytes from which the hash of a file outside the cache is remembered; smaller files are hashed quickly. Chosen by
-# hand, not measured.
-_LARGE = 1 << 24
-# Seconds since the last change. A file that was written a moment ago may be written again within the same tick of
-# the file system's clock, and its time would not show it. The coarsest clock in use is that of FAT, with 2 seconds.
-_SETTLED = 2.0
 # Hex digits that a message shows of a hash: 64 bits.
 _SHORT = 16
-
-# Whether remembered hashes count for nothing, in this thread.
-_AGAIN: ContextVar[bool] = ContextVar("dem_hub_hashing_again", default=False)
-
-
-@contextmanager
-def hashing_again(verify: Verify) -> Iterator[None]:
-    """Let all files be hashed again within a block, if `verify` is `"full"`.
-
-    A disk that loses bits, or a program that writes into a file behind the kernel's back, changes neither size nor
-    times nor inode, so a remembered hash does not show it.
-
-    Args:
-        verify (`str`): `"full"`, or `"quick"`: a hash that is remembered counts as long as the file's size, times and
-            inode are the same.
-
-    Raises:
-        [`~dem_hub.errors.ConfigError`]: If it is neither.
-    """
-    if verify not in get_args(Verify):
-        raise ConfigError(f"verify is {verify!r}; it must be one of {', '.join(get_args(Verify))}.")
-    if verify == "quick":
-        yield
-        return
-    token = _AGAIN.set(True)
-    try:
-        yield
-    finally:
-        _AGAIN.reset(token)
-
-
-def is_hashing_again() -> bool:
-    """Check whether this is within a block of [`hashing_again`] that hashes all files."""
-    return _AGAIN.get()
 
 
 def _sha256_of_file(path: Path) -> str:
@@ -194,7 +142,7 @@ def verify_downloads(repo_id: str, files: Iterable[Path]) -> None:
     faults = []
     damaged = []
     for path in files:
-        blob = _blob_of(path)
+        blob = blob_of(path)
         kind = None if blob is None else _kind_of(blob.name)
         if blob is None or kind is None:
             continue
@@ -229,69 +177,6 @@ def _kind_of(name: str) -> HashKind | None:
     return None
 
 
-def _blob_of(path: Path) -> Path | None:
-    """Return the blob that a file of the Hub's cache links to; `None` for any other file."""
-    if not path.is_symlink():
-        return None
-    blob = Path(os.path.normpath(path.parent / path.readlink()))
-    return blob if blob.parent.name == "blobs" else None
-
-
-def remember_blob(blob: Path, state: FileState, sha256: str) -> None:
-    """Remember the sha256 of a blob of the Hub's cache, if it is what it was before its last byte was read."""
-    _remember(_memory_of_blob(blob, SHA256), blob, state, sha256)
-
-
 def _hash_once(path: Path, kind: HashKind) -> str:
     """Return the hash of a file, from memory if the file has not changed since it was remembered."""
-    memory = _memory_of(path, kind)
-    if memory is None:
-        return kind.of_file(path)
-    state = FileState.of(path)
-    if not is_hashing_again():
-        with suppress(OSError, ValueError):  # no memory, or a damaged one: work it out
-            remembered = json.loads(memory.read_text("utf-8"))
-            if isinstance(remembered, dict) and remembered == _record(state, remembered.get("hash")):
-                return str(remembered["hash"])
-    actual = kind.of_file(path)
-    _remember(memory, path, state, actual)
-    return actual
-
-
-def _remember(memory: Path, path: Path, state: FileState, actual: str) -> None:
-    """Write down the hash of a file, in the file `memory`."""
-    if FileState.of(path) != state:
-        return  # it was written meanwhile: the hash may be of neither content
-    with suppress(OSError):  # a cache that cannot be written: the file is hashed each time
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps(_record(state, actual)), shared=True)
-
-
-def _record(state: FileState, actual: object) -> dict[str, object]:
-    """Return what is written down: the hash, with what of a file changes with its content."""
-    return {
-        "size": state.size,
-        "mtime_ns": state.mtime_ns,
-        "ctime_ns": state.ctime_ns,  # no program can set it back
-        "device": state.device,
-        "inode": state.inode,
-        "hash": actual,
-    }
-
-
-def _memory_of(path: Path, kind: HashKind) -> Path | None:
-    """Return the file that remembers the hash of `path`; `None` if hashing is cheap, or a change could go unnoticed."""
-    blob = _blob_of(path)
-    if blob is not None:
-        return _memory_of_blob(blob, kind)
-    status = path.stat()
-    if status.st_size < _LARGE or time.time() - status.st_mtime < _SETTLED:
-        return None
-    from huggingface_hub.constants import HF_HOME
-
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
-    return Path(HF_HOME, "dem_hub", "hashes", f"{name}{kind.suffix}.json")
-
-
-def _memory_of_blob(blob: Path, kind: HashKind) -> Path:
-    return blob.parent.parent / _MEMORY / f"{blob.name}{kind.suffix}.json"
+    return str(remembered(path, kind.suffix, kind.of_file))

@@ -23,8 +23,8 @@ from dem_hub.checkpoints.model_config import read_config
 from dem_hub.defaults import VERIFY, Rounding, Verify
 from dem_hub.errors import ConfigError
 from dem_hub.files.names import GENERATION_CONFIG
-from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
+from dem_hub.hub.remembered import hashing_again
 from dem_hub.merging.base_quantization import BaseQuantization
 from dem_hub.merging.coefficients import VectorCoefficients
 from dem_hub.merging.config import DEMConfig

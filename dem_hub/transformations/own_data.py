@@ -12,8 +12,8 @@ from dem_hub.errors import ConfigError
 from dem_hub.evaluation.columns import select_columns
 from dem_hub.evaluation.likelihood import evaluate
 from dem_hub.evaluation.reader import Reader
-from dem_hub.hub.hashes import hashing_again
 from dem_hub.hub.references import VectorSource
+from dem_hub.hub.remembered import hashing_again
 from dem_hub.input_statistics.gathering import gather
 from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.merging.opened_recipe import OpenedRecipe

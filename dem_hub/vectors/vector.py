@@ -2,8 +2,7 @@
 
 Two kinds of folder are a vector. One is our own: `vector_config.json`, a PEFT adapter for everything of low rank, and
 `vector_model.safetensors` for the rest. The other is any LoRA adapter that PEFT wrote. Both are used in the same way:
-[`DistributionVector.deltas`] returns the stored delta of each tensor of a base, and no tensor is read before it is
-needed.
+[`DistributionVector.deltas`] returns the stored delta of each tensor of a base, and reads no tensor itself.
 """
 
 import os
@@ -32,9 +31,10 @@ from dem_hub.files.states import check_unchanged, states_of
 from dem_hub.hub.client import HubOptions
 from dem_hub.hub.commits import PushOptions
 from dem_hub.hub.download import Resolved, resolve
-from dem_hub.hub.hashes import digest, hashing_again, verify_files
+from dem_hub.hub.hashes import digest, verify_files
 from dem_hub.hub.headers import resolve_headers
 from dem_hub.hub.references import BaseRecord, VectorSource
+from dem_hub.hub.remembered import hashing_again
 from dem_hub.vectors.compatibility import check_base, check_weights
 from dem_hub.vectors.config import VectorConfig, codec_name, contents_sha256
 from dem_hub.vectors.copies import copy_vector

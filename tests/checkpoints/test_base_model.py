@@ -14,7 +14,7 @@ from dem_hub.checkpoints.fingerprint import saw_all_bytes
 from dem_hub.checkpoints.writer import write_file
 from dem_hub.errors import BaseMismatchError
 from dem_hub.hub.download import Resolved
-from dem_hub.hub.hashes import hashing_again
+from dem_hub.hub.remembered import hashing_again
 from dem_hub.merging.opening import open_base_and_vectors, open_recipe
 from tests.support.tiny_models import load_tensors
 

@@ -1,14 +1,19 @@
 """The fingerprint does not depend on shards; it changes with a sampled byte, a row, a name, a dtype or a shape."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from torch import Tensor
 
+import dem_hub.checkpoints.fingerprint
+import dem_hub.hub.remembered
 from dem_hub.checkpoints.fingerprint import (
     PIECE_BYTES,
     SAMPLE_BYTES,
@@ -16,6 +21,7 @@ from dem_hub.checkpoints.fingerprint import (
     agree,
     block_step,
     fingerprint,
+    places_digest,
     saw_all_bytes,
     tensor_digests,
     without_bytes,
@@ -216,6 +222,71 @@ def test_a_file_that_has_become_shorter(tmp_path: Path) -> None:
     os.truncate(tmp_path / "x", LARGE)
     with pytest.raises(CheckpointError, match="has become shorter while it was read"):
         tensor_digests(checkpoint)
+
+
+@pytest.fixture
+def shards(llama: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of three files, each of which is remembered."""
+    monkeypatch.setattr(dem_hub.hub.remembered, "_LARGE", 0)
+    folder = reshard(llama.base, tmp_path / "model", 3)
+    for file in folder.glob("*.safetensors"):
+        os.utime(file, (0, 0))
+    return folder
+
+
+@pytest.fixture
+def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of the tensors that are digested, one entry for each tensor."""
+    found: list[str] = []
+
+    def spy(info: TensorInfo, stream: Any) -> str:
+        found.append(info.file.name)
+        return places_digest(info, stream)
+
+    monkeypatch.setattr(dem_hub.checkpoints.fingerprint, "places_digest", spy)
+    return found
+
+
+def test_a_second_look_reads_nothing(shards: Path, digested: list[str]) -> None:
+    first = tensor_digests(Checkpoint(shards))
+    assert len(digested) == len(first)
+    assert tensor_digests(Checkpoint(shards)) == first
+    assert len(digested) == len(first)
+
+
+def test_the_file_that_changed_is_read_again(shards: Path, digested: list[str]) -> None:
+    before = tensor_digests(Checkpoint(shards))
+    digested.clear()
+    file = sorted(shards.glob("*.safetensors"))[1]
+    name, info = next((name, info) for name, info in Checkpoint(shards).items() if info.file == file)
+    with file.open("r+b") as stream:
+        stream.seek(info.start)
+        stream.write(b"other")
+    os.utime(file, (0, 0))
+    after = tensor_digests(Checkpoint(shards))
+    assert set(digested) == {file.name}
+    assert {key for key in after if after[key] != before[key]} == {name}
+
+
+def test_all_bytes_are_read_each_time(shards: Path, digested: list[str]) -> None:
+    quick = tensor_digests(Checkpoint(shards))
+    for number in (2, 3):
+        full = tensor_digests(Checkpoint(shards), full=True)
+        assert len(digested) == number * len(full)
+    assert all(agree(full[name], quick[name]) for name in quick)
+    assert tensor_digests(Checkpoint(shards)) == quick
+
+
+@pytest.mark.parametrize("damaged", [1, {}, {"other": "0"}])
+def test_digests_that_were_damaged_are_worked_out(
+    shards: Path, digested: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Any
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HOME", str(tmp_path))
+    expected = tensor_digests(Checkpoint(shards))
+    for memory in tmp_path.glob("dem_hub/hashes/*"):
+        memory.write_text(json.dumps(json.loads(memory.read_text()) | {"hash": damaged}))
+    assert tensor_digests(Checkpoint(shards)) == expected
+    assert len(digested) == 2 * len(expected)
 
 
 def test_tensors_without_bytes(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """Damaged files are named and not used, and a file that was checked once is not hashed again."""
 
 import hashlib
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,9 @@ import pytest
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.cli.app import main
 from dem_hub.errors import CheckpointError, ConfigError
-from dem_hub.hub.hashes import digest, hashing_again, is_version, verify_downloads, verify_files
+from dem_hub.hub.hashes import digest, is_version, verify_downloads, verify_files
 from tests.fake_hub.server import Hub
+from tests.support.hub_cache import cached
 from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
 
 TEXT = b"contents"
@@ -41,51 +40,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def cached(folder: Path, name: str, content: bytes = TEXT) -> Path:
-    """A file in a cache as the Hub's client lays it out."""
-    repo = folder / "models--org--base"
-    for part in ("blobs", "snapshots/0"):
-        (repo / part).mkdir(parents=True, exist_ok=True)
-    (repo / "blobs" / name).write_bytes(content)
-    path = repo / "snapshots" / "0" / "file"
-    path.symlink_to(f"../../blobs/{name}")
-    return path
-
-
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(TEXT)
     assert digest(tmp_path / "file") == SHA256
-
-
-def test_an_ordinary_file_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
-    (tmp_path / "file").write_bytes(TEXT)
-    assert digest(tmp_path / "file") == digest(tmp_path / "file")
-    assert hashed == ["file_digest"] * 2
-
-
-def large(path: Path, *, age: float) -> Path:
-    """Make a file of 16 MiB that was last written `age` seconds ago."""
-    path.write_bytes(TEXT)
-    os.truncate(path, 1 << 24)
-    os.utime(path, (time.time() - age,) * 2)
-    return path
-
-
-def test_a_large_file_is_hashed_once(tmp_path: Path, hashed: list[str]) -> None:
-    path = large(tmp_path / "file", age=60)
-    expected = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert [digest(path), digest(path)] == [expected, expected]
-    assert hashed == ["file_digest"]
-    with path.open("r+b") as file:
-        file.write(b"C")
-    assert digest(path) == hashlib.sha256(path.read_bytes()).hexdigest() != expected
-
-
-def test_a_file_just_written_is_hashed_each_time(tmp_path: Path, hashed: list[str]) -> None:
-    """A second write within the same tick of the file system's clock would not show."""
-    path = large(tmp_path / "file", age=0)
-    assert digest(path) == digest(path)
-    assert hashed == ["file_digest"] * 2
 
 
 @pytest.mark.parametrize("name", [SHA256, GIT])
@@ -94,43 +51,6 @@ def test_a_verified_download_is_not_hashed_again(tmp_path: Path, hashed: list[st
     for _ in range(3):
         verify_downloads("org/base", [path])
     assert len(hashed) == 1
-
-
-@pytest.mark.parametrize("change", ["size", "time", "inode"])
-def test_a_changed_file_is_hashed_again(tmp_path: Path, hashed: list[str], change: str) -> None:
-    path = cached(tmp_path, SHA256)
-    digest(path)
-    blob, status = path.resolve(), path.stat()
-    if change == "size":
-        blob.write_bytes(TEXT + b"!")
-        os.utime(blob, ns=(status.st_mtime_ns, status.st_mtime_ns))
-    elif change == "time":
-        os.utime(blob, ns=(0, status.st_mtime_ns + 1))
-    else:
-        (tmp_path / "other").write_bytes(b"CONTENTS")
-        os.utime(tmp_path / "other", ns=(0, status.st_mtime_ns))
-        (tmp_path / "other").replace(blob)
-    assert digest(path) == hashlib.sha256(blob.read_bytes()).hexdigest()
-    assert len(hashed) == 2
-
-
-@pytest.mark.parametrize("memory", ["", "{", "[]", "{}", '{"hash": 1}'])
-def test_a_memory_that_is_damaged_counts_for_nothing(tmp_path: Path, hashed: list[str], memory: str) -> None:
-    path = cached(tmp_path, SHA256)
-    digest(path)
-    for file in (tmp_path / "models--org--base" / ".dem_hub").iterdir():
-        file.write_text(memory)
-    assert digest(path) == SHA256
-    assert len(hashed) == 2
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, hashed: list[str]) -> None:
-    """If hashes cannot be remembered, each check hashes. (A file in the folder's place stops the superuser too.)"""
-    path = cached(tmp_path, SHA256)
-    (tmp_path / "models--org--base" / ".dem_hub").write_text("")
-    for _ in range(2):
-        verify_downloads("org/base", [path])
-    assert len(hashed) == 2
 
 
 @pytest.mark.parametrize("name", [SHA256, GIT])
@@ -216,32 +136,6 @@ def test_remembered_hashes_have_the_names_that_are_on_disks_already(tmp_path: Pa
     verify_downloads("org/base", [cached(tmp_path, name)])
     memories = list((tmp_path / "models--org--base" / ".dem_hub").iterdir())
     assert [memory.name for memory in memories] == [f"{name}{suffix}.json"]
-
-
-def test_a_change_that_keeps_the_time_is_found(tmp_path: Path) -> None:
-    """Anybody can set the time of a file's content. The time of its inode is the kernel's."""
-    path = cached(tmp_path, SHA256)
-    verify_downloads("org/base", [path])
-    before = path.stat()
-    path.write_bytes(TEXT[::-1])
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    after = path.stat()
-    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
-    with pytest.raises(CheckpointError, match="'file' has hash"):
-        verify_downloads("org/base", [path])
-
-
-def test_all_files_are_hashed_again_when_asked(tmp_path: Path, hashed: list[str]) -> None:
-    path = cached(tmp_path, SHA256)
-    for verify in ("quick", "quick", "full", "full", "quick"):
-        with hashing_again(verify):  # type: ignore[arg-type]
-            verify_downloads("org/base", [path])
-    assert hashed == ["file_digest"] * 3
-
-
-def test_another_word(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="verify is 'all'; it must be one of quick, full"), hashing_again("all"):  # type: ignore[arg-type]
-        pass
 
 
 def test_the_hashes_of_a_merge_when_asked(
