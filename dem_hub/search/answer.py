@@ -48,7 +48,7 @@ def accept_answer(session: Session, local_model: LocalModel | None) -> Answer:
         note = f"Not compared with baselines on held-out data: {reason}. What was found is returned as it is."
         return Answer(problem.best, notes=(note,))
 
-    problem.progress.expect_rest(held_out_evaluator.tokens_run)
+    problem.progress.expect_rest(held_out_evaluator.ledger.cost)
     names = problem.evaluator.names
     common = _best_common_point(problem, held_out_evaluator, local_model)
     baselines = baseline_points(names, common, session.earlier.unchanged(names))

@@ -1,10 +1,8 @@
 """The evaluator of a search for losses on data.
 
 It merges one model in place for each point, and measures losses, logits, gradients and curvature. Every measurement
-is kept in a [`MeasurementCache`] and never made twice. Costs are counted in forward passes over the data, that is
-tokens run through the model divided by the tokens of the data; a backward pass counts as two. A measurement that this
-search made before it was killed is paid for again when it is used, so that the count does not depend on the kill;
-what an earlier search made is free.
+is kept in a [`MeasurementCache`] and never made twice. Its cost is counted in a [`Ledger`], in tokens that are run
+through the model; a backward pass counts as two forward passes.
 """
 
 import math
@@ -25,6 +23,7 @@ from dem_hub.input_statistics.statistics_file import InputStatistics
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
 from dem_hub.search.measure.gradients import CoefficientGradient
+from dem_hub.search.measure.ledger import Ledger
 from dem_hub.search.measure.logits import Block, keep_logits
 from dem_hub.search.measure.memory import LogitMemory
 from dem_hub.search.measure.own_inputs import OwnInputs
@@ -89,9 +88,8 @@ class LossEvaluator:
         self.hashes = {name: hash_windows(windows) for name, windows in self.data.items()}
         # The tokens of each window that are scored: those that a mean loss is divided by.
         self.tokens = {name: scored_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
-        self.tokens_run = 0  # through the model so far; a backward pass counts as two forward passes
+        self.ledger = Ledger(cache, self.progress)
         self._gradient: CoefficientGradient | None = None
-        self._paid: set[str] = set()  # keys of measurements whose cost is not to be counted again
         # All tokens that one forward pass over a distribution runs, scored or not: what it costs.
         self._sizes = {name: run_tokens(windows, seq2seq=seq2seq) for name, windows in self.data.items()}
 
@@ -108,14 +106,14 @@ class LossEvaluator:
         other = copy(self)
         other.coordinates = coordinates
         other.own_inputs = None  # its points are those of these coordinates
-        other.tokens_run = 0
+        other.ledger = self.ledger.from_zero()
         other._gradient = None
         return other
 
     @property
     def num_forward(self) -> float:
         """The cost so far, in forward passes over all the data."""
-        return self.tokens_run / max(1, self.pass_size)
+        return self.ledger.cost / max(1, self.pass_size)
 
     @property
     def question(self) -> list[str]:
@@ -146,7 +144,7 @@ class LossEvaluator:
             if self._score_key(name, point) not in self.cache:
                 self._measure_totals(name, point)
         for name in self.data:
-            self._pay(self._score_key(name, point), self._sizes[name])
+            self.ledger.pay(self._score_key(name, point), self._sizes[name])
         return self.known_totals(point)
 
     def known_totals(self, point: Sequence[float]) -> dict[str, Tensor]:
@@ -178,10 +176,10 @@ class LossEvaluator:
                 continue
             is_scored = self._score_key(name, point) in self.cache
             self._measure_totals(name, point)
-            self._pay(self._score_key(name, point), self._sizes[name])
+            self.ledger.pay(self._score_key(name, point), self._sizes[name])
             if is_scored:
                 # The losses were paid for before. This run was for the statistics alone.
-                self._count(self._sizes[name])
+                self.ledger.count(self._sizes[name])
         return self.own_inputs.statistics()
 
     def _measure_totals(self, name: str, point: Sequence[float]) -> None:
@@ -260,7 +258,7 @@ class LossEvaluator:
             self.cache.put_move(block_key, move_key)
         if is_scored:
             # The losses were paid for before. This run was for the logits alone.
-            self._count(self._sizes[name])
+            self.ledger.count(self._sizes[name])
         self._put_totals(name, point, window_totals)
 
     def _refuse_not_finite(self, point: Point, vector: int | None) -> None:
@@ -300,8 +298,8 @@ class LossEvaluator:
         key = self.coordinates.cache_key("statistics", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
             self.cache.put(key, self._measure_statistics(point).to_dict())
-        self._pay(key, (1 + len(self.names)) * self.pass_size)
-        self._paid |= {self._score_key(name, point) for name in self.data}
+        self.ledger.pay(key, (1 + len(self.names)) * self.pass_size)
+        self.ledger.settle(self._score_key(name, point) for name in self.data)
         return self._known_model(key)
 
     def _known_model(self, key: str) -> LocalModel:
@@ -346,8 +344,8 @@ class LossEvaluator:
         key = self.coordinates.cache_key("gradient", point, *self.coordinates.keys, *self.hashes.values())
         if key not in self.cache:
             self.cache.put(key, self._measure_gradient(point))
-        self._pay(key, _GRADIENT_PASSES * self.pass_size)
-        self._paid |= {self._score_key(name, point) for name in self.data}
+        self.ledger.pay(key, _GRADIENT_PASSES * self.pass_size)
+        self.ledger.settle(self._score_key(name, point) for name in self.data)
         gradients = dict(zip(self.data, self.cache[key], strict=True))
         return {name: torch.tensor(gradient, dtype=torch.float64, device="cpu") for name, gradient in gradients.items()}
 
@@ -363,16 +361,6 @@ class LossEvaluator:
             gradients.append(gradient.tolist())
             self._put_totals(name, point, window_totals)
         return gradients
-
-    def _pay(self, key: str, tokens: int) -> None:
-        """Count the cost of a measurement when this search first uses it, unless an earlier search has paid for it."""
-        if key not in self._paid and not self.cache.is_free(key):
-            self._count(tokens)
-        self._paid.add(key)
-
-    def _count(self, tokens: int) -> None:
-        self.tokens_run += tokens
-        self.progress.paid(tokens)
 
     def _put_totals(self, name: str, point: Sequence[float], my_totals: Tensor) -> None:
         """Keep the losses of all windows, of which each process has measured its own, unless they are known."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from dem_hub.search.measure.cache import MeasurementCache
 from dem_hub.search.measure.coordinates import Coordinates
+from dem_hub.search.measure.ledger import Ledger
 from dem_hub.search.progress import Progress
 
 
@@ -66,14 +67,14 @@ class ScoreEvaluator:
         self.coordinates = Coordinates(model)
         self.names = self.coordinates.names
         self._label = _label(function)
-        self._paid: set[str] = set()
+        self.ledger = Ledger(cache, self.progress)
 
     @property
     def num_forward(self) -> float:
         """The number of calls of the score. If this search was killed and goes on, the calls before that count, too;
         calls of an earlier search, whose result this one resumes from, do not.
         """
-        return float(len(self._paid))
+        return float(self.ledger.cost)
 
     @property
     def mark(self) -> str:
@@ -99,9 +100,7 @@ class ScoreEvaluator:
             self.coordinates.move_to(point)
             self.cache.put(key, float(self.function(self.model)))
             self.progress.ran(1)
-        if key not in self._paid and not self.cache.is_free(key):
-            self._paid.add(key)
-            self.progress.paid(1)
+        self.ledger.pay(key, 1)
         return {"score": self.sign * self.cache[key]}
 
 
