@@ -196,14 +196,26 @@ class Merge:
             values = source[index if index else ...]
             return self._checked(name, values, values.to(device=device, dtype=target))
         result = new_memory(index_shape(index), target, device)
-        with one_core() if device.type == "cpu" else nullcontext():
-            for block in self.blocks(name, index, device):
-                out = result
-                if block:  # a scalar has no rows
-                    first_row = index[0].start
-                    out = result[block[0].start - first_row : block[0].stop - first_row]
-                self._compute(name, block, out)
+        self._fill(name, index, result)
         return result
+
+    def write(self, name: str, index: Index, target: Tensor) -> None:
+        """Write a slice of a merged tensor over another tensor; after an error, what is there is undefined.
+
+        Args:
+            name (`str`): Name of the tensor in the base's checkpoint.
+            index (`tuple[slice, ...]`): As in [`Merge.tensor`].
+            target (`Tensor`): Of the slice's shape. The sum is computed on its device, and rounded to its dtype.
+
+        Raises:
+            [`~dem_hub.errors.CheckpointError`]: If the base or the result has NaN or inf.
+        """
+        if target.is_contiguous() and self._unsummed(name) is None:
+            self._fill(name, index, target)
+        else:
+            target.copy_(self.tensor(name, index, target.device, target.dtype))
+        # autograd does not see what the compiled passes write: a backward pass of the old values would be wrong.
+        torch.autograd.graph.increment_version(target)
 
     def blocks(self, name: str, index: Index, device: torch.device) -> list[Index]:
         """Divide a slice into consecutive blocks of rows, each of which [`Merge.tensor`] can compute on its own.
@@ -251,6 +263,17 @@ class Merge:
             if stored.replacement is not None:
                 return stored.replacement
         return None
+
+    def _fill(self, name: str, index: Index, result: Tensor) -> None:
+        """Compute a slice into `result`, which has its shape and is contiguous."""
+        device = result.device
+        with one_core() if device.type == "cpu" else nullcontext():
+            for block in self.blocks(name, index, device):
+                out = result
+                if block:  # a scalar has no rows
+                    first_row = index[0].start
+                    out = result[block[0].start - first_row : block[0].stop - first_row]
+                self._compute(name, block, out)
 
     def _compute(self, name: str, block: Index, out: Tensor) -> None:
         """Compute one block of rows into `out`: the sum, or rows that only the vectors have."""

@@ -21,11 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Job:
-    """One block of a tensor on disk, and the model's tensors that it is copied into."""
+    """One block of a tensor on disk, and the model's tensors that it is written over."""
 
+    merge: Merge
     name: str
     block: Index
     targets: tuple[Tensor, ...]
+
+    def write(self) -> None:
+        """Merge the block into the first target, and copy it to the others."""
+        # A thread is not in its caller's modes. What was made in inference mode is written to in that mode alone.
+        is_inference = any(target.is_inference() for target in self.targets)
+        with torch.inference_mode(is_inference), torch.no_grad():
+            first, *others = (target[self.block] for target in self.targets)
+            self.merge.write(self.name, self.block, first)
+            for other in others:
+                other.copy_(first)
 
 
 @torch.no_grad()
@@ -36,7 +47,7 @@ def write_merged(
     merge: Merge,
     keys: Collection[str],
 ) -> None:
-    """Merge tensors and copy them over the model's.
+    """Merge tensors over the model's. After an error, some are written and others are not.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -47,25 +58,24 @@ def write_merged(
     """
     from huggingface_hub.utils import tqdm
 
+    names = {name: found[target_name] for name, target_name in places.direct.items() if name in keys}
+    # Of two tensors on disk that have become one in memory the last is written: threads would mix both.
+    last = {id(target): name for name, targets in names.items() for target in targets}
     jobs: list[_Job] = []
-    for name, target_name in places.direct.items():
-        if name in keys:
-            targets = found[target_name]
+    for name, all_targets in names.items():
+        targets = tuple(target for target in all_targets if last[id(target)] == name)
+        if targets:
             blocks = merge.blocks(name, _rows_in(merge.shape(name), targets), targets[0].device)
-            jobs += [_Job(name, block, targets) for block in blocks]
-
-    def merged(job: _Job) -> Tensor:
-        return merge.tensor(job.name, job.block, job.targets[0].device, job.targets[0].dtype)
+            jobs += [_Job(merge, name, block, targets) for block in blocks]
 
     # An accelerator computes one block at a time, and would need memory for each block that waits.
     if all(job.targets[0].device.type == "cpu" for job in jobs):
-        results = in_order(merged, jobs)
+        written = in_order(_Job.write, jobs)
     else:
-        results = map(merged, jobs)
-    bar = tqdm(results, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False, name="dem_hub.merging")
-    for job, values in zip(jobs, bar, strict=True):
-        for target in job.targets:
-            target[job.block] = values
+        written = map(_Job.write, jobs)
+    bar = tqdm(written, total=len(jobs), desc="Merging", unit="block", delay=1, leave=False, name="dem_hub.merging")
+    for _ in bar:
+        pass
     for target_name, values in _converted(model, places, merge, keys, found):
         if target_name not in found:
             raise CoefficientError(f"'{target_name}' is made of several tensors, and is not where it was. {REMEDY}")
