@@ -2,12 +2,24 @@
 
 Every class also inherits the standard type that a caller would guess (`ValueError`, `FileNotFoundError`,
 `ImportError`), so that code which does not know dem_hub catches it too. A message says what was refused, both
-values, where, and what to do next. Several faults that are found together are listed in one error, by [`refuse`].
+values, where, and what to do next. Several faults that are found together are listed in one error, by [`refuse`],
+those of the same tensor in many layers on one line, so that a message of hundreds of faults fits on a screen.
 When the Hub itself refuses (401, 403, 404), its client's error is raised and not one of these.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NoReturn
+
+# Lines of faults that one message has, so that its first line is still on the screen.
+_MOST_LINES = 25
+
+# Numbers of a line that are looked at: two for each of two tensors. Names may come from files of anybody.
+_MOST_NUMBERS = 4
+
+# A number in a tensor's name that counts layers or experts: `model.layers.0.mlp.experts.3.up_proj.weight`.
+_NUMBER = re.compile(r"(?<=[.'])(0|[1-9]\d{0,8})(?=[.'])")
 
 
 class DemHubError(Exception):
@@ -85,7 +97,10 @@ class MissingDependencyError(DemHubError, ImportError):
 
 
 def refuse(error: type[DemHubError], summary: str, faults: Sequence[str], remedy: str = "") -> NoReturn:
-    """Raise one `error` that lists every fault.
+    """Raise one `error` that lists the faults.
+
+    Faults that differ only in the layer or the expert of a tensor are one line, and of very many lines the first are
+    listed.
 
     Args:
         error (`type[DemHubError]`): The class to raise.
@@ -108,10 +123,53 @@ def refuse(error: type[DemHubError], summary: str, faults: Sequence[str], remedy
       - 'a' is [2]
       - 'b' is [3]
     Use the right base.
+    >>> try:
+    ...     refuse(BaseMismatchError, "30 tensors differ.", [f"'layers.{i}.mlp.weight' is [2]" for i in range(30)])
+    ... except ValueError as error:
+    ...     print(error)
+    30 tensors differ.
+      - 'layers.0-29.mlp.weight' is [2]
 
     ```
     """
-    lines = [summary, *(f"  - {fault}" for fault in faults)]
+    folded = _fold(faults)
+    lines = [summary, *(f"  - {line}" for line in islice(folded, _MOST_LINES))]
+    others = sum(islice(folded.values(), _MOST_LINES, None))
+    if others:
+        lines.append(f"  - and {others} more")
     if remedy:
         lines.append(remedy)
     raise error("\n".join(lines))
+
+
+def _fold(faults: Sequence[str]) -> dict[str, int]:
+    """Return lines that say the same as some faults, in their order, and how many faults each of them stands for."""
+    # Each fault as texts with numbers between them.
+    folded = [(_NUMBER.split(fault, maxsplit=_MOST_NUMBERS), 1) for fault in faults]
+    # Experts stand behind their layer, and are put together first: then all layers have the same experts.
+    for place in reversed(range(1, 2 * _MOST_NUMBERS, 2)):
+        alike: dict[tuple[str, ...], list[tuple[list[str], int]]] = {}
+        for parts, count in folded:
+            others = (*parts[:place], *parts[place + 1 :])
+            alike.setdefault(others, []).append((parts, count))
+        folded = [_join(group, place) for group in alike.values()]
+    return {"".join(parts): count for parts, count in folded}
+
+
+def _join(group: Sequence[tuple[list[str], int]], place: int) -> tuple[list[str], int]:
+    """Return lines that differ in the number at one place as one line, and how many faults it stands for."""
+    parts = list(group[0][0])
+    if place < len(parts):
+        parts[place] = _runs({int(line[place]) for line, _ in group})
+    return parts, sum(count for _, count in group)
+
+
+def _runs(numbers: Iterable[int]) -> str:
+    """Return whole numbers as a text, such as `0-3,7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)

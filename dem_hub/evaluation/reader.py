@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Faulty rows that a message lists, so that a file of the wrong form does not fill the screen.
-_SHOWN_ROWS = 5
-
 
 @dataclass(frozen=True)
 class Reader:
@@ -98,10 +95,7 @@ class Reader:
             except (ConfigError, TypeError, ValueError) as error:
                 faults.append(f"row {number + 1}: {error}")
         if faults:
-            shown = faults[:_SHOWN_ROWS]
-            if len(faults) > _SHOWN_ROWS:
-                shown.append(f"and {len(faults) - _SHOWN_ROWS} more")
-            refuse(ConfigError, f"{len(faults)} of {len(rows)} rows cannot be read.", shown)
+            refuse(ConfigError, f"{len(faults)} of {len(rows)} rows cannot be read.", faults)
         self._tell_of_long_ones(documents)
         return documents
 

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -109,14 +110,14 @@ def export_adapter(
 
 @dataclass
 class _Export:
-    """The state of an export: what was written, squared norms of the sum and of the error, and what was refused."""
+    """The state of an export: what was written, squared norms of the sum and of the error, and what was refused, by the reason."""
 
     merge: Merge
     writer: AdapterWriter
     rank: int | None
     dtype: torch.dtype
     left_out: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
     squared_sum: float = 0.0
     squared_error: float = 0.0
 
@@ -131,14 +132,14 @@ class _Export:
         """Write the delta of one tensor, or note that no LoRA can change it."""
         shape = self.merge.base[name].shape
         if self.merge.moved(name):
-            self.faults.append(f"'{name}' {list(shape)} has rows of new tokens that are elsewhere in some vector")
+            self._refuse(f"'{name}' {list(shape)}", "has rows of new tokens that are elsewhere in some vector")
             return
         module = self.writer.module(name)
         factors, dense = combine_factors(self.merge.summands(name, full_index(shape), CPU), torch.float32)
         is_low_rank = factors is not None and not dense and self.merge.shape(name) == shape
         if self.rank is None and (module is None or not is_low_rank):
             reason = "is in no module that takes a LoRA" if module is None else "is not of low rank"
-            self.faults.append(f"'{name}' {list(self.merge.shape(name))} {reason}")
+            self._refuse(f"'{name}' {list(self.merge.shape(name))}", reason)
             return
         if module is None:
             self._lose(squared_norm(_sum(shape, factors, dense)))
@@ -167,10 +168,13 @@ class _Export:
         """Return a factor in the adapter's dtype, or refuse one whose numbers are too large for it."""
         rounded = factor.to(self.dtype)
         if not is_finite(rounded):
-            self.faults.append(
-                f"'{name}' has factors of up to {float(factor.abs().max()):.3g}, too large for {self.dtype}"
-            )
+            largest = float(factor.abs().max())
+            self._refuse(f"'{name}'", f"has factors of up to {largest:.3g}, too large for {self.dtype}")
         return rounded
+
+    def _refuse(self, tensor: str, reason: str) -> None:
+        """Note that a tensor cannot be written, and why."""
+        self.faults.setdefault(reason, []).append(f"{tensor} {reason}")
 
     def _lose(self, squares: float) -> None:
         """Count a part of the sum that the adapter does not have, by its squared norm."""
@@ -184,7 +188,7 @@ def _refuse(opened: OpenedRecipe, export: _Export) -> None:
         refuse(
             AdapterError,
             f"The sum {opened.recipe.coefficients} is not a LoRA.",
-            export.faults,
+            list(chain.from_iterable(export.faults.values())),
             "Give a rank (--rank), and the sum is approximated; or merge it into a model.",
         )
     if not export.writer.ranks:

@@ -150,10 +150,7 @@ class Places:
             except _NotFound as fault:
                 faults.append(str(fault))
         if faults:
-            shown = faults[:10]
-            if len(faults) > len(shown):
-                shown.append(f"and {len(faults) - len(shown)} more")
-            refuse(CoefficientError, "This model cannot be merged again in place; nothing was changed.", shown, REMEDY)
+            refuse(CoefficientError, "This model cannot be merged again in place; nothing was changed.", faults, REMEDY)
         return found
 
 

@@ -97,7 +97,7 @@ def test_what_is_no_lora_is_refused(zoo: Zoo, llama: Models, tmp_path: Path) -> 
         export_adapter(opened(llama.base, vectors), tmp_path / "sum")
     text = str(caught.value)
     assert "'model.norm.weight' [32] is in no module that takes a LoRA" in text
-    assert "'model.layers.0.mlp.up_proj.weight' [48, 32] is not of low rank" in text
+    assert "'model.layers.0-1.mlp.up_proj.weight' [48, 32] is not of low rank" in text
     assert "Give a rank" in text
     assert not (tmp_path / "sum").exists()
 

@@ -32,7 +32,7 @@ def drop(part: str) -> Callable[[dict[str, Tensor]], None]:
 MISSING: dict[str, tuple[str, str]] = {
     "everything": ("", "its file has no tensors"),
     "a layer": ("layers.1.", "'model.layers.1.self_attn.q_proj' is in target_modules and has no lora_A and lora_B"),
-    "one kind of module": ("v_proj", "'model.layers.0.self_attn.v_proj' is in target_modules and has no lora_A"),
+    "one kind of module": ("v_proj", "'model.layers.0-1.self_attn.v_proj' is in target_modules and has no lora_A"),
     "one module": ("layers.1.mlp.down_proj", "'model.layers.1.mlp.down_proj' is in target_modules"),
 }
 
