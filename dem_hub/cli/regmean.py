@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dem_hub.cli.arguments import DATA, MODEL, batch_size_option, max_length_option, verify_option
+from dem_hub.cli.arguments import (
+    DATA,
+    MODEL,
+    batch_size_option,
+    columns_option,
+    max_length_option,
+    split_columns,
+    verify_option,
+)
 from dem_hub.cli.command import command, option
 from dem_hub.cli.startup import heavy_imports
 from dem_hub.cli.transformed import base_argument, codec_option, device_option, keep, store_option
@@ -29,6 +37,7 @@ from dem_hub.errors import ConfigError
     help="Vector or LoRA adapter, and data of its distribution, as in dem-hub search; no data if it has input "
     "statistics beside it. Can be repeated.",
 )
+@columns_option
 @max_length_option
 @batch_size_option
 @option("--dtype", default=SEARCH_DTYPE, group=MODEL, help="Dtype of the model that runs over the data.")
@@ -36,7 +45,7 @@ from dem_hub.errors import ConfigError
 @store_option
 @codec_option
 @device_option
-def regmean(*, base: str, vectors: Sequence[str], output: str, **options: Any) -> None:
+def regmean(*, base: str, vectors: Sequence[str], columns: Sequence[str], output: str, **options: Any) -> None:
     """Give each vector the input directions of its own distribution (RegMean), so that all coefficients are 1.
 
     Each fine-tune runs once over its own data. A few thousand tokens of each are enough.
@@ -45,11 +54,12 @@ def regmean(*, base: str, vectors: Sequence[str], output: str, **options: Any) -
 
     check_new_output(Path(output), STORE)
     data = _data_of(vectors)
+    names = split_columns(columns)
 
     with heavy_imports():
         from dem_hub.transformations.regmean import regmean as transform
 
-    made = transform(base, data, **options)
+    made = transform(base, data, columns=names, **options)
     keep(output, base, made, dict.fromkeys(made, 1.0))
 
 

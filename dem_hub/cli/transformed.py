@@ -45,6 +45,7 @@ def keep(
     """
     from dem_hub.files.atomic import atomic_folder
     from dem_hub.files.names import STORE_CONFIG
+    from dem_hub.files.sizes import format_size
     from dem_hub.hub.foreign_text import printable
     from dem_hub.vectors.report import summary
     from dem_hub.vectors.store import VectorStore
@@ -57,8 +58,11 @@ def keep(
     arguments = []
     for name, short in names.items():
         vector = vectors[name]
-        assert vector.config is not None
-        print(printable(f"{output}//{short}: {summary(vector.config, vector.nbytes)}"))
+        if vector.config is None:  # regmean returns a single vector as it is, which may be an adapter
+            described = f"LoRA adapter, unchanged, {format_size(vector.nbytes)}"
+        else:
+            described = summary(vector.config, vector.nbytes)
+        print(printable(f"{output}//{short}: {described}"))
         arguments.append(f"--vector {output}//{short}={coefficients[name]:g}")
     print(printable(f"Merge them: dem-hub merge {base} {' '.join(arguments)} -o FOLDER"))
 

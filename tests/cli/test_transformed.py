@@ -9,6 +9,7 @@ import pytest
 from dem_hub import DistributionVector, VectorStore
 from dem_hub.cli.app import main
 from dem_hub.cli.transformed import keep
+from dem_hub.input_statistics.statistics_file import InputStatistics
 from tests.cli.running import run
 from tests.support.killing import KILLED, run_and_die
 from tests.support.tiny_models import Zoo
@@ -33,6 +34,49 @@ def test_regmean(inputs: dict[str, Path], tmp_path: Path, capsys: pytest.Capture
     command = text.splitlines()[-1].removeprefix("Merge them: dem-hub ").replace("FOLDER", str(tmp_path / "merged"))
     run(capsys, *command.split())
     assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_a_single_adapter_comes_back_as_it_is(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = f"--vector={inputs['lora']}={inputs['data']}"
+    text = run(capsys, "regmean", inputs["base"], vector, "-o", tmp_path / "regmean")
+    assert f"{tmp_path}/regmean//adapter: LoRA adapter, unchanged, " in text
+    kept = VectorStore.from_pretrained(tmp_path / "regmean")["adapter"]
+    assert kept.sha256 == DistributionVector.from_pretrained(inputs["lora"]).sha256
+
+
+@pytest.mark.parametrize("command", ["regmean", "statistics"])
+def test_the_same_text_in_other_columns(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Data are known by the hash of their tokens."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(inputs["data"].read_text().replace('"text"', '"body"'))
+    seen = []
+    for data in (inputs["data"], other):
+        folders = [Path(shutil.copytree(inputs[name], tmp_path / data.stem / name)) for name in ("dense", "lora")]
+        options = [f"--vector={folder}={data}" for folder in folders]
+        if data == other:
+            options += [f"--columns={folder}=body" for folder in folders]
+        if command == "statistics":
+            run(capsys, command, inputs["base"], *options)
+            seen.append([InputStatistics.from_pretrained(folder).data for folder in folders])
+        else:
+            out = tmp_path / data.stem / "out"
+            run(capsys, command, inputs["base"], *options, "-o", out)
+            seen.append(VectorStore.from_pretrained(out)["lora"].config.transformation["data"])  # type: ignore[union-attr,index]
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("command", [["regmean", "-o", "{folder}/out"], ["statistics"]], ids=lambda command: command[0])
+def test_columns_of_data_that_are_not_there(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    name, *options = (part.format(folder=tmp_path) for part in command)
+    pair = f"--vector={inputs['lora']}={inputs['data']}"
+    assert main([name, str(inputs["base"]), pair, "--columns=maths=body", *options]) == 2
+    assert f"There are columns of 'maths', and the data are '{inputs['lora']}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("normalize", [[], ["--no-normalize"]])
