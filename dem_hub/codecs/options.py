@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from dem_hub.errors import CodecError
+from dem_hub.files.plain_numbers import plain
 
 # Options by which a user asks for few bytes, rather than for a rank or a dtype.
 _SIZE_OPTIONS = frozenset({"max_bytes", "energy"})
@@ -35,7 +36,7 @@ class Options:
             names = ", ".join(map(repr, unknown))
             raise CodecError(f"Codec '{cls.name}' has no option {names}; it has {', '.join(known) or 'none'}.")
         try:
-            return cls(**options)
+            return cls(**plain(options))
         except TypeError as error:
             raise CodecError(f"Codec '{cls.name}' cannot take the options {dict(options)} ({error}).") from error
 

@@ -18,6 +18,7 @@ from dem_hub.files.atomic import atomic_folder, write_text
 from dem_hub.files.folders import RECIPE, check_replaced, is_recipe
 from dem_hub.files.json_types import fits, kind_text
 from dem_hub.files.names import PROVENANCE_CONFIG, RECIPE_CONFIG
+from dem_hub.files.plain_numbers import plain
 from dem_hub.files.scratch import scratch_folder
 from dem_hub.files.shown import shown
 from dem_hub.files.side_files import side_files_of
@@ -101,6 +102,7 @@ class DEMConfig:
         """Check the fields."""
         if self.rounding not in ROUNDINGS:
             raise ConfigError(f"rounding is '{self.rounding}'; it must be one of {', '.join(ROUNDINGS)}.")
+        object.__setattr__(self, "rounding_seed", plain(self.rounding_seed))
         check_whole(self.rounding_seed, "rounding_seed")
         twice = named_twice(vector.name for vector in self.vectors)
         if twice:

@@ -14,6 +14,7 @@ from typing import Any
 from dem_hub.checkpoints.tokenizer import Token
 from dem_hub.errors import ConfigError
 from dem_hub.files.foreign_names import check_inside, check_name
+from dem_hub.files.plain_numbers import plain
 from dem_hub.files.shown import shown
 from dem_hub.files.strict_json import as_mapping
 from dem_hub.hub.references import COMMIT, REPO_ID, HubId, VectorSource
@@ -53,10 +54,9 @@ class VectorRecord:
     def __post_init__(self) -> None:
         """Check the fields."""
         check_inside(self.subfolder, f"subfolder of vector '{self.repo_id}'")
+        # A mapping is copied: the caller may change it later, and a record must not change.
+        object.__setattr__(self, "coefficient", plain(self.coefficient))
         check_coefficient(self.coefficient, f"Vector '{self.repo_id}'")
-        if isinstance(self.coefficient, Mapping):
-            # A copy: the caller may change the mapping later, and a record must not change.
-            object.__setattr__(self, "coefficient", dict(self.coefficient))
         if self.commit is not None and not COMMIT.fullmatch(self.commit):
             raise ConfigError(
                 f"Vector '{self.repo_id}' has commit '{self.commit}', which is not 40 hex digits. Pin the full commit."

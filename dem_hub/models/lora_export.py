@@ -26,6 +26,7 @@ from dem_hub.errors import AdapterError, ConfigError, refuse
 from dem_hub.files.atomic import atomic_folder
 from dem_hub.files.folders import ADAPTER
 from dem_hub.files.names import MLX_WEIGHTS
+from dem_hub.files.plain_numbers import plain
 from dem_hub.merging.merge import Merge
 from dem_hub.merging.opened_recipe import OpenedRecipe
 from dem_hub.numerics.norms import is_finite, squared_norm
@@ -83,6 +84,7 @@ def export_adapter(
     """
     from huggingface_hub.utils import tqdm
 
+    rank = plain(rank)
     if rank is not None and (type(rank) is not int or rank < 1):
         raise ConfigError(f"rank is {rank}; it must be a whole number from 1. Leave it out for an exact export.")
     opened.check_target(target, ADAPTER)

@@ -4,7 +4,7 @@ They run first, so that a mistake is found in a second and not after a model has
 told in one error.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from os import PathLike
 from pathlib import PurePath
@@ -16,6 +16,7 @@ from dem_hub.defaults import Granularity
 from dem_hub.errors import CoefficientError, ConfigError, refuse
 from dem_hub.evaluation.processes import world_size
 from dem_hub.evaluation.rows import check_files
+from dem_hub.files.plain_numbers import plain
 from dem_hub.files.strict_json import check_whole
 from dem_hub.hub.references import VectorSource
 from dem_hub.merging.records import canonical_name
@@ -233,9 +234,9 @@ def bound_pairs(bounds: tuple[float, float] | Sequence[tuple[float, float]], cou
     Raises:
         `ConfigError`: The bounds are neither one pair nor one pair for each of `count` vectors.
     """
-    given: list[Any] = list(bounds)
+    given: list[Any] = plain(list(bounds))
     if len(given) == 2 and all(isinstance(value, int | float) for value in given):
         return [(float(given[0]), float(given[1]))] * count
-    if len(given) != count or not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in given):
+    if len(given) != count or not all(isinstance(pair, Sized) and len(pair) == 2 for pair in given):
         raise ConfigError(f"bounds are {bounds!r}; give one (lower, upper) pair, or one for each of {count} vectors.")
     return [(float(low), float(high)) for low, high in given]

@@ -29,6 +29,7 @@ from dem_hub.errors import CoefficientError
 from dem_hub.evaluation import processes
 from dem_hub.evaluation.columns import with_columns
 from dem_hub.evaluation.reader import Reader, read_and_split
+from dem_hub.files.plain_numbers import plain
 from dem_hub.hub.references import VectorSource
 from dem_hub.models.measurable import Measurable, tokenizer_loader
 from dem_hub.search.answer import Answer, accept_answer, refine_answer, try_regmean
@@ -171,6 +172,7 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
 
     # Whatever can be refused is refused before anything is loaded.
     eval_datasets, held_out = with_columns(eval_datasets, held_out, columns)
+    max_sum, seed = plain((max_sum, seed))
     check(vectors, eval_datasets, score, direction, max_forward, held_out, seed)
     check_granularity(granularity, score, held_out, max_sum)
     objective = as_objective(objective, weights, eval_datasets)
@@ -187,11 +189,10 @@ def search_coefficients(  # noqa: PLR0913  every argument but three has a defaul
     measurable = Measurable(base, vectors, dtype, model_kwargs)
     progress = Progress()
     evaluator: ScoreEvaluator | LossEvaluator
-    held_out_evaluator: LossEvaluator | None
+    held_out_evaluator: LossEvaluator | None = None
     if score is not None:
         model = _load(measurable)
         evaluator = ScoreEvaluator(model, score, measurements, maximize=direction == "maximize", progress=progress)
-        held_out_evaluator = None
     else:
         # Data that cannot be used are found before the weights are loaded.
         load_tokenizer = tokenizer_loader(tokenizer, base, model_kwargs)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from dem_hub.codecs.delta import Delta
+from dem_hub.files.plain_numbers import plain
 from dem_hub.files.strict_json import check_whole
 from dem_hub.hub.references import VectorSource
 from dem_hub.numerics.noise import Noise, random_bits
@@ -44,6 +45,8 @@ class Dare:
 
     def __post_init__(self) -> None:
         """Refuse a density that keeps nothing, and a seed that cannot be recorded."""
+        object.__setattr__(self, "density", plain(self.density))
+        object.__setattr__(self, "seed", plain(self.seed))
         check_density(self.density)
         check_whole(self.seed, "seed")
 

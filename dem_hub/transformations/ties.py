@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dem_hub.codecs.delta import Delta
 from dem_hub.errors import ConfigError
+from dem_hub.files.plain_numbers import plain
 from dem_hub.hub.references import VectorSource
 from dem_hub.transformations.density import check_density
 from dem_hub.transformations.transformation import TensorDeltas, transform_named
@@ -44,6 +45,7 @@ class Ties:
 
     def __post_init__(self) -> None:
         """Refuse a density that keeps nothing."""
+        object.__setattr__(self, "density", plain(self.density))
         for density in self._densities:
             check_density(density)
         if len(self._densities) != len(self.weights):

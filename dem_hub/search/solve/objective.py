@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dem_hub.defaults import OBJECTIVE, ObjectiveKind
 from dem_hub.errors import ConfigError
+from dem_hub.files.plain_numbers import plain
 from dem_hub.merging.coefficients import is_finite
 
 
@@ -50,6 +51,7 @@ class Objective:
         """Check the kind and the weights."""
         if self.kind not in get_args(ObjectiveKind):
             raise ConfigError(f"objective is {self.kind!r}; it must be one of {', '.join(get_args(ObjectiveKind))}.")
+        object.__setattr__(self, "weights", plain(self.weights))
         wrong = {name: weight for name, weight in self.weights.items() if not (is_finite(weight) and weight >= 0)}
         if wrong:
             raise ConfigError(f"weights are {wrong}; they must be finite and not negative.")
