@@ -115,3 +115,21 @@ def test_one_end_of_a_tie_on_the_hub(
     else:
         model = DEMModel.from_pretrained(names["base"], vectors={names["adapter"]: 0.5})
         assert torch.equal(model.model.embed_tokens.weight, load_tensors(base)["model.embed_tokens.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+def test_lora_on_both_ends_of_a_tie_is_added_once(zoo: Zoo, tmp_path: Path) -> None:
+    """Each end adds the same delta to the one tensor. PEFT's merge does it for both ends, so the tensor moves twice."""
+    base = zoo.models("llama-tied", "float32").base
+    ends = ["embed_tokens", "lm_head"]
+    adapted = make_adapter(base, tmp_path, target_modules=ends, ensure_weight_tying=True)
+    ours = DEMModel.from_pretrained(base, vectors={str(tmp_path): 1.0}, dtype="float32")
+    ids = torch.arange(1, 9).reshape(2, 4)
+    with torch.no_grad():
+        unmerged = adapted(ids).logits
+        torch.testing.assert_close(ours(ids).logits, unmerged, rtol=1e-5, atol=1e-6)  # sums in another order
+        merged = adapted.merge_and_unload()
+        assert (merged(ids).logits - unmerged).abs().max() > 0.1
+    original = load_tensors(base)["model.embed_tokens.weight"]
+    delta = ours.get_input_embeddings().weight - original
+    torch.testing.assert_close(merged.get_input_embeddings().weight - original, 2 * delta, rtol=1e-5, atol=1e-6)
