@@ -158,8 +158,8 @@ def _step_text(step: "Step") -> str:
         lines.append(f"  {step.refused}")
     if step.num_forward is not None:
         lines.append(
-            f"  At most {step.num_forward:g} forward passes over the search data, and {step.num_forward_held_out:g} "
-            "over the held-out data."
+            f"  At most {step.num_forward:g} forward passes over the search data, the last only for a baseline that is "
+            f"better, and {step.num_forward_held_out:g} over the held-out data."
         )
     lines += [f"  {note}" for note in step.notes]
     lines += [f"  way out: {way}" for way in step.ways_out]

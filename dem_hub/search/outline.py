@@ -55,6 +55,7 @@ def _costs(session: Session, method: str) -> str:
     if session.held_out is not None and session.held_out.pass_size:
         passes = usual_passes(session.problem.count)
         text += f", then some {passes} over {session.held_out.pass_size:,} held-out tokens"
+        text += ", and one more if a baseline is better"
     text += "."
     if method == "gauss_newton":
         text += f" Beside the model, logits take {format_size(evaluator.logit_size)} of memory"

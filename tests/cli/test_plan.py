@@ -24,7 +24,10 @@ def test_all_steps(llama: Models, vector: Path, capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in lines if line.endswith(" fits") and "  " in line] == [
         "load", "search", "search", "merge", "merge", "serve"
     ]  # fmt: skip
-    assert "  At most 13 forward passes over the search data, and 3 over the held-out data." in lines
+    assert (
+        "  At most 13 forward passes over the search data, the last only for a baseline that is better, and 3 over the "
+        "held-out data."
+    ) in lines
 
 
 def test_a_program_reads_it(llama: Models, vector: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from dem_hub.planning.step import Need, Wishes
 from dem_hub.planning.ways_out import with_ways_out
 from dem_hub.search.measure.loss_evaluator import LOGIT_BYTES
 from dem_hub.search.strategies import STRATEGIES
+from tests.support.counting_models import STEPS, Counters
 from tests.support.published_repos import BASE, RECIPE, VECTOR, Published
 from tests.support.tiny_models import Zoo
 
@@ -100,6 +101,28 @@ def test_forward_passes(search: Callable[..., SearchResult], method: str) -> Non
     assert 0 < result.num_forward_held_out <= most_forward_held_out(2)
     if method == "uniform":
         assert result.num_forward >= most_forward(method, 2) - 1  # all points, and a baseline if it is better
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_forward_passes_of_several_vectors(search: Callable[..., SearchResult], count: int) -> None:
+    """The table, at least one step with its check, and no more than the budget where what was found is returned."""
+    result = search(*list(STEPS)[:count])
+    table = count + 1
+    step = count + 2
+    assert result.acceptance is not None
+    assert result.acceptance.is_found
+    assert table + step <= result.num_forward <= most_forward("auto", count) - 1
+    assert result.num_forward_held_out <= most_forward_held_out(count)
+
+
+def test_the_last_pass_is_for_a_baseline(search: Callable[..., SearchResult], counters: Counters) -> None:
+    """Held-out data of another kind take a vector alone, which was no trial."""
+    data = {"counting": counters.data["down"]}
+    held_out = {"counting": counters.data["up"]}
+    result = search("down", "up", data=data, held_out=held_out, method="uniform", max_forward=4)
+    assert result.acceptance is not None
+    assert not result.acceptance.is_found
+    assert result.num_forward == most_forward("uniform", 2, 4) == 5
 
 
 def test_forward_passes_of_one_vector(search: Callable[..., SearchResult]) -> None:

@@ -97,7 +97,7 @@ def test_lines_in_a_log_file(
     lines = screen.getvalue().splitlines()
     assert lines[0].startswith(
         "Search for 2 coefficients with gauss_newton: at most 12 forward passes over 200 tokens of up, down, then some 10 "
-        "over 80 held-out tokens. Beside the model, logits take "
+        "over 80 held-out tokens, and one more if a baseline is better. Beside the model, logits take "
     )
     steps = [line.partition(":")[0] for line in lines[1:]]
     for step in ("base on up", "up alone on down", "down alone on down", "slopes of the losses at the first guess", "mixture 1 on held-out up",
