@@ -478,7 +478,8 @@ def digest_search(name: str, **options: Any) -> Lines:
 def digest_reweighted() -> Lines:
     """Return what other wishes find from the statistics of one search."""
     result = run_search()
-    reweight = getattr(result, "reweight", None) or result.resolve  # the name that it had before
+    before = "resolve"  # the name that it had before
+    reweight: Any = getattr(result, "reweight", None) or getattr(result, before)
     wishes = {
         "worst": reweight("worst"),
         "weights": reweight(weights={"up": 2.0, "down": 1.0, "threes": 0.0}),

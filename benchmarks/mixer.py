@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("times", "accuracy"))
     arguments = parser.parse_args()
-    data = select_columns(split_pairs(arguments.data, "--data"), {})
+    data = select_columns(split_pairs(arguments.data, "--data", "gsm=gsm.jsonl"), {})
     measuring = Measuring(data, arguments.max_length, arguments.batch_size)
     # The search ran in float32. Another dtype has other losses.
     mixer = open_mixer(arguments.search, measuring=measuring, output=Path("mixtures"), dtype="float32")

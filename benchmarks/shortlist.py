@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from regmean import load_distributions, windows_of
@@ -43,7 +44,7 @@ def sizes(likely: int, drawn: int):  # type: ignore[no-untyped-def]
         shortlist.LIKELY, shortlist.DRAWN = before
 
 
-def whole_block(model: DEMModel, names: Sequence[str], data: list[Window], level: float, step: float) -> Block:
+def whole_block(model: Any, names: Sequence[str], data: list[Window], level: float, step: float) -> Block:
     """Return all logits at a mixture, and what a step of each vector adds."""
     point = dict.fromkeys(names, level)
     with sizes(WHOLE, 0):
