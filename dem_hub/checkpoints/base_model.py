@@ -63,6 +63,7 @@ class Base:
     def digests(self) -> dict[str, str]:
         """The digest of each tensor, by name; see [`dem_hub.checkpoints.fingerprint`]."""
         assert isinstance(self.checkpoint, Checkpoint)
+        self.checkpoint.check_values()
         digests = tensor_digests(self.checkpoint, full=self._hashes_all)
         self.checkpoint.check_unchanged()
         return digests

@@ -3,6 +3,9 @@
 Files are memory-mapped: a tensor that is only looked at costs no private memory, since the operating system can
 drop its pages. A file whose header, length or dtypes are wrong is refused when the checkpoint is opened, before
 anything is computed from it.
+
+Weights that are still on the Hub have files with the real header and no data (`hub/headers.py`). They are opened like
+others, and a tensor of theirs cannot be read.
 """
 
 import json
@@ -12,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +26,7 @@ from dem_hub.errors import CheckpointError, ConfigError, NotFoundError, refuse
 from dem_hub.files.foreign_names import check_inside
 from dem_hub.files.json_types import fits
 from dem_hub.files.links import check_paths
-from dem_hub.files.names import INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
+from dem_hub.files.names import HEADERS_ONLY, INDEX_SUFFIX, MODEL_WEIGHTS, PICKLES, SAFETENSORS
 from dem_hub.files.shown import shown
 from dem_hub.files.states import FileState, check_unchanged
 from dem_hub.files.strict_json import read_json
@@ -150,9 +153,13 @@ class Checkpoint(Tensors):
         self._index = index
         if self.path.is_file():
             self.files = [self.path]
+            folder = self.path.parent
         else:
             self.files = _find_files(self.path, index)
             check_paths(self.files, self.path)
+            folder = self.path
+        # False if the weights are still on the Hub: names, shapes and dtypes are known, and no tensor can be read.
+        self.has_values = not (folder / HEADERS_ONLY).exists()
         self._states = {file: FileState.of(file) for file in self.files}
         self._tensors: dict[str, TensorInfo] = {}
         for file in self.files:
@@ -186,26 +193,46 @@ class Checkpoint(Tensors):
         """
         check_unchanged(self._states)
 
+    def check_values(self) -> None:
+        """Check that the weights are here, and not their headers alone.
+
+        Raises:
+            [`~dem_hub.errors.CheckpointError`]: If the weights are still on the Hub.
+        """
+        if not self.has_values:
+            _refuse_zeros(self.files[0])
+
     def lazy(self, name: str) -> LazyTensor:
-        """Return the tensor as a slice of its file."""
+        """Return the tensor as a slice of its file. It can be indexed if the checkpoint has values."""
         file = self._tensors[name].file
-        return _FileSlice(self._handles[file].get_slice(name), file, self._states[file])
+        return _FileSlice(self._handles[file].get_slice(name), file, self._states[file], self.has_values)
 
 
 @dataclass(frozen=True)
 class _FileSlice(View):
     """A slice of a file, which is checked to be unchanged before each read.
 
-    A read beyond the end of a mapped file that has become shorter would end the process.
+    A read beyond the end of a mapped file that has become shorter would end the process. A file without data would
+    give zeros.
     """
 
     file: Path
     state: FileState
+    has_values: bool
 
     def __getitem__(self, index: Any) -> Tensor:
         """Check the file, and read a slice."""
+        if not self.has_values:
+            _refuse_zeros(self.file)
         check_unchanged({self.file: self.state})
         return self.tensor[index]
+
+
+def _refuse_zeros(file: Path) -> NoReturn:
+    raise CheckpointError(
+        f"The weights of '{file.name}' are still on the Hub, and only its header is here ('{file}'), so its tensors cannot "
+        "be read. Open what it belongs to with its weights: `from_pretrained` downloads them."
+    )
 
 
 def _reopen(path: Path, index: str | None) -> Checkpoint:

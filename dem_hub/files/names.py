@@ -11,6 +11,8 @@ import re
 SAFETENSORS = ".safetensors"
 INDEX_SUFFIX = ".index.json"  # appended to the name of the whole file: says which shard has which tensor
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # can run code when they are read, so they are refused
+# An empty file in a folder whose weights are still on the Hub: the data of the files that stand in for them is zeros.
+HEADERS_ONLY = ".dem_hub_headers_only"
 
 # A model, as transformers saves it.
 

@@ -1,8 +1,8 @@
 """Sparse stand-ins for safetensors files that have not been downloaded: the real header and size, but no data.
 
 Names, shapes and dtypes can so be checked with the ordinary reader before anything large is downloaded. A sparse
-file takes no room on the disk for what was not written. [`Resolved.remote`] marks a folder of stand-ins: the zeros
-in them must never be read as weights.
+file takes no room on the disk for what was not written. [`Resolved.remote`] says that a folder has stand-ins, and so
+does an empty file there: the reader of checkpoints never returns the zeros in them as weights.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dem_hub.errors import HubError
 from dem_hub.files.folders import is_recipe
-from dem_hub.files.names import SAFETENSORS
+from dem_hub.files.names import HEADERS_ONLY, SAFETENSORS
 from dem_hub.files.shown import shown
 from dem_hub.hub.client import HubOptions, hub_api
 from dem_hub.hub.download import Resolved, resolve, wanted_names
@@ -67,6 +67,9 @@ def resolve_headers(
         for path in wanted_names(source, on_hub, files)
         if not (small_files.folder / Path(path).name).is_file()
     }
+    if not all(file.sha256 for file in missing.values()):
+        # Weights in git itself are small. The Hub has no hash of them, and that of a stand-in says nothing.
+        return resolve(source, files, options)
     if not missing:
         # There may be nothing but pickles, which `resolve` refuses.
         return resolve(source, files, options)
@@ -108,6 +111,7 @@ def _weights_on_hub(source: VectorSource, options: HubOptions) -> Mapping[str, R
 def _make_stand_ins(remote: RemoteWeights, small_files: Path, scratch: Path) -> Path:
     """Make a folder with the small files and a stand-in of each file of weights."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
+    (folder / HEADERS_ONLY).touch()
     for path in small_files.glob("*"):
         if path.is_file():
             _put(path.resolve(), folder / path.name)

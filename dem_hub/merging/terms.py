@@ -24,7 +24,7 @@ class Term:
     """One summand of a merge: a vector, or a group of its tensors, with its coefficient. No delta is read yet.
 
     `tokens` has the row in the vector of each token that the base lacks; `None` if it is not known what the vector's rows
-    stand for. `is_whole` is false for a group.
+    stand for. `is_whole` is false for a group. `has_values` is false while the vector's weights are still on the Hub.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Term:
     deltas: Mapping[str, StoredDelta]
     tokens: Mapping[str, int] | None = None
     is_whole: bool = True
+    has_values: bool = True
 
 
 def terms_of(
@@ -44,7 +45,7 @@ def terms_of(
 ) -> list[Term]:
     """Return a vector as one term, or as one for each group that has a coefficient of its own."""
     rows = None if tokens is None else {text: token.id for text, token in tokens.items()}
-    whole = Term(vector.name, vector.sha256, 0.0, deltas, rows)
+    whole = Term(vector.name, vector.sha256, 0.0, deltas, rows, has_values=vector.remote is None)
     if not isinstance(coefficient, Mapping):
         return [_scaled(whole, coefficient)]
     groups = take_apart(deltas, tuple(coefficient), base, vector.name)
@@ -69,7 +70,10 @@ def active_terms(terms: Sequence[Term], name: str) -> list[Term]:
 
 
 def check_replacements(terms: Sequence[Term]) -> None:
-    """Refuse vectors that disagree on a buffer or an integer tensor, which is replaced and not scaled."""
+    """Refuse vectors that disagree on a buffer or an integer tensor, which is replaced and not scaled.
+
+    The tensors of a vector that is still on the Hub are compared in the merge that is made once it is here.
+    """
     names: set[str] = set()
     for term in terms:
         names.update(term.deltas)
@@ -93,13 +97,14 @@ def _disagreements(terms: Sequence[Term], name: str) -> list[str]:
         if value is None:
             changing.append(term.name)
         else:
-            replacing.append((term.name, value))
+            replacing.append((term, value))
     if not replacing:
         return []
-    first, expected = replacing[0]
+    here = [(term.name, value) for term, value in replacing if term.has_values]
     faults = []
-    for other, value in replacing[1:]:
+    for other, value in here[1:]:
+        first, expected = here[0]
         if not torch.equal(value[...], expected[...]):
             faults.append(f"'{name}' differs between '{first}' and '{other}'")
-    faults += [f"'{name}' is replaced by '{first}' and changed by '{other}'" for other in changing]
+    faults += [f"'{name}' is replaced by '{replacing[0][0].name}' and changed by '{other}'" for other in changing]
     return faults

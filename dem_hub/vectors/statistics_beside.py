@@ -24,6 +24,7 @@ from dem_hub.hub.download import resolve
 from dem_hub.hub.foreign_text import printable_data
 from dem_hub.hub.hashes import digest, short_hash
 from dem_hub.input_statistics.statistics_file import InputStatistics
+from dem_hub.vectors.compatibility import check_weights
 from dem_hub.vectors.config import VectorConfig, contents_sha256
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def contents_of(folder: Path) -> str:
 
 def tied_statistics(statistics: InputStatistics, vector: "DistributionVector") -> InputStatistics:
     """Return statistics as those of a vector."""
+    check_weights(vector)
     return replace(statistics, vector=contents_of(vector.folder))
 
 
@@ -50,8 +52,9 @@ def read_statistics(vector: "DistributionVector") -> InputStatistics:
     Raises:
         `NotFoundError`: If there are none.
         `ConfigError`: If they are those of another vector, or damaged.
-        `CheckpointError`: If their tensors are damaged.
+        `CheckpointError`: If their tensors are damaged, or the vector was opened with `describe`.
     """
+    check_weights(vector)
     files = statistics_files(vector, download=True)
     if not files:
         raise NotFoundError(

@@ -377,7 +377,7 @@ class DistributionVector:
             check_base(self.name, self.config, base, allow_mismatch=allow_base_mismatch)
             deltas = read_contents(self.folder, self.config)
         else:
-            deltas = read_adapter(self.name, self.folder, self._adapter_config, base, is_remote=self.remote is not None)
+            deltas = read_adapter(self.name, self.folder, self._adapter_config, base)
         self.check_unchanged()
         return deltas
 

@@ -43,18 +43,17 @@ from dem_hub.vectors.lora.writer import PEFT_PREFIX
 logger = logging.getLogger(__name__)
 
 
-def read_adapter(
-    name: str, folder: Path, config: Mapping[str, Any], base: Base, *, is_remote: bool
-) -> dict[str, StoredDelta]:
+def read_adapter(name: str, folder: Path, config: Mapping[str, Any], base: Base) -> dict[str, StoredDelta]:
     """Return the stored delta of each tensor that an adapter changes.
+
+    Of weights that are still on the Hub, the adapter's or the base's, the shapes alone are compared. Once they are here
+    the adapter is read again, and their values are.
 
     Args:
         name (`str`): What the adapter is called in messages.
         folder (`Path`): Its folder.
         config (`Mapping[str, Any]`): Its config, from [`read_adapter_config`].
         base ([`Base`]): The base that the adapter is put on.
-        is_remote (`bool`): Whether its weights are still on the Hub. Of theirs, as of those of a base there, the
-            shapes alone are compared: the values in their stand-ins are zeros.
 
     Returns:
         `dict[str, StoredDelta]`: The deltas, unread, by the base's checkpoint keys.
@@ -71,8 +70,10 @@ def read_adapter(
         )
     weights = Checkpoint(folder, index=ADAPTER_WEIGHTS)
     architecture = trained_architecture(weights, base)
-    has_values = not (is_remote or base.remotes)
-    make_reader = partial(_AdapterReader, weights, config, base.checkpoint, architecture, has_values=has_values)
+    base_has_values = not base.remotes
+    make_reader = partial(
+        _AdapterReader, weights, config, base.checkpoint, architecture, base_has_values=base_has_values
+    )
     reader = make_reader({})
     deltas = reader.read()
     renamed: dict[str, str] = {}
@@ -124,7 +125,7 @@ class _AdapterReader:
         architecture: Architecture,
         renamed: Mapping[str, str],
         *,
-        has_values: bool,
+        base_has_values: bool,
     ) -> None:
         self.faults: list[Fault] = []
         self._weights = weights
@@ -135,7 +136,7 @@ class _AdapterReader:
         self.names, self._old_modules = rename(weights, renamed)
         self._alphas = Patterns(config.get("alpha_pattern") or {}, "alpha_pattern")
         self._experts = expert_shapes(architecture, base)
-        self._whole_tensors = WholeTensors(weights, config, base, architecture, self.names, has_values)
+        self._whole_tensors = WholeTensors(weights, config, base, architecture, self.names, base_has_values)
 
     def read(self) -> dict[str, StoredDelta]:
         """Return the deltas by the base's keys, without those that do not fit."""
@@ -216,7 +217,9 @@ class _AdapterReader:
             end = parameter.rpartition(".")[0]
             if end not in pairs:
                 return False
-            if not pairs[module].is_same(pairs[end]) or self._scale(module, rank) != self._scale(end, rank):
+            if self._scale(module, rank) != self._scale(end, rank):
+                return False
+            if self._weights.has_values and not pairs[module].is_same(pairs[end]):
                 return False
         return True
 

@@ -39,7 +39,8 @@ def saves_one_end(module: str, architecture: Architecture, config: Mapping[str, 
 @dataclass(frozen=True)
 class WholeTensors:
     """The whole tensors of one adapter. `names` are all of its tensors, by their names in the file, as those of the
-    model of today. Without `has_values`, while weights are still on the Hub, shapes alone are compared.
+    model of today. Of weights that are still on the Hub, the adapter's or the base's, shapes and dtypes alone are
+    compared; `base_has_values` is false while the base's are.
     """
 
     weights: Checkpoint
@@ -47,7 +48,7 @@ class WholeTensors:
     base: Tensors
     architecture: Architecture
     names: Mapping[str, str]
-    has_values: bool
+    base_has_values: bool
 
     def delta(self, name: str) -> dict[str, StoredDelta] | Fault:
         """Return the delta of a saved module, a trained bias or an embedding beside its LoRA, by the base's key.
@@ -63,7 +64,7 @@ class WholeTensors:
         is_other_end = key is None
         if key is None:
             # PEFT writes the output embedding out beside the input embedding that it is tied to.
-            if self.architecture.tied and _has_copy(name, self.weights):
+            if self.architecture.tied and self._has_copy(name):
                 return {}
             key = next(filter(None, map(self._key, self.architecture.other_ends(parameter))), None)
         if key is None:
@@ -74,7 +75,7 @@ class WholeTensors:
         if saved.shape != in_base.shape and not is_grown:
             text = f"'{key}' is {list(saved.shape)} in the adapter and {list(in_base.shape)} in the base"
             return Fault(text, OTHER_BASE)
-        if self.has_values:
+        if self.base_has_values and self.weights.has_values:
             if not is_grown and self._is_unchanged(name, key):
                 return {}
             module = parameter.rpartition(".")[0]
@@ -106,14 +107,24 @@ class WholeTensors:
             return True
         ends = self.architecture.other_ends(whole_parameter(self.names[name]))
         copies = [other for other, bare in self.names.items() if whole_parameter(bare) in ends]
-        return all(torch.equal(self.weights.read(copy), self.weights.read(name)) for copy in copies)
+        return all(self._are_equal(copy, name) for copy in copies)
 
     def _is_written_alike(self, name: str) -> bool:
         """Check whether a saved module has the same values under its own name, if PEFT wrote it twice."""
         twice = name.replace(".modules_to_save.", ".")
-        if twice not in self.weights:
-            return True
-        return torch.equal(self.weights.read(name), self.weights.read(twice))
+        return twice not in self.weights or self._are_equal(name, twice)
+
+    def _has_copy(self, name: str) -> bool:
+        """Check whether another tensor of the file has the same values."""
+        return any(other != name and self._are_equal(other, name) for other in self.weights)
+
+    def _are_equal(self, name: str, other: str) -> bool:
+        """Check whether two tensors of the file are the same; while they are on the Hub, whether they may be."""
+        first = self.weights[name]
+        second = self.weights[other]
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
+            return False
+        return not self.weights.has_values or torch.equal(self.weights.read(name), self.weights.read(other))
 
 
 def _has_more_rows(shape: tuple[int, ...], base_shape: tuple[int, ...]) -> bool:
@@ -121,13 +132,3 @@ def _has_more_rows(shape: tuple[int, ...], base_shape: tuple[int, ...]) -> bool:
     if not base_shape or len(shape) != len(base_shape):
         return False
     return shape[1:] == base_shape[1:] and shape[0] > base_shape[0]
-
-
-def _has_copy(name: str, weights: Checkpoint) -> bool:
-    """Check whether another tensor of the file has the same values."""
-    info = weights[name]
-    for other in weights:
-        has_same_form = weights[other].shape == info.shape and weights[other].dtype == info.dtype
-        if other != name and has_same_form and torch.equal(weights.read(other), weights.read(name)):
-            return True
-    return False
