@@ -123,13 +123,13 @@ def hub(open_addresses: set[tuple[str, int]], tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", HUB.user.token)
     yield HUB
-    _end_questions()
+    end_questions()
     close_session()
     if HUB.journal.failures:
         raise ExceptionGroup("The tests' Hub itself failed.", HUB.journal.failures)
 
 
-def _end_questions() -> None:
+def end_questions() -> None:
     """Let the threads end that dem_hub left behind at a time limit: one may ask again, in the middle of the next test."""
     HUB.journal.released.set()
     for thread in threading.enumerate():

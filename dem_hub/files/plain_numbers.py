@@ -1,7 +1,8 @@
 """Numbers of other libraries as Python's own, which JSON has, and which the checks of arguments know.
 
 Optimizers and `numpy.linspace` give coefficients as `numpy.float32`. What is a real number is told by Python's own
-protocol, `numbers.Real`: numpy's numbers and fractions follow it. Tensors and `numpy.bool` do not, and stay as they are.
+protocol, `numbers.Real`: numpy's numbers and fractions follow it. Tensors and `numpy.bool` do not, and stay as they
+are.
 """
 
 from collections.abc import Mapping
