@@ -118,7 +118,7 @@ def test_a_question_without_an_answer(hub: Hub, published: Published, question: 
 
 
 def test_a_file_that_another_process_downloads_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client waits for the lock of that file, and nothing comes here meanwhile: 200 seconds between two looks."""
+    """The client waits for the lock of that file, and nothing comes here meanwhile. It grows at every second look."""
     blobs = tmp_path / "models--org--base" / "blobs"
     blobs.mkdir(parents=True)
     seconds = count(0, 200)
@@ -128,10 +128,9 @@ def test_a_file_that_another_process_downloads_is_waited_for(tmp_path: Path, mon
 
     def look(folder: Path) -> dict[str, tuple[int, int]]:
         number = next(looks)
-        # It grows from each second look to the next one. A time limit that began once would be over.
         if number % 2:
             (blobs / "file.incomplete").write_bytes(bytes(number))
-        if number == 8:
+        if number == 12:
             is_whole.set()
         return growing(folder)
 
