@@ -14,7 +14,7 @@ Source: Yadav, Tam, Choshen, Raffel and Bansal, *TIES-Merging: Resolving Interfe
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -151,7 +151,7 @@ def ties(
     weights = dict(vectors if isinstance(vectors, Mapping) else dict.fromkeys(vectors, 1.0))
     if not all(map(math.isfinite, weights.values())):
         raise ConfigError(f"The weights are {list(weights.values())}; they must be finite numbers.")
-    if isinstance(density, Sequence):
+    if isinstance(density, Iterable):  # an array is no sequence
         density = tuple(map(float, density))
     transformation = Ties(density, tuple(map(float, weights.values())), normalize)
     return transform_named(base, list(weights), transformation, codec, device)

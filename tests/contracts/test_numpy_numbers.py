@@ -77,6 +77,10 @@ CALLS: dict[str, Callable[[Given, Number, Number], Any]] = {
     "ties": lambda given, real, whole: [
         vector.sha256 for vector in ties(given.base, {given.vectors[0]: real(0.5)}, density=real(0.5)).values()
     ],
+    "densities in an array": lambda given, real, _: [
+        vector.sha256
+        for vector in ties(given.base, given.vectors, density=np.array([real(0.5), real(0.25)])).values()  # type: ignore[arg-type]
+    ],
     "dare": lambda given, real, whole: [
         vector.sha256 for vector in dare(given.base, given.vectors, density=real(0.5), seed=whole(2)).values()
     ],
