@@ -108,7 +108,8 @@ FAMILIES = {
             "lora_alpha": 6,
         },
     ),
-    # Its embedding is more than one block to merge, and its matrices are too wide for an exact singular value decomposition.
+    # Its embedding is more than one block to merge, and its matrices are too wide for an exact singular value
+    # decomposition.
     "llama-large": Family(6, torch.bfloat16, lambda: build_llama(1040, 1056, 1, 2100, tied=True), ALL_LINEAR),
 }
 

@@ -48,9 +48,9 @@ OTHERS = (  # what the libraries warn of among themselves
 )
 
 
-# The libraries and the list of tests are half a million objects that stay. A full collection looks at each of them, for a
-# third of a second, and tests cause hundreds. So there is none until all are listed, and later ones leave these out, and
-# from time to time what tests have loaded since.
+# The libraries and the list of tests are half a million objects that stay. A full collection looks at each of them, for
+# a third of a second, and tests cause hundreds. So there is none until all are listed, and later ones leave these out,
+# and from time to time what tests have loaded since.
 gc.disable()
 
 TESTS_UNTIL_FREEZE = 300

@@ -98,8 +98,8 @@ def _slice_remainder(parts: Mapping[str, LazyTensor], shape: tuple[int, ...], in
     if rest.numel() == 0:
         return rest
     if index[1:] == full_index(shape[1:]):
-        # Whole rows lie side by side, so that their places need not be taken apart. The remainder is what `unravel_index`
-        # takes below.
+        # Whole rows lie side by side, so that their places need not be taken apart. The remainder is what
+        # `unravel_index` takes below.
         first = index[0].start * math.prod(shape[1:])
         flat = parts["index"][...] % math.prod(shape) - first
         is_inside = (flat >= 0) & (flat < rest.numel())

@@ -15,7 +15,8 @@ from dem_hub.evaluation.windows import Window
 # Degrees of freedom beyond which Student's t is taken for the normal distribution. There they differ by 0.0005.
 _NORMAL = 10_000
 
-# Steps of the integral of its density. With them quantiles are right to 1 % down to a level of 0.0005, and not too small.
+# Steps of the integral of its density. With them quantiles are right to 1 % down to a level of 0.0005, and not too
+# small.
 _STEPS = 1 << 16
 
 

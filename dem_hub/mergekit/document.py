@@ -13,8 +13,8 @@ from dem_hub.files.shown import shown
 from dem_hub.hub.references import VectorSource
 from dem_hub.mergekit.settings import Parameters, check_form
 
-# The methods that are a weighted sum of vectors, or of transformed vectors; for each whether it divides by the sum of the
-# weights unless told otherwise.
+# The methods that are a weighted sum of vectors, or of transformed vectors; for each whether it divides by the sum of
+# the weights unless told otherwise.
 NORMALIZES = {"linear": True, "task_arithmetic": False, "ties": True, "dare_linear": False, "dare_ties": False}
 
 # Endings of the files that are taken for a mergekit config.

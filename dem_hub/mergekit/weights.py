@@ -19,7 +19,8 @@ from dem_hub.merging.coefficients import Coefficient
 # A sum of weights below which mergekit's task arithmetic divides by 1.
 _NO_SUM = 1e-8
 
-# How far from 1 the weights of a linear merge may sum to if they are not divided by their sum: rounding of the decimals.
+# How far from 1 the weights of a linear merge may sum to if they are not divided by their sum: rounding of the
+# decimals.
 _SUM_TOLERANCE = 1e-9
 
 

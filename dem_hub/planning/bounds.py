@@ -20,9 +20,9 @@ _IN_FLIGHT = 3
 
 # Tensors that transformers merges at a time.
 _WORKERS = 4
-# Bytes of an element of a block on an accelerator, beside the result. If all deltas are factors: the base (4), the sum in
-# float64 (8), and the factors. If not: the base, the sum, a delta in float64 (8), and for each vector its delta (4). The
-# tests count them in a merge without memory.
+# Bytes of an element of a block on an accelerator, beside the result. If all deltas are factors: the base (4), the sum
+# in float64 (8), and the factors. If not: the base, the sum, a delta in float64 (8), and for each vector its delta (4).
+# The tests count them in a merge without memory.
 _FACTORED_BYTES = 13
 _DECODED_BYTES = 20
 _DELTA_BYTES = 4

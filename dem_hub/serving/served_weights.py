@@ -101,9 +101,9 @@ def merged_weights(
         # It is known how much is merged here: the compiled passes are loaded for the first tensor, or not at all.
         expect_work(merge.changed_elements() // ranks)
         threads = torch.get_num_threads()
-        # The server copies a tensor in this thread while the next ones are merged. torch would do that on all cores, and
-        # its threads spin after each copy, on the cores that merge: for SmolLM2-135M, 4.6 s of CPU time instead of 2.9 s,
-        # on two cores of a busy machine.
+        # The server copies a tensor in this thread while the next ones are merged. torch would do that on all cores,
+        # and its threads spin after each copy, on the cores that merge: for SmolLM2-135M, 4.6 s of CPU time instead of
+        # 2.9 s, on two cores of a busy machine.
         with one_core():
             tensors = in_order(compute, names, threads) if ranks == 1 else map(compute, names)
             yield from zip(names, tensors, strict=True)

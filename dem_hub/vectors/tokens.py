@@ -21,8 +21,8 @@ from dem_hub.vectors.lora.embeddings import has_embedding, vocabulary_rows
 if TYPE_CHECKING:
     from dem_hub.vectors.vector import DistributionVector
 
-# The tokens of adapters that are open, by the folder of the base. A search asks at each of its points, and a tokenizer is
-# a large file.
+# The tokens of adapters that are open, by the folder of the base. A search asks at each of its points, and a tokenizer
+# is a large file.
 _FOUND: "WeakKeyDictionary[DistributionVector, dict[Path, Mapping[str, Token] | None]]" = WeakKeyDictionary()
 
 

@@ -10,8 +10,8 @@ from studies.beyond_sums.results import GOAL, REFERENCE, Interval, Results, read
 from studies.beyond_sums.settings import SETTINGS
 from studies.data_mixing.report import to_table
 
-# In the picture: what only trains on the mixture, what sums fine-tunes of one round, what trains in rounds, and what was
-# made when one source came late.
+# In the picture: what only trains on the mixture, what sums fine-tunes of one round, what trains in rounds, and what
+# was made when one source came late.
 _COLORS = {"mixture": "#e8590c", "sum": "#0b7285", "rounds": "#5f3dc4", "late": "#2b8a3e"}
 _DISCUSSION = Path(__file__).parent / "discussion.md"
 

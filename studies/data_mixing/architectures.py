@@ -79,7 +79,8 @@ class Budget:
     test_documents: int
 
 
-# A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of the other takes 1.2.
+# A step of the mixture of experts, all of whose tokens go through the whole vocabulary, takes 2.2 CPU-seconds; one of
+# the other takes 1.2.
 FULL: Mapping[str, Budget] = {
     "encoder-decoder": Budget(160, 24, 1000, 24, 60),
     "mixture-of-experts": Budget(80, 12, 1000, 24, 60),

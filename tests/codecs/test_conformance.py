@@ -41,7 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"density": 0.4}, "random-8": {"density": 0.7, "bits": 8}, "random-whole": {"density": 1.0, "bits": 8},
     "int4": {}, "int8": {}, "nf4": {}, "exact": {},
 }  # fmt: skip
-# The largest |decoded - delta| / |delta| of a Gaussian delta; what drops elements at random has no bound but the one of its law.
+# The largest |decoded - delta| / |delta| of a Gaussian delta; what drops elements at random has no bound but the one of
+# its law.
 BOUNDS = {"dense": 1e-7, "dense-bfloat16": 2**-8, "exact": 1e-7, "full": 1e-7, "replace": 1e-7, "int8": 0.012, "int4": 0.2,
           "nf4": 0.2, "random-whole": 0.012, "sign": 0.9, "lowrank-energy": 0.1**0.5 + 1e-6}  # fmt: skip
 

@@ -15,7 +15,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dem_hub"
 LONGEST = 400  # lines of a module, at 120 columns
 
-# A folder imports only from those before it in this list, also inside functions. `docs/architecture.md` says what is in each.
+# A folder imports only from those before it in this list, also inside functions. `docs/architecture.md` says what is in
+# each.
 FOLDERS = [
     "_version", "errors", "defaults", "numerics", "files", "evaluation", "hub", "checkpoints", "input_statistics", "codecs", "plotting", "vectors", "merging",
     "models", "training", "transformations", "mergekit", "search", "planning", "serving", "mixer", "demo", "cli", "__init__",

@@ -42,7 +42,8 @@ def open_member() -> object:
     return VectorStore.from_pretrained(STORE)["code"]
 
 
-# Each with a repository that it reads and that the faults are about. The Auto class's own look at `ann/dem` is transformers'.
+# Each with a repository that it reads and that the faults are about. The Auto class's own look at `ann/dem` is
+# transformers'.
 LOADS: dict[str, tuple[Callable[[], object], str]] = {
     "vector": (load_vector, VECTOR),
     "recipe": (load_recipe, BASE),

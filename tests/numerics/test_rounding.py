@@ -54,7 +54,8 @@ def test_unbiased_in_subnormal_float16(sign: int) -> None:
 def test_below_the_smallest_float16(value: float) -> None:
     result = rounded(torch.full((100, 1000), value), torch.float16).double()
     assert set(result.abs().unique().tolist()) <= {0.0, 2.0**-24}
-    # 1e-30 is below what 13 random bits can tell from 0, which is what it becomes; a quarter of a step comes out in the mean
+    # 1e-30 is below what 13 random bits can tell from 0, which is what it becomes; a quarter of a step comes out in the
+    # mean
     assert abs(float(result.mean()) - (value if abs(value) > 1e-20 else 0)) < 0.01 * 2**-24
 
 

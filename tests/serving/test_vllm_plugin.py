@@ -65,7 +65,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
     root = tmp_path_factory.mktemp("vllm")
     torch.manual_seed(0)
-    # Heads of 80: vLLM has neither a kernel for heads of 8 on a CPU, nor one for 32 on each CPU that claims to have AMX.
+    # Heads of 80: vLLM has neither a kernel for heads of 8 on a CPU, nor one for 32 on each CPU that claims to have
+    # AMX.
     config = transformers.LlamaConfig(
         vocab_size=64, hidden_size=160, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=80, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,

@@ -249,7 +249,8 @@ def t5(tied: bool) -> Any:
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     model = t.T5ForConditionalGeneration(t.T5Config(**sizes, decoder_start_token_id=0, tie_word_embeddings=tied))
     if not tied:
-        # transformers 5 ties it whatever the config says, but not where a checkpoint has a head of its own, as FLAN-T5's.
+        # transformers 5 ties it whatever the config says, but not where a checkpoint has a head of its own, as
+        # FLAN-T5's.
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone() + 0.1)
     return model
 
