@@ -32,6 +32,8 @@ _FIRST = 100_001
 _LENGTH = 8
 # Bytes of a file of weights, exclusive: a petabyte. The Hub takes files of up to 500 GB.
 _LARGEST_FILE = 1 << 50
+# Bytes of a file that the Hub takes into git itself, and not into LFS, at most.
+_LARGEST_IN_GIT = 10 * 1024**2
 
 
 def resolve_headers(
@@ -67,8 +69,8 @@ def resolve_headers(
         for path in wanted_names(source, on_hub, files)
         if not (small_files.folder / Path(path).name).is_file()
     }
-    if not all(file.sha256 for file in missing.values()):
-        # Weights in git itself are small. The Hub has no hash of them, and that of a stand-in says nothing.
+    if any(not file.sha256 and file.nbytes <= _LARGEST_IN_GIT for file in missing.values()):
+        # The Hub has no sha256 of what is in git itself, and that of a stand-in is another.
         return resolve(source, files, options)
     if not missing:
         # There may be nothing but pickles, which `resolve` refuses.

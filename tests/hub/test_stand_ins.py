@@ -15,6 +15,7 @@ from torch import Tensor
 from dem_hub import DEMModel, DistributionVector
 from dem_hub.checkpoints.base_model import Base
 from dem_hub.checkpoints.reader import Checkpoint
+from dem_hub.cli.app import main
 from dem_hub.errors import AdapterError, BaseMismatchError, CheckpointError
 from dem_hub.files.names import MODEL_FILES, VECTOR_FILES
 from dem_hub.hub.download import Resolved
@@ -132,7 +133,7 @@ UNTIED = "is one tensor with another embedding"
 # Each adapter with the change of its file, and what refuses it.
 ADAPTERS: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], None], str]] = {
     "a LoRA of both ends": (ENDS, lambda tensors: None, ""),
-    "one of two ends differs": (ENDS, _add("lm_head"), UNTIED),
+    "one of two ends differs": (ENDS, _add("lm_head.lora_"), UNTIED),
     "written twice": (SAVED_NORM, _write_twice(0.0), ""),
     "written twice, and differs": (SAVED_NORM, _write_twice(1.0), "are one tensor, and differ in the file"),
     "resized": (RESIZED, lambda tensors: None, ""),
@@ -185,6 +186,9 @@ def test_replacements_are_judged_by_their_values(
         folders.append(tmp_path / f"vector-{number}")
     (base,) = _place("base", [folder], on_hub, tmp_path, monkeypatch)
     first, second = _place("vectors", folders, on_hub, tmp_path, monkeypatch)
+    plan = ["merge", base, "--vector", f"{first}=0.5", "--vector", f"{second}=0.5", "-o", str(tmp_path / "merged")]
+    # A plan downloads nothing, so it cannot know of vectors on the Hub that they disagree.
+    assert main([*plan, "--dry-run"]) == (2 if steps[0] != steps[1] and "vectors" not in on_hub else 0)
     if steps[0] != steps[1]:
         names = "|".join(map(re.escape, (first, second)))
         with pytest.raises(BaseMismatchError, match=f"'steps' differs between '({names})' and '({names})'"):
